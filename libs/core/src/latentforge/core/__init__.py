@@ -1,0 +1,1 @@
+"""What every part of LatentForge shares and that needs no torch."""

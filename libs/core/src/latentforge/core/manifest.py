@@ -1,0 +1,259 @@
+"""Checkpoints on the shared volume: published whole or not at all, verified before anybody loads one.
+
+A checkpoint is ``<root>/<run>/step-00001200/`` with autoencoder/, student/, tokenizer/ and, written last,
+manifest.json.
+"""
+
+import hashlib
+import os
+import re
+import shutil
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from latentforge.core.settings import describe_errors
+
+MANIFEST = "manifest.json"
+PINNED = "pinned"
+PARTS = ("autoencoder", "student", "tokenizer")
+_STEP_FOLDER = re.compile(r"step-(\d+)")
+_TEMPORARY = ".tmp-"
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that must not be loaded, and why."""
+
+
+class TeacherId(BaseModel):
+    """Which teacher a student learned from."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    backend: str
+    model: str
+    revision: str
+
+
+class FileRecord(BaseModel):
+    """Size in bytes and sha256 (hex) of one file."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    size: int
+    sha256: str
+
+
+class Golden(BaseModel):
+    """A greedy continuation that the publisher computed; whoever loads the checkpoint must get the same ids."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    prompt: str
+    prompt_ids: list[int]
+    token_ids: list[int]
+
+
+class Manifest(BaseModel):
+    """The commit record of a checkpoint."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    format_version: Literal[1] = 1
+    run: str
+    step: int = Field(ge=0)
+    chunk_size: int = Field(ge=1)
+    latent_size: int = Field(ge=1)
+    tokenizer_fingerprint: str
+    teacher: TeacherId
+    created: str
+    metrics: dict[str, float]
+    golden: Golden
+    files: dict[str, FileRecord]
+
+    @property
+    def id(self) -> str:
+        """What answers call the checkpoint: ``<run>/step-00001200``."""
+        return f"{self.run}/{step_folder(self.step)}"
+
+
+class ManifestDraft(BaseModel):
+    """What a publisher knows of a checkpoint; files, run, step and time are filled in."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    chunk_size: int
+    latent_size: int
+    tokenizer_fingerprint: str
+    teacher: TeacherId
+    metrics: dict[str, float]
+    golden: Golden
+
+
+def step_folder(step: int) -> str:
+    return f"step-{step:08d}"
+
+
+def publish_checkpoint(root: Path, run: str, step: int, draft: ManifestDraft, write: Callable[[Path], None]) -> Path:
+    """Writes one checkpoint and makes it visible in one rename.
+
+    Args:
+        root: the checkpoints folder.
+        run: the run's name.
+        step: the student's optimizer step.
+        draft: what the manifest says besides the files.
+        write: gets an empty folder and puts autoencoder/, student/ and tokenizer/ into it.
+
+    Returns:
+        The checkpoint's folder. One that is already there whole is kept as it is.
+
+    Raises:
+        CheckpointError: ``write`` left a part out, or something else stands at the place.
+    """
+    place = root / run / step_folder(step)
+    if place.exists():
+        verify_checkpoint(place)
+        return place
+    place.parent.mkdir(parents=True, exist_ok=True)
+    temporary = place.with_name(f"{_TEMPORARY}{place.name}-{os.getpid()}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        write(temporary)
+        missing = [part for part in PARTS if not (temporary / part).is_dir()]
+        if missing:
+            raise CheckpointError(f"{place}: nothing was written for {', '.join(missing)}")
+        files = {p.relative_to(temporary).as_posix(): p for p in sorted(temporary.rglob("*")) if p.is_file()}
+        manifest = Manifest(
+            run=run,
+            step=step,
+            created=datetime.now(UTC).isoformat(timespec="milliseconds"),
+            files={name: FileRecord(size=p.stat().st_size, sha256=_sha256(p)) for name, p in files.items()},
+            **draft.model_dump(),
+        )
+        for path in files.values():
+            # safetensors writes 0600; the server may run as somebody else.
+            path.chmod(0o644)
+            _fsync(path)
+        for folder in PARTS:
+            _fsync(temporary / folder)
+        (temporary / MANIFEST).write_text(manifest.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        _fsync(temporary / MANIFEST)
+        _fsync(temporary)
+        temporary.rename(place)
+        _fsync(place.parent)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    return place
+
+
+def read_manifest(place: Path) -> Manifest:
+    """A checkpoint's manifest.
+
+    Raises:
+        CheckpointError: there is none, it is unreadable, or it belongs to another folder.
+    """
+    path = place / MANIFEST
+    try:
+        manifest = Manifest.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        raise CheckpointError(f"{place} has no {MANIFEST}: it is not finished, or not a checkpoint") from None
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from None
+    except ValidationError as error:
+        raise CheckpointError(f"{path} is not a manifest: {describe_errors(error)}") from None
+    if place.name != step_folder(manifest.step):
+        raise CheckpointError(f"{path} says step {manifest.step}, which belongs in {step_folder(manifest.step)}/")
+    return manifest
+
+
+def verify_checkpoint(place: Path) -> Manifest:
+    """Reads the manifest and checks size and sha256 of every file that it names.
+
+    Raises:
+        CheckpointError: something is missing, added, or not what was published.
+    """
+    manifest = read_manifest(place)
+    present = {p.relative_to(place).as_posix() for p in place.rglob("*") if p.is_file()} - {MANIFEST}
+    if missing := sorted(set(manifest.files) - present):
+        raise CheckpointError(f"{place}: {missing[0]} is missing")
+    if strange := sorted(present - set(manifest.files)):
+        raise CheckpointError(f"{place}: {strange[0]} is not in its manifest")
+    for name, record in manifest.files.items():
+        path = place / name
+        size = path.stat().st_size
+        if size != record.size:
+            raise CheckpointError(f"{path} has {size} bytes, its manifest says {record.size}")
+        if _sha256(path) != record.sha256:
+            raise CheckpointError(f"{path} does not have the sha256 that its manifest says")
+    return manifest
+
+
+def list_checkpoints(run_folder: Path) -> list[Path]:
+    """The run's checkpoints that have a manifest, by step as a number, oldest first."""
+    found = []
+    for place in run_folder.iterdir() if run_folder.is_dir() else ():
+        match = _STEP_FOLDER.fullmatch(place.name)
+        if match and (place / MANIFEST).is_file():
+            found.append((int(match[1]), place))
+    return [place for _, place in sorted(found)]
+
+
+def chosen_checkpoint(root: Path, run: str | None = None) -> Path | None:
+    """The checkpoint to serve: the pinned one, else the newest of the run.
+
+    Args:
+        root: the checkpoints folder.
+        run: a run's name; None takes the run that published last.
+
+    Returns:
+        A checkpoint's folder, or None when nothing is published yet.
+
+    Raises:
+        CheckpointError: the run is pinned to a step that is not there.
+    """
+    if run is None:
+        newest = [places[-1] for folder in _run_folders(root) if (places := list_checkpoints(folder))]
+        if not newest:
+            return None
+        run = max(newest, key=lambda place: (place / MANIFEST).stat().st_mtime_ns).parent.name
+    pin = root / run / PINNED
+    if pin.is_file():
+        name = pin.read_text(encoding="utf-8").strip()
+        place = root / run / name
+        if not _STEP_FOLDER.fullmatch(name) or not (place / MANIFEST).is_file():
+            raise CheckpointError(
+                f"{pin} names {name!r}, which is no checkpoint of this run; "
+                f"write a folder's name, like {step_folder(1200)}, or delete the file"
+            )
+        return place
+    places = list_checkpoints(root / run)
+    return places[-1] if places else None
+
+
+def _run_folders(root: Path) -> list[Path]:
+    return [p for p in root.iterdir() if p.is_dir()] if root.is_dir() else []
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def describe(manifest: Manifest) -> dict[str, Any]:
+    """What a server tells about the checkpoint that it serves."""
+    return manifest.model_dump(
+        include={"run", "step", "chunk_size", "latent_size", "teacher", "created", "metrics"}
+    ) | {"id": manifest.id}

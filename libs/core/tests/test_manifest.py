@@ -1,0 +1,167 @@
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from latentforge.core.manifest import (
+    CheckpointError,
+    Golden,
+    ManifestDraft,
+    TeacherId,
+    chosen_checkpoint,
+    list_checkpoints,
+    publish_checkpoint,
+    read_manifest,
+    verify_checkpoint,
+)
+
+DRAFT = ManifestDraft(
+    chunk_size=8,
+    latent_size=16,
+    tokenizer_fingerprint="f" * 64,
+    teacher=TeacherId(backend="embedded", model="m", revision="r"),
+    metrics={"ce": 1.5},
+    golden=Golden(prompt="p", prompt_ids=[1], token_ids=[2, 3]),
+)
+
+
+def write_parts(folder: Path) -> None:
+    for part in ("autoencoder", "student", "tokenizer"):
+        (folder / part).mkdir()
+        (folder / part / "config.json").write_text(part)
+
+
+def publish(root: Path, step: int, run: str = "run", write: Callable[[Path], None] = write_parts) -> Path:
+    return publish_checkpoint(root, run, step, DRAFT, write)
+
+
+def test_what_is_published_verifies_and_is_named(tmp_path: Path) -> None:
+    place = publish(tmp_path, 1200)
+    assert place == tmp_path / "run" / "step-00001200"
+    manifest = verify_checkpoint(place)
+    assert manifest.id == "run/step-00001200"
+    assert set(manifest.files) == {f"{p}/config.json" for p in ("autoencoder", "student", "tokenizer")}
+    assert manifest.golden == DRAFT.golden
+
+
+def test_a_failed_publish_leaves_nothing(tmp_path: Path) -> None:
+    def fail(folder: Path) -> None:
+        write_parts(folder)
+        raise OSError("no space left on device")
+
+    with pytest.raises(OSError, match="no space"):
+        publish(tmp_path, 1, write=fail)
+    with pytest.raises(CheckpointError, match="nothing was written for student, tokenizer"):
+        publish(tmp_path, 1, write=lambda folder: (folder / "autoencoder").mkdir())
+    assert list((tmp_path / "run").iterdir()) == []
+
+
+def test_nothing_is_visible_before_the_manifest(tmp_path: Path) -> None:
+    def look(folder: Path) -> None:
+        write_parts(folder)
+        assert chosen_checkpoint(tmp_path) is None
+        assert list_checkpoints(tmp_path / "run") == []
+
+    publish(tmp_path, 1, write=look)
+    assert chosen_checkpoint(tmp_path) is not None
+
+
+def truncate(place: Path) -> None:
+    (place / "student" / "config.json").write_text("stud")
+
+
+def change(place: Path) -> None:
+    (place / "student" / "config.json").write_text("STUDENT")
+
+
+def remove(place: Path) -> None:
+    (place / "student" / "config.json").unlink()
+
+
+def add(place: Path) -> None:
+    (place / "student" / "model.bin").write_text("x")
+
+
+def drop_manifest(place: Path) -> None:
+    (place / "manifest.json").unlink()
+
+
+def cut_manifest(place: Path) -> None:
+    path = place / "manifest.json"
+    path.write_text(path.read_text()[:-30])
+
+
+@pytest.mark.parametrize(
+    ("tear", "reason"),
+    [
+        (truncate, "has 4 bytes, its manifest says 7"),
+        (change, "does not have the sha256"),
+        (remove, "config.json is missing"),
+        (add, "model.bin is not in its manifest"),
+        (drop_manifest, "has no manifest.json"),
+        (cut_manifest, "is not a manifest"),
+    ],
+)
+def test_a_torn_checkpoint_is_refused(tmp_path: Path, tear: Callable[[Path], None], reason: str) -> None:
+    place = publish(tmp_path, 7)
+    tear(place)
+    with pytest.raises(CheckpointError, match=reason):
+        verify_checkpoint(place)
+
+
+def test_a_moved_checkpoint_is_refused(tmp_path: Path) -> None:
+    place = publish(tmp_path, 7)
+    moved = shutil.move(place, place.with_name("step-00000008"))
+    with pytest.raises(CheckpointError, match="belongs in step-00000007/"):
+        read_manifest(Path(moved))
+
+
+def test_an_unknown_format_is_refused(tmp_path: Path) -> None:
+    place = publish(tmp_path, 7)
+    content = json.loads((place / "manifest.json").read_text())
+    (place / "manifest.json").write_text(json.dumps(content | {"format_version": 2}))
+    with pytest.raises(CheckpointError, match="format_version is 2"):
+        read_manifest(place)
+
+
+def test_steps_sort_as_numbers(tmp_path: Path) -> None:
+    for step in (99_999_999, 100_000_000, 5):
+        publish(tmp_path, step)
+    assert [read_manifest(p).step for p in list_checkpoints(tmp_path / "run")] == [5, 99_999_999, 100_000_000]
+    chosen = chosen_checkpoint(tmp_path)
+    assert chosen is not None
+    assert chosen.name == "step-100000000"
+
+
+def test_the_run_that_published_last_is_chosen(tmp_path: Path) -> None:
+    publish(tmp_path, 9, run="b")
+    publish(tmp_path, 3, run="a")
+    assert chosen_checkpoint(tmp_path) == tmp_path / "a" / "step-00000003"
+    assert chosen_checkpoint(tmp_path, "b") == tmp_path / "b" / "step-00000009"
+    assert chosen_checkpoint(tmp_path / "absent") is None
+
+
+def test_a_pin_rolls_back_and_a_wrong_pin_is_named(tmp_path: Path) -> None:
+    publish(tmp_path, 1)
+    publish(tmp_path, 2)
+    pin = tmp_path / "run" / "pinned"
+    pin.write_text("step-00000001\n")
+    assert chosen_checkpoint(tmp_path) == tmp_path / "run" / "step-00000001"
+    pin.write_text("step-00000009\n")
+    with pytest.raises(CheckpointError, match="'step-00000009'"):
+        chosen_checkpoint(tmp_path)
+    pin.write_text("../../etc")
+    with pytest.raises(CheckpointError, match="which is no checkpoint"):
+        chosen_checkpoint(tmp_path)
+
+
+def test_publishing_a_step_again_keeps_what_is_there(tmp_path: Path) -> None:
+    place = publish(tmp_path, 4)
+    before = (place / "manifest.json").read_bytes()
+    assert publish(tmp_path, 4) == place
+    assert (place / "manifest.json").read_bytes() == before
+    change(place)
+    with pytest.raises(CheckpointError):
+        publish(tmp_path, 4)
