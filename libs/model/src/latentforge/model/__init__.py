@@ -1,0 +1,1 @@
+"""Autoencoder, student, losses and sampling."""

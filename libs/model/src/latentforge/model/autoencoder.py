@@ -1,0 +1,140 @@
+"""The autoencoder: K tokens to one latent and back.
+
+An MLP without attention after CALM (Continuous Autoregressive Language Models, arXiv 2510.27688), with a linear path
+from tokens to latent and back that starts as its own mirror image, so that it reconstructs most tokens before it has
+learnt anything.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from latentforge.model.config import AutoencoderConfig
+from latentforge.model.layers import SwiGLU, init_slots
+
+
+@dataclass(frozen=True)
+class Posterior:
+    """A diagonal Gaussian over latents: ``mean`` and ``log_std``, float [..., D]."""
+
+    mean: Tensor
+    log_std: Tensor
+
+    def sample(self, generator: torch.Generator | None = None) -> Tensor:
+        """One latent each, [..., D], differentiable in mean and log_std."""
+        return self.mean + self.log_std.exp() * _normal_like(self.mean, generator)
+
+    def kl(self) -> Tensor:
+        """KL to the standard normal, nats per dimension, [..., D]."""
+        return 0.5 * (self.mean.square() + (2 * self.log_std).exp() - 1) - self.log_std
+
+
+class AutoencoderLoss(NamedTuple):
+    """Scalars of one batch.
+
+    Attributes:
+        total: K·ce + kl_weight·Σ_dim max(kl_dim, kl_floor).
+        ce: nats per token.
+        kl: nats per chunk, not floored.
+        active_dims: dimensions whose mean KL is above the floor.
+        token_accuracy: share of tokens that argmax brings back, under the same noise and dropout.
+    """
+
+    total: Tensor
+    ce: Tensor
+    kl: Tensor
+    active_dims: Tensor
+    token_accuracy: Tensor
+
+
+class Autoencoder(nn.Module):
+    def __init__(self, config: AutoencoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        k, hidden, chunk_hidden = config.chunk_size, config.hidden_size, config.chunk_hidden_size
+        self.embedding = nn.Embedding(config.vocab_size, hidden)
+        self.mask_embedding = nn.Parameter(torch.randn(hidden))
+        self.encode_tokens = SwiGLU(hidden, config.intermediate_size)
+        self.compress = nn.Linear(k * hidden, chunk_hidden, bias=False)
+        self.encode_chunk = SwiGLU(chunk_hidden, config.intermediate_size)
+        self.to_mean = nn.Linear(chunk_hidden, config.latent_size)
+        self.to_log_std = nn.Linear(chunk_hidden, config.latent_size)
+        self.from_latent = nn.Linear(config.latent_size, chunk_hidden)
+        self.decode_chunk = SwiGLU(chunk_hidden, config.intermediate_size)
+        self.expand = nn.Linear(chunk_hidden, k * hidden, bias=False)
+        self.decode_tokens = SwiGLU(hidden, config.intermediate_size)
+        self.log_scale = nn.Parameter(torch.tensor(0.0))
+        self._init()
+
+    @torch.no_grad()
+    def _init(self) -> None:
+        k = self.config.chunk_size
+        init_slots(self.compress, k)
+        init_slots(self.to_mean, k)
+        self.from_latent.weight.copy_(self.to_mean.weight.T)
+        self.from_latent.bias.zero_()
+        self.expand.weight.copy_(self.compress.weight.T)
+        nn.init.zeros_(self.to_log_std.weight)
+        nn.init.constant_(self.to_log_std.bias, self.config.log_std_init)
+        # A token's own logit starts about 16 above the average one, whatever the sizes.
+        per_token = min(self.config.latent_size, self.config.chunk_hidden_size, k * self.config.hidden_size) / k
+        self.log_scale.fill_(torch.tensor(16.0 / per_token).log())
+
+    def encode(self, tokens: Tensor) -> Posterior:
+        """Maps token ids, int64 [..., K], to the posterior of their latent, [..., D].
+
+        Raises:
+            ValueError: the last dimension is not K.
+        """
+        if tokens.shape[-1] != self.config.chunk_size:
+            raise ValueError(
+                f"encode wants chunks of K={self.config.chunk_size} tokens, got shape {tuple(tokens.shape)}"
+            )
+        return self._encode(self.embedding(tokens))
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Maps latents [..., D] to logits [..., K, V]."""
+        return F.linear(self.decode_rows(latents), self.embedding.weight)
+
+    def decode_rows(self, latents: Tensor) -> Tensor:
+        """Maps latents [..., D] to what the output layer (the token embeddings) is applied to, [..., K, hidden]."""
+        x = self.expand(self.decode_chunk(self.from_latent(latents)))
+        x = self.decode_tokens(x.unflatten(-1, (self.config.chunk_size, self.config.hidden_size)))
+        rows: Tensor = x * self.log_scale.exp()
+        return rows
+
+    def loss(self, tokens: Tensor, generator: torch.Generator | None = None) -> AutoencoderLoss:
+        """Reconstruction loss of chunks, int64 [n, K], under posterior noise, and under dropout in training mode."""
+        x = self.embedding(tokens)
+        if self.training and self.config.token_dropout:
+            dropped = _uniform(tokens.shape, tokens.device, generator) < self.config.token_dropout
+            x = torch.where(dropped[..., None], self.mask_embedding, x)
+        posterior = self._encode(x)
+        latents = posterior.sample(generator)
+        if self.training and self.config.latent_dropout:
+            keep = _uniform(latents.shape, latents.device, generator) >= self.config.latent_dropout
+            latents = latents * keep / (1 - self.config.latent_dropout)
+        logits_nv = self.decode(latents).flatten(0, -2)
+        ce = F.cross_entropy(logits_nv, tokens.flatten())
+        kl_nd = posterior.kl().flatten(0, -2)
+        floored = kl_nd.clamp(min=self.config.kl_floor).sum(-1).mean()
+        with torch.no_grad():
+            active_dims = (kl_nd.mean(0) > self.config.kl_floor).sum()
+            token_accuracy = (logits_nv.argmax(-1) == tokens.flatten()).float().mean()
+        total = self.config.chunk_size * ce + self.config.kl_weight * floored
+        return AutoencoderLoss(total, ce, kl_nd.sum(-1).mean(), active_dims, token_accuracy)
+
+    def _encode(self, x: Tensor) -> Posterior:
+        x = self.encode_chunk(self.compress(self.encode_tokens(x).flatten(-2)))
+        return Posterior(self.to_mean(x), self.to_log_std(x).clamp(-10, 2))
+
+
+def _normal_like(x: Tensor, generator: torch.Generator | None) -> Tensor:
+    return torch.randn(x.shape, dtype=x.dtype, device=x.device, generator=generator)
+
+
+def _uniform(shape: torch.Size, device: torch.device, generator: torch.Generator | None) -> Tensor:
+    return torch.rand(shape, device=device, generator=generator)

@@ -1,0 +1,129 @@
+"""What an autoencoder and a student are made of, checked when made.
+
+Every impossible combination is a ValueError (pydantic's ValidationError is one) that names the field, its value and
+what to set.
+"""
+
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class _Config(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class AutoencoderConfig(_Config):
+    """Sizes of the autoencoder and the constants of its loss.
+
+    Attributes:
+        vocab_size: ids of the tokenizer, V.
+        chunk_size: tokens in a chunk, K.
+        latent_size: dimensions of a latent, D.
+        hidden_size: width of a token inside the autoencoder.
+        chunk_hidden_size: width of a whole chunk between the tokens and the latent.
+        intermediate_size: inner width of the SwiGLU blocks.
+        pad_id: id that fills the first chunk of a sequence on the left.
+        token_dropout: share of input tokens replaced by the mask embedding in training.
+        latent_dropout: share of latent dimensions set to 0 in training.
+        kl_weight: weight of the KL term beside K times the cross-entropy.
+        kl_floor: nats per dimension below which the KL is not pushed further (keeps dimensions from collapsing).
+        log_std_init: log standard deviation of the posterior before training.
+    """
+
+    vocab_size: int = Field(ge=2)
+    chunk_size: int = Field(default=8, ge=1)
+    latent_size: int = Field(default=256, ge=1)
+    hidden_size: int = Field(default=256, ge=1)
+    chunk_hidden_size: int = Field(default=512, ge=1)
+    intermediate_size: int = Field(default=512, ge=1)
+    pad_id: int = Field(ge=0)
+    token_dropout: float = Field(default=0.15, ge=0, lt=1)
+    latent_dropout: float = Field(default=0.15, ge=0, lt=1)
+    kl_weight: float = Field(default=1e-3, ge=0)
+    kl_floor: float = Field(default=0.5, ge=0)
+    log_std_init: float = Field(default=-2.0, ge=-10, le=2)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        _check_id("pad_id", self.pad_id, self.vocab_size)
+        return self
+
+
+class ChunkDecoderConfig(_Config):
+    """The causal decoder inside a chunk.
+
+    Attributes:
+        kind: the recurrent cell.
+        width: size of its state.
+        rank: rank of the correction that it adds to the logits.
+        read_previous: whether it reads the previous chunk's tokens before this chunk's.
+    """
+
+    kind: Literal["gru"] = "gru"
+    width: int = Field(default=256, ge=1)
+    rank: int = Field(default=128, ge=1)
+    read_previous: bool = True
+
+
+class StudentConfig(_Config):
+    """Sizes of the student.
+
+    Attributes:
+        vocab_size: ids of the tokenizer, V.
+        chunk_size: tokens in a chunk, K.
+        latent_size: dimensions of a latent, D.
+        pad_id: id that fills the first chunk of a sequence on the left; never written by the student.
+        eos_id: id that ends a text.
+        embed_size: width of the student's own token embeddings; K of them, side by side, enter a step.
+        hidden_size: width of the backbone.
+        num_layers, num_heads, num_kv_heads, head_dim, intermediate_size: as in Qwen3.
+        max_chunks: positions of the backbone, one per chunk.
+        rope_theta: base of the rotary position embedding.
+        head: how a latent is made from the backbone's hidden state.
+        energy_noise_size: uniform noise dimensions of the energy head.
+        energy_blocks: gated residual blocks of the energy head.
+        chunk_decoder: the causal decoder inside a chunk.
+    """
+
+    vocab_size: int = Field(ge=2)
+    chunk_size: int = Field(ge=1)
+    latent_size: int = Field(ge=1)
+    pad_id: int = Field(ge=0)
+    eos_id: int = Field(ge=0)
+    embed_size: int = Field(default=64, ge=1)
+    hidden_size: int = Field(ge=1)
+    num_layers: int = Field(ge=1)
+    num_heads: int = Field(ge=1)
+    num_kv_heads: int = Field(ge=1)
+    head_dim: int = Field(ge=2)
+    intermediate_size: int = Field(ge=1)
+    max_chunks: int = Field(ge=2)
+    rope_theta: float = Field(default=10_000.0, gt=0)
+    head: Literal["deterministic", "energy"] = "deterministic"
+    energy_noise_size: int = Field(default=64, ge=1)
+    energy_blocks: int = Field(default=4, ge=1)
+    chunk_decoder: ChunkDecoderConfig = ChunkDecoderConfig()
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        _check_id("pad_id", self.pad_id, self.vocab_size)
+        _check_id("eos_id", self.eos_id, self.vocab_size)
+        if self.pad_id == self.eos_id:
+            raise ValueError(
+                f"pad_id and eos_id are both {self.pad_id}: pads are never written, so texts would not end; "
+                "give the tokenizer a pad id of its own"
+            )
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError(
+                f"num_heads={self.num_heads} is not a multiple of num_kv_heads={self.num_kv_heads}; "
+                "set num_kv_heads to a divisor of num_heads"
+            )
+        if self.head_dim % 2:
+            raise ValueError(f"head_dim={self.head_dim} is odd, but rotary embeddings turn pairs; set an even head_dim")
+        return self
+
+
+def _check_id(field: str, value: int, vocab_size: int) -> None:
+    if value >= vocab_size:
+        raise ValueError(f"{field}={value} is not in the vocabulary of {vocab_size} ids; set it to 0..{vocab_size - 1}")

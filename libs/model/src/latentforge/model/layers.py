@@ -1,0 +1,51 @@
+"""Blocks that the autoencoder and the student share."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+# AdamW moves each entry by about the learning rate, whatever its gradient. Tables that are kept this much smaller than
+# they act learn this much faster, so that one rate serves them and the matrices.
+TABLE_SCALE = 10.0
+
+
+class SwiGLU(nn.Module):
+    """``x + down(silu(gate(norm(x))) * up(norm(x)))``: a residual block of a transformer's feed-forward layer.
+
+    The last matrix starts at zero, so that a new block is the identity.
+    """
+
+    def __init__(self, size: int, intermediate_size: int) -> None:
+        super().__init__()
+        self.norm = nn.RMSNorm(size, eps=1e-6)
+        self.gate = nn.Linear(size, intermediate_size, bias=False)
+        self.up = nn.Linear(size, intermediate_size, bias=False)
+        self.down = nn.Linear(intermediate_size, size, bias=False)
+        nn.init.zeros_(self.down.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps [..., size] to [..., size]."""
+        y = self.norm(x)
+        out: Tensor = x + self.down(F.silu(self.gate(y)) * self.up(y))
+        return out
+
+
+@torch.no_grad()
+def init_slots(linear: nn.Linear, slots: int) -> None:
+    """Gives each of ``slots`` equal parts of the input its own part of the output, by an orthogonal block.
+
+    A chain of such layers and its mirror image is near the identity, so that an autoencoder starts almost
+    invertible. Where the sizes cannot be split equally, the whole matrix is orthogonal instead.
+    """
+    rows, columns = linear.weight.shape
+    if rows % slots or columns % slots:
+        nn.init.orthogonal_(linear.weight)
+    else:
+        linear.weight.zero_()
+        block = torch.empty(rows // slots, columns // slots)
+        for slot in range(slots):
+            nn.init.orthogonal_(block)
+            r, c = slot * block.shape[0], slot * block.shape[1]
+            linear.weight[r : r + block.shape[0], c : c + block.shape[1]] = block
+    if linear.bias is not None:
+        linear.bias.zero_()

@@ -1,0 +1,210 @@
+"""The student's objective: ce_w·CE + kd_w·KD + mse_w·MSE + energy_w·energy, and its terms."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from latentforge.model.autoencoder import Posterior
+from latentforge.model.energy import energy_loss
+from latentforge.model.latent_model import LatentModel
+from latentforge.model.output_loss import token_losses
+from latentforge.model.sparse_kd import Buckets, make_buckets, sparse_kd
+
+__all__ = [
+    "KdTargets",
+    "ObjectiveWeights",
+    "StudentBatch",
+    "StudentLoss",
+    "cross_entropy",
+    "energy_loss",
+    "latent_mse",
+    "masked_mean",
+    "sparse_kd",
+    "student_loss",
+]
+
+
+def cross_entropy(logits: Tensor, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Mean negative log-likelihood, nats per token, a scalar.
+
+    Args:
+        logits: float [..., V].
+        tokens: int64 [...].
+        mask: bool [...]; the mean is over True positions (0 where there are none). None means all.
+    """
+    losses = logits.float().logsumexp(-1) - logits.gather(-1, tokens[..., None]).squeeze(-1).float()
+    return losses.mean() if mask is None else masked_mean(losses, mask)
+
+
+def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
+    """Mean of values [...] where mask [...] is True, a scalar; 0 where it is nowhere."""
+    return torch.where(mask, values, 0).sum() / mask.sum().clamp(min=1)
+
+
+def latent_mse(latents: Tensor, targets: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Mean squared error per dimension of latents and targets [..., D] over True positions of mask [...]; a scalar."""
+    errors = (latents - targets).square().mean(-1)
+    return errors.mean() if mask is None else masked_mean(errors, mask)
+
+
+@dataclass(frozen=True)
+class ObjectiveWeights:
+    """Weights of the loss terms; a term with weight 0 is not computed where that saves work."""
+
+    ce: float = 1.0
+    kd: float = 1.0
+    mse: float = 1.0
+    energy: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if not 0 <= value < float("inf"):
+                raise ValueError(f"the weight of {name} is {value}; set a finite number of at least 0")
+
+
+@dataclass(frozen=True)
+class KdTargets:
+    """The teacher's sparse rows; row i is its distribution for token i of the batch.
+
+    Attributes:
+        ids: int64 [b, L, k].
+        logprobs: float32 [b, L, k].
+        counts: entries that hold, int64 [b, L].
+        realised_logprobs: the teacher's log probability of token i, float32 [b, L].
+        tail_mass: the teacher's mass outside the held entries, float32 [b, L].
+        has_row: whether there is a row for token i, bool [b, L].
+    """
+
+    ids: Tensor
+    logprobs: Tensor
+    counts: Tensor
+    realised_logprobs: Tensor
+    tail_mass: Tensor
+    has_row: Tensor
+
+
+@dataclass(frozen=True)
+class StudentBatch:
+    """Sequences of L = t·K tokens.
+
+    Attributes:
+        tokens: int64 [b, L].
+        valid: bool [b, L]; False on pads.
+        kd: teacher rows, or None.
+    """
+
+    tokens: Tensor
+    valid: Tensor
+    kd: KdTargets | None = None
+
+
+class StudentLoss(NamedTuple):
+    """Scalars; the terms are unweighted means, 0 where they were not computed.
+
+    Attributes:
+        total: the weighted sum.
+        ce, kd: nats per token.
+        mse: per dimension of a latent.
+        energy: per chunk.
+        tokens: how many were valid.
+    """
+
+    total: Tensor
+    ce: Tensor
+    kd: Tensor
+    mse: Tensor
+    energy: Tensor
+    tokens: Tensor
+
+
+def student_loss(
+    model: LatentModel,
+    batch: StudentBatch,
+    weights: ObjectiveWeights,
+    generator: torch.Generator | None = None,
+    *,
+    energy_samples: int = 8,
+    energy_draws: int = 100,
+) -> StudentLoss:
+    """Computes the objective; with the energy head CE, KD and MSE use the first of its samples.
+
+    CE is the mean over valid tokens, KD over valid tokens that have a row, MSE and energy over chunks with at least one
+    valid token.
+
+    Raises:
+        ValueError: L is not a multiple of K, or the weights want a term that the model or the batch cannot give.
+    """
+    k = model.chunk_size
+    if batch.tokens.shape[1] % k:
+        raise ValueError(f"sequences of {batch.tokens.shape[1]} tokens are no multiple of K={k}; pack them with this K")
+    if weights.energy and model.student.config.head != "energy":
+        raise ValueError(
+            f"energy weight {weights.energy} with head={model.student.config.head!r}: "
+            "set the weight to 0 or head to 'energy'"
+        )
+    if weights.kd and batch.kd is None:
+        raise ValueError(
+            f"kd weight {weights.kd}, but the batch has no teacher rows; set the weight to 0 or score the batch"
+        )
+    tokens_btk = batch.tokens.view(batch.tokens.shape[0], -1, k)
+    hidden = model.hidden(tokens_btk)
+    samples = model.student.head(hidden, energy_samples if weights.energy else 1, generator)
+    rows, corrections = model.output_inputs(tokens_btk, hidden, samples[0])
+    buckets, has_row = _buckets(batch, model.student.config.vocab_size)
+    valid = batch.valid.flatten()
+    ce_share, kd_share = _share(valid), _share(valid & has_row)
+    tokens = token_losses(
+        rows,
+        corrections,
+        model.autoencoder.embedding.weight,
+        model.student.chunk_decoder.output.weight,
+        model.student.chunk_decoder.bias,
+        buckets,
+        weights.ce * ce_share,
+        weights.kd * kd_share,
+    )
+    ce, kd = (ce_share * tokens.ce).sum(), (kd_share * tokens.kd).sum()
+
+    zero = ce.new_zeros(())
+    mse, energy = zero, zero
+    if weights.mse or weights.energy:
+        chunk_valid = batch.valid.view(batch.tokens.shape[0], -1, k).any(-1)
+        with torch.no_grad():
+            posterior = model.autoencoder.encode(tokens_btk)
+        mse = latent_mse(samples[0], posterior.mean, chunk_valid)
+        if weights.energy:
+            flat = Posterior(posterior.mean.flatten(0, 1), posterior.log_std.flatten(0, 1))
+            per_chunk = energy_loss(samples.flatten(1, 2), flat, energy_draws, generator)
+            energy = masked_mean(per_chunk, chunk_valid.flatten())
+    total = tokens.total + weights.mse * mse + weights.energy * energy
+    return StudentLoss(total, ce, kd, mse, energy, valid.sum())
+
+
+def _buckets(batch: StudentBatch, vocab_size: int) -> tuple[Buckets, Tensor]:
+    """The batch's rows as buckets, [b·L, ...], and which of them there are, bool [b·L]."""
+    realised = batch.tokens.flatten()
+    rows = batch.kd
+    if rows is None:
+        none = realised.new_zeros(len(realised), 0)
+        zeros = torch.zeros(len(realised), device=realised.device)
+        counts = torch.zeros_like(realised)
+        buckets = make_buckets(none, none.float(), counts, realised, zeros, zeros, vocab_size)
+        return buckets, torch.zeros_like(realised, dtype=torch.bool)
+    has_row = rows.has_row.flatten()
+    buckets = make_buckets(
+        rows.ids.flatten(0, 1),
+        rows.logprobs.flatten(0, 1),
+        torch.where(has_row, rows.counts.flatten(), 0),
+        realised,
+        torch.where(has_row, rows.realised_logprobs.flatten(), 0),
+        torch.where(has_row, rows.tail_mass.flatten(), 0),
+        vocab_size,
+    )
+    return buckets, has_row
+
+
+def _share(mask: Tensor) -> Tensor:
+    """Weights [n] that make a sum over True positions their mean."""
+    return mask.float() / mask.sum().clamp(min=1)

@@ -1,0 +1,67 @@
+"""From a row of logits to a token."""
+
+from typing import Annotated
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+
+class SamplingParams(BaseModel):
+    """How tokens are drawn; checked when made.
+
+    Attributes:
+        temperature: divides the logits; 0 takes the likeliest token.
+        top_p: keeps the likeliest tokens whose mass reaches this share.
+        top_k: keeps this many of the likeliest tokens; 0 keeps all.
+        seed: the same seed gives the same tokens; None draws a fresh one.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    temperature: Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)] = 1.0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    top_k: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
+
+    def generator(self, device: torch.device) -> torch.Generator:
+        """A random generator of the call's own, started from ``seed``."""
+        generator = torch.Generator(device)
+        if self.seed is None:
+            generator.seed()
+        else:
+            generator.manual_seed(self.seed)
+        return generator
+
+
+def sample(logits: Tensor, params: SamplingParams, generator: torch.Generator | None = None) -> Tensor:
+    """Draws one token for each row.
+
+    Args:
+        logits: float [b, V]; -inf marks tokens that must not be drawn.
+        params: temperature, then top_k, then top_p are applied.
+        generator: on the logits' device; takes one uniform number for each row.
+
+    Returns:
+        int64 [b].
+    """
+    if params.temperature == 0:
+        return logits.argmax(-1)
+    scaled = logits.float() if params.temperature == 1 else logits.float() / params.temperature
+    kept_ids: Tensor | None = None
+    if params.top_k and params.top_k < logits.shape[-1]:
+        scaled, kept_ids = scaled.topk(params.top_k, dim=-1)
+    elif params.top_p < 1:
+        scaled, kept_ids = scaled.sort(dim=-1, descending=True)
+    mass = scaled.softmax(-1).double()
+    cumulative = mass.cumsum(-1)
+    if params.top_p < 1:
+        last = torch.searchsorted(cumulative, params.top_p * cumulative[:, -1:]).clamp_(max=mass.shape[-1] - 1)
+        total = cumulative.gather(-1, last)
+    else:
+        total = cumulative[:, -1:]
+    # The first entry whose cumulative mass exceeds the threshold has mass; rounding must not reach the total.
+    uniform = torch.rand(total.shape, dtype=torch.float64, device=logits.device, generator=generator)
+    threshold = uniform * (total * (1 - 2**-50))
+    drawn = torch.searchsorted(cumulative, threshold, right=True)
+    return (drawn if kept_ids is None else kept_ids.gather(-1, drawn)).squeeze(-1)

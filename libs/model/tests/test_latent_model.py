@@ -1,0 +1,109 @@
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from latentforge.model.autoencoder import Autoencoder
+from latentforge.model.config import AutoencoderConfig, ChunkDecoderConfig, StudentConfig
+from latentforge.model.latent_model import LatentModel
+from latentforge.model.student import Student
+
+MakeModel = Callable[..., LatentModel]
+
+T, K, V = 5, 4, 64
+VARIANTS: list[dict[str, Any]] = [
+    {},
+    {"chunk_decoder": ChunkDecoderConfig(width=16, rank=8, read_previous=False)},
+    {"head": "energy"},
+]
+
+
+@pytest.mark.parametrize("changes", VARIANTS)
+def test_a_token_changes_no_row_up_to_itself_and_no_state_up_to_its_chunk(
+    make_model: MakeModel, changes: dict[str, Any], rng: torch.Generator
+) -> None:
+    model = make_model(**changes)
+    tokens = torch.randint(2, V, (1, T * K), generator=rng)
+
+    def run(ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        with torch.no_grad():
+            out = model.logits(ids.view(1, T, K), torch.Generator().manual_seed(1))
+        return out.logits.flatten(1, 2)[0], out.hidden[0]
+
+    logits, hidden = run(tokens)
+    for i in range(T * K):
+        changed = tokens.clone()
+        changed[0, i] = 2 + (changed[0, i] - 1) % (V - 2)
+        logits2, hidden2 = run(changed)
+        chunk = i // K
+        torch.testing.assert_close(logits2[: i + 1], logits[: i + 1], rtol=0, atol=1e-5)
+        torch.testing.assert_close(hidden2[: chunk + 1], hidden[: chunk + 1], rtol=0, atol=1e-5)
+        if i + 1 < T * K and (i + 1) % K:
+            assert (logits2[i + 1] - logits[i + 1]).abs().max() > 1e-4, "the next row of the chunk must see the token"
+        if chunk + 1 < T:
+            assert (hidden2[chunk + 1] - hidden[chunk + 1]).abs().max() > 1e-4, "the next step must see the token"
+
+
+def test_every_trainable_parameter_gets_a_finite_gradient(make_model: MakeModel, rng: torch.Generator) -> None:
+    for changes in VARIANTS:
+        model = make_model(**changes).train()
+        tokens = torch.randint(2, V, (2, T, K), generator=rng)
+        model.logits(tokens, rng).logits.logsumexp(-1).square().sum().backward()
+        for name, parameter in model.named_parameters():
+            if name.startswith("autoencoder."):
+                assert not parameter.requires_grad
+                assert parameter.grad is None
+                continue
+            assert parameter.grad is not None, name
+            assert parameter.grad.isfinite().all(), name
+            assert parameter.grad.count_nonzero() > 0, name
+
+
+def test_the_autoencoder_stays_in_evaluation_mode(make_model: MakeModel) -> None:
+    model = make_model().train()
+    assert model.student.training
+    assert not model.autoencoder.training
+
+
+@pytest.mark.parametrize(
+    ("field", "ours", "theirs"),
+    [("chunk_size", 8, 4), ("latent_size", 32, 16), ("vocab_size", 80, 64), ("pad_id", 2, 1)],
+)
+def test_a_mismatch_is_refused_with_both_values(
+    autoencoder_config: Callable[..., AutoencoderConfig],
+    student_config: Callable[..., StudentConfig],
+    field: str,
+    ours: int,
+    theirs: int,
+) -> None:
+    with pytest.raises(ValueError, match=f"{field} differs: the autoencoder has {ours}, the student {theirs}"):
+        LatentModel(Autoencoder(autoencoder_config(**{field: ours})), Student(student_config()))
+
+
+def test_k8_d1024_works(make_model: MakeModel, rng: torch.Generator) -> None:
+    model = make_model(chunk_size=8, latent_size=1024)
+    out = model.logits(torch.randint(2, V, (2, 3, 8), generator=rng))
+    assert out.logits.shape == (2, 3, 8, V)
+    assert out.latents.shape == (2, 3, 1024)
+    out.logits.sum().backward()
+
+
+def test_a_chunk_of_one_token_works(make_model: MakeModel) -> None:
+    for read_previous in (True, False):
+        model = make_model(
+            chunk_size=1, chunk_decoder=ChunkDecoderConfig(width=16, rank=8, read_previous=read_previous)
+        )
+        assert model.logits(torch.full((1, 5, 1), 3)).logits.shape == (1, 5, 1, V)
+
+
+def test_token_counts_start_a_student_at_the_unigram_model(
+    student_config: Callable[..., StudentConfig], autoencoder_config: Callable[..., AutoencoderConfig]
+) -> None:
+    torch.manual_seed(0)
+    model = LatentModel(Autoencoder(autoencoder_config()), Student(student_config()))
+    counts = torch.arange(V) ** 2
+    model.student.chunk_decoder.set_token_counts(counts)
+    with torch.no_grad():
+        probabilities = model.logits(torch.randint(2, V, (4, T, K))).logits.softmax(-1).mean((0, 1, 2))
+    torch.testing.assert_close(probabilities, (counts + 1) / (counts + 1).sum(), rtol=0.2, atol=1e-3)

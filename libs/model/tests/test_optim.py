@@ -1,0 +1,87 @@
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.optim import AdamW, Optimizer
+
+from latentforge.model.optim import (
+    Muon,
+    build_optimizers,
+    load_state_tensors,
+    orthogonalise,
+    set_learning_rate,
+    state_tensors,
+)
+
+
+@pytest.mark.parametrize("shape", [(2, 16, 16), (1, 12, 40), (3, 40, 12)])
+def test_orthogonalise_keeps_singular_vectors_and_levels_values(shape: tuple[int, int, int]) -> None:
+    matrices = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    u, _, v = torch.linalg.svd(matrices, full_matrices=False)
+    got = orthogonalise(matrices, steps=8)
+    inner = u.mT @ got @ v.mT
+    values = inner.diagonal(dim1=-2, dim2=-1)
+    assert (values > 0.5).all()
+    assert (values < 1.3).all()
+    assert (inner - torch.diag_embed(values)).abs().max() < 1e-3
+
+
+def test_a_zero_gradient_moves_nothing() -> None:
+    assert orthogonalise(torch.zeros(1, 4, 4)).equal(torch.zeros(1, 4, 4))
+
+
+def make_model() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Embedding(10, 8), nn.Linear(8, 6), nn.SiLU(), nn.Linear(6, 3), nn.Linear(3, 3))
+
+
+def train(model: nn.Module, optimizers: list[Optimizer], steps: range) -> None:
+    for step in steps:
+        rng = torch.Generator().manual_seed(step)
+        loss = model(torch.randint(10, (16,), generator=rng)).square().sum()
+        loss.backward()
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+
+
+def test_matrices_go_to_muon_and_the_rest_to_adamw() -> None:
+    model = make_model()
+    model[4].requires_grad_(False)
+    muon, adamw = build_optimizers(model, lr=1e-2)
+    assert isinstance(muon, Muon)
+    assert isinstance(adamw, AdamW)
+    assert [id(p) for p in muon.param_groups[0]["params"]] == [id(model[1].weight), id(model[3].weight)]
+    assert {id(p) for p in adamw.param_groups[0]["params"]} == {
+        id(p) for p in (model[0].weight, model[1].bias, model[3].bias)
+    }
+    set_learning_rate([muon, adamw], 0.5)
+    assert [group["lr"] for o in (muon, adamw) for group in o.param_groups] == [0.5, 0.5]
+
+
+def test_the_update_is_orthogonal_and_scaled_to_its_shape() -> None:
+    weight = nn.Parameter(torch.zeros(8, 32))
+    weight.grad = torch.randn(8, 32, generator=torch.Generator().manual_seed(1))
+    Muon([weight], lr=1.0).step()
+    assert weight.square().mean().sqrt().item() == pytest.approx(0.2, rel=0.25)
+
+
+def test_saved_state_continues_bit_for_bit(tmp_path: Path) -> None:
+    whole = make_model()
+    train(whole, build_optimizers(whole, lr=1e-2, weight_decay=0.1), range(10))
+
+    model = make_model()
+    optimizers = build_optimizers(model, lr=1e-2, weight_decay=0.1)
+    train(model, optimizers, range(4))
+    save_file(state_tensors(optimizers), tmp_path / "optimizer.safetensors")
+    save_file(model.state_dict(), tmp_path / "model.safetensors")
+
+    resumed = make_model()
+    resumed.load_state_dict(load_file(tmp_path / "model.safetensors"))
+    optimizers = build_optimizers(resumed, lr=1e-2, weight_decay=0.1)
+    load_state_tensors(optimizers, load_file(tmp_path / "optimizer.safetensors"))
+    train(resumed, optimizers, range(4, 10))
+    for ours, theirs in zip(whole.parameters(), resumed.parameters(), strict=True):
+        assert ours.equal(theirs)
