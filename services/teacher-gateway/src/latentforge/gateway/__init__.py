@@ -1,0 +1,1 @@
+"""teacher-gateway: one gRPC logprobs API over every teacher."""

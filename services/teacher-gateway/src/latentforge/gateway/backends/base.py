@@ -1,0 +1,108 @@
+"""What a teacher is to the rest of the gateway."""
+
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from latentforge.core.sparse_rows import SparseRows
+from latentforge.gateway.tokenizer import TeacherTokenizer
+from latentforge.teacher.v1 import teacher_pb2 as pb
+
+# uint32 [length]
+TokenIds = NDArray[np.uint32]
+
+
+@dataclass(frozen=True)
+class TeacherDescription:
+    """What a teacher is and can do.
+
+    Attributes:
+        revision: tells two sets of weights under one model name apart.
+        engine: the software that computes, with versions, device and dtype.
+        compute_dtype: dtype of the weights while computing; rows of different dtypes are not the same rows.
+        vocab_size: width of the output layer; ids are smaller.
+    """
+
+    backend: str
+    model: str
+    revision: str
+    quantization: str
+    engine: str
+    compute_dtype: str
+    can_score: bool
+    can_generate: bool
+    max_top_k: int
+    max_sequence_length: int
+    vocab_size: int
+    tokenizer_fingerprint: str
+    logprobs_mode: pb.LogprobsMode.ValueType = pb.LOGPROBS_MODE_RAW
+    id_fidelity: pb.IdFidelity.ValueType = pb.ID_FIDELITY_EXACT
+
+
+@dataclass(frozen=True)
+class Generation:
+    """A validated request for continuations. ``top_k`` 0 asks for no rows; ``seed`` None draws one."""
+
+    prompt_ids: TokenIds
+    max_tokens: int
+    temperature: float
+    top_p: float
+    seed: int | None
+    n: int
+    top_k: int
+    stop: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """The next tokens of one continuation, with their rows if rows were asked for.
+
+    An end-of-text token and the tokens of a stop string are among ``token_ids``; ``text`` ends before them, and may lag
+    behind the tokens while characters are incomplete or could begin a stop string.
+    """
+
+    index: int
+    token_ids: list[int]
+    text: str
+    rows: SparseRows | None
+    finish_reason: pb.FinishReason.ValueType
+
+
+class Backend(Protocol):
+    """One teacher. Every method may be called from the event loop at any time after ``load``."""
+
+    @property
+    def description(self) -> TeacherDescription: ...
+
+    @property
+    def tokenizer(self) -> TeacherTokenizer: ...
+
+    async def load(self) -> None:
+        """Makes the teacher ready.
+
+        Raises:
+            BackendError: it cannot be, and why.
+        """
+
+    async def score(self, sequences: Sequence[TokenIds], top_k: int) -> list[SparseRows]:
+        """Rows for tokens 1 … L−1 of each sequence, with ``top_k`` entries. The ids were validated.
+
+        Raises:
+            BackendError: the teacher failed.
+        """
+
+    def generate(self, request: Generation) -> AsyncIterator[Piece]:
+        """Continuations of a prompt, interleaved; the last piece of each has a finish reason.
+
+        Raises:
+            BackendError: the teacher failed.
+        """
+
+    async def close(self) -> None: ...
+
+
+class BackendError(RuntimeError):
+    """A teacher that cannot be loaded or failed while answering, and why."""

@@ -1,0 +1,40 @@
+"""The stores of CACHE_URL behind one interface."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from latentforge.gateway.cache.base import Cache, StoreStats
+from latentforge.gateway.cache.redis_cache import RedisCache
+from latentforge.gateway.cache.sqlite_cache import SqliteCache
+from latentforge.gateway.settings import GatewaySettings
+
+
+class NoCache:
+    """CACHE_URL=none: nothing is kept."""
+
+    kind = "none"
+
+    async def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        return [None] * len(keys)
+
+    async def put_many(self, entries: Mapping[bytes, bytes]) -> None:
+        pass
+
+    async def stats(self) -> StoreStats:
+        return StoreStats(0, 0)
+
+    async def clear(self) -> int:
+        return 0
+
+    async def close(self) -> None:
+        pass
+
+
+def open_cache(settings: GatewaySettings) -> Cache:
+    """The store of CACHE_URL. It is connected to when first used, and a store that is down is no error here."""
+    url = settings.cache_url.get_secret_value()
+    if url.startswith("sqlite:///"):
+        return SqliteCache(Path(url.removeprefix("sqlite:///")))
+    if url == "none":
+        return NoCache()
+    return RedisCache(url, settings.cache_ttl_seconds)

@@ -1,0 +1,69 @@
+"""What a cache is to the rest of the gateway, and what an entry is filed under."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from latentforge.core.sparse_rows import LogprobDtype
+from latentforge.gateway.backends.base import TeacherDescription, TokenIds
+from latentforge.teacher.v1 import teacher_pb2 as pb
+
+
+class CacheError(RuntimeError):
+    """A read or write that the store did not do, and why. The gateway goes on without it."""
+
+
+@dataclass(frozen=True)
+class StoreStats:
+    """Entries and their size in bytes, as the store counts them."""
+
+    entries: int
+    bytes: int
+
+
+class Cache(Protocol):
+    """Bytes under keys. Every method but ``close`` raises CacheError when the store fails or is too slow."""
+
+    @property
+    def kind(self) -> str:
+        """sqlite, redis or none."""
+
+    async def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]: ...
+
+    async def put_many(self, entries: Mapping[bytes, bytes]) -> None: ...
+
+    async def stats(self) -> StoreStats: ...
+
+    async def clear(self) -> int:
+        """Removes every entry of the gateway's; returns how many there were."""
+
+    async def close(self) -> None: ...
+
+
+class KeyMaker:
+    """Keys of one teacher's rows: whatever changes a row's numbers or its context changes the key.
+
+    Entries per row are not in it, since more of them serve fewer.
+    """
+
+    def __init__(self, teacher: TeacherDescription) -> None:
+        self._prefix = {dtype: self._prefix_of(teacher, dtype) for dtype in ("float16", "float32")}
+
+    def key(self, token_ids: TokenIds, dtype: LogprobDtype) -> bytes:
+        """64 bytes. ``dtype`` is what the entry's log-probabilities are rounded to."""
+        digest = hashlib.blake2b(token_ids.astype("<u4", copy=False).tobytes(), digest_size=32)
+        return self._prefix[dtype] + digest.digest()
+
+    @staticmethod
+    def _prefix_of(teacher: TeacherDescription, dtype: str) -> bytes:
+        parts = (
+            teacher.model,
+            teacher.revision,
+            teacher.quantization,
+            teacher.tokenizer_fingerprint,
+            pb.LogprobsMode.Name(teacher.logprobs_mode),
+            f"score {teacher.compute_dtype} {dtype}",
+        )
+        # Lengths keep the parts apart whatever they contain.
+        return hashlib.sha256(b"".join(f"{len(p.encode())}:{p}".encode() for p in parts)).digest()

@@ -1,0 +1,89 @@
+"""A cache that several gateways share."""
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import TypeVar, cast
+
+import redis.asyncio
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
+
+from latentforge.gateway.cache.base import CacheError, StoreStats
+from latentforge.gateway.settings import without_password
+
+T = TypeVar("T")
+
+_PREFIX = b"latentforge:rows:"
+# A cache that is slower than this is worse than none; redis-py's own patience costs up to 55 s a call.
+_CONNECT_SECONDS = 0.1
+_ANSWER_SECONDS = 0.25
+_KEYS_PER_READ = 32
+
+
+class RedisCache:
+    """Redis with expiring entries. Only keys under the gateway's prefix are ever touched."""
+
+    kind = "redis"
+
+    def __init__(self, url: str, ttl_seconds: int) -> None:
+        self._name = without_password(url)
+        self._ttl_seconds = ttl_seconds
+        self._redis = redis.asyncio.from_url(
+            url,
+            socket_connect_timeout=_CONNECT_SECONDS,
+            socket_timeout=_ANSWER_SECONDS,
+            retry=Retry(NoBackoff(), 1),
+        )
+
+    async def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        async def get() -> list[bytes | None]:
+            found: list[bytes | None] = []
+            for start in range(0, len(keys), _KEYS_PER_READ):
+                part = [_PREFIX + key for key in keys[start : start + _KEYS_PER_READ]]
+                found += cast("list[bytes | None]", await self._redis.mget(part))
+            return found
+
+        return await self._guarded(get)
+
+    async def put_many(self, entries: Mapping[bytes, bytes]) -> None:
+        async def put() -> None:
+            async with self._redis.pipeline(transaction=False) as pipeline:
+                for key, value in entries.items():
+                    pipeline.set(_PREFIX + key, value, ex=self._ttl_seconds)
+                await pipeline.execute()
+
+        await self._guarded(put)
+
+    async def stats(self) -> StoreStats:
+        """All of the database's entries and the server's memory: counting our own would read every key."""
+
+        async def count() -> StoreStats:
+            entries = await self._redis.dbsize()
+            memory = await self._redis.info("memory")
+            return StoreStats(int(entries), int(memory["used_memory"]))
+
+        return await self._guarded(count)
+
+    async def clear(self) -> int:
+        async def clear() -> int:
+            removed = 0
+            part: list[bytes] = []
+            async for key in self._redis.scan_iter(match=_PREFIX + b"*", count=1000):
+                part.append(key)
+                if len(part) == 500:
+                    removed += await self._redis.unlink(*part)
+                    part = []
+            if part:
+                removed += await self._redis.unlink(*part)
+            return removed
+
+        return await self._guarded(clear)
+
+    async def close(self) -> None:
+        await self._redis.aclose()
+
+    async def _guarded(self, work: Callable[[], Awaitable[T]]) -> T:
+        try:
+            return await work()
+        except (RedisError, OSError, TimeoutError) as error:
+            raise CacheError(f"{self._name}: {str(error) or type(error).__name__}") from None

@@ -1,0 +1,134 @@
+"""The command ``teacher-gateway``."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Annotated, Any, NoReturn, TypeVar
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from latentforge.core.logs import configure_logging
+from latentforge.core.settings import SettingsError, load_settings
+from latentforge.core.teacher_client import TeacherClient, TeacherError
+from latentforge.gateway.backends.base import BackendError
+from latentforge.gateway.cache import open_cache
+from latentforge.gateway.cache.base import Cache, CacheError
+from latentforge.gateway.settings import GatewaySettings
+
+app = typer.Typer(help="One gRPC logprobs API over every teacher.", no_args_is_help=True)
+cache_app = typer.Typer(help="The cache of CACHE_URL.", no_args_is_help=True)
+app.add_typer(cache_app, name="cache")
+
+T = TypeVar("T")
+
+Backend = Annotated[str | None, typer.Option(help="Overrides TEACHER_BACKEND.")]
+CacheUrl = Annotated[str | None, typer.Option(help="Overrides CACHE_URL.")]
+
+
+@app.command()
+def serve(
+    host: Annotated[str | None, typer.Option(help="Overrides GATEWAY_HOST.")] = None,
+    port: Annotated[int | None, typer.Option(help="Overrides GATEWAY_PORT; 0 takes a free port.")] = None,
+    backend: Backend = None,
+    teacher: Annotated[Path | None, typer.Option(help="Overrides EMBEDDED_TEACHER_PATH.")] = None,
+    cache_url: CacheUrl = None,
+) -> None:
+    """Serves until SIGTERM or Ctrl-C."""
+    settings = _settings(
+        gateway_host=host,
+        gateway_port=port,
+        teacher_backend=backend,
+        embedded_teacher_path=teacher,
+        cache_url=cache_url,
+    )
+    configure_logging("teacher-gateway", level=settings.log_level, json_lines=settings.log_json)
+    from latentforge.gateway.main import serve as serve_until_signal  # torch takes seconds that --help need not wait
+
+    try:
+        asyncio.run(serve_until_signal(settings))
+    except (SettingsError, BackendError, OSError) as error:
+        _fail(error)
+
+
+@app.command()
+def check(backend: Backend = None) -> None:
+    """Tries the settings of the chosen teacher for real: a line per finding, exit 1 if one is bad."""
+    settings = _settings(teacher_backend=backend)
+    configure_logging("teacher-gateway", level="WARNING", json_lines=settings.log_json)
+    from latentforge.gateway.check import check as findings_of
+
+    async def report() -> bool:
+        good = True
+        async for finding in findings_of(settings):
+            good = good and finding.ok
+            typer.secho("ok    " if finding.ok else "FAIL  ", fg="green" if finding.ok else "red", nl=False)
+            typer.echo(finding.text)
+        return good
+
+    if not asyncio.run(report()):
+        raise typer.Exit(1)
+
+
+@cache_app.command()
+def stats(
+    target: Annotated[str | None, typer.Option(help="host:port of a running gateway: its hits and misses too.")] = None,
+    cache_url: CacheUrl = None,
+) -> None:
+    """Prints entries and bytes of the store; with --target what a running gateway counted."""
+    if target is None:
+        store = _with_cache(cache_url, lambda cache: cache.stats())
+        _print({"entries": store.entries, "bytes": store.bytes})
+        return
+
+    async def ask() -> dict[str, Any]:
+        async with TeacherClient(target, timeout=10) as client:
+            answer = await client.cache_stats()
+            return {field.name: getattr(answer, field.name) for field in answer.DESCRIPTOR.fields}
+
+    try:
+        _print(asyncio.run(ask()))
+    except TeacherError as error:
+        _fail(error)
+
+
+@cache_app.command()
+def clear(cache_url: CacheUrl = None) -> None:
+    """Removes every entry."""
+    typer.echo(f"{_with_cache(cache_url, lambda cache: cache.clear())} entries removed")
+
+
+def _with_cache(url: str | None, work: Callable[[Cache], Awaitable[T]]) -> T:
+    settings = _settings(cache_url=url)
+
+    async def run() -> T:
+        cache = open_cache(settings)
+        try:
+            return await work(cache)
+        finally:
+            await cache.close()
+
+    try:
+        return asyncio.run(run())
+    except CacheError as error:
+        _fail(error)
+
+
+def _settings(**overrides: Any) -> GatewaySettings:
+    try:
+        return load_settings(GatewaySettings, **overrides)
+    except SettingsError as error:
+        _fail(error)
+
+
+def _print(values: dict[str, Any]) -> None:
+    table = Table("", "", show_header=False, box=None)
+    for name, value in values.items():
+        table.add_row(name, f"{value:,.1f}" if isinstance(value, float) else f"{value}")
+    Console().print(table)
+
+
+def _fail(error: Exception) -> NoReturn:
+    typer.secho(str(error), fg="red", err=True)
+    raise typer.Exit(1)

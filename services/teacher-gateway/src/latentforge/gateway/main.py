@@ -1,0 +1,126 @@
+"""The composition root: settings to a running server, and an orderly end."""
+
+import asyncio
+import logging
+import signal
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from latentforge.core.wire import MAX_MESSAGE_BYTES
+from latentforge.gateway.backends import build_backend
+from latentforge.gateway.backends.base import Backend
+from latentforge.gateway.cache import open_cache
+from latentforge.gateway.service import TeacherServicer
+from latentforge.gateway.settings import GatewaySettings
+from latentforge.gateway.teacher import Teacher
+from latentforge.teacher.v1 import teacher_pb2
+from latentforge.teacher.v1.teacher_pb2_grpc import add_TeacherServiceServicer_to_server
+
+_log = logging.getLogger(__name__)
+
+SERVICE = teacher_pb2.DESCRIPTOR.services_by_name["TeacherService"].full_name
+_SERVING = health_pb2.HealthCheckResponse.SERVING
+_NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+class Gateway:
+    """A server on a port. Health and reflection answer from :meth:`start` on, the teacher once it is loaded.
+
+    Args:
+        backend: given by tests; else TEACHER_BACKEND's.
+
+    Raises:
+        SettingsError: this version has no such backend.
+    """
+
+    def __init__(self, settings: GatewaySettings, backend: Backend | None = None) -> None:
+        self._settings = settings
+        self._backend = backend or build_backend(settings)
+        self._teacher: Teacher | None = None
+        self.port = settings.gateway_port
+
+    async def start(self) -> None:
+        """Listens.
+
+        Raises:
+            OSError: the address cannot be had.
+        """
+        self._server = grpc.aio.server(
+            options=[
+                ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+                ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+                # Without this a second gateway on the port would silently take half of the calls.
+                ("grpc.so_reuseport", 0),
+            ]
+        )
+        self._servicer = TeacherServicer()
+        self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]
+        add_TeacherServiceServicer_to_server(self._servicer, self._server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
+        await self._set_health(_NOT_SERVING)
+        settings = self._settings
+        address = f"{settings.gateway_host}:{settings.gateway_port}"
+        try:
+            self.port = self._server.add_insecure_port(address)
+        except RuntimeError:
+            raise OSError(f"cannot listen on {address}; set GATEWAY_HOST and GATEWAY_PORT to a free address") from None
+        await self._server.start()
+        _log.info("listening on %s:%d", settings.gateway_host, self.port)
+
+    async def load(self) -> None:
+        """Loads the teacher and serves.
+
+        Raises:
+            BackendError: it cannot be loaded.
+        """
+        await self._backend.load()
+        self._teacher = Teacher(self._backend, open_cache(self._settings), self._settings)
+        await self._teacher.warm_up()
+        self._servicer.open(self._teacher)
+        await self._set_health(_SERVING)
+        about = self._backend.description
+        cache = (await self._teacher.cache_report()).kind
+        _log.info("serving %s %s (%s), cache %s", about.model, about.revision, about.engine, cache)
+
+    async def stop(self) -> None:
+        """Says NOT_SERVING, refuses new calls, waits for those under way, and lets go of everything."""
+        await self._health.enter_graceful_shutdown()
+        if not await self._servicer.drain(self._settings.shutdown_grace_seconds):
+            _log.warning("calls were cut off after %g s", self._settings.shutdown_grace_seconds)
+        await self._server.stop(grace=0.5)
+        if self._teacher is None:
+            await self._backend.close()
+        else:
+            await self._teacher.close()
+        _log.info("stopped")
+
+    async def _set_health(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
+        for name in ("", SERVICE):
+            await self._health.set(name, status)
+
+
+async def serve(settings: GatewaySettings) -> None:
+    """Serves until SIGTERM or SIGINT.
+
+    Raises:
+        SettingsError, BackendError, OSError: it cannot, and why.
+    """
+    ended = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, ended.set)
+    gateway = Gateway(settings)
+    await gateway.start()
+    loading = asyncio.create_task(gateway.load())
+    ending = asyncio.create_task(ended.wait())
+    try:
+        await asyncio.wait((loading, ending), return_when=asyncio.FIRST_COMPLETED)
+        if loading.done():
+            loading.result()
+        await ending
+    finally:
+        ending.cancel()
+        loading.cancel()
+        await gateway.stop()

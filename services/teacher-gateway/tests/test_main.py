@@ -1,0 +1,132 @@
+import asyncio
+import json
+import os
+import signal
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+
+from latentforge.core.settings import SettingsError
+from latentforge.core.teacher_client import TeacherClient, TeacherError
+from latentforge.gateway.main import SERVICE, Gateway, serve
+from latentforge.teacher.v1 import teacher_pb2 as pb
+
+SERVING = health_pb2.HealthCheckResponse.SERVING
+NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+async def health_of(target: str, service: str = SERVICE) -> int:
+    async with grpc.aio.insecure_channel(target) as channel:
+        request = health_pb2.HealthCheckRequest(service=service)
+        answer = await health_pb2_grpc.HealthStub(channel).Check(request, timeout=5)
+    return int(answer.status)
+
+
+async def test_health_is_not_serving_until_the_teacher_is_loaded(make_settings: Callable[..., Any]) -> None:
+    gateway = Gateway(make_settings())
+    await gateway.start()
+    target = f"127.0.0.1:{gateway.port}"
+    for service in ("", SERVICE):
+        assert await health_of(target, service) == NOT_SERVING
+    async with TeacherClient(target, timeout=0.5) as client:
+        with pytest.raises(TeacherError):
+            await client.teacher()
+    await gateway.load()
+    for service in ("", SERVICE):
+        assert await health_of(target, service) == SERVING
+    await gateway.stop()
+
+
+async def test_reflection_lists_the_services_and_describes_ours(running: Any) -> None:
+    async with grpc.aio.insecure_channel(running.target) as channel:
+        stub = reflection_pb2_grpc.ServerReflectionStub(channel)
+        requests = [
+            reflection_pb2.ServerReflectionRequest(list_services=""),
+            reflection_pb2.ServerReflectionRequest(file_containing_symbol=SERVICE),
+        ]
+        listed, described = [answer async for answer in stub.ServerReflectionInfo(iter(requests))]
+    names = {service.name for service in listed.list_services_response.service}
+    assert {SERVICE, "grpc.health.v1.Health"} <= names
+    assert any(b"ScoreBatch" in file for file in described.file_descriptor_response.file_descriptor_proto)
+
+
+async def test_a_port_that_is_taken_is_an_error_that_names_it(running: Any, make_settings: Callable[..., Any]) -> None:
+    port = running.gateway.port
+    with pytest.raises(OSError, match=f"cannot listen on 127.0.0.1:{port}; set GATEWAY_HOST and GATEWAY_PORT"):
+        await serve(make_settings(gateway_port=port))
+
+
+@pytest.mark.parametrize("backend", ["vllm-local", "vllm-remote", "venice"])
+async def test_a_backend_of_a_later_version_is_refused_at_once(make_settings: Callable[..., Any], backend: str) -> None:
+    message = f"TEACHER_BACKEND={backend} is not in this version; use one of: embedded, transformers"
+    with pytest.raises(SettingsError, match=message):
+        await serve(make_settings(teacher_backend=backend))
+
+
+async def test_a_stopping_gateway_finishes_its_calls_and_refuses_new_ones(
+    run_gateway: Any, eventually: Callable[[Callable[[], bool]], Awaitable[None]]
+) -> None:
+    async with run_gateway() as running:
+        await running.client.teacher()
+        running.backend.gate.clear()
+        scoring = asyncio.create_task(running.client.score([1, 2, 3], 4))
+        await eventually(lambda: len(running.backend.scored) == 1)
+        stopping = asyncio.create_task(running.stop())
+        for _ in range(100):
+            if await health_of(running.target) == NOT_SERVING:
+                break
+            await asyncio.sleep(0.01)
+        assert await health_of(running.target) == NOT_SERVING
+        async with TeacherClient(running.target, timeout=0.3) as late:
+            with pytest.raises(TeacherError):
+                await late.teacher()
+        assert not stopping.done()
+        running.backend.gate.set()
+        assert len(await scoring) == 2
+        await stopping
+
+
+@pytest.mark.slow
+async def test_sigterm_says_not_serving_finishes_and_exits_with_0(tmp_path: Path, random_teacher: Path) -> None:
+    environment = os.environ | {
+        "EMBEDDED_TEACHER_PATH": str(random_teacher),
+        "CACHE_URL": f"sqlite:///{tmp_path}/cache.sqlite",
+        "GATEWAY_PORT": "0",
+        "OMP_NUM_THREADS": "1",
+        "LOG_JSON": "true",
+    }
+    process = await asyncio.create_subprocess_exec(
+        str(Path(sys.executable).with_name("teacher-gateway")),
+        "serve",
+        cwd=tmp_path,
+        env=environment,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    try:
+        assert process.stderr is not None
+        messages: list[str] = []
+        async with asyncio.timeout(150):
+            while not any(m.startswith("serving ") for m in messages):
+                messages.append(json.loads(await process.stderr.readline())["message"])
+        target = "127.0.0.1:" + messages[0].rpartition(":")[2]
+        async with TeacherClient(target, timeout=60) as client, grpc.aio.insecure_channel(target) as channel:
+            watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(service=SERVICE))
+            assert (await watch.read()).status == SERVING
+            generation = client.generate(pb.GenerateRequest(text="a", max_tokens=300, temperature=0, n=2))
+            first = await anext(generation)
+            process.send_signal(signal.SIGTERM)
+            assert (await watch.read()).status == NOT_SERVING
+            rest = [message async for message in generation]
+            assert sum(bool(m.finish_reason) for m in [first, *rest]) == 2
+        assert await asyncio.wait_for(process.wait(), 60) == 0
+        assert b"stopped" in await process.stderr.read()
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
