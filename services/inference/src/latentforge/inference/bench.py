@@ -1,0 +1,178 @@
+"""Decode speed: the student beside a token-level model with the same backbone, one request at a time."""
+
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.table import Table
+
+from latentforge.core.records import cpu_description, result_row, write_results
+from latentforge.inference.engine import NO_EOS, Generation, Job, generate_ids
+from latentforge.inference.snapshot import Snapshot
+from latentforge.model.generation import ChunkGenerator, TokenGenerator, build_token_level
+from latentforge.model.sampling import SamplingParams
+
+RIVAL = "token-level model, same backbone width and depth, KV cache"
+RIVAL_NOTE = (
+    "The token-level model's weights are random: its speed depends on its sizes alone, since both are made to write "
+    "exactly max_tokens tokens (no end of text), drawn with the same settings."
+)
+_WARM_UP_TOKENS = 16
+
+
+@dataclass(frozen=True)
+class Pace:
+    """One repeat over all prompts: tokens, steps and seconds in total, prompts' own processing included."""
+
+    tokens: int
+    steps: int
+    seconds: float
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self.tokens / self.seconds
+
+    @property
+    def steps_per_second(self) -> float:
+        return self.steps / self.seconds
+
+
+@dataclass(frozen=True)
+class BenchResult:
+    """Paces of all repeats, ours and the rival's at the same index taken one right after the other."""
+
+    ours: list[Pace]
+    rival: list[Pace]
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The results file's rows; low and high bound the ratio where there is a rival, else the value."""
+        ratios = [a.tokens_per_second / b.tokens_per_second for a, b in zip(self.ours, self.rival, strict=True)]
+        steps = [pace.steps_per_second for pace in self.ours]
+        compression = [pace.tokens / pace.steps for pace in self.ours]
+        return [
+            result_row(
+                "decode_tokens_per_s",
+                statistics.median(pace.tokens_per_second for pace in self.ours),
+                "tokens/s",
+                rival=RIVAL,
+                rival_value=statistics.median(pace.tokens_per_second for pace in self.rival),
+                low=min(ratios),
+                high=max(ratios),
+            ),
+            result_row("latent_steps_per_s", statistics.median(steps), "steps/s", low=min(steps), high=max(steps)),
+            result_row(
+                "compression_ratio",
+                statistics.median(compression),
+                "tokens/step",
+                low=min(compression),
+                high=max(compression),
+            ),
+        ]
+
+
+def read_prompts(path: Path) -> list[str]:
+    """One prompt a line, empty lines left out.
+
+    Raises:
+        ValueError: the file cannot be read, or holds no prompt.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(
+            f"PROMPTS_FILE {path} cannot be read: {error}; give a text file with one prompt a line"
+        ) from None
+    prompts = [line for line in lines if line.strip()]
+    if not prompts:
+        raise ValueError(f"PROMPTS_FILE {path} holds no prompt; write one a line")
+    return prompts
+
+
+def measure(
+    snapshot: Snapshot,
+    prompts: Sequence[str],
+    max_tokens: int,
+    repeats: int,
+    params: SamplingParams,
+    on_run: Callable[[], None] = lambda: None,
+) -> BenchResult:
+    """Runs every prompt ``repeats`` times with both models, one request at a time.
+
+    The two alternate, and who goes first alternates too, so that neither has the cooler or quieter machine.
+
+    Args:
+        on_run: called after every request, 2 · repeats · len(prompts) times.
+
+    Raises:
+        ValueError: a prompt and max_tokens do not fit into the context.
+    """
+    config = snapshot.generator.config
+    rival = TokenGenerator(build_token_level(config), config.pad_id, config.eos_id)
+    torch.nn.Module.to(rival.model, snapshot.generator.model.student.start.device)
+    prompt_ids = [snapshot.encode(prompt) for prompt in prompts]
+
+    def run(generator: ChunkGenerator | TokenGenerator, ids: list[int], tokens: int) -> Generation:
+        generation = generate_ids(Job(generator, ids, tokens, params, eos_id=NO_EOS))
+        if len(generation.token_ids) != tokens:
+            raise ValueError(
+                f"MAX_TOKENS is {tokens}, but after a prompt of {len(ids)} tokens there is room for "
+                f"{len(generation.token_ids)} of {snapshot.max_context_tokens}; set it lower"
+            )
+        return generation
+
+    for generator in (snapshot.generator, rival):
+        run(generator, prompt_ids[0], min(max_tokens, _WARM_UP_TOKENS))
+    ours: list[Pace] = []
+    theirs: list[Pace] = []
+    for repeat in range(repeats):
+        order: list[tuple[ChunkGenerator | TokenGenerator, list[Generation]]]
+        order = [(snapshot.generator, []), (rival, [])]
+        for index, ids in enumerate(prompt_ids):
+            for generator, done in order if (repeat + index) % 2 == 0 else reversed(order):
+                done.append(run(generator, ids, max_tokens))
+                on_run()
+        ours.append(_pace(order[0][1]))
+        theirs.append(_pace(order[1][1]))
+    return BenchResult(ours, theirs)
+
+
+def table(rows: Sequence[dict[str, Any]], title: str) -> Table:
+    """The rows of a results file for a terminal."""
+    out = Table(title=title, caption=RIVAL_NOTE, caption_justify="left")
+    for name in ("id", "value", "unit", "token-level", "ratio", "low", "high"):
+        out.add_column(name, justify="left" if name in ("id", "unit") else "right", no_wrap=True)
+    for row in rows:
+        numbers = [row["rival_value"], row["ratio"], row["low"], row["high"]]
+        out.add_row(row["id"], f"{row['value']:.2f}", row["unit"], *("" if n is None else f"{n:.2f}" for n in numbers))
+    return out
+
+
+def write(
+    folder: Path, snapshot: Snapshot, rows: list[dict[str, Any]], command: str, params: SamplingParams, **how: Any
+) -> Path:
+    """Writes ``bench_<stamp>.json``; ``how`` says what else was chosen."""
+    assert params.seed is not None
+    device = snapshot.generator.model.student.start.device
+    return write_results(
+        folder,
+        "bench",
+        command=command,
+        device=cpu_description() if device.type == "cpu" else torch.cuda.get_device_name(device),
+        seed=params.seed,
+        rows=rows,
+        checkpoint=snapshot.id,
+        chunk_size=snapshot.manifest.chunk_size,
+        torch_threads=torch.get_num_threads(),
+        sampling=params.model_dump(exclude={"seed"}),
+        note=RIVAL_NOTE,
+        **how,
+    )
+
+
+def _pace(runs: Sequence[Generation]) -> Pace:
+    return Pace(
+        sum(len(run.token_ids) for run in runs), sum(run.steps for run in runs), sum(run.seconds for run in runs)
+    )

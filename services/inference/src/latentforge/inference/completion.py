@@ -1,0 +1,111 @@
+"""Text in, text out: the edge around the engine, where prompts become ids and ids become text."""
+
+import asyncio
+import secrets
+from collections.abc import Callable, Sequence
+
+from latentforge.inference.engine import Engine, Generation, Job
+from latentforge.inference.schemas import GenerateRequest, GenerateResponse, Usage
+from latentforge.inference.snapshot import Snapshot
+from latentforge.model.chunks import left_pad_count
+from latentforge.model.sampling import SamplingParams
+
+
+class PromptError(ValueError):
+    """A request that does not fit the model; ``param`` names the field."""
+
+    def __init__(self, param: str, message: str) -> None:
+        super().__init__(message)
+        self.param = param
+
+
+async def complete(engine: Engine, snapshot: Snapshot, request: GenerateRequest) -> GenerateResponse:
+    """Answers a request with one snapshot, from its tokenizer to its last token.
+
+    Raises:
+        PromptError: prompt or max_tokens do not fit into the model's context.
+        QueueFullError, DeadlineError, GenerationCancelledError: from the engine.
+    """
+    # A long prompt takes long enough to hold up every other request.
+    job = await asyncio.to_thread(prepare, snapshot, request)
+    generation = await engine.generate(job)
+    return answer(snapshot, job, generation, request.stop)
+
+
+def prepare(snapshot: Snapshot, request: GenerateRequest) -> Job:
+    """The job that a request is for a snapshot; a request without a seed gets one.
+
+    Raises:
+        PromptError: prompt or max_tokens do not fit into the model's context.
+    """
+    prompt_ids = snapshot.encode(request.prompt)
+    longest = snapshot.generator.max_prompt_tokens
+    if len(prompt_ids) > longest:
+        raise PromptError(
+            "prompt", f"prompt has {len(prompt_ids)} tokens, but {snapshot.id} takes at most {longest}; shorten it"
+        )
+    padded = len(prompt_ids) + left_pad_count(len(prompt_ids), snapshot.manifest.chunk_size)
+    room = snapshot.max_context_tokens - padded
+    if request.max_tokens > room:
+        raise PromptError(
+            "max_tokens",
+            f"max_tokens is {request.max_tokens}, but after a prompt of {len(prompt_ids)} tokens {snapshot.id} "
+            f"has room for {room} of its {snapshot.max_context_tokens}; ask for at most {room}",
+        )
+    params = SamplingParams(
+        temperature=request.temperature,
+        top_p=request.top_p,
+        top_k=request.top_k,
+        seed=secrets.randbelow(2**32) if request.seed is None else request.seed,
+    )
+    stop = stop_rule(snapshot.decode, request.stop)
+    return Job(snapshot.generator, prompt_ids, request.max_tokens, params, stop=stop)
+
+
+def stop_rule(decode: Callable[[list[int]], str], stop: Sequence[str]) -> Callable[[list[int]], bool] | None:
+    """Whether the text of some ids holds a stop string; None where there are none to look for."""
+    if not stop:
+        return None
+
+    def is_over(token_ids: list[int]) -> bool:
+        text = decode(token_ids)
+        return any(word in text for word in stop)
+
+    return is_over
+
+
+def cut_at_stop(decode: Callable[[list[int]], str], token_ids: list[int], stop: Sequence[str]) -> tuple[str, list[int]]:
+    """The text before its first stop string, and the fewest ids whose text holds that string."""
+    text = decode(token_ids)
+    found = [text.find(word) for word in stop if word in text]
+    if not found:
+        return text, token_ids
+    is_over = stop_rule(decode, stop)
+    assert is_over is not None
+    # The string ended in the last chunk, so its end is near.
+    count = len(token_ids)
+    while count > 1 and is_over(token_ids[: count - 1]):
+        count -= 1
+    return text[: min(found)], token_ids[:count]
+
+
+def answer(snapshot: Snapshot, job: Job, generation: Generation, stop: Sequence[str] = ()) -> GenerateResponse:
+    """What a caller gets for a finished job."""
+    text, token_ids = cut_at_stop(snapshot.decode, generation.token_ids, stop)
+    assert generation.finish_reason != "cancelled"
+    assert job.params.seed is not None
+    return GenerateResponse(
+        text=text,
+        token_ids=token_ids,
+        checkpoint=snapshot.id,
+        finish_reason=generation.finish_reason,
+        usage=Usage(
+            prompt_tokens=len(job.prompt_ids),
+            completion_tokens=len(token_ids),
+            latent_steps=generation.steps,
+        ),
+        seed=job.params.seed,
+        milliseconds=1000 * generation.seconds,
+        latent_steps_per_second=generation.steps / generation.seconds,
+        tokens_per_second=len(token_ids) / generation.seconds,
+    )

@@ -1,0 +1,77 @@
+"""Errors as callers see them: ``{"error": {"message", "type", "param", "code"}}`` with the right status."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+_LONGEST_VALUE = 80
+
+
+class ApiError(Exception):
+    """A refusal or failure with its HTTP status; ``param`` names the field of the request that is to blame."""
+
+    def __init__(
+        self, status: int, code: str, message: str, *, param: str | None = None, headers: dict[str, str] | None = None
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.message = message
+        self.param = param
+        self.headers = headers
+
+
+def error_response(
+    status: int, code: str, message: str, *, param: str | None = None, headers: dict[str, str] | None = None
+) -> JSONResponse:
+    kind = "invalid_request_error" if 400 <= status < 500 and status != 429 else "server_error"
+    body = {"error": {"message": message, "type": kind, "param": param, "code": code}}
+    return JSONResponse(body, status, headers)
+
+
+def install_error_handlers(app: FastAPI) -> None:
+    app.add_exception_handler(ApiError, _on_api_error)
+    app.add_exception_handler(RequestValidationError, _on_invalid_request)
+    app.add_exception_handler(HTTPException, _on_http_error)
+
+
+async def _on_api_error(_: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, ApiError)
+    return error_response(error.status, error.code, error.message, param=error.param, headers=error.headers)
+
+
+async def _on_invalid_request(_: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError)
+    entries = error.errors()
+    if any(entry["type"] == "json_invalid" for entry in entries):
+        return error_response(400, "invalid_json", f"the body is not JSON: {entries[0]['ctx']['error']}")
+    message = "; ".join(_describe(entry) for entry in entries)
+    return error_response(422, "invalid_value", message, param=_field(entries[0]["loc"]) or None)
+
+
+async def _on_http_error(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)
+    message = f"{request.method} {request.url.path}: {error.detail}"
+    return error_response(
+        error.status_code, str(error.detail).lower().replace(" ", "_"), message, headers=dict(error.headers or {})
+    )
+
+
+def _describe(entry: dict[str, Any]) -> str:
+    field = _field(entry["loc"])
+    if entry["type"] == "missing":
+        return f"{field or 'the body'} is missing"
+    if entry["type"] == "extra_forbidden":
+        return f"{field} is not a field of this request"
+    value = repr(entry["input"])
+    if len(value) > _LONGEST_VALUE:
+        value = f"{value[: _LONGEST_VALUE - 1]}…"
+    return f"{field or 'the body'} is {value}: {entry['msg']}"
+
+
+def _field(loc: Sequence[Any]) -> str:
+    return ".".join(str(part) for part in loc[1:])

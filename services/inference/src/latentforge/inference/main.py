@@ -1,0 +1,110 @@
+"""The composition root: settings in, a running service out."""
+
+import errno
+import logging
+import signal
+import socket
+from dataclasses import dataclass
+from types import FrameType
+
+import torch
+import uvicorn
+from fastapi import FastAPI
+
+from latentforge.core.settings import SettingsError
+from latentforge.inference.app import create_app
+from latentforge.inference.engine import Engine
+from latentforge.inference.registry import Registry
+from latentforge.inference.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Service:
+    app: FastAPI
+    registry: Registry
+    engine: Engine
+
+
+def pick_device(name: str) -> torch.device:
+    """The device that DEVICE names.
+
+    Raises:
+        SettingsError: CUDA is asked for where there is none.
+    """
+    if name == "cuda" and not torch.cuda.is_available():
+        raise SettingsError("DEVICE is 'cuda', but torch finds no CUDA device; use cpu or auto")
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)
+
+
+def build_registry(settings: Settings) -> Registry:
+    """A registry that has not looked at the folder yet; also sets torch's threads."""
+    if settings.torch_threads:
+        torch.set_num_threads(settings.torch_threads)
+    return Registry(settings.checkpoints_dir, settings.checkpoint_run, pick_device(settings.device))
+
+
+def build(settings: Settings) -> Service:
+    """Wires the service; nothing is loaded or started yet."""
+    registry = build_registry(settings)
+    engine = Engine(
+        max_concurrent=settings.max_concurrent,
+        queue_limit=settings.queue_limit,
+        request_timeout=settings.request_timeout,
+    )
+    return Service(create_app(settings, registry, engine), registry, engine)
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A bound socket, taken before anything slow is done.
+
+    Raises:
+        SettingsError: the address cannot be had; the message names it and what to do.
+    """
+    server = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        server.bind((host, port))
+    except OSError as error:
+        server.close()
+        if error.errno == errno.EADDRINUSE:
+            raise SettingsError(
+                f"port {port} on {host} is taken by another program; stop it, or choose another with --port or PORT"
+            ) from None
+        raise SettingsError(
+            f"cannot listen on {host} port {port}: {error.strerror or error}; change --host or --port"
+        ) from None
+    return server
+
+
+def serve(settings: Settings) -> None:
+    """Serves until SIGTERM or Ctrl-C, then lets running requests end and returns.
+
+    Raises:
+        SettingsError: the address or the device cannot be had.
+    """
+    server_socket = listen(settings.host, settings.port)
+    service = build(settings)
+    config = uvicorn.Config(
+        service.app,
+        log_config=None,
+        access_log=False,
+        timeout_graceful_shutdown=settings.shutdown_seconds,
+    )
+    # uvicorn raises the signal that stopped it once more when it is done; by default that would be the exit status.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _leave)
+    host, port = server_socket.getsockname()[:2]
+    logger.info("listening on http://%s:%d, watching %s", host, port, settings.checkpoints_dir)
+    try:
+        uvicorn.Server(config).run(sockets=[server_socket])
+    finally:
+        service.engine.close()
+        server_socket.close()
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    raise SystemExit(0)

@@ -1,0 +1,166 @@
+"""Which snapshot is served: follows the checkpoints folder, and never lets go of a good snapshot for a bad one."""
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+
+from latentforge.core.manifest import MANIFEST, PINNED, CheckpointError, chosen_checkpoint, list_checkpoints
+from latentforge.inference.snapshot import Snapshot, load_snapshot
+
+logger = logging.getLogger(__name__)
+
+Stamp = tuple[tuple[str, int, int, int], ...]
+_KEPT_SWAPS = 1000
+
+
+@dataclass(frozen=True)
+class Swap:
+    """One change of what is served; ``before`` is None for the first load, ``at`` is ISO 8601 in UTC."""
+
+    before: str | None
+    after: str
+    at: str
+
+
+@dataclass(frozen=True)
+class Quarantined:
+    """A checkpoint that failed its checks; it is not tried again until ``stamp`` changes."""
+
+    checkpoint: str
+    reason: str
+    at: str
+    stamp: Stamp
+
+
+class Registry:
+    """Holds the current snapshot; :meth:`refresh` makes it the one that the folder wants.
+
+    Args:
+        root: the checkpoints folder; it may not exist yet.
+        run: serves this run only; None follows the run that published last.
+        device: where models run.
+    """
+
+    def __init__(self, root: Path, run: str | None, device: torch.device) -> None:
+        self.root = root
+        self.run = run
+        self.device = device
+        self.problem: str | None = None
+        self.swaps: deque[Swap] = deque(maxlen=_KEPT_SWAPS)
+        # Place, stamp and snapshot change together, in one assignment.
+        self._served: tuple[Path, Stamp, Snapshot] | None = None
+        self._quarantine: dict[Path, Quarantined] = {}
+        self._refreshing = threading.Lock()
+
+    @property
+    def current(self) -> Snapshot | None:
+        """The snapshot to bind a new request to; None until one is loaded."""
+        served = self._served
+        return served[2] if served else None
+
+    @property
+    def quarantined(self) -> list[Quarantined]:
+        return list(self._quarantine.values())
+
+    @property
+    def waiting_for(self) -> str:
+        """What a server without a snapshot waits for, in words."""
+        if self.problem:
+            return self.problem
+        if bad := self.quarantined:
+            return f"a checkpoint that can be served; the last one found cannot: {bad[-1].reason}"
+        return f"a first checkpoint in {self.root / (self.run or '')}"
+
+    def refresh(self) -> None:
+        """Looks at the folder once and loads what it wants, while the current snapshot serves on.
+
+        The first checkpoint that passes all checks is taken, from the one that is wanted most down to the one that
+        is served; one that fails goes into quarantine. Never raises for anything that is wrong with the folder: what
+        it could not do stands in :attr:`problem`.
+        """
+        with self._refreshing:
+            problem = None
+            self._forget_the_gone()
+            try:
+                for place in self._candidates():
+                    try:
+                        if self._is_settled_by(place):
+                            break
+                    # Not the checkpoint's fault, so it is not quarantined but tried again at the next look.
+                    except OSError as error:
+                        problem = problem or f"{_name(place)} cannot be read now: {error}"
+            except (CheckpointError, OSError) as error:
+                problem = str(error)
+            if problem and problem != self.problem:
+                logger.warning("%s", problem)
+            self.problem = problem
+
+    def _is_settled_by(self, place: Path) -> bool:
+        """Loads a candidate unless that is done or known to be useless; says whether the search ends with it."""
+        served, stamp = self._served, _stamp(place)
+        if served and served[:2] == (place, stamp):
+            return True
+        known = self._quarantine.get(place)
+        loaded = not (known and known.stamp == stamp) and self._load(place, stamp)
+        return loaded or bool(served and served[0] == place)
+
+    def _load(self, place: Path, stamp: Stamp) -> bool:
+        logger.info("loading %s", place)
+        try:
+            snapshot = load_snapshot(place, self.device)
+        except CheckpointError as error:
+            self._quarantine[place] = Quarantined(_name(place), str(error), _now(), stamp)
+            logger.warning("quarantined %s: %s", _name(place), error)
+            return False
+        before = self.current
+        self._quarantine.pop(place, None)
+        self.swaps.append(Swap(before.id if before else None, snapshot.id, _now()))
+        self._served = (place, stamp, snapshot)
+        logger.info("serving %s%s", snapshot.id, f" instead of {before.id}" if before else "")
+        return True
+
+    def _candidates(self) -> Iterator[Path]:
+        """The places to serve from, most wanted first; a pinned run offers its pinned checkpoint only."""
+        chosen = chosen_checkpoint(self.root, self.run)
+        if chosen is None:
+            return
+        yield from _of_run(chosen)
+        if self.run is None:
+            others = [
+                places[-1]
+                for folder in self.root.iterdir()
+                if folder != chosen.parent and (places := list_checkpoints(folder))
+            ]
+            for newest in sorted(others, key=lambda place: -(place / MANIFEST).stat().st_mtime_ns):
+                if wanted := chosen_checkpoint(self.root, newest.parent.name):
+                    yield from _of_run(wanted)
+
+    def _forget_the_gone(self) -> None:
+        # A new dict, since other threads read the old one.
+        self._quarantine = {place: bad for place, bad in self._quarantine.items() if place.is_dir()}
+
+
+def _of_run(chosen: Path) -> Iterator[Path]:
+    yield chosen
+    if not (chosen.parent / PINNED).is_file():
+        yield from (place for place in reversed(list_checkpoints(chosen.parent)) if place != chosen)
+
+
+def _stamp(place: Path) -> Stamp:
+    """What changes when a checkpoint's files do: name, size, mtime and inode of each."""
+    stats = [(p.relative_to(place).as_posix(), p.stat()) for p in sorted(place.rglob("*")) if p.is_file()]
+    return tuple((name, stat.st_size, stat.st_mtime_ns, stat.st_ino) for name, stat in stats)
+
+
+def _name(place: Path) -> str:
+    return f"{place.parent.name}/{place.name}"
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")

@@ -1,0 +1,126 @@
+"""A snapshot: one checkpoint in memory, checked from its bytes to what it writes."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer
+
+from latentforge.core.fingerprint import tokenizer_fingerprint
+from latentforge.core.manifest import CheckpointError, Manifest, verify_checkpoint
+from latentforge.model.generation import ChunkGenerator
+from latentforge.model.io import load_autoencoder, load_student
+from latentforge.model.latent_model import LatentModel
+from latentforge.model.sampling import SamplingParams
+
+GREEDY = SamplingParams(temperature=0)
+
+
+@dataclass(frozen=True, eq=False)
+class Snapshot:
+    """Everything that answers one request; never changed after it is made.
+
+    Whoever holds a reference can go on generating with it, whatever is served by then; memory is freed with the last
+    reference.
+    """
+
+    place: Path
+    manifest: Manifest
+    tokenizer: Tokenizer
+    generator: ChunkGenerator
+
+    @property
+    def id(self) -> str:
+        return self.manifest.id
+
+    @property
+    def max_context_tokens(self) -> int:
+        """Tokens of prompt, padded to whole chunks, and answer together."""
+        return self.generator.config.max_chunks * self.manifest.chunk_size
+
+    def encode(self, text: str) -> list[int]:
+        """The ids that the student was trained on for ``text``: nothing is put before or after them."""
+        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def decode(self, token_ids: list[int]) -> str:
+        """The text of all ids at once: a character's bytes may be spread over several of them."""
+        text: str = self.tokenizer.decode(token_ids, skip_special_tokens=True)
+        return text
+
+
+def load_snapshot(place: Path, device: torch.device) -> Snapshot:
+    """Reads a checkpoint's folder, having verified every file of it, and has it write its golden continuation.
+
+    Only safetensors, JSON and our own classes are read; nothing in the folder is ever executed.
+
+    Raises:
+        CheckpointError: the checkpoint must not be served; the message says why.
+        OSError: the folder cannot be read now.
+    """
+    manifest = verify_checkpoint(place)
+    tokenizer = _load_tokenizer(place, manifest)
+    try:
+        model = LatentModel(load_autoencoder(place / "autoencoder"), load_student(place / "student"))
+    except OSError:
+        raise
+    # Sizes that torch refuses surface as RuntimeError and others; whatever it is, this checkpoint cannot be served.
+    except Exception as error:
+        message = str(error)
+        raise CheckpointError(message if str(place) in message else f"{place}: {message}") from error
+    generator = ChunkGenerator(model)
+    config = generator.config
+    for field in ("chunk_size", "latent_size"):
+        said, found = getattr(manifest, field), getattr(config, field)
+        if said != found:
+            raise CheckpointError(f"{place}: {field} is {said} in the manifest, but {found} in the student")
+    if tokenizer.get_vocab_size() > config.vocab_size:
+        raise CheckpointError(
+            f"{place}: the tokenizer has {tokenizer.get_vocab_size()} ids, but the student only {config.vocab_size}"
+        )
+    snapshot = Snapshot(place, manifest, tokenizer, generator)
+    # On the CPU, wherever it is served: that is where the publisher computed it.
+    _check_golden(snapshot)
+    model.to(device)
+    return snapshot
+
+
+def _load_tokenizer(place: Path, manifest: Manifest) -> Tokenizer:
+    try:
+        fingerprint = tokenizer_fingerprint(place / "tokenizer")
+    except ValueError as error:
+        raise CheckpointError(f"{place}: {error}") from error
+    if fingerprint != manifest.tokenizer_fingerprint:
+        raise CheckpointError(
+            f"{place}: the tokenizer's fingerprint is {fingerprint}, "
+            f"but the manifest says {manifest.tokenizer_fingerprint}"
+        )
+    path = place / "tokenizer" / "tokenizer.json"
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    # tokenizers raises plain Exception.
+    except Exception as error:
+        raise CheckpointError(f"{path} is not a tokenizer: {error}") from error
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def _check_golden(snapshot: Snapshot) -> None:
+    golden, place = snapshot.manifest.golden, snapshot.place
+    prompt_ids = snapshot.encode(golden.prompt)
+    if prompt_ids != golden.prompt_ids:
+        raise CheckpointError(
+            f"{place}: the golden prompt {golden.prompt!r} has the ids {prompt_ids}, "
+            f"but the manifest says {golden.prompt_ids}"
+        )
+    try:
+        chunks = snapshot.generator.generate(prompt_ids, max(1, len(golden.token_ids)), GREEDY)
+        token_ids = [token_id for chunk in chunks for token_id in chunk.token_ids]
+    except (ValueError, RuntimeError) as error:
+        raise CheckpointError(f"{place}: the golden prompt cannot be continued: {error}") from error
+    if token_ids != golden.token_ids:
+        raise CheckpointError(
+            f"{place}: the golden prompt is continued with the ids {token_ids}, "
+            f"but the manifest says {golden.token_ids}"
+        )

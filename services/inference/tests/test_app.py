@@ -1,0 +1,390 @@
+import asyncio
+import json
+import re
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import torch
+
+from latentforge.core.settings import load_settings
+from latentforge.inference.main import Service, build
+from latentforge.inference.settings import Settings
+from latentforge.inference.snapshot import load_snapshot
+
+Publish = Callable[..., Path]
+Hold = Callable[[Service], "Gate"]
+Running = Callable[..., AbstractAsyncContextManager[tuple[httpx.AsyncClient, Service]]]
+HELD = {"prompt": "def", "max_tokens": 40, "seed": 5}
+
+
+class Gate(threading.Event):
+    """Lets requests past their second step when set; counts steps."""
+
+    steps = 0
+
+
+@pytest.fixture
+def hold(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Service], Gate]]:
+    """Makes the current snapshot's requests stop before their third step until the gate is set."""
+    gate = Gate()
+
+    def hold_now(service: Service) -> Gate:
+        assert service.registry.current is not None
+        generator = service.registry.current.generator
+        write_chunk = generator._write_chunk
+
+        def held(*args: Any) -> Any:
+            gate.steps += 1
+            if gate.steps > 2:
+                assert gate.wait(20)
+            return write_chunk(*args)
+
+        monkeypatch.setattr(generator, "_write_chunk", held)
+        return gate
+
+    yield hold_now
+    gate.set()
+
+
+@pytest.fixture
+def running(checkpoints: Path) -> Running:
+    """Starts the app as the server does, with a quick poll."""
+
+    @asynccontextmanager
+    async def start(**changes: Any) -> AsyncIterator[tuple[httpx.AsyncClient, Service]]:
+        fixed = {"checkpoints_dir": checkpoints, "poll_seconds": 0.02, "device": "cpu", "torch_threads": 1}
+        service = build(load_settings(Settings, **fixed | changes))
+        transport = httpx.ASGITransport(app=service.app)
+        async with (
+            service.app.router.lifespan_context(service.app),
+            httpx.AsyncClient(transport=transport, base_url="http://test") as client,
+        ):
+            yield client, service
+
+    return start
+
+
+async def until(condition: Callable[[], bool | Awaitable[bool]], seconds: float = 20) -> None:
+    async with asyncio.timeout(seconds):
+        while True:
+            met = condition()
+            if met if isinstance(met, bool) else await met:
+                return
+            await asyncio.sleep(0.01)
+
+
+async def serving(client: httpx.AsyncClient, step: int) -> None:
+    async def is_served() -> bool:
+        return bool((await client.get("/health")).json()["checkpoint"] == f"demo/step-{step:08d}")
+
+    await until(is_served)
+
+
+async def ask(client: httpx.AsyncClient, **body: Any) -> Any:
+    response = await client.post("/generate", json={"prompt": "import os", "max_tokens": 16, "seed": 1} | body)
+    assert response.status_code == 200, response.text
+    return response.json()
+
+
+async def test_health_says_what_it_waits_for_until_the_first_checkpoint_is_there(
+    running: Running, publish: Publish, checkpoints: Path
+) -> None:
+    async with running() as (client, _):
+        health = await client.get("/health")
+        assert health.status_code == 503
+        assert health.json()["waiting_for"] == f"a first checkpoint in {checkpoints}"
+        assert (await client.get("/ready")).status_code == 503
+        refused = await client.post("/generate", json={"prompt": "x"})
+        assert refused.status_code == 503
+        assert refused.json()["error"]["code"] == "no_checkpoint"
+        assert str(checkpoints) in refused.json()["error"]["message"]
+        publish(1)
+        await serving(client, 1)
+        assert (await client.get("/health")).status_code == 200
+        assert (await client.get("/ready")).json()["ready"] is True
+
+
+async def test_an_answer_names_its_checkpoint_and_counts_what_it_did(running: Running, publish: Publish) -> None:
+    publish(1)
+    async with running() as (client, service):
+        await serving(client, 1)
+        answer = await ask(client)
+        assert service.registry.current is not None
+        snapshot = service.registry.current
+        assert answer["checkpoint"] == "demo/step-00000001"
+        assert answer["text"] == snapshot.decode(answer["token_ids"])
+        assert answer["usage"] == {
+            "prompt_tokens": len(snapshot.encode("import os")),
+            "completion_tokens": len(answer["token_ids"]),
+            "latent_steps": 4,
+        }
+        assert len(answer["token_ids"]) == 16
+        assert answer["finish_reason"] == "length"
+        assert answer["tokens_per_second"] == pytest.approx(4 * answer["latent_steps_per_second"])
+
+
+async def test_a_newer_checkpoint_answers_without_a_restart(running: Running, publish: Publish) -> None:
+    publish(1)
+    async with running() as (client, _):
+        await serving(client, 1)
+        first = await ask(client)
+        publish(2)
+        await serving(client, 2)
+        second = await ask(client)
+        assert second["checkpoint"] == "demo/step-00000002"
+        assert second["token_ids"] != first["token_ids"]
+        status = (await client.get("/status")).json()
+        assert [(swap["from"], swap["to"]) for swap in status["swaps"]] == [
+            (None, "demo/step-00000001"),
+            ("demo/step-00000001", "demo/step-00000002"),
+        ]
+        assert status["current"]["step"] == 2
+
+
+async def test_a_request_in_flight_ends_on_the_snapshot_it_began_with(
+    running: Running, publish: Publish, hold: Hold
+) -> None:
+    alone = load_snapshot(publish(1), torch.device("cpu"))
+    async with running() as (client, service):
+        await serving(client, 1)
+        expected = await ask(client, **HELD)
+        gate = hold(service)
+        pending = asyncio.create_task(ask(client, **HELD))
+        await until(lambda: service.engine.running == 1)
+        publish(2)
+        await serving(client, 2)
+        assert (await ask(client, **HELD))["checkpoint"] == "demo/step-00000002"
+        assert not pending.done()
+        gate.set()
+        answer = await pending
+        assert answer["checkpoint"] == "demo/step-00000001"
+        assert answer["token_ids"] == expected["token_ids"]
+        assert answer["text"] == alone.decode(answer["token_ids"])
+
+
+async def test_a_torn_checkpoint_is_reported_and_the_old_one_answers(running: Running, publish: Publish) -> None:
+    publish(1)
+    async with running() as (client, _):
+        await serving(client, 1)
+        publish(2, tokenizer_fingerprint="0000")
+
+        async def is_quarantined() -> bool:
+            return bool((await client.get("/health")).json()["quarantined"])
+
+        await until(is_quarantined)
+        health = await client.get("/health")
+        assert health.status_code == 200
+        [bad] = health.json()["quarantined"]
+        assert bad["checkpoint"] == "demo/step-00000002"
+        assert "fingerprint" in bad["reason"]
+        assert (await ask(client))["checkpoint"] == "demo/step-00000001"
+
+
+async def test_the_same_seed_repeats_and_another_differs(running: Running, publish: Publish) -> None:
+    publish(1)
+    async with running() as (client, _):
+        await serving(client, 1)
+        first, again, other = [await ask(client, seed=seed) for seed in (1, 1, 2)]
+        assert first["token_ids"] == again["token_ids"]
+        assert first["token_ids"] != other["token_ids"]
+        unseeded = await ask(client, seed=None)
+        assert (await ask(client, seed=unseeded["seed"]))["token_ids"] == unseeded["token_ids"]
+
+
+async def test_five_at_once_get_what_they_get_one_by_one(running: Running, publish: Publish) -> None:
+    publish(1)
+    bodies = [{"prompt": prompt, "seed": seed} for seed, prompt in enumerate(["", "a", "def f(", "x = [1,", "#"])]
+    async with running(max_concurrent=5) as (client, _):
+        await serving(client, 1)
+        alone = [await ask(client, max_tokens=40, **body) for body in bodies]
+        together = await asyncio.gather(*(ask(client, max_tokens=40, **body) for body in bodies))
+        assert [answer["token_ids"] for answer in together] == [answer["token_ids"] for answer in alone]
+        assert len({tuple(answer["token_ids"]) for answer in alone}) == 5
+
+
+async def test_a_stop_string_ends_the_text_before_it(running: Running, publish: Publish) -> None:
+    publish(1)
+    async with running() as (client, _):
+        await serving(client, 1)
+        whole = await ask(client, max_tokens=80)
+        word = whole["text"][30:32]
+        cut = await ask(client, max_tokens=80, stop=word)
+        assert cut["text"] == whole["text"][: whole["text"].index(word)]
+        assert cut["finish_reason"] == "stop"
+        assert cut["token_ids"] == whole["token_ids"][: len(cut["token_ids"])]
+        assert cut["usage"]["latent_steps"] < whole["usage"]["latent_steps"]
+
+
+@pytest.mark.parametrize(
+    ("body", "param", "said"),
+    [
+        ({}, "prompt", "prompt is missing"),
+        ({"prompt": 3}, "prompt", "prompt is 3"),
+        ({"prompt": "x", "max_tokens": 0}, "max_tokens", "max_tokens is 0: .*greater than or equal to 1"),
+        ({"prompt": "x", "temperature": -1}, "temperature", "temperature is -1: .*greater than or equal to 0"),
+        ({"prompt": "x", "top_p": 1.5}, "top_p", r"top_p is 1\.5: .*less than or equal to 1"),
+        ({"prompt": "x", "top_k": -1}, "top_k", "top_k is -1"),
+        ({"prompt": "x", "seed": -1}, "seed", "seed is -1"),
+        ({"prompt": "x", "stop": [""]}, "stop.0", "at least 1 character"),
+        ({"prompt": "x", "max_token": 3}, "max_token", "max_token is not a field"),
+        ({"prompt": "x", "temperature": float("nan")}, "temperature", "temperature is nan"),
+        ({"prompt": "\ud800"}, "prompt", "prompt is"),
+    ],
+)
+async def test_bad_input_names_field_value_and_what_is_allowed(
+    running: Running, publish: Publish, body: dict[str, Any], param: str, said: str
+) -> None:
+    async with running() as (client, _):
+        response = await client.post(
+            "/generate", content=json.dumps(body), headers={"content-type": "application/json"}
+        )
+        assert response.status_code == 422
+        error = response.json()["error"]
+        assert error["type"] == "invalid_request_error"
+        assert error["param"] == param
+        assert re.search(said, error["message"]), error["message"]
+
+
+async def test_a_body_that_is_no_json_and_a_path_that_is_not_there_answer_in_the_same_shape(running: Running) -> None:
+    async with running() as (client, _):
+        torn = await client.post("/generate", content='{"prompt": ', headers={"content-type": "application/json"})
+        assert (torn.status_code, torn.json()["error"]["code"]) == (400, "invalid_json")
+        lost = await client.get("/nowhere")
+        assert (lost.status_code, lost.json()["error"]["code"]) == (404, "not_found")
+        wrong = await client.get("/generate")
+        assert (wrong.status_code, wrong.json()["error"]["code"]) == (405, "method_not_allowed")
+
+
+async def test_what_does_not_fit_the_context_is_refused_with_both_numbers(running: Running, publish: Publish) -> None:
+    publish(1, max_chunks=8)
+    async with running() as (client, service):
+        await serving(client, 1)
+        prompt = "q" * 29
+        assert service.registry.current is not None
+        length = len(service.registry.current.encode(prompt))
+        response = await client.post("/generate", json={"prompt": prompt})
+        assert response.status_code == 400
+        error = response.json()["error"]
+        assert error["param"] == "prompt"
+        assert f"has {length} tokens, but demo/step-00000001 takes at most 28" in error["message"]
+        response = await client.post("/generate", json={"prompt": "", "max_tokens": 33})
+        assert response.status_code == 400
+        error = response.json()["error"]
+        assert error["param"] == "max_tokens"
+        assert "33" in error["message"]
+        assert "room for 32" in error["message"]
+        assert len((await ask(client, prompt="", max_tokens=32, temperature=0))["token_ids"]) == 32
+
+
+async def test_a_full_queue_answers_429_with_retry_after(running: Running, publish: Publish, hold: Hold) -> None:
+    publish(1)
+    async with running(max_concurrent=1, queue_limit=1) as (client, service):
+        await serving(client, 1)
+        gate = hold(service)
+        pending = [asyncio.create_task(ask(client, **HELD)) for _ in range(2)]
+        await until(lambda: service.engine.is_full)
+        refused = await client.post("/generate", json={"prompt": "x"})
+        assert refused.status_code == 429
+        assert int(refused.headers["retry-after"]) >= 1
+        assert refused.json()["error"]["code"] == "queue_full"
+        assert (await client.get("/ready")).status_code == 503
+        assert (await client.get("/health")).status_code == 200
+        gate.set()
+        first, second = await asyncio.gather(*pending)
+        assert first["token_ids"] == second["token_ids"]
+        assert (await client.get("/ready")).status_code == 200
+
+
+async def test_a_request_that_takes_too_long_answers_504(running: Running, publish: Publish, hold: Hold) -> None:
+    publish(1)
+    async with running(request_timeout=0.2) as (client, service):
+        await serving(client, 1)
+        gate = hold(service)
+        asyncio.get_running_loop().call_later(0.3, gate.set)
+        response = await client.post("/generate", json=HELD)
+        assert response.status_code == 504
+        assert "REQUEST_TIMEOUT" in response.json()["error"]["message"]
+        assert service.engine.running == 0
+
+
+async def test_a_client_that_hangs_up_cancels_its_generation(running: Running, publish: Publish, hold: Hold) -> None:
+    publish(1)
+    async with running() as (client, service):
+        await serving(client, 1)
+        gate = hold(service)
+        hang_up = asyncio.Event()
+        body = [{"type": "http.request", "body": json.dumps(HELD | {"max_tokens": 1000}).encode(), "more_body": False}]
+
+        async def receive() -> dict[str, Any]:
+            if body:
+                return body.pop()
+            await hang_up.wait()
+            return {"type": "http.disconnect"}
+
+        async def send(_: Any) -> None:
+            pass
+
+        scope = {
+            "type": "http",
+            "method": "POST",
+            "path": "/generate",
+            "headers": [(b"content-type", b"application/json")],
+            "query_string": b"",
+        }
+        request = asyncio.create_task(service.app(scope, receive, send))
+        await until(lambda: service.engine.running == 1)
+        await until(lambda: gate.steps == 3)
+        hang_up.set()
+        async with asyncio.timeout(5):
+            await request
+        gate.set()
+        await until(lambda: service.engine.running == 0)
+        assert gate.steps == 3
+
+
+async def test_cors_and_the_request_id_are_on_every_answer(running: Running) -> None:
+    async with running() as (client, _):
+        asked = {"origin": "https://example.org", "x-request-id": "abc-1"}
+        for path in ("/health", "/nowhere"):
+            response = await client.get(path, headers=asked)
+            assert response.headers["access-control-allow-origin"] == "*"
+            assert response.headers["x-request-id"] == "abc-1"
+        assert len((await client.get("/health")).headers["x-request-id"]) == 32
+        preflight = await client.options("/generate", headers=asked | {"access-control-request-method": "POST"})
+        assert preflight.status_code == 200
+
+
+async def test_cors_can_be_kept_to_some_origins(running: Running) -> None:
+    async with running(cors_origins="https://a.org, https://b.org") as (client, _):
+        allowed = await client.get("/health", headers={"origin": "https://b.org"})
+        assert allowed.headers["access-control-allow-origin"] == "https://b.org"
+        refused = await client.get("/health", headers={"origin": "https://c.org"})
+        assert "access-control-allow-origin" not in refused.headers
+
+
+async def test_a_failure_of_the_server_answers_500_with_the_request_id(
+    running: Running, publish: Publish, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(1)
+    async with running() as (client, _):
+        await serving(client, 1)
+
+        def fail(*_: Any) -> None:
+            raise ZeroDivisionError("secret detail")
+
+        monkeypatch.setattr("latentforge.inference.completion.prepare", fail)
+        response = await client.post("/generate", json={"prompt": "x"}, headers={"x-request-id": "r7"})
+        assert response.status_code == 500
+        assert "r7" in response.json()["error"]["message"]
+        assert "secret" not in response.text
+
+
+async def test_the_documentation_is_served(running: Running) -> None:
+    async with running() as (client, _):
+        assert (await client.get("/docs")).status_code == 200
+        assert "/generate" in (await client.get("/openapi.json")).json()["paths"]

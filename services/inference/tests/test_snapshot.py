@@ -1,0 +1,116 @@
+import gc
+import hashlib
+import json
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from latentforge.core.manifest import MANIFEST, CheckpointError, FileRecord, Golden, read_manifest
+from latentforge.inference.snapshot import GREEDY, load_snapshot
+
+CPU = torch.device("cpu")
+Publish = Callable[..., Path]
+
+
+def test_a_published_checkpoint_loads_and_writes_its_golden_continuation(publish: Publish) -> None:
+    place = publish(7)
+    snapshot = load_snapshot(place, CPU)
+    assert snapshot.id == "demo/step-00000007"
+    golden = snapshot.manifest.golden
+    chunks = snapshot.generator.generate(golden.prompt_ids, 8, GREEDY)
+    assert [token_id for chunk in chunks for token_id in chunk.token_ids] == golden.token_ids
+
+
+def test_text_survives_the_tokenizer_even_where_tokens_split_characters(publish: Publish) -> None:
+    snapshot = load_snapshot(publish(1), CPU)
+    text = "naïve 東京 🙂\n\tx"
+    ids = snapshot.encode(text)
+    assert snapshot.decode(ids) == text
+    assert "".join(snapshot.decode([token_id]) for token_id in ids) != text
+
+
+def test_a_folder_without_manifest_is_refused(publish: Publish) -> None:
+    place = publish(1)
+    (place / MANIFEST).unlink()
+    with pytest.raises(CheckpointError, match=r"has no manifest\.json"):
+        load_snapshot(place, CPU)
+
+
+def test_a_truncated_file_is_refused(publish: Publish) -> None:
+    place = publish(1)
+    weights = place / "student" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    with pytest.raises(CheckpointError, match=r"model\.safetensors has \d+ bytes, its manifest says"):
+        load_snapshot(place, CPU)
+
+
+def test_a_flipped_bit_is_refused(publish: Publish) -> None:
+    place = publish(1)
+    weights = place / "autoencoder" / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(CheckpointError, match="sha256"):
+        load_snapshot(place, CPU)
+
+
+def test_autoencoder_and_student_of_different_k_are_refused_with_both_values(publish: Publish) -> None:
+    place = publish(1, autoencoder_chunk_size=8)
+    with pytest.raises(CheckpointError, match="chunk_size differs: the autoencoder has 8, the student 4"):
+        load_snapshot(place, CPU)
+
+
+@pytest.mark.parametrize(("field", "real"), [("chunk_size", 4), ("latent_size", 16)])
+def test_a_manifest_that_says_other_sizes_is_refused_with_both_values(publish: Publish, field: str, real: int) -> None:
+    place = publish(1, **{field: 2 * real})
+    with pytest.raises(CheckpointError, match=f"{field} is {2 * real} in the manifest, but {real} in the student"):
+        load_snapshot(place, CPU)
+
+
+def test_another_golden_continuation_is_refused_with_both(publish: Publish) -> None:
+    golden = read_manifest(publish(1)).golden
+    wrong = Golden(prompt=golden.prompt, prompt_ids=golden.prompt_ids, token_ids=[*golden.token_ids[:-1], 299])
+    with pytest.raises(CheckpointError, match=r"continued with the ids .* but the manifest says .*299\]"):
+        load_snapshot(publish(2, weights=1, golden=wrong), CPU)
+
+
+def test_other_ids_of_the_golden_prompt_are_refused(publish: Publish) -> None:
+    golden = read_manifest(publish(1)).golden
+    wrong = Golden(prompt=golden.prompt + " ", prompt_ids=golden.prompt_ids, token_ids=golden.token_ids)
+    with pytest.raises(CheckpointError, match=r"golden prompt .* has the ids"):
+        load_snapshot(publish(2, weights=1, golden=wrong), CPU)
+
+
+def test_another_tokenizer_than_the_one_trained_with_is_refused(publish: Publish) -> None:
+    with pytest.raises(CheckpointError, match=r"fingerprint is .* but the manifest says 0000"):
+        load_snapshot(publish(1, tokenizer_fingerprint="0000"), CPU)
+
+
+def test_weights_that_do_not_fit_their_config_are_refused(publish: Publish) -> None:
+    place = publish(1)
+    config_file = place / "student" / "config.json"
+    config = json.loads(config_file.read_text())
+    config["intermediate_size"] = 48
+    config_file.write_text(json.dumps(config))
+    # A manifest that vouches for the wrong config, so that only loading can find it.
+    manifest = read_manifest(place)
+    content = config_file.read_bytes()
+    record = FileRecord(size=len(content), sha256=hashlib.sha256(content).hexdigest())
+    files = {**manifest.files, "student/config.json": record}
+    (place / MANIFEST).write_text(manifest.model_copy(update={"files": files}).model_dump_json())
+    with pytest.raises(CheckpointError, match="the weights do not fit"):
+        load_snapshot(place, CPU)
+
+
+def test_a_snapshot_is_freed_with_its_last_reference(publish: Publish) -> None:
+    snapshot = load_snapshot(publish(1), CPU)
+    model = weakref.ref(snapshot.generator.model)
+    gc.disable()
+    try:
+        del snapshot
+        assert model() is None
+    finally:
+        gc.enable()
