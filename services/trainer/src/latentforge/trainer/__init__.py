@@ -1,0 +1,1 @@
+"""trainer: trains the autoencoder and the student and publishes checkpoints."""

@@ -1,0 +1,3 @@
+from latentforge.trainer.cli import app
+
+app()

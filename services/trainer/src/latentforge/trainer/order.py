@@ -1,0 +1,51 @@
+"""Which data a step sees: a function of (seed, step), so that resuming needs the step number only."""
+
+from functools import lru_cache
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+# Keep the streams of one seed apart.
+_ORDER, _PHASE, _NOISE, _CHUNKS = 1, 2, 3, 4
+
+
+@lru_cache(maxsize=4)
+def _permutation(num_items: int, seed: int, epoch: int) -> NDArray[np.int64]:
+    return np.random.default_rng([_ORDER, seed, epoch]).permutation(num_items)
+
+
+def batch_indices(num_items: int, batch_size: int, seed: int, step: int) -> NDArray[np.int64]:
+    """Items of step ``step``, int64 [batch_size].
+
+    Steps walk through one seeded permutation of all items per epoch; a batch may end one epoch and begin the next.
+    """
+    positions = step * batch_size + np.arange(batch_size)
+    epochs, within = np.divmod(positions, num_items)
+    return np.array(
+        [_permutation(num_items, seed, int(e))[w] for e, w in zip(epochs, within, strict=True)], dtype=np.int64
+    )
+
+
+def phase(probability: float, chunk_size: int, seed: int, step: int, row: int) -> int:
+    """Pads before row ``row`` of step ``step``: 0, or with ``probability`` one of 1 … K−1."""
+    random = np.random.default_rng([_PHASE, seed, step, row])
+    if chunk_size == 1 or random.random() >= probability:
+        return 0
+    return int(random.integers(1, chunk_size))
+
+
+def epoch_phase(chunk_size: int, seed: int, epoch: int) -> int:
+    """Where an epoch's chunks start in the stream of tokens: 0 … K−1."""
+    return int(np.random.default_rng([_PHASE, seed, epoch]).integers(chunk_size))
+
+
+def step_generator(seed: int, step: int, device: torch.device) -> torch.Generator:
+    """The generator of everything random inside step ``step``."""
+    state = np.random.default_rng([_NOISE, seed, step]).integers(2**63)
+    return torch.Generator(device).manual_seed(int(state))
+
+
+def step_random(seed: int, step: int) -> np.random.Generator:
+    """As :func:`step_generator`, for the making of a batch in numpy."""
+    return np.random.default_rng([_CHUNKS, seed, step])

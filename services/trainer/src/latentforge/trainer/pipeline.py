@@ -1,0 +1,89 @@
+"""The whole job: data, autoencoder, student, summary; what is finished is not done again."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from latentforge.core.records import write_atomically
+from latentforge.trainer.data import run_data
+from latentforge.trainer.run_context import RunContext
+from latentforge.trainer.teacher_rows import TeacherRows
+from latentforge.trainer.train_autoencoder import train_autoencoder
+from latentforge.trainer.train_student import RESULT, train_student
+
+SUMMARY = "summary.json"
+
+
+def run_pipeline(run: RunContext, data: Path | None = None, held_out: Path | None = None) -> dict[str, Any]:
+    """Runs every stage that is not finished and writes runs/<run>/summary.json.
+
+    Args:
+        run: the run.
+        data: JSONL file or packed folder; None takes the standard library of the running Python.
+        held_out: the same for validation; None divides the data (see :func:`run_data`).
+
+    Returns:
+        The summary.
+
+    Raises:
+        TrainerError: something that the user can put right.
+        Interrupted: asked to stop; the same command goes on.
+    """
+    started = time.monotonic()
+    if not (run.folder / RESULT).is_file():
+        # A teacher that cannot be used is better known before the autoencoder has trained for minutes.
+        _meet_teacher(run)
+    train, check = run_data(run, data, held_out)
+    data_seconds = round(time.monotonic() - started, 2)
+    autoencoder = train_autoencoder(run, train, check)
+    student = train_student(run, train, check, run.folder / "autoencoder")
+    summary = _summary(run, autoencoder, student, data_seconds)
+    path = run.folder / SUMMARY
+    if path.is_file():
+        # A rerun of a finished run packs nothing, and must not say that packing took no time.
+        summary["seconds"]["data"] = json.loads(path.read_text(encoding="utf-8"))["seconds"]["data"]
+    write_atomically(path, json.dumps(summary, indent=1) + "\n")
+    run.status.stage, run.status.eta = "finished", 0.0
+    return summary
+
+
+def cache_line(summary: dict[str, Any]) -> str:
+    """One line about what the cache did for the run."""
+    cache = summary["cache"]
+    return (
+        f"cache: {cache['hits']} of {cache['hits'] + cache['misses']} sequences and {cache['rows_from_cache']:,} of "
+        f"{cache['rows']:,} rows came from the cache; the gateway has saved {cache['saved_seconds']:.1f} s of "
+        "teacher time"
+    )
+
+
+def _meet_teacher(run: RunContext) -> None:
+    patience = run.settings.teacher_patience_seconds
+    with TeacherRows(
+        run.settings.gateway_target, run.recipe.teacher.top_k, patience=patience, stop=run.stop
+    ) as teacher:
+        teacher.teacher(run.tokenizer.fingerprint, run.vocab_size)
+
+
+def _summary(
+    run: RunContext, autoencoder: dict[str, Any], student: dict[str, Any], data_seconds: float
+) -> dict[str, Any]:
+    curve = student["curve"]
+    ends = {f"{name}_{end}": curve[i][name] for name in ("kd", "ce", "mse") for end, i in (("first", 0), ("last", -1))}
+    return {
+        "run": run.name,
+        "recipe": run.recipe.model_dump(),
+        "seconds": {"data": data_seconds, "autoencoder": autoencoder["seconds"], "student": student["seconds"]},
+        "ae": {
+            n: autoencoder[n]
+            for n in ("k", "d", "token_exact", "chunk_exact", "token_exact_noisy", "chunk_exact_noisy", "loss")
+        },
+        "student": {"steps": student["steps"], "tokens": student["tokens"], **ends, "seconds": student["seconds"]},
+        "curve": curve,
+        "unigram_ce": student["unigram_ce"],
+        "held_out_tokens": student["held_out_tokens"],
+        "teacher": student["teacher"],
+        "cache": student["cache"],
+        "checkpoints": student["checkpoints"],
+    }

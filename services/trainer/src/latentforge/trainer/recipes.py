@@ -1,0 +1,260 @@
+"""Recipes: everything that a run's result depends on, from TOML, checked before any work starts."""
+
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from latentforge.core.sparse_rows import LogprobDtype
+from latentforge.model.config import AutoencoderConfig, StudentConfig
+from latentforge.trainer.errors import TrainerError
+
+PositiveInt = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
+C = TypeVar("C", bound=BaseModel)
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DataRecipe(_Section):
+    """How text becomes sequences.
+
+    Attributes:
+        sequence_length: tokens per sequence, a multiple of K.
+        eos_id, pad_id: None takes the tokenizer's own.
+    """
+
+    sequence_length: PositiveInt = 2048
+    eos_id: Annotated[int, Field(ge=0)] | None = None
+    pad_id: Annotated[int, Field(ge=0)] | None = None
+
+
+class OptimRecipe(_Section):
+    """Optimizer and schedule.
+
+    Attributes:
+        steps: optimizer steps.
+        batch_size: chunks per step for the autoencoder, sequences per step for the student.
+        lr: peak learning rate of Muon and AdamW.
+        weight_decay: for the matrices.
+        warmup_steps: steps over which the rate rises to its peak.
+        decay: how the rate falls to 0.
+        decay_from: share of the steps after which it begins to fall.
+        clip_norm: the gradient's norm is cut to this.
+    """
+
+    steps: PositiveInt
+    batch_size: PositiveInt
+    lr: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    warmup_steps: Annotated[int, Field(ge=0)] = 20
+    decay: Literal["linear", "cosine"] = "linear"
+    decay_from: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    clip_norm: Annotated[float, Field(gt=0)] = 1.0
+
+
+class AutoencoderRecipe(_Section):
+    """The autoencoder and its training.
+
+    Attributes:
+        model: fields of AutoencoderConfig besides vocab_size, chunk_size and pad_id.
+        optim: optimizer and schedule.
+        random_share: share of a batch's chunks that are uniformly random ids, so that rare tokens are learnt too.
+        pad_share: share of a batch's chunks that are padded on the left, like a text's first chunk.
+        validate_every, save_every: steps between validations and saves.
+        validation_chunks: held-out chunks of a validation during the run; the last one takes all.
+    """
+
+    model: dict[str, Any] = {}
+    optim: OptimRecipe
+    random_share: Share = 0.1
+    pad_share: Share = 0.02
+    validate_every: PositiveInt = 200
+    save_every: PositiveInt = 200
+    validation_chunks: PositiveInt = 1024
+
+
+class WeightsRecipe(_Section):
+    """Weights of the student's loss terms."""
+
+    ce: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
+    kd: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
+    mse: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.1
+    energy: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+
+
+class StudentRecipe(_Section):
+    """The student and its training.
+
+    Attributes:
+        model: fields of StudentConfig besides vocab_size, chunk_size, latent_size, pad_id and eos_id.
+        optim: optimizer and schedule.
+        weights: weights of the loss terms.
+        phase_probability: share of sequences whose first chunk is left-padded by 1 … K−1 pads.
+        validate_every, save_every: steps between validations and saves.
+        validation_sequences: held-out sequences of a validation.
+        num_publishes: checkpoints published over the run, the first one early.
+        publish_every: steps between checkpoints instead; None follows num_publishes.
+        golden_prompt, golden_tokens: the greedy continuation that a checkpoint's manifest carries.
+    """
+
+    model: dict[str, Any]
+    optim: OptimRecipe
+    weights: WeightsRecipe = WeightsRecipe()
+    phase_probability: Share = 0.5
+    validate_every: PositiveInt = 50
+    save_every: PositiveInt = 50
+    validation_sequences: PositiveInt = 8
+    num_publishes: Annotated[int, Field(ge=3)] = 5
+    publish_every: PositiveInt | None = None
+    golden_prompt: str = "def main(argv=None):\n"
+    golden_tokens: PositiveInt = 32
+
+
+class TeacherRecipe(_Section):
+    """What is asked of the teacher: entries per row, and how logprobs travel."""
+
+    top_k: PositiveInt = 20
+    logprob_dtype: LogprobDtype = "float16"
+
+
+class Recipe(_Section):
+    """One run.
+
+    Attributes:
+        name: names the run unless --run does.
+        seed: of weights, order and noise.
+        chunk_size: K.
+        vocab_size: ids of the models; None takes the tokenizer's. Must cover the teacher's output layer.
+        device: auto takes CUDA where there is one.
+        precision: of the forward pass; weights and optimizer state stay float32.
+    """
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    seed: Annotated[int, Field(ge=0)] = 0
+    chunk_size: PositiveInt = 8
+    vocab_size: PositiveInt | None = None
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["float32", "bfloat16"] = "float32"
+    data: DataRecipe = DataRecipe()
+    teacher: TeacherRecipe = TeacherRecipe()
+    autoencoder: AutoencoderRecipe
+    student: StudentRecipe
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        length, k = self.data.sequence_length, self.chunk_size
+        if length % k or length < 2 * k:
+            raise ValueError(f"data.sequence_length={length} is not a multiple (2 or more) of chunk_size={k}")
+        weights, head = self.student.weights, self.student.model.get("head", "deterministic")
+        if weights.energy and head != "energy":
+            raise ValueError(
+                f"student.weights.energy={weights.energy} needs student.model.head='energy', which is {head!r}"
+            )
+        if not any(weights.model_dump().values()):
+            raise ValueError("student.weights are all 0; give at least one term a weight")
+        return self
+
+    def autoencoder_config(self, vocab_size: int, pad_id: int) -> AutoencoderConfig:
+        return _build(
+            AutoencoderConfig,
+            "autoencoder.model",
+            self.autoencoder.model,
+            {"vocab_size": self.vocab_size or vocab_size, "chunk_size": self.chunk_size, "pad_id": pad_id},
+        )
+
+    def student_config(self, vocab_size: int, pad_id: int, eos_id: int, latent_size: int) -> StudentConfig:
+        return _build(
+            StudentConfig,
+            "student.model",
+            {"max_chunks": self.data.sequence_length // self.chunk_size, **self.student.model},
+            {
+                "vocab_size": self.vocab_size or vocab_size,
+                "chunk_size": self.chunk_size,
+                "latent_size": latent_size,
+                "pad_id": pad_id,
+                "eos_id": eos_id,
+            },
+        )
+
+
+def _build(config: type[C], section: str, chosen: Mapping[str, Any], fixed: dict[str, Any]) -> C:
+    if clash := sorted(set(chosen) & set(fixed)):
+        raise TrainerError(
+            f"{section}.{clash[0]} is {chosen[clash[0]]!r}: it follows from the tokenizer and the recipe's top; "
+            "take it out"
+        )
+    try:
+        return config(**chosen, **fixed)
+    except ValidationError as error:
+        raise TrainerError(_describe(error, f"{section}.")) from None
+
+
+def load_recipe(name: str, folder: Path, overrides: Mapping[str, Any] | None = None) -> Recipe:
+    """Reads a recipe and applies overrides.
+
+    Args:
+        name: a recipe's name in ``folder``, or a path to a TOML file.
+        folder: where named recipes are.
+        overrides: values by dotted name, like ``{"student.optim.steps": 100}``; None values are left out.
+
+    Raises:
+        TrainerError: no such recipe, or wrong values: a line each with field, value and what is allowed.
+    """
+    path = Path(name) if name.endswith(".toml") else folder / f"{name}.toml"
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        known = ", ".join(sorted(p.stem for p in folder.glob("*.toml"))) or f"none in {folder}; set RECIPES_DIR"
+        raise TrainerError(f"there is no recipe {name!r} ({path}); known: {known}") from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise TrainerError(f"{path}: {error}") from None
+    for key, value in (overrides or {}).items():
+        if value is not None:
+            _set(values, key, value)
+    try:
+        recipe = Recipe.model_validate(values)
+    except ValidationError as error:
+        raise TrainerError(f"recipe {path}:\n{_describe(error)}") from None
+    # Sizes that follow from the tokenizer stand in here: what can be wrong in a recipe's models is found before any
+    # work.
+    recipe.autoencoder_config(2**20, 1)
+    recipe.student_config(2**20, 1, 0, 1)
+    return recipe
+
+
+def parse_override(text: str) -> tuple[str, Any]:
+    """Reads ``a.b=value``, the value as TOML or else as a string.
+
+    Raises:
+        TrainerError: there is no name or no ``=``.
+    """
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise TrainerError(f"--set {text!r}: give a dotted name and a value, like student.optim.steps=100")
+    try:
+        return name, tomllib.loads(f"v = {value}")["v"]
+    except tomllib.TOMLDecodeError:
+        return name, value
+
+
+def _set(values: dict[str, Any], key: str, value: Any) -> None:
+    *sections, field = key.split(".")
+    for section in sections:
+        values = values.setdefault(section, {})
+        if not isinstance(values, dict):
+            raise TrainerError(f"{key}: {section} is a value, not a section")
+    values[field] = value
+
+
+def _describe(error: ValidationError, prefix: str = "") -> str:
+    lines = []
+    for entry in error.errors(include_url=False):
+        name = (prefix + ".".join(str(part) for part in entry["loc"])).rstrip(".")
+        given = f" is {entry['input']!r}" if entry["loc"] and entry["type"] != "missing" else ""
+        lines.append(f"{name}{given}: {entry['msg']}" if name else entry["msg"])
+    return "\n".join(lines)

@@ -1,0 +1,82 @@
+"""The trainer's status over HTTP: what an orchestrator's health check and a curious person read."""
+
+import socket
+import threading
+import time
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI
+
+from latentforge.trainer.errors import TrainerError
+
+
+@dataclass
+class Status:
+    """Where a run is; written by the run, read by whoever asks.
+
+    Attributes:
+        run: its name.
+        stage: data, autoencoder, student or finished.
+        step, of: in the stage; tokens while data is packed.
+        losses: the newest figures.
+        eta: seconds left in the stage; None while unknown.
+        done: the run is finished.
+        error: why it failed, or None.
+    """
+
+    run: str
+    stage: str = "starting"
+    step: int = 0
+    of: int = 0
+    losses: dict[str, float] = field(default_factory=dict)
+    eta: float | None = None
+    done: bool = False
+    error: str | None = None
+
+
+def build_app(status: Status) -> FastAPI:
+    app = FastAPI(title="LatentForge trainer", docs_url="/docs")
+
+    @app.get("/health")
+    def health() -> dict[str, str]:
+        """Whether the process lives; a finished run is healthy."""
+        return {"status": "ok"}
+
+    @app.get("/status")
+    def get_status() -> dict[str, Any]:
+        """Stage, step, losses, time left, and whether the run is done or failed."""
+        return asdict(status)
+
+    return app
+
+
+class StatusServer:
+    """Serves a Status from a thread until :meth:`close`.
+
+    Raises:
+        TrainerError: the port is taken.
+    """
+
+    def __init__(self, status: Status, host: str, port: int) -> None:
+        try:
+            self._socket = socket.create_server((host, port))
+        except OSError as error:
+            raise TrainerError(
+                f"--status-port {port} on {host} cannot be opened ({error.strerror}); choose another"
+            ) from None
+        self._server = uvicorn.Server(uvicorn.Config(build_app(status), log_level="warning", lifespan="off"))
+        self._thread = threading.Thread(target=self._server.run, args=([self._socket],), name="status", daemon=True)
+        self._thread.start()
+        while not self._server.started and self._thread.is_alive():
+            time.sleep(0.01)
+
+    @property
+    def port(self) -> int:
+        port: int = self._socket.getsockname()[1]
+        return port
+
+    def close(self) -> None:
+        self._server.should_exit = True
+        self._thread.join()

@@ -1,0 +1,302 @@
+"""A tiny tokenizer, a tiny recipe, and a real gRPC teacher whose distribution is known exactly."""
+
+import asyncio
+import io
+import json
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
+
+from latentforge.core.fingerprint import tokenizer_fingerprint
+from latentforge.core.sparse_rows import SparseRows
+from latentforge.core.wire import dtype_from_proto, rows_to_proto
+from latentforge.teacher.v1 import teacher_pb2 as pb
+from latentforge.teacher.v1 import teacher_pb2_grpc
+from latentforge.trainer.packing import PackedData, pack_jsonl
+from latentforge.trainer.recipes import load_recipe
+from latentforge.trainer.run_context import RunContext
+from latentforge.trainer.settings import TrainerSettings
+from latentforge.trainer.status import Status
+from latentforge.trainer.tokenizer import TextTokenizer
+
+SPECIAL = ["<|endoftext|>", "<|pad|>", "<|im_start|>", "<|im_end|>"]
+TEMPLATE = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+VOCAB = 256 + len(SPECIAL)
+TOP_K = 4
+# A row's probabilities in order; the rest of the mass is spread evenly over all other ids.
+TOP = np.array([0.5, 0.2, 0.1, 0.05])
+
+TINY_RECIPE = """
+name = "tiny"
+chunk_size = 4
+[data]
+sequence_length = 32
+[teacher]
+top_k = 4
+logprob_dtype = "float32"
+[autoencoder]
+validate_every = 4
+save_every = 4
+validation_chunks = 32
+pad_share = 0.1
+[autoencoder.model]
+latent_size = 16
+hidden_size = 16
+chunk_hidden_size = 32
+intermediate_size = 16
+[autoencoder.optim]
+steps = 12
+batch_size = 16
+lr = 0.003
+warmup_steps = 2
+[student]
+validate_every = 4
+save_every = 4
+validation_sequences = 2
+num_publishes = 3
+golden_prompt = "def"
+golden_tokens = 6
+[student.model]
+embed_size = 8
+hidden_size = 16
+num_layers = 1
+num_heads = 2
+num_kv_heads = 1
+head_dim = 8
+intermediate_size = 16
+chunk_decoder = { width = 16, rank = 8 }
+[student.optim]
+steps = 12
+batch_size = 2
+lr = 0.003
+warmup_steps = 2
+"""
+
+
+@pytest.fixture(scope="session")
+def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Bytes and four special tokens: 260 ids."""
+    folder = tmp_path_factory.mktemp("tokenizer")
+    vocab = {token: i for i, token in enumerate([*SPECIAL, *sorted(pre_tokenizers.ByteLevel.alphabet())])}
+    backend = Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.decoder = decoders.ByteLevel()
+    PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        eos_token=SPECIAL[0],
+        pad_token=SPECIAL[1],
+        additional_special_tokens=SPECIAL[2:],
+        chat_template=TEMPLATE,
+        clean_up_tokenization_spaces=False,
+    ).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tokenizer(tokenizer_folder: Path) -> TextTokenizer:
+    return TextTokenizer(tokenizer_folder)
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """60 documents of text that repeats itself enough to be learnt from."""
+    path = tmp_path_factory.mktemp("corpus") / "corpus.jsonl"
+    random = np.random.default_rng(0)
+    words = ["def ", "return ", "self.", "value", "(", ")", ":\n    ", " = ", "0", "1"]
+    texts = ["".join(random.choice(words, size=40)) for _ in range(60)]
+    path.write_text("".join(json.dumps({"text": t}) + "\n" for t in texts), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def packed(tmp_path_factory: pytest.TempPathFactory, corpus: Path, tokenizer: TextTokenizer) -> PackedData:
+    out = tmp_path_factory.mktemp("packed") / "train"
+    pack_jsonl(corpus, out, tokenizer, sequence_length=32, chunk_size=4, split="train")
+    return PackedData(out)
+
+
+@pytest.fixture(scope="session")
+def recipe_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("recipes") / "tiny.toml"
+    path.write_text(TINY_RECIPE, encoding="utf-8")
+    return path
+
+
+class KnownTeacher(teacher_pb2_grpc.TeacherServiceServicer):
+    """p(x_i | x_<i) depends on x_(i-1) alone and is known in closed form; answers like a gateway, over real gRPC."""
+
+    def __init__(self, fingerprint: str) -> None:
+        self.fingerprint = fingerprint
+        self.can_score = True
+        self.max_top_k = TOP_K
+        self.vocab_size = VOCAB
+        self.revision = "1"
+        self.unavailable = 0
+        self.fail_with: grpc.StatusCode | None = None
+        self.requests: list[list[list[int]]] = []
+        self._seen: set[tuple[int, ...]] = set()
+        self._cached = 0
+        self.port = 0
+
+    @staticmethod
+    def best(previous: int, rank: int) -> int:
+        """The id of a rank (0 is the likeliest) after ``previous``."""
+        return (7 * previous + 3 + 11 * rank) % VOCAB
+
+    @classmethod
+    def dense(cls, tokens: Tensor) -> Tensor:
+        """Log probabilities [L, V] for each token given the one before it; row 0 is uniform."""
+        rest = (1 - TOP.sum()) / (VOCAB - TOP_K)
+        probabilities = torch.full((len(tokens), VOCAB), rest)
+        for i in range(1, len(tokens)):
+            for rank in range(TOP_K):
+                probabilities[i, cls.best(int(tokens[i - 1]), rank)] = TOP[rank]
+        return probabilities.log()
+
+    def rows(self, ids: list[int], k: int) -> SparseRows:
+        n = len(ids) - 1
+        dense = self.dense(torch.tensor(ids))[1:].numpy()
+        best = np.array([[self.best(p, r) for r in range(k)] for p in ids[:-1]], dtype=np.uint32)
+        return SparseRows(
+            first_position=1,
+            ids=best,
+            logprobs=np.tile(np.log(TOP[:k]), (n, 1)).astype(np.float32),
+            counts=np.full(n, k, dtype=np.uint16),
+            realised_logprobs=dense[np.arange(n), ids[1:]].astype(np.float32),
+            realised_ranks=np.zeros(n, dtype=np.uint32),
+            tail_mass=np.full(n, 1 - TOP[:k].sum(), dtype=np.float32),
+        )
+
+    async def GetTeacher(self, request: Any, context: Any) -> pb.GetTeacherResponse:  # noqa: N802 - gRPC's name
+        if self.unavailable > 0:
+            self.unavailable -= 1
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "not yet")
+        return pb.GetTeacherResponse(
+            backend="known",
+            model="closed-form",
+            revision=self.revision,
+            can_score=self.can_score,
+            can_generate=True,
+            max_top_k=self.max_top_k,
+            vocab_size=self.vocab_size,
+            tokenizer_fingerprint=self.fingerprint,
+        )
+
+    async def ScoreBatch(self, request: pb.ScoreBatchRequest, context: Any) -> Any:  # noqa: N802
+        if self.fail_with is not None:
+            await context.abort(self.fail_with, "refused")
+        if request.tokenizer_fingerprint != self.fingerprint:
+            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, "another tokenizer")
+        sequences = [list(s.ids) for s in request.sequences]
+        self.requests.append(sequences)
+        # The last sequence first: answers may come in any order.
+        for index in reversed(range(len(sequences))):
+            key = tuple(sequences[index])
+            hit = key in self._seen
+            self._seen.add(key)
+            self._cached += hit
+            rows = rows_to_proto(self.rows(sequences[index], request.top_k), dtype_from_proto(request.logprob_dtype))
+            score = pb.ScoreResponse(rows=rows, provenance=pb.Provenance(backend="known", cache_hit=hit))
+            yield pb.ScoreBatchResponse(index=index, score=score)
+
+    async def Score(self, request: Any, context: Any) -> Any:  # noqa: N802
+        await context.abort(grpc.StatusCode.UNIMPLEMENTED, "the trainer asks for batches")
+
+    Generate = Tokenize = Detokenize = Score  # type: ignore[assignment]
+
+    async def GetCacheStats(self, request: Any, context: Any) -> pb.GetCacheStatsResponse:  # noqa: N802
+        return pb.GetCacheStatsResponse(kind="memory", healthy=True, hits=self._cached, saved_seconds=1.5)
+
+
+@pytest.fixture
+def known_teacher(tokenizer_folder: Path) -> Iterator[KnownTeacher]:
+    """Serves on a free port from a thread of its own, because the trainer blocks the test's."""
+    teacher = KnownTeacher(tokenizer_fingerprint(tokenizer_folder))
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, daemon=True)
+    thread.start()
+
+    async def start() -> grpc.aio.Server:
+        server = grpc.aio.server()
+        teacher_pb2_grpc.add_TeacherServiceServicer_to_server(teacher, server)
+        teacher.port = server.add_insecure_port("127.0.0.1:0")
+        await server.start()
+        return server
+
+    server = asyncio.run_coroutine_threadsafe(start(), loop).result()
+    yield teacher
+    asyncio.run_coroutine_threadsafe(server.stop(None), loop).result()
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join()
+    loop.close()
+
+
+@dataclass
+class RunMaker:
+    """Makes runs below one temporary folder."""
+
+    root: Path
+    recipe_file: Path
+    tokenizer: TextTokenizer
+    output: io.StringIO = field(default_factory=io.StringIO)
+
+    def __call__(
+        self,
+        name: str = "tiny",
+        *,
+        port: int = 1,
+        stop: Callable[[], bool] = lambda: False,
+        overrides: dict[str, Any] | None = None,
+        patience: float = 5.0,
+    ) -> RunContext:
+        settings = TrainerSettings(
+            gateway_target=f"127.0.0.1:{port}",
+            checkpoints_dir=self.root / "checkpoints",
+            runs_dir=self.root / "runs",
+            tokenizer_path=self.tokenizer.folder,
+            trainer_threads=1,
+            teacher_patience_seconds=patience,
+        )
+        recipe = load_recipe(str(self.recipe_file), Path(), overrides)
+        console = Console(file=self.output, width=200)
+        return RunContext(name, recipe, settings, self.tokenizer, Status(name), stop, console)
+
+
+@pytest.fixture
+def make_run(tmp_path: Path, recipe_file: Path, tokenizer: TextTokenizer) -> Iterator[RunMaker]:
+    threads = torch.get_num_threads()
+    yield RunMaker(tmp_path, recipe_file, tokenizer)
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def known_rows() -> type[KnownTeacher]:
+    return KnownTeacher
+
+
+@pytest.fixture
+def stop_after() -> Callable[[int], Callable[[], bool]]:
+    """Makes a stop request that comes when it has been asked so many times by the training loop."""
+
+    def make(times: int) -> Callable[[], bool]:
+        asked = 0
+
+        def stop() -> bool:
+            nonlocal asked
+            asked += threading.current_thread() is threading.main_thread()
+            return asked > times
+
+        return stop
+
+    return make

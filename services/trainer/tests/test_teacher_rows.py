@@ -1,0 +1,149 @@
+import logging
+import threading
+from typing import Any
+
+import grpc
+import pytest
+import torch
+
+from latentforge.model.sparse_kd import sparse_kd
+from latentforge.trainer.errors import TrainerError
+from latentforge.trainer.interrupt import Interrupted
+from latentforge.trainer.packing import PackedData
+from latentforge.trainer.teacher_rows import TeacherLostError, TeacherRows, kd_targets
+from latentforge.trainer.train_student import training_batch, training_sequences
+
+VOCAB = 260
+
+
+def rows_of(teacher: Any, **options: Any) -> TeacherRows:
+    return TeacherRows(f"127.0.0.1:{teacher.port}", 4, dtype="float32", patience=5.0, **options)
+
+
+def divergence(batch: Any, known: Any, move: int = 0) -> torch.Tensor:
+    """KD per valid token that has a row, of a student that knows the teacher's distribution exactly."""
+    values = []
+    for b in range(len(batch.tokens)):
+        pads = int((~batch.valid[b]).sum())
+        tokens = batch.tokens[b, pads:]
+        logits = torch.zeros(batch.tokens.shape[1], VOCAB)
+        logits[pads:] = known.dense(tokens)
+        kd = batch.kd
+        columns = (kd.ids, kd.logprobs, kd.counts, kd.realised_logprobs, kd.tail_mass, kd.has_row)
+        ids, logprobs, counts, realised, tail, has_row = (c[b].roll(move, 0) for c in columns)
+        each = sparse_kd(logits, ids, logprobs, counts, batch.tokens[b], realised, tail)
+        values.append(each[batch.valid[b] & has_row])
+    return torch.cat(values)
+
+
+def test_rows_lie_over_their_tokens_also_when_shifted(known_teacher: Any, make_run: Any, packed: PackedData) -> None:
+    run = make_run(port=known_teacher.port, overrides={"student.phase_probability": 0.8})
+    steps = range(6)
+    shifts = set()
+    with rows_of(known_teacher) as teacher:
+        stream = teacher.stream(iter([training_sequences(run, packed, s) for s in steps]))
+        for step, rows in zip(steps, stream, strict=True):
+            batch = training_batch(run, packed, step, rows)
+            assert batch.kd is not None
+            pads = (~batch.valid).sum(1)
+            shifts |= set(pads.tolist())
+            # The first real token of a sequence has no row, everything after it has.
+            assert torch.equal(batch.kd.has_row.sum(1), 31 - pads)
+            assert divergence(batch, known_teacher).abs().max() < 1e-5
+            assert divergence(batch, known_teacher, move=1).mean() > 0.1
+            assert divergence(batch, known_teacher, move=-1).mean() > 0.1
+    assert len(shifts) > 2
+
+
+def test_the_teacher_is_asked_about_unshifted_sequences(known_teacher: Any, make_run: Any, packed: PackedData) -> None:
+    run = make_run(overrides={"student.phase_probability": 1.0})
+    sequences = training_sequences(run, packed, 0)
+    with rows_of(known_teacher) as teacher:
+        list(teacher.stream(iter([sequences])))
+    assert known_teacher.requests == [[s.tolist() for s in sequences]]
+
+
+def test_rows_beyond_the_sequence_are_refused(known_teacher: Any) -> None:
+    rows = known_teacher.rows([5, 6, 7, 8], 4)
+    with pytest.raises(ValueError, match=r"rows for tokens 1..3 of a sequence of 3"):
+        kd_targets([rows], 3, [0])
+
+
+def test_hits_are_counted_from_provenance(known_teacher: Any, packed: PackedData) -> None:
+    batch = [packed.sequence(0), packed.sequence(1)]
+    with rows_of(known_teacher) as teacher:
+        list(teacher.stream(iter([batch, batch])))
+        assert (teacher.cache.sequences, teacher.cache.hits) == (4, 2)
+        assert (teacher.cache.rows, teacher.cache.rows_from_cache) == (4 * 31, 2 * 31)
+        assert teacher.cache_stats().saved_seconds == 1.5
+
+
+def test_no_more_than_ahead_batches_are_asked_for(known_teacher: Any, packed: PackedData) -> None:
+    made = 0
+
+    def batches() -> Any:
+        nonlocal made
+        for i in range(10):
+            made += 1
+            yield [packed.sequence(i)]
+
+    with rows_of(known_teacher, ahead=3) as teacher:
+        stream = teacher.stream(batches())
+        assert made == 3
+        next(stream)
+        assert made == 4
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"fingerprint": "other"}, r"fingerprint other, the data was packed with mine"),
+        ({"max_top_k": 3}, r"at most 3 entries a row; teacher\.top_k=4"),
+        ({"vocab_size": 999}, r"output layer of 999 ids, the models have 260; set the recipe's vocab_size to 999"),
+        ({"can_score": False}, r"cannot score given text, only generate; set TEACHER_BACKEND .* embedded"),
+    ],
+)
+def test_a_teacher_that_does_not_fit_is_refused(known_teacher: Any, change: dict[str, Any], message: str) -> None:
+    known_teacher.fingerprint = "mine"
+    for name, value in change.items():
+        setattr(known_teacher, name, value)
+    with rows_of(known_teacher) as teacher, pytest.raises(TrainerError, match=message):
+        teacher.teacher("mine", VOCAB)
+
+
+def test_a_refusal_reaches_the_loop_at_once(known_teacher: Any, packed: PackedData) -> None:
+    known_teacher.fail_with = grpc.StatusCode.INVALID_ARGUMENT
+    with rows_of(known_teacher) as teacher:
+        stream = teacher.stream(iter([[packed.sequence(0)]]))
+        with pytest.raises(TrainerError, match="refused: INVALID_ARGUMENT"):
+            next(stream)
+
+
+def test_a_lost_gateway_is_tried_again_and_said(
+    known_teacher: Any, packed: PackedData, caplog: pytest.LogCaptureFixture
+) -> None:
+    known_teacher.fail_with = grpc.StatusCode.RESOURCE_EXHAUSTED
+    timer = threading.Timer(0.3, lambda: setattr(known_teacher, "fail_with", None))
+    with caplog.at_level(logging.WARNING), rows_of(known_teacher) as teacher:
+        timer.start()
+        rows = next(teacher.stream(iter([[packed.sequence(0)]])))
+    assert len(rows[0]) == 31
+    said = [r.getMessage() for r in caplog.records if "teacher" in r.getMessage()]
+    assert "lost" in said[0]
+    assert "back" in said[1]
+
+
+def test_patience_ends(packed: PackedData) -> None:
+    with TeacherRows("127.0.0.1:9", 4, patience=0.1) as teacher:
+        stream = teacher.stream(iter([[packed.sequence(0)]]))
+        with pytest.raises(TeacherLostError, match=r"stayed away .* no teacher-gateway answers at 127\.0\.0\.1:9"):
+            next(stream)
+
+
+def test_a_stop_request_ends_the_waiting(packed: PackedData) -> None:
+    asked = threading.Event()
+    threading.Timer(0.2, asked.set).start()
+    with TeacherRows("127.0.0.1:9", 4, patience=60, stop=asked.is_set) as teacher:
+        stream = teacher.stream(iter([[packed.sequence(0)]]))
+        with pytest.raises(Interrupted):
+            next(stream)

@@ -1,0 +1,88 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.torch import load_file
+
+from latentforge.trainer.errors import TrainerError
+from latentforge.trainer.interrupt import Interrupted
+from latentforge.trainer.packing import PackedData, split_tail
+from latentforge.trainer.train_autoencoder import chunk_batch, train_autoencoder
+
+Stop = Callable[[int], Callable[[], bool]]
+
+
+def weights(run: Any) -> dict[str, Any]:
+    return load_file(run.folder / "autoencoder" / "model.safetensors")
+
+
+def test_resume_equals_no_interruption_bit_for_bit(make_run: Any, packed: PackedData, stop_after: Stop) -> None:
+    train, held_out = split_tail(packed)
+    whole, cut = make_run("whole"), make_run("cut", stop=stop_after(7))
+    result = train_autoencoder(whole, train, held_out)
+    with pytest.raises(Interrupted):
+        train_autoencoder(cut, train, held_out)
+    assert [p.name for p in (cut.folder / "state" / "autoencoder").glob("step-*")] == ["step-00000007"]
+    resumed = train_autoencoder(make_run("cut"), train, held_out)
+    for name, value in weights(whole).items():
+        assert np.array_equal(value, weights(cut)[name]), name
+    assert {k: v for k, v in resumed.items() if k != "seconds"} == {k: v for k, v in result.items() if k != "seconds"}
+    assert result["k"] == 4
+    assert result["d"] == 16
+
+
+def test_a_finished_autoencoder_is_left_alone(make_run: Any, packed: PackedData) -> None:
+    train, held_out = split_tail(packed)
+    result = train_autoencoder(make_run(), train, held_out)
+    before = (make_run().folder / "autoencoder" / "model.safetensors").stat().st_mtime_ns
+    assert train_autoencoder(make_run(), train, held_out) == result
+    assert (make_run().folder / "autoencoder" / "model.safetensors").stat().st_mtime_ns == before
+    assert "finished before" in make_run.output.getvalue()
+
+
+def test_a_changed_recipe_is_refused(make_run: Any, packed: PackedData) -> None:
+    train, held_out = split_tail(packed)
+    train_autoencoder(make_run(), train, held_out)
+    with pytest.raises(TrainerError, match=r"autoencoder\.optim\.lr = 0\.003, now it is 0\.5"):
+        train_autoencoder(make_run(overrides={"autoencoder.optim.lr": 0.5}), train, held_out)
+    # How often it is saved does not change what comes out.
+    train_autoencoder(make_run(overrides={"autoencoder.save_every": 3}), train, held_out)
+
+
+def test_it_learns(make_run: Any, packed: PackedData) -> None:
+    train, held_out = split_tail(packed)
+    run = make_run(overrides={"autoencoder.optim.steps": 100, "autoencoder.optim.lr": 0.01})
+    figures = train_autoencoder(run, train, held_out)
+    assert figures["token_exact"] > 0.6
+    assert figures["chunk_exact"] <= figures["token_exact"]
+    records = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+    assert records[0]["ce"] > 4 * records[-2]["ce"]
+    assert {"stage", "step", "kind", "time", "ce", "kl", "lr", "grad_norm", "tok_per_s"} <= set(records[0])
+
+
+def test_batches_hold_text_of_every_phase_random_chunks_and_pads(make_run: Any) -> None:
+    recipe = make_run(overrides={"autoencoder.pad_share": 0.25, "autoencoder.random_share": 0.25}).recipe.autoencoder
+    stream = np.arange(100, 1100, dtype=np.uint16)
+    phases = set()
+    for step in range(400):
+        batch = chunk_batch(stream, recipe, 4, 1, 260, 0, step)
+        assert batch.shape == (16, 4)
+        text = batch[:12]
+        for row in text:
+            real = row[row != 1]
+            assert (real.diff() == 1).all()
+        assert (text[3:] != 1).all()
+        assert (text[:3, 0] == 1).all()
+        phases |= set((text[3:, 0] % 4).tolist())
+        assert (batch[12:] < 260).all()
+    assert phases == {0, 1, 2, 3}
+
+
+def test_a_torn_or_missing_autoencoder_is_never_left(make_run: Any, packed: PackedData, tmp_path: Path) -> None:
+    train, held_out = split_tail(packed)
+    with pytest.raises(TrainerError, match="is not finite"):
+        train_autoencoder(make_run(overrides={"autoencoder.optim.lr": 1e30}), train, held_out)
+    assert not (tmp_path / "runs" / "tiny" / "autoencoder").exists()
