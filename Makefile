@@ -1,0 +1,156 @@
+# Run from the repository's root. `make help` lists targets and variables; each is documented where it is defined.
+
+PYTHON ?= python3
+BIN := .venv/bin
+
+# Adds an option only when its variable is set: $(call option,--steps,$(STEPS))
+option = $(if $(strip $(2)),$(1) '$(strip $(2))')
+# The packed data that train-ae and train-student use by default.
+PACKED := data/packed_toy
+TRAINING = --recipe $(or $(RECIPE),demo) --run $(or $(RUN),toy) --data '$(or $(DATA),$(PACKED))' $(call option,--k,$(K)) \
+	$(call option,--d,$(D)) $(call option,--batch-size,$(BATCH_SIZE)) $(if $(FRESH),--fresh)
+
+PACKAGES := proto/pyproject.toml $(wildcard libs/*/pyproject.toml services/*/pyproject.toml)
+READY := .venv/.ready
+READY_DEV := .venv/.ready-dev
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+##@ Set-up
+
+.PHONY: help
+help: ## Show this
+	@awk 'BEGIN { FS = ":.*## " } \
+		/^##@/ { printf "\n%s\n", substr($$0, 5) } \
+		/^[a-z0-9-]+:.*## / { printf "  %-26s %s\n", $$1, $$2 } \
+		/^#: / { printf "  %-26s %s\n", "", substr($$0, 4) }' $(firstword $(MAKEFILE_LIST))
+
+.PHONY: setup
+setup: $(READY_DEV) ## Make .venv with everything in it, checks and tests included
+#: PYTHON=python3   the Python to make it from, 3.11 or newer
+
+$(READY): constraints.txt tools/bootstrap.py $(PACKAGES)
+	@$(PYTHON) tools/bootstrap.py
+	@touch $@
+
+$(READY_DEV): requirements-dev.txt $(READY)
+	@$(PYTHON) tools/bootstrap.py --dev
+	@touch $@
+
+.PHONY: check-api
+check-api: $(READY) ## Try the chosen teacher for real: settings, keys, addresses, one scored sequence
+#: TEACHER_BACKEND=embedded   see .env.example
+	@$(BIN)/teacher-gateway check
+
+.PHONY: teacher
+teacher: $(READY) ## Make the embedded teacher anew (hours on a CPU; models/stdlib-teacher/ has one)
+	@$(BIN)/python models/make_teacher.py $(ARGS)
+
+##@ The whole job
+
+.PHONY: demo
+demo: $(READY) ## From nothing to a served student: gateway, training, serving, proof, table, results/demo.json
+#: DATA=file.jsonl          train on this instead of the standard library's sources
+#: SERVE=1                  leave inference running
+#: GATEWAY_PORT=50051 INFERENCE_PORT=7860 STATUS_PORT=7861
+#: DEMO_MIN_FREE_GB=3 DEMO_FOLDER=. PROMPTS_FILE=prompts.txt
+	@$(BIN)/python -m tools.demo
+
+##@ Step by step
+
+.PHONY: toy
+toy: $(READY) ## Make data/toy.jsonl of the standard library's sources and pack it to data/packed_toy
+#: K=8   sequences are 2048 tokens long, which must be a multiple of it
+	@$(BIN)/trainer data stdlib --out data/toy.jsonl
+	@$(BIN)/trainer pack data/toy.jsonl --out $(PACKED) --sequence-length 2048 $(call option,--k,$(K))
+
+.PHONY: train-ae
+train-ae: $(READY) ## Train the autoencoder: runs/toy/autoencoder/
+#: K= D= EPOCHS= BATCH_SIZE=   default: the recipe's
+#: DATA=data/packed_toy RECIPE=demo RUN=toy FRESH=1 (start anew instead of going on)
+	@$(BIN)/trainer train autoencoder $(TRAINING) $(call option,--epochs,$(EPOCHS))
+
+.PHONY: train-student
+train-student: $(READY) ## Train the student and publish checkpoints/toy/; starts a gateway where none answers
+#: KD_W= MSE_W= CE_W= STEPS= K= D= BATCH_SIZE=   default: the recipe's
+#: AE_CKPT=runs/toy/autoencoder DATA=data/packed_toy RECIPE=demo RUN=toy FRESH=1
+#: GATEWAY_TARGET=localhost:50051
+	@$(BIN)/python -m tools.gateway -- $(BIN)/trainer train student $(TRAINING) $(call option,--steps,$(STEPS)) \
+		$(call option,--kd-w,$(KD_W)) $(call option,--mse-w,$(MSE_W)) $(call option,--ce-w,$(CE_W)) \
+		$(call option,--ae-checkpoint,$(AE_CKPT))
+
+.PHONY: train-student-venice train-student-vllm-local train-student-vllm-remote
+train-student-venice: ## The same with the Venice API as the teacher (this and the next two: not in this version)
+train-student-vllm-local: ## The same with a vLLM server on this machine
+train-student-vllm-remote: ## The same with another machine's vLLM server
+train-student-venice train-student-vllm-local train-student-vllm-remote:
+	@TEACHER_BACKEND=$(@:train-student-%=%) $(MAKE) --no-print-directory train-student
+
+.PHONY: serve-vllm-local
+serve-vllm-local: $(READY) ## Serve the vllm-local teacher (not in this version; says so)
+	@$(BIN)/teacher-gateway serve --backend vllm-local
+
+.PHONY: infer
+infer: $(READY) ## Continue a prompt with the newest checkpoint
+#: PROMPT='def main():' MAX_TOKENS=64 TEMP=1.0 TOP_P=1.0 SEED=   the same seed gives the same text
+	@$(BIN)/inference infer --prompt "$${PROMPT:-def main():}" $(call option,--max-tokens,$(MAX_TOKENS)) \
+		$(call option,--temp,$(TEMP)) $(call option,--top-p,$(TOP_P)) $(call option,--seed,$(SEED))
+
+.PHONY: serve
+serve: $(READY) ## Serve the newest checkpoint over REST until Ctrl-C
+#: PORT=7860
+	@$(BIN)/inference serve $(call option,--port,$(PORT))
+
+.PHONY: bench
+bench: $(READY) ## Measure decoding beside a token-level model: results/bench_<time>.json
+#: PROMPTS_FILE=prompts.txt MAX_TOKENS=128 TEMP=1.0 TOP_P=1.0 SEED=0
+	@$(BIN)/inference bench --prompts-file '$(or $(PROMPTS_FILE),prompts.txt)' $(call option,--max-tokens,$(MAX_TOKENS)) \
+		$(call option,--temp,$(TEMP)) $(call option,--top-p,$(TOP_P)) $(call option,--seed,$(SEED))
+
+##@ Checks and tests
+
+.PHONY: check
+check: $(READY_DEV) ## Lint, format, types (strict), stubs up to date
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
+	@$(BIN)/mypy $(CODE)
+	@$(BIN)/python -m tools.stubs --check
+
+.PHONY: stubs
+stubs: $(READY_DEV) ## Make the Python stubs of proto/ anew
+	@$(BIN)/python -m tools.stubs
+
+.PHONY: test
+test: $(READY_DEV) ## Every test that needs no Docker engine; test-compose has the others
+#: ARGS=   passed to pytest
+	@$(PYTEST) -m "not docker"
+
+.PHONY: test-fast
+test-fast: $(READY_DEV) ## Tests of a second or so each
+	@$(PYTEST) -m "not docker and not e2e and not slow"
+
+.PHONY: test-e2e
+test-e2e: $(READY_DEV) ## Whole services as processes
+	@$(PYTEST) -m "e2e and not docker"
+
+.PHONY: test-compose
+test-compose: $(READY_DEV) engine ## The default stack in a Docker engine: up, generate, down; every GB10 profile's config
+	@$(PYTEST) -m docker
+
+.PHONY: test-all
+test-all: $(READY_DEV) engine ## Every test there is, in one run
+	@$(PYTEST)
+
+.PHONY: engine
+engine:
+	@docker info >/dev/null 2>&1 || { echo "no Docker engine answers (docker info fails): start one, or leave these tests to a machine that has one" >&2; exit 1; }
+
+.PHONY: clean
+clean: ## Remove what commands made: caches, data, runs, checkpoints, results (not .venv)
+	rm -rf build cache checkpoints data results runs .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name .venv -prune -o \( -name __pycache__ -o -name '*.egg-info' \) -prune -exec rm -rf {} +
+
+CODE := compose libs models proto services tests tools
+# Small matrices: more threads than one only get in each other's way.
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(ARGS)

@@ -1,0 +1,130 @@
+"""The default stack in a real engine, and the GB10 files as far as they can be checked without one."""
+
+import json
+import os
+import socket
+import subprocess
+from collections.abc import Callable, Iterator
+
+import httpx
+import pytest
+
+from tools.demo.settings import ROOT
+
+pytestmark = [pytest.mark.docker, pytest.mark.timeout(1500)]
+
+_GB10 = ("-f", "docker-compose.yml", "-f", "docker-compose.gb10.yml")
+_SERVICES = {"redis", "teacher-gateway", "trainer", "inference"}
+Compose = Callable[..., str]
+
+
+def _compose(*arguments: str, **environment: str) -> str:
+    run = subprocess.run(
+        ["docker", "compose", *arguments],
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, f"docker compose {' '.join(arguments)}:\n{run.stdout}\n{run.stderr}"
+    return run.stdout
+
+
+@pytest.fixture(scope="module")
+def url() -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return f"http://127.0.0.1:{probe.getsockname()[1]}"
+
+
+@pytest.fixture(scope="module")
+def stack(url: str) -> Iterator[Compose]:
+    """The stack, up and healthy, with a recipe of seconds."""
+    environment = {
+        "COMPOSE_PROJECT_NAME": f"latentforge-test-{os.getpid()}",
+        "IMAGE_TAG": "test",
+        "INFERENCE_PORT": url.rpartition(":")[2],
+        "RECIPE": "smoke",
+    }
+
+    def compose(*arguments: str) -> str:
+        return _compose(*arguments, **environment)
+
+    try:
+        try:
+            compose("up", "--build", "--wait", "--quiet-pull")
+        except AssertionError as error:
+            raise AssertionError(f"{error}\n{compose('logs', '--tail', '40')}") from None
+        yield compose
+    finally:
+        compose("down", "--volumes", "--timeout", "20")
+
+
+def test_generate_answers_from_a_checkpoint_that_the_trainer_published(stack: Compose, url: str) -> None:
+    body = {"prompt": "def main():", "max_tokens": 16, "seed": 1}
+    answer = httpx.post(f"{url}/generate", json=body, timeout=60).raise_for_status().json()
+    published = stack("exec", "-T", "trainer", "sh", "-c", "cd checkpoints && echo */*/manifest.json").split()
+    assert f"{answer['checkpoint']}/manifest.json" in published
+    assert answer["checkpoint"].startswith("compose-smoke/")
+    assert len(answer["token_ids"]) == 16
+
+
+def test_every_service_is_healthy_and_nobody_is_root(stack: Compose) -> None:
+    states = [json.loads(line) for line in stack("ps", "--format", "json").splitlines()]
+    assert {s["Service"]: s["Health"] for s in states} == dict.fromkeys(_SERVICES, "healthy")
+    assert all(int(stack("exec", "-T", service, "id", "-u")) > 0 for service in _SERVICES)
+
+
+def test_a_trainer_whose_run_is_done_stays_healthy_and_serves_its_status(stack: Compose) -> None:
+    wait = """
+import json, time, urllib.request
+while True:
+    status = json.load(urllib.request.urlopen("http://127.0.0.1:7861/status"))
+    if status["done"] or status["error"]:
+        break
+    time.sleep(0.5)
+print(json.dumps(status))
+"""
+    status = json.loads(stack("exec", "-T", "trainer", "python", "-c", wait))
+    assert (status["done"], status["error"], status["stage"]) == (True, None, "finished")
+    stack("exec", "-T", "trainer", "python", "healthcheck.py", "http", "7861", "/health")
+
+
+def test_teacher_rows_are_kept_in_redis(stack: Compose) -> None:
+    assert int(stack("exec", "-T", "redis", "redis-cli", "dbsize")) > 0
+
+
+@pytest.mark.parametrize(
+    ("profile", "services"),
+    [
+        ("gb10-single", {"redis", "vllm-teacher", "teacher-gateway", "trainer", "inference"}),
+        ("gb10-dual", {"redis-dual", "teacher-gateway-dual", "trainer-dual", "inference-dual"}),
+        ("gb10-dual-teacher", {"vllm-teacher-dual"}),
+        ("gb10-multinode-head", {"vllm-teacher-head"}),
+        ("gb10-multinode-worker", {"vllm-teacher-worker"}),
+    ],
+)
+def test_gb10_profiles_start_what_belongs_to_the_machine(profile: str, services: set[str]) -> None:
+    no_env = ("--env-file", os.devnull)
+    _compose(*no_env, *_GB10, "--profile", profile, "config", "-q")
+    assert set(_compose(*no_env, *_GB10, "--profile", profile, "config", "--services").split()) == services
+
+
+@pytest.mark.parametrize("profile", ["gb10-single", "gb10-dual-teacher"])
+def test_a_scoring_teacher_has_the_flags_that_keep_its_rows_right(profile: str) -> None:
+    config = json.loads(_compose(*_GB10, "--profile", profile, "config", "--format", "json"))
+    (teacher,) = (s for name, s in config["services"].items() if name.startswith("vllm-teacher"))
+    command = " ".join(teacher["command"])
+    for flag in (
+        "--no-enable-prefix-caching",
+        "--max-logprobs 64",
+        "--max-num-batched-tokens 2048",
+        "--kv-cache-memory-bytes",
+    ):
+        assert flag in command
+    assert "speculative" not in command
+    assert teacher["healthcheck"]["start_period"] == "30m0s"
+    assert teacher["restart"] == "on-failure:3"
+    assert int(teacher["shm_size"]) == 16 * 2**30
+    assert teacher["ulimits"]["memlock"] == -1

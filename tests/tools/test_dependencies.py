@@ -1,0 +1,33 @@
+from pathlib import Path
+
+from tools.dependencies import ROOT, outside_dependencies
+
+_SERVICES = ("teacher-gateway", "trainer", "inference")
+
+
+def _package(root: Path, folder: str, name: str, *dependencies: str) -> None:
+    (root / folder).mkdir(parents=True)
+    listed = ", ".join(f'"{d}"' for d in dependencies)
+    (root / folder / "pyproject.toml").write_text(f'[project]\nname = "{name}"\ndependencies = [{listed}]\n')
+
+
+def test_dependencies_of_our_own_packages_are_followed(tmp_path: Path) -> None:
+    _package(tmp_path, "proto", "latentforge-proto", "grpcio")
+    _package(tmp_path, "libs/core", "latentforge-core", "latentforge-proto", "numpy>=2")
+    _package(tmp_path, "services/one", "latentforge-one", "latentforge-core", "typer[all]")
+    _package(tmp_path, "services/two", "latentforge-two", "torch")
+    assert outside_dependencies(tmp_path / "services/one", tmp_path) == ["grpcio", "numpy>=2", "typer[all]"]
+
+
+def test_everything_that_a_service_installs_is_pinned() -> None:
+    pins = {line.partition("==")[0].lower() for line in (ROOT / "constraints.txt").read_text().splitlines()}
+    for service in _SERVICES:
+        wanted = {d.lower().replace("_", "-") for d in outside_dependencies(ROOT / "services" / service)}
+        assert wanted <= {pin.replace("_", "-") for pin in pins}, service
+
+
+def test_no_service_depends_on_another() -> None:
+    for service in _SERVICES:
+        text = (ROOT / "services" / service / "pyproject.toml").read_text()
+        others = [f'"latentforge-{other}"' for other in _SERVICES if other != service]
+        assert not any(other in text.partition("dependencies")[2].splitlines()[0] for other in others)

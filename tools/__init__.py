@@ -1,0 +1,1 @@
+"""What the Makefile runs besides the services: set-up, stubs, the demo."""

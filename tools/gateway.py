@@ -1,0 +1,100 @@
+"""Runs a command with a teacher-gateway: the one that answers already, or one started for as long as the command takes.
+
+Usage: python -m tools.gateway -- trainer train student ...
+"""
+
+import asyncio
+import sys
+from pathlib import Path
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from pydantic import Field
+
+from latentforge.core.settings import ServiceSettings, SettingsError, load_settings
+from latentforge.core.teacher_client import TeacherClient, TeacherError
+from tools.processes import ChildError, Children, StoppedError, stop_on_signals
+
+START_SECONDS = 120.0
+_LOGS = Path("runs") / "logs"
+_LOCAL = {"localhost", "127.0.0.1", "[::1]"}
+
+
+class GatewayChoice(ServiceSettings):
+    """Which gateway is meant, and with which teacher where that was said."""
+
+    gateway_target: str | None = Field(None, pattern=r"^\S+:\d+$", description="host:port; unset is GATEWAY_PORT here.")
+    gateway_port: int = Field(50051, ge=1, le=65535, description="Port of a gateway on this machine.")
+    teacher_backend: str | None = Field(None, description="Refuse a running gateway that has another one.")
+
+    @property
+    def target(self) -> str:
+        return self.gateway_target or f"localhost:{self.gateway_port}"
+
+
+def gateway_answers(target: str) -> bool:
+    """Whether a gateway at host:port says that it serves."""
+    with grpc.insecure_channel(target) as channel:
+        try:
+            answer = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=2)
+        except grpc.RpcError:
+            return False
+    return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
+
+
+def gateway_command() -> list[str]:
+    """The gateway's command line; its port comes from GATEWAY_PORT."""
+    return [str(Path(sys.executable).with_name("teacher-gateway")), "serve"]
+
+
+async def backend_of(target: str) -> str:
+    """The backend of the gateway at host:port."""
+    async with TeacherClient(target, timeout=10) as client:
+        return (await client.teacher()).backend
+
+
+def run_with_gateway(command: list[str]) -> None:
+    """Runs ``command`` on our terminal.
+
+    Raises:
+        ChildError: it failed, the gateway did not start, or the one that answers has another teacher.
+        TeacherError: the gateway that answers does not say what it has.
+        TimeoutError: the gateway did not come up.
+    """
+    settings = load_settings(GatewayChoice)
+    target = settings.target
+    host, _, port = target.rpartition(":")
+    environment = {"GATEWAY_TARGET": target, "GATEWAY_PORT": port}
+    with stop_on_signals(), Children(_LOGS, env=environment) as children:
+        if gateway_answers(target):
+            backend = asyncio.run(backend_of(target))
+            if settings.teacher_backend not in (None, backend):
+                raise ChildError(
+                    f"TEACHER_BACKEND={settings.teacher_backend}, but the gateway that answers at {target} has "
+                    f"{backend}; stop it, or choose another GATEWAY_PORT"
+                )
+        elif host not in _LOCAL:
+            raise ChildError(
+                f"no teacher-gateway answers at GATEWAY_TARGET={target}; start it there, "
+                "or unset GATEWAY_TARGET to have one started here"
+            )
+        else:
+            sys.stderr.write(f"starting a teacher-gateway at {target} for as long as this takes\n")
+            children.start("teacher-gateway", gateway_command())
+            children.wait_until(lambda: gateway_answers(target), "starting the teacher-gateway", seconds=START_SECONDS)
+        children.finish(children.start(Path(command[0]).name, command, visible=True))
+
+
+def main(arguments: list[str]) -> int:
+    try:
+        run_with_gateway(arguments[1:] if arguments[:1] == ["--"] else arguments)
+    except StoppedError as stopped:
+        return stopped.exit_code
+    except (ChildError, SettingsError, TeacherError, TimeoutError) as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
