@@ -4,6 +4,7 @@ Usage: python -m tools.gateway -- trainer train student ...
 """
 
 import asyncio
+import os
 import sys
 from pathlib import Path
 
@@ -64,7 +65,13 @@ def run_with_gateway(command: list[str]) -> None:
     settings = load_settings(GatewayChoice)
     target = settings.target
     host, _, port = target.rpartition(":")
-    environment = {"GATEWAY_TARGET": target, "GATEWAY_PORT": port}
+    environment = {
+        "GATEWAY_TARGET": target,
+        "GATEWAY_PORT": port,
+        # It shares the cores with the command: one thread, unless told otherwise, that does not spin while it waits.
+        "TORCH_THREADS": os.environ.get("TORCH_THREADS", "1"),
+        "OMP_WAIT_POLICY": "PASSIVE",
+    }
     with stop_on_signals(), Children(_LOGS, env=environment) as children:
         if gateway_answers(target):
             backend = asyncio.run(backend_of(target))

@@ -45,7 +45,8 @@ class Demo:
             "CHECKPOINT_RUN": self.run_name,
             "CHECKPOINTS_DIR": "checkpoints",
             "RUNS_DIR": "runs",
-            # Three services share the cores: a thread that waits must not spin.
+            # Three services share the cores: one thread each, and a thread that waits must not spin.
+            "TORCH_THREADS": "1",
             "OMP_WAIT_POLICY": "PASSIVE",
         }
 
