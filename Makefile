@@ -44,7 +44,7 @@ check-api: $(READY) ## Try the chosen teacher for real: settings, keys, addresse
 	@$(BIN)/teacher-gateway check
 
 .PHONY: teacher
-teacher: $(READY) ## Make the embedded teacher anew (hours on a CPU; models/stdlib-teacher/ has one)
+teacher: $(READY) ## Make the embedded teacher anew (an hour of two cores; models/stdlib-teacher/ has one)
 	@$(BIN)/python models/make_teacher.py $(ARGS)
 
 ##@ The whole job
