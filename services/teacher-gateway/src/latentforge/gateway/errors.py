@@ -1,11 +1,26 @@
 """Refusals as gRPC statuses with google.rpc details."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import grpc
-from google.protobuf import any_pb2
+from google.protobuf import any_pb2, duration_pb2
+from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped]
+
+from latentforge.gateway.backends.base import BackendError, FailureKind
+
+_DOMAIN = "teacher-gateway.latentforge"
+_CODES = {
+    FailureKind.REFUSED: grpc.StatusCode.INVALID_ARGUMENT,
+    FailureKind.MISCONFIGURED: grpc.StatusCode.FAILED_PRECONDITION,
+    FailureKind.FORBIDDEN: grpc.StatusCode.PERMISSION_DENIED,
+    FailureKind.NOT_FOUND: grpc.StatusCode.NOT_FOUND,
+    FailureKind.BUSY: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    FailureKind.GONE: grpc.StatusCode.UNAVAILABLE,
+    FailureKind.TOO_SLOW: grpc.StatusCode.DEADLINE_EXCEEDED,
+    FailureKind.BROKEN: grpc.StatusCode.INTERNAL,
+}
 
 
 @dataclass(frozen=True)
@@ -17,28 +32,67 @@ class Violation:
 
 
 class ApiError(Exception):
-    """What a call ends with; ``violations`` become google.rpc.BadRequest."""
+    """What a call ends with.
 
-    def __init__(self, code: grpc.StatusCode, message: str, violations: Sequence[Violation] = ()) -> None:
+    Args:
+        code: the gRPC status.
+        message: what is wrong and what to do; reads well without the details.
+        violations: become google.rpc.BadRequest.
+        reason: UPPER_SNAKE_CASE, becomes google.rpc.ErrorInfo, so that a program can tell causes apart.
+        retry_after: seconds, becomes google.rpc.RetryInfo.
+    """
+
+    def __init__(
+        self,
+        code: grpc.StatusCode,
+        message: str,
+        violations: Sequence[Violation] = (),
+        *,
+        reason: str | None = None,
+        retry_after: float | None = None,
+    ) -> None:
         super().__init__(message)
         self.code = code
         self.message = message
         self.violations = tuple(violations)
+        self.reason = reason
+        self.retry_after = retry_after
 
     def status(self) -> status_pb2.Status:
-        status = status_pb2.Status(code=self.code.value[0], message=self.message)
+        return status_pb2.Status(
+            code=self.code.value[0], message=self.message, details=[_any(detail) for detail in self._details()]
+        )
+
+    def _details(self) -> Iterator[Message]:
         if self.violations:
-            detail = any_pb2.Any()
-            detail.Pack(
-                error_details_pb2.BadRequest(
-                    field_violations=[
-                        error_details_pb2.BadRequest.FieldViolation(field=v.field, description=v.description)
-                        for v in self.violations
-                    ]
-                )
+            yield error_details_pb2.BadRequest(
+                field_violations=[
+                    error_details_pb2.BadRequest.FieldViolation(field=v.field, description=v.description)
+                    for v in self.violations
+                ]
             )
-            status.details.append(detail)
-        return status
+        if self.reason is not None:
+            yield error_details_pb2.ErrorInfo(reason=self.reason, domain=_DOMAIN)
+        if self.retry_after is not None:
+            delay = duration_pb2.Duration()
+            delay.FromMilliseconds(round(1000 * self.retry_after))
+            yield error_details_pb2.RetryInfo(retry_delay=delay)
+
+
+def _any(message: Message) -> any_pb2.Any:
+    packed = any_pb2.Any()
+    packed.Pack(message)
+    return packed
+
+
+def teacher_failed(error: BackendError) -> ApiError:
+    """The status that tells a caller whose fault it was and whether to ask again."""
+    return ApiError(
+        _CODES[error.kind],
+        f"the teacher failed: {error}",
+        reason=f"TEACHER_{error.kind.name}",
+        retry_after=error.retry_after,
+    )
 
 
 def invalid_argument(violations: Sequence[Violation]) -> ApiError:

@@ -4,7 +4,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, NoReturn
 
 import grpc
 from grpc_status import rpc_status
@@ -13,7 +13,7 @@ from latentforge.core.sparse_rows import LogprobDtype
 from latentforge.core.wire import dtype_from_proto, rows_to_proto
 from latentforge.gateway import validation
 from latentforge.gateway.backends.base import BackendError, TeacherDescription, TokenIds
-from latentforge.gateway.errors import ApiError
+from latentforge.gateway.errors import ApiError, teacher_failed
 from latentforge.gateway.teacher import Answer, Teacher
 from latentforge.teacher.v1 import teacher_pb2 as pb
 from latentforge.teacher.v1.teacher_pb2_grpc import TeacherServiceServicer
@@ -53,11 +53,10 @@ class TeacherServicer(TeacherServiceServicer):
         try:
             yield self._ready_teacher()
         except ApiError as error:
-            status = rpc_status.to_status(error.status())
-            await context.abort(status.code, status.details, status.trailing_metadata)
+            await _abort(context, error)
         except BackendError as error:
             _log.error("the teacher failed: %s", error)
-            await context.abort(grpc.StatusCode.INTERNAL, f"the teacher failed: {error}")
+            await _abort(context, teacher_failed(error))
         finally:
             self._calls -= 1
             if self._calls == 0:
@@ -115,8 +114,8 @@ class TeacherServicer(TeacherServiceServicer):
                     yield pb.ScoreBatchResponse(index=index, error=error.status())
             async for scored in teacher.score_many(good, top_k, dtype):
                 if scored.answer is None:
-                    failure = ApiError(grpc.StatusCode.INTERNAL, f"the teacher failed: {scored.error}")
-                    yield pb.ScoreBatchResponse(index=scored.index, error=failure.status())
+                    assert scored.error is not None
+                    yield pb.ScoreBatchResponse(index=scored.index, error=teacher_failed(scored.error).status())
                 else:
                     response = _score_response(scored.answer, dtype, about)
                     yield pb.ScoreBatchResponse(index=scored.index, score=response)
@@ -176,6 +175,12 @@ class TeacherServicer(TeacherServiceServicer):
                 errors=report.scoring.errors,
                 saved_seconds=report.scoring.saved_seconds,
             )
+
+
+async def _abort(context: Context, error: ApiError) -> NoReturn:
+    status = rpc_status.to_status(error.status())
+    await context.abort(status.code, status.details, status.trailing_metadata)
+    raise AssertionError("abort always raises")
 
 
 def _provenance(about: TeacherDescription, *, cache_hit: bool = False, milliseconds: float = 0.0) -> pb.Provenance:

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Protocol
 
 import numpy as np
@@ -104,5 +105,30 @@ class Backend(Protocol):
     async def close(self) -> None: ...
 
 
+class FailureKind(StrEnum):
+    """Why a teacher did not answer, by who can do something about it."""
+
+    REFUSED = "refused"  # the request is one that this teacher does not take
+    MISCONFIGURED = "misconfigured"  # the gateway's key, credit or settings
+    FORBIDDEN = "forbidden"
+    NOT_FOUND = "not found"
+    BUSY = "busy"  # limits, ours or the teacher's: later it works
+    GONE = "gone"  # it does not answer, or answers that it cannot now
+    TOO_SLOW = "too slow"
+    BROKEN = "broken"  # it answers what it must not
+
+
 class BackendError(RuntimeError):
-    """A teacher that cannot be loaded or failed while answering, and why."""
+    """A teacher that cannot be loaded or failed while answering, and why.
+
+    Attributes:
+        kind: what sort of failure it is.
+        retry_after: seconds after which to ask again, where that is known.
+    """
+
+    def __init__(
+        self, message: str, kind: FailureKind = FailureKind.BROKEN, *, retry_after: float | None = None
+    ) -> None:
+        super().__init__(message)
+        self.kind = kind
+        self.retry_after = retry_after

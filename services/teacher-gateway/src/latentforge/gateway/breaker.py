@@ -1,0 +1,76 @@
+"""Leaves a failing dependency alone for a while."""
+
+import time
+from collections import deque
+from collections.abc import Callable
+
+
+class Breaker:
+    """Opens after ``failures`` failures within ``window`` seconds, and stays open for ``pause`` seconds.
+
+    After the pause one caller at a time may try (half-open): success closes the breaker, failure opens it again.
+    Ask :meth:`allows` before each try and report its end to :meth:`succeeded`, :meth:`failed` or :meth:`abandoned`.
+
+    Args:
+        on_change: called with True when it opens and with False when it closes.
+        clock: seconds, monotonic; tests give their own.
+    """
+
+    def __init__(
+        self,
+        failures: int,
+        window: float,
+        pause: float,
+        *,
+        on_change: Callable[[bool], None] = lambda is_open: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._limit, self._window, self._pause = failures, window, pause
+        self._on_change, self._clock = on_change, clock
+        self._failed_at: deque[float] = deque()
+        self._opened_at: float | None = None
+        self._probing = False
+
+    @property
+    def is_open(self) -> bool:
+        """Open or half-open: it has not been seen to work again."""
+        return self._opened_at is not None
+
+    @property
+    def seconds_left(self) -> float:
+        """Until a try may be made; 0 while one may."""
+        if self._opened_at is None:
+            return 0.0
+        return max(0.0, self._opened_at + self._pause - self._clock())
+
+    def allows(self) -> bool:
+        """Whether to try now. While half-open only one try is let through at a time."""
+        if self._opened_at is None:
+            return True
+        if self._probing or self.seconds_left > 0:
+            return False
+        self._probing = True
+        return True
+
+    def succeeded(self) -> None:
+        self._probing = False
+        self._failed_at.clear()
+        if self._opened_at is not None:
+            self._opened_at = None
+            self._on_change(False)
+
+    def failed(self) -> None:
+        now = self._clock()
+        self._failed_at.append(now)
+        while self._failed_at[0] <= now - self._window:
+            self._failed_at.popleft()
+        if self._probing or (self._opened_at is None and len(self._failed_at) >= self._limit):
+            was_open = self._opened_at is not None
+            self._opened_at = now
+            self._probing = False
+            if not was_open:
+                self._on_change(True)
+
+    def abandoned(self) -> None:
+        """The try was cancelled and says nothing."""
+        self._probing = False
