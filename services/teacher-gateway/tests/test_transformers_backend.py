@@ -40,7 +40,7 @@ def assert_rows_are(rows: SparseRows, logprobs_nv: Any, token_ids: Any, k: int) 
 async def test_row_r_is_the_distribution_for_token_first_position_plus_r(
     make_settings: Callable[..., Any], known_teacher: Any
 ) -> None:
-    teacher = build_backend(make_settings(embedded_teacher_path=known_teacher.folder))
+    teacher = build_backend(make_settings(embedded_teacher_path=known_teacher.folder), Metrics())
     await teacher.load()
     token_ids = ids_of(0, 40, 64)
     (rows,) = await teacher.score([token_ids], 5)
@@ -58,7 +58,7 @@ async def test_row_r_is_the_distribution_for_token_first_position_plus_r(
 async def test_batches_of_mixed_lengths_equal_a_float64_reference(
     make_settings: Callable[..., Any], random_teacher: Path, reference: Callable[..., Any], max_batch_tokens: int
 ) -> None:
-    teacher = build_backend(make_settings(max_batch_tokens=max_batch_tokens))
+    teacher = build_backend(make_settings(max_batch_tokens=max_batch_tokens), Metrics())
     await teacher.load()
     sequences = [ids_of(i, length, 300) for i, length in enumerate([7, 2, 31, 12, 31, 3])]
     answers = await teacher.score(sequences, 20)
@@ -93,7 +93,7 @@ async def test_revision_changes_with_weights_and_with_configuration(
         elif change == "config":
             text = (folder / "config.json").read_text()
             (folder / "config.json").write_text(text.replace('"rms_norm_eps": 1e-06', '"rms_norm_eps": 1e-05'))
-        teacher = build_backend(make_settings(embedded_teacher_path=folder))
+        teacher = build_backend(make_settings(embedded_teacher_path=folder), Metrics())
         await teacher.load()
         revisions.add(teacher.description.revision)
         await teacher.close()
@@ -140,7 +140,7 @@ async def test_logits_that_are_not_finite_are_an_error_and_no_rows(
     with torch.no_grad():
         model.lm_head.weight[200, 0] = float("nan")
     model.save_pretrained(tmp_path)
-    teacher = build_backend(make_settings(embedded_teacher_path=tmp_path))
+    teacher = build_backend(make_settings(embedded_teacher_path=tmp_path), Metrics())
     await teacher.load()
     with pytest.raises(BackendError, match="not finite"):
         await teacher.score([ids_of(0, 5, 300)], 4)
@@ -162,7 +162,7 @@ async def test_logits_that_are_not_finite_are_an_error_and_no_rows(
 async def test_a_teacher_that_cannot_be_loaded_says_what_to_set(
     make_settings: Callable[..., Any], changes: dict[str, Any], message: str
 ) -> None:
-    teacher = build_backend(make_settings(**changes))
+    teacher = build_backend(make_settings(**changes), Metrics())
     with pytest.raises(BackendError, match=message):
         await teacher.load()
     await teacher.close()
@@ -170,7 +170,7 @@ async def test_a_teacher_that_cannot_be_loaded_says_what_to_set(
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 async def test_a_gpu_that_is_not_there_is_named(make_settings: Callable[..., Any]) -> None:
-    teacher = build_backend(make_settings(teacher_device="cuda:0"))
+    teacher = build_backend(make_settings(teacher_device="cuda:0"), Metrics())
     with pytest.raises(BackendError, match=r"TEACHER_DEVICE=cuda:0, but .* finds no GPU; use cpu or auto"):
         await teacher.load()
     await teacher.close()

@@ -25,59 +25,61 @@ _sym_db = _symbol_database.Default()
 from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$latentforge/teacher/v1/teacher.proto\x12\x16latentforge.teacher.v1\x1a\x17google/rpc/status.proto\"\x13\n\x11GetTeacherRequest\"\xff\x02\n\x12GetTeacherResponse\x12\x0f\n\x07\x62\x61\x63kend\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x10\n\x08revision\x18\x03 \x01(\t\x12\x14\n\x0cquantization\x18\x04 \x01(\t\x12\x0e\n\x06\x65ngine\x18\x05 \x01(\t\x12\x11\n\tcan_score\x18\x06 \x01(\x08\x12\x14\n\x0c\x63\x61n_generate\x18\x07 \x01(\x08\x12\x11\n\tmax_top_k\x18\x08 \x01(\r\x12\x1b\n\x13max_sequence_length\x18\t \x01(\r\x12\x12\n\nvocab_size\x18\n \x01(\r\x12\x1d\n\x15tokenizer_fingerprint\x18\x0b \x01(\t\x12;\n\rlogprobs_mode\x18\x0c \x01(\x0e\x32$.latentforge.teacher.v1.LogprobsMode\x12\x37\n\x0bid_fidelity\x18\r \x01(\x0e\x32\".latentforge.teacher.v1.IdFidelity\x12\x0f\n\x07healthy\x18\x0e \x01(\x08\"\x8e\x02\n\nSparseRows\x12\x10\n\x08num_rows\x18\x01 \x01(\r\x12\r\n\x05top_k\x18\x02 \x01(\r\x12\x16\n\x0e\x66irst_position\x18\x03 \x01(\r\x12;\n\rlogprob_dtype\x18\x04 \x01(\x0e\x32$.latentforge.teacher.v1.LogprobDtype\x12\x0b\n\x03ids\x18\x05 \x01(\x0c\x12\x10\n\x08logprobs\x18\x06 \x01(\x0c\x12\x0e\n\x06\x63ounts\x18\x07 \x01(\x0c\x12\x19\n\x11realised_logprobs\x18\x08 \x01(\x0c\x12\x16\n\x0erealised_ranks\x18\t \x01(\x0c\x12\x11\n\ttail_mass\x18\n \x01(\x0c\x12\x15\n\runmapped_mass\x18\x0b \x01(\x0c\"w\n\nProvenance\x12\x0f\n\x07\x62\x61\x63kend\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x10\n\x08revision\x18\x03 \x01(\t\x12\x0e\n\x06\x65ngine\x18\x04 \x01(\t\x12\x11\n\tcache_hit\x18\x05 \x01(\x08\x12\x14\n\x0cmilliseconds\x18\x06 \x01(\x01\"\x8c\x01\n\x0cScoreRequest\x12\x1d\n\x15tokenizer_fingerprint\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12\r\n\x05top_k\x18\x03 \x01(\r\x12;\n\rlogprob_dtype\x18\x04 \x01(\x0e\x32$.latentforge.teacher.v1.LogprobDtype\"y\n\rScoreResponse\x12\x30\n\x04rows\x18\x01 \x01(\x0b\x32\".latentforge.teacher.v1.SparseRows\x12\x36\n\nprovenance\x18\x02 \x01(\x0b\x32\".latentforge.teacher.v1.Provenance\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\r\"\xb3\x01\n\x11ScoreBatchRequest\x12\x1d\n\x15tokenizer_fingerprint\x18\x01 \x01(\t\x12\x33\n\tsequences\x18\x02 \x03(\x0b\x32 .latentforge.teacher.v1.TokenIds\x12\r\n\x05top_k\x18\x03 \x01(\r\x12;\n\rlogprob_dtype\x18\x04 \x01(\x0e\x32$.latentforge.teacher.v1.LogprobDtype\"\x8a\x01\n\x12ScoreBatchResponse\x12\r\n\x05index\x18\x01 \x01(\r\x12\x36\n\x05score\x18\x02 \x01(\x0b\x32%.latentforge.teacher.v1.ScoreResponseH\x00\x12#\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x42\x08\n\x06result\",\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"=\n\x04\x43hat\x12\x35\n\x08messages\x18\x01 \x03(\x0b\x32#.latentforge.teacher.v1.ChatMessage\"\xf7\x02\n\x0fGenerateRequest\x12\x1d\n\x15tokenizer_fingerprint\x18\x01 \x01(\t\x12\x35\n\ttoken_ids\x18\x02 \x01(\x0b\x32 .latentforge.teacher.v1.TokenIdsH\x00\x12\x0e\n\x04text\x18\x03 \x01(\tH\x00\x12,\n\x04\x63hat\x18\x04 \x01(\x0b\x32\x1c.latentforge.teacher.v1.ChatH\x00\x12\x12\n\nmax_tokens\x18\x05 \x01(\r\x12\x13\n\x0btemperature\x18\x06 \x01(\x02\x12\x12\n\x05top_p\x18\x07 \x01(\x02H\x01\x88\x01\x01\x12\x11\n\x04seed\x18\x08 \x01(\x04H\x02\x88\x01\x01\x12\t\n\x01n\x18\t \x01(\r\x12\r\n\x05top_k\x18\n \x01(\r\x12;\n\rlogprob_dtype\x18\x0b \x01(\x0e\x32$.latentforge.teacher.v1.LogprobDtype\x12\x0c\n\x04stop\x18\x0c \x03(\tB\x08\n\x06promptB\x08\n\x06_top_pB\x07\n\x05_seed\"\x83\x02\n\x10GenerateResponse\x12\r\n\x05index\x18\x01 \x01(\r\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12\x0c\n\x04text\x18\x03 \x01(\t\x12\x30\n\x04rows\x18\x04 \x01(\x0b\x32\".latentforge.teacher.v1.SparseRows\x12;\n\rfinish_reason\x18\x05 \x01(\x0e\x32$.latentforge.teacher.v1.FinishReason\x12\x18\n\x10prompt_token_ids\x18\x06 \x03(\r\x12\x36\n\nprovenance\x18\x07 \x01(\x0b\x32\".latentforge.teacher.v1.Provenance\"X\n\x0fTokenizeRequest\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12,\n\x04\x63hat\x18\x02 \x01(\x0b\x32\x1c.latentforge.teacher.v1.ChatH\x00\x42\x07\n\x05input\"D\n\x10TokenizeResponse\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12\x1d\n\x15tokenizer_fingerprint\x18\x02 \x01(\t\"E\n\x11\x44\x65tokenizeRequest\x12\x1d\n\x15tokenizer_fingerprint\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\"\"\n\x12\x44\x65tokenizeResponse\x12\x0c\n\x04text\x18\x01 \x01(\t\"\x16\n\x14GetCacheStatsRequest\"\xe4\x01\n\x15GetCacheStatsResponse\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0f\n\x07healthy\x18\x02 \x01(\x08\x12\x0c\n\x04hits\x18\x03 \x01(\x04\x12\x0e\n\x06misses\x18\x04 \x01(\x04\x12\x17\n\x0frows_from_cache\x18\x05 \x01(\x04\x12\x15\n\rrows_computed\x18\x06 \x01(\x04\x12\x0f\n\x07\x65ntries\x18\x07 \x01(\x04\x12\r\n\x05\x62ytes\x18\x08 \x01(\x04\x12\x17\n\x0f\x63orrupt_entries\x18\t \x01(\x04\x12\x0e\n\x06\x65rrors\x18\n \x01(\x04\x12\x15\n\rsaved_seconds\x18\x0b \x01(\x01*X\n\nIdFidelity\x12\x1b\n\x17ID_FIDELITY_UNSPECIFIED\x10\x00\x12\x15\n\x11ID_FIDELITY_EXACT\x10\x01\x12\x16\n\x12ID_FIDELITY_MAPPED\x10\x02*a\n\x0cLogprobsMode\x12\x1d\n\x19LOGPROBS_MODE_UNSPECIFIED\x10\x00\x12\x15\n\x11LOGPROBS_MODE_RAW\x10\x01\x12\x1b\n\x17LOGPROBS_MODE_PROCESSED\x10\x02*c\n\x0cLogprobDtype\x12\x1d\n\x19LOGPROB_DTYPE_UNSPECIFIED\x10\x00\x12\x19\n\x15LOGPROB_DTYPE_FLOAT16\x10\x01\x12\x19\n\x15LOGPROB_DTYPE_FLOAT32\x10\x02*_\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x32\xc5\x05\n\x0eTeacherService\x12\x63\n\nGetTeacher\x12).latentforge.teacher.v1.GetTeacherRequest\x1a*.latentforge.teacher.v1.GetTeacherResponse\x12T\n\x05Score\x12$.latentforge.teacher.v1.ScoreRequest\x1a%.latentforge.teacher.v1.ScoreResponse\x12\x65\n\nScoreBatch\x12).latentforge.teacher.v1.ScoreBatchRequest\x1a*.latentforge.teacher.v1.ScoreBatchResponse0\x01\x12_\n\x08Generate\x12\'.latentforge.teacher.v1.GenerateRequest\x1a(.latentforge.teacher.v1.GenerateResponse0\x01\x12]\n\x08Tokenize\x12\'.latentforge.teacher.v1.TokenizeRequest\x1a(.latentforge.teacher.v1.TokenizeResponse\x12\x63\n\nDetokenize\x12).latentforge.teacher.v1.DetokenizeRequest\x1a*.latentforge.teacher.v1.DetokenizeResponse\x12l\n\rGetCacheStats\x12,.latentforge.teacher.v1.GetCacheStatsRequest\x1a-.latentforge.teacher.v1.GetCacheStatsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$latentforge/teacher/v1/teacher.proto\x12\x16latentforge.teacher.v1\x1a\x17google/rpc/status.proto\"\x13\n\x11GetTeacherRequest\"\x9a\x03\n\x12GetTeacherResponse\x12\x0f\n\x07\x62\x61\x63kend\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x10\n\x08revision\x18\x03 \x01(\t\x12\x14\n\x0cquantization\x18\x04 \x01(\t\x12\x0e\n\x06\x65ngine\x18\x05 \x01(\t\x12\x11\n\tcan_score\x18\x06 \x01(\x08\x12\x14\n\x0c\x63\x61n_generate\x18\x07 \x01(\x08\x12\x11\n\tmax_top_k\x18\x08 \x01(\r\x12\x1b\n\x13max_sequence_length\x18\t \x01(\r\x12\x12\n\nvocab_size\x18\n \x01(\r\x12\x1d\n\x15tokenizer_fingerprint\x18\x0b \x01(\t\x12;\n\rlogprobs_mode\x18\x0c \x01(\x0e\x32$.latentforge.teacher.v1.LogprobsMode\x12\x37\n\x0bid_fidelity\x18\r \x01(\x0e\x32\".latentforge.teacher.v1.IdFidelity\x12\x0f\n\x07healthy\x18\x0e \x01(\x08\x12\x19\n\x11\x63hat_prompts_only\x18\x0f \x01(\x08\"\x9e\x02\n\nSparseRows\x12\x10\n\x08num_rows\x18\x01 \x01(\r\x12\r\n\x05top_k\x18\x02 \x01(\r\x12\x16\n\x0e\x66irst_position\x18\x03 \x01(\r\x12;\n\rlogprob_dtype\x18\x04 \x01(\x0e\x32$.latentforge.teacher.v1.LogprobDtype\x12\x0b\n\x03ids\x18\x05 \x01(\x0c\x12\x10\n\x08logprobs\x18\x06 \x01(\x0c\x12\x0e\n\x06\x63ounts\x18\x07 \x01(\x0c\x12\x19\n\x11realised_logprobs\x18\x08 \x01(\x0c\x12\x16\n\x0erealised_ranks\x18\t \x01(\x0c\x12\x11\n\ttail_mass\x18\n \x01(\x0c\x12\x15\n\runmapped_mass\x18\x0b \x01(\x0c\x12\x0e\n\x06packed\x18\x0c \x01(\x0c\"w\n\nProvenance\x12\x0f\n\x07\x62\x61\x63kend\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x10\n\x08revision\x18\x03 \x01(\t\x12\x0e\n\x06\x65ngine\x18\x04 \x01(\t\x12\x11\n\tcache_hit\x18\x05 \x01(\x08\x12\x14\n\x0cmilliseconds\x18\x06 \x01(\x01\"\xc7\x01\n\x0cScoreRequest\x12\x1d\n\x15tokenizer_fingerprint\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12\r\n\x05top_k\x18\x03 \x01(\r\x12;\n\rlogprob_dtype\x18\x04 \x01(\x0e\x32$.latentforge.teacher.v1.LogprobDtype\x12\x39\n\x0crow_encoding\x18\x05 \x01(\x0e\x32#.latentforge.teacher.v1.RowEncoding\"y\n\rScoreResponse\x12\x30\n\x04rows\x18\x01 \x01(\x0b\x32\".latentforge.teacher.v1.SparseRows\x12\x36\n\nprovenance\x18\x02 \x01(\x0b\x32\".latentforge.teacher.v1.Provenance\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\r\"\xee\x01\n\x11ScoreBatchRequest\x12\x1d\n\x15tokenizer_fingerprint\x18\x01 \x01(\t\x12\x33\n\tsequences\x18\x02 \x03(\x0b\x32 .latentforge.teacher.v1.TokenIds\x12\r\n\x05top_k\x18\x03 \x01(\r\x12;\n\rlogprob_dtype\x18\x04 \x01(\x0e\x32$.latentforge.teacher.v1.LogprobDtype\x12\x39\n\x0crow_encoding\x18\x05 \x01(\x0e\x32#.latentforge.teacher.v1.RowEncoding\"\x8a\x01\n\x12ScoreBatchResponse\x12\r\n\x05index\x18\x01 \x01(\r\x12\x36\n\x05score\x18\x02 \x01(\x0b\x32%.latentforge.teacher.v1.ScoreResponseH\x00\x12#\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x42\x08\n\x06result\",\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"=\n\x04\x43hat\x12\x35\n\x08messages\x18\x01 \x03(\x0b\x32#.latentforge.teacher.v1.ChatMessage\"\xf7\x02\n\x0fGenerateRequest\x12\x1d\n\x15tokenizer_fingerprint\x18\x01 \x01(\t\x12\x35\n\ttoken_ids\x18\x02 \x01(\x0b\x32 .latentforge.teacher.v1.TokenIdsH\x00\x12\x0e\n\x04text\x18\x03 \x01(\tH\x00\x12,\n\x04\x63hat\x18\x04 \x01(\x0b\x32\x1c.latentforge.teacher.v1.ChatH\x00\x12\x12\n\nmax_tokens\x18\x05 \x01(\r\x12\x13\n\x0btemperature\x18\x06 \x01(\x02\x12\x12\n\x05top_p\x18\x07 \x01(\x02H\x01\x88\x01\x01\x12\x11\n\x04seed\x18\x08 \x01(\x04H\x02\x88\x01\x01\x12\t\n\x01n\x18\t \x01(\r\x12\r\n\x05top_k\x18\n \x01(\r\x12;\n\rlogprob_dtype\x18\x0b \x01(\x0e\x32$.latentforge.teacher.v1.LogprobDtype\x12\x0c\n\x04stop\x18\x0c \x03(\tB\x08\n\x06promptB\x08\n\x06_top_pB\x07\n\x05_seed\"\x93\x02\n\x10GenerateResponse\x12\r\n\x05index\x18\x01 \x01(\r\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12\x0c\n\x04text\x18\x03 \x01(\t\x12\x30\n\x04rows\x18\x04 \x01(\x0b\x32\".latentforge.teacher.v1.SparseRows\x12;\n\rfinish_reason\x18\x05 \x01(\x0e\x32$.latentforge.teacher.v1.FinishReason\x12\x18\n\x10prompt_token_ids\x18\x06 \x03(\r\x12\x36\n\nprovenance\x18\x07 \x01(\x0b\x32\".latentforge.teacher.v1.Provenance\x12\x0e\n\x06\x64\x65tail\x18\x08 \x01(\t\"X\n\x0fTokenizeRequest\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12,\n\x04\x63hat\x18\x02 \x01(\x0b\x32\x1c.latentforge.teacher.v1.ChatH\x00\x42\x07\n\x05input\"D\n\x10TokenizeResponse\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12\x1d\n\x15tokenizer_fingerprint\x18\x02 \x01(\t\"E\n\x11\x44\x65tokenizeRequest\x12\x1d\n\x15tokenizer_fingerprint\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\"\"\n\x12\x44\x65tokenizeResponse\x12\x0c\n\x04text\x18\x01 \x01(\t\"\x16\n\x14GetCacheStatsRequest\"\xe4\x01\n\x15GetCacheStatsResponse\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0f\n\x07healthy\x18\x02 \x01(\x08\x12\x0c\n\x04hits\x18\x03 \x01(\x04\x12\x0e\n\x06misses\x18\x04 \x01(\x04\x12\x17\n\x0frows_from_cache\x18\x05 \x01(\x04\x12\x15\n\rrows_computed\x18\x06 \x01(\x04\x12\x0f\n\x07\x65ntries\x18\x07 \x01(\x04\x12\r\n\x05\x62ytes\x18\x08 \x01(\x04\x12\x17\n\x0f\x63orrupt_entries\x18\t \x01(\x04\x12\x0e\n\x06\x65rrors\x18\n \x01(\x04\x12\x15\n\rsaved_seconds\x18\x0b \x01(\x01*X\n\nIdFidelity\x12\x1b\n\x17ID_FIDELITY_UNSPECIFIED\x10\x00\x12\x15\n\x11ID_FIDELITY_EXACT\x10\x01\x12\x16\n\x12ID_FIDELITY_MAPPED\x10\x02*a\n\x0cLogprobsMode\x12\x1d\n\x19LOGPROBS_MODE_UNSPECIFIED\x10\x00\x12\x15\n\x11LOGPROBS_MODE_RAW\x10\x01\x12\x1b\n\x17LOGPROBS_MODE_PROCESSED\x10\x02*c\n\x0cLogprobDtype\x12\x1d\n\x19LOGPROB_DTYPE_UNSPECIFIED\x10\x00\x12\x19\n\x15LOGPROB_DTYPE_FLOAT16\x10\x01\x12\x19\n\x15LOGPROB_DTYPE_FLOAT32\x10\x02*]\n\x0bRowEncoding\x12\x1c\n\x18ROW_ENCODING_UNSPECIFIED\x10\x00\x12\x17\n\x13ROW_ENCODING_ARRAYS\x10\x01\x12\x17\n\x13ROW_ENCODING_PACKED\x10\x02*z\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x12\x19\n\x15\x46INISH_REASON_DROPPED\x10\x03\x32\xc5\x05\n\x0eTeacherService\x12\x63\n\nGetTeacher\x12).latentforge.teacher.v1.GetTeacherRequest\x1a*.latentforge.teacher.v1.GetTeacherResponse\x12T\n\x05Score\x12$.latentforge.teacher.v1.ScoreRequest\x1a%.latentforge.teacher.v1.ScoreResponse\x12\x65\n\nScoreBatch\x12).latentforge.teacher.v1.ScoreBatchRequest\x1a*.latentforge.teacher.v1.ScoreBatchResponse0\x01\x12_\n\x08Generate\x12\'.latentforge.teacher.v1.GenerateRequest\x1a(.latentforge.teacher.v1.GenerateResponse0\x01\x12]\n\x08Tokenize\x12\'.latentforge.teacher.v1.TokenizeRequest\x1a(.latentforge.teacher.v1.TokenizeResponse\x12\x63\n\nDetokenize\x12).latentforge.teacher.v1.DetokenizeRequest\x1a*.latentforge.teacher.v1.DetokenizeResponse\x12l\n\rGetCacheStats\x12,.latentforge.teacher.v1.GetCacheStatsRequest\x1a-.latentforge.teacher.v1.GetCacheStatsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'latentforge.teacher.v1.teacher_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_IDFIDELITY']._serialized_start=2775
-  _globals['_IDFIDELITY']._serialized_end=2863
-  _globals['_LOGPROBSMODE']._serialized_start=2865
-  _globals['_LOGPROBSMODE']._serialized_end=2962
-  _globals['_LOGPROBDTYPE']._serialized_start=2964
-  _globals['_LOGPROBDTYPE']._serialized_end=3063
-  _globals['_FINISHREASON']._serialized_start=3065
-  _globals['_FINISHREASON']._serialized_end=3160
+  _globals['_IDFIDELITY']._serialized_start=2952
+  _globals['_IDFIDELITY']._serialized_end=3040
+  _globals['_LOGPROBSMODE']._serialized_start=3042
+  _globals['_LOGPROBSMODE']._serialized_end=3139
+  _globals['_LOGPROBDTYPE']._serialized_start=3141
+  _globals['_LOGPROBDTYPE']._serialized_end=3240
+  _globals['_ROWENCODING']._serialized_start=3242
+  _globals['_ROWENCODING']._serialized_end=3335
+  _globals['_FINISHREASON']._serialized_start=3337
+  _globals['_FINISHREASON']._serialized_end=3459
   _globals['_GETTEACHERREQUEST']._serialized_start=89
   _globals['_GETTEACHERREQUEST']._serialized_end=108
   _globals['_GETTEACHERRESPONSE']._serialized_start=111
-  _globals['_GETTEACHERRESPONSE']._serialized_end=494
-  _globals['_SPARSEROWS']._serialized_start=497
-  _globals['_SPARSEROWS']._serialized_end=767
-  _globals['_PROVENANCE']._serialized_start=769
-  _globals['_PROVENANCE']._serialized_end=888
-  _globals['_SCOREREQUEST']._serialized_start=891
-  _globals['_SCOREREQUEST']._serialized_end=1031
-  _globals['_SCORERESPONSE']._serialized_start=1033
-  _globals['_SCORERESPONSE']._serialized_end=1154
-  _globals['_TOKENIDS']._serialized_start=1156
-  _globals['_TOKENIDS']._serialized_end=1179
-  _globals['_SCOREBATCHREQUEST']._serialized_start=1182
-  _globals['_SCOREBATCHREQUEST']._serialized_end=1361
-  _globals['_SCOREBATCHRESPONSE']._serialized_start=1364
-  _globals['_SCOREBATCHRESPONSE']._serialized_end=1502
-  _globals['_CHATMESSAGE']._serialized_start=1504
-  _globals['_CHATMESSAGE']._serialized_end=1548
-  _globals['_CHAT']._serialized_start=1550
-  _globals['_CHAT']._serialized_end=1611
-  _globals['_GENERATEREQUEST']._serialized_start=1614
-  _globals['_GENERATEREQUEST']._serialized_end=1989
-  _globals['_GENERATERESPONSE']._serialized_start=1992
-  _globals['_GENERATERESPONSE']._serialized_end=2251
-  _globals['_TOKENIZEREQUEST']._serialized_start=2253
-  _globals['_TOKENIZEREQUEST']._serialized_end=2341
-  _globals['_TOKENIZERESPONSE']._serialized_start=2343
-  _globals['_TOKENIZERESPONSE']._serialized_end=2411
-  _globals['_DETOKENIZEREQUEST']._serialized_start=2413
-  _globals['_DETOKENIZEREQUEST']._serialized_end=2482
-  _globals['_DETOKENIZERESPONSE']._serialized_start=2484
-  _globals['_DETOKENIZERESPONSE']._serialized_end=2518
-  _globals['_GETCACHESTATSREQUEST']._serialized_start=2520
-  _globals['_GETCACHESTATSREQUEST']._serialized_end=2542
-  _globals['_GETCACHESTATSRESPONSE']._serialized_start=2545
-  _globals['_GETCACHESTATSRESPONSE']._serialized_end=2773
-  _globals['_TEACHERSERVICE']._serialized_start=3163
-  _globals['_TEACHERSERVICE']._serialized_end=3872
+  _globals['_GETTEACHERRESPONSE']._serialized_end=521
+  _globals['_SPARSEROWS']._serialized_start=524
+  _globals['_SPARSEROWS']._serialized_end=810
+  _globals['_PROVENANCE']._serialized_start=812
+  _globals['_PROVENANCE']._serialized_end=931
+  _globals['_SCOREREQUEST']._serialized_start=934
+  _globals['_SCOREREQUEST']._serialized_end=1133
+  _globals['_SCORERESPONSE']._serialized_start=1135
+  _globals['_SCORERESPONSE']._serialized_end=1256
+  _globals['_TOKENIDS']._serialized_start=1258
+  _globals['_TOKENIDS']._serialized_end=1281
+  _globals['_SCOREBATCHREQUEST']._serialized_start=1284
+  _globals['_SCOREBATCHREQUEST']._serialized_end=1522
+  _globals['_SCOREBATCHRESPONSE']._serialized_start=1525
+  _globals['_SCOREBATCHRESPONSE']._serialized_end=1663
+  _globals['_CHATMESSAGE']._serialized_start=1665
+  _globals['_CHATMESSAGE']._serialized_end=1709
+  _globals['_CHAT']._serialized_start=1711
+  _globals['_CHAT']._serialized_end=1772
+  _globals['_GENERATEREQUEST']._serialized_start=1775
+  _globals['_GENERATEREQUEST']._serialized_end=2150
+  _globals['_GENERATERESPONSE']._serialized_start=2153
+  _globals['_GENERATERESPONSE']._serialized_end=2428
+  _globals['_TOKENIZEREQUEST']._serialized_start=2430
+  _globals['_TOKENIZEREQUEST']._serialized_end=2518
+  _globals['_TOKENIZERESPONSE']._serialized_start=2520
+  _globals['_TOKENIZERESPONSE']._serialized_end=2588
+  _globals['_DETOKENIZEREQUEST']._serialized_start=2590
+  _globals['_DETOKENIZEREQUEST']._serialized_end=2659
+  _globals['_DETOKENIZERESPONSE']._serialized_start=2661
+  _globals['_DETOKENIZERESPONSE']._serialized_end=2695
+  _globals['_GETCACHESTATSREQUEST']._serialized_start=2697
+  _globals['_GETCACHESTATSREQUEST']._serialized_end=2719
+  _globals['_GETCACHESTATSRESPONSE']._serialized_start=2722
+  _globals['_GETCACHESTATSRESPONSE']._serialized_end=2950
+  _globals['_TEACHERSERVICE']._serialized_start=3462
+  _globals['_TEACHERSERVICE']._serialized_end=4171
 # @@protoc_insertion_point(module_scope)

@@ -79,6 +79,28 @@ LOGPROB_DTYPE_FLOAT16: LogprobDtype.ValueType  # 1
 LOGPROB_DTYPE_FLOAT32: LogprobDtype.ValueType  # 2
 Global___LogprobDtype: _TypeAlias = LogprobDtype  # noqa: Y015
 
+class _RowEncoding:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _RowEncodingEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RowEncoding.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    ROW_ENCODING_UNSPECIFIED: _RowEncoding.ValueType  # 0
+    """The arrays of SparseRows, each in its own field."""
+    ROW_ENCODING_ARRAYS: _RowEncoding.ValueType  # 1
+    ROW_ENCODING_PACKED: _RowEncoding.ValueType  # 2
+    """SparseRows.packed: about half the bytes, and a cached answer is passed on as it was stored."""
+
+class RowEncoding(_RowEncoding, metaclass=_RowEncodingEnumTypeWrapper):
+    """How rows travel."""
+
+ROW_ENCODING_UNSPECIFIED: RowEncoding.ValueType  # 0
+"""The arrays of SparseRows, each in its own field."""
+ROW_ENCODING_ARRAYS: RowEncoding.ValueType  # 1
+ROW_ENCODING_PACKED: RowEncoding.ValueType  # 2
+"""SparseRows.packed: about half the bytes, and a cached answer is passed on as it was stored."""
+Global___RowEncoding: _TypeAlias = RowEncoding  # noqa: Y015
+
 class _FinishReason:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -90,6 +112,8 @@ class _FinishReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_FinishRe
     """End-of-text or a stop string."""
     FINISH_REASON_LENGTH: _FinishReason.ValueType  # 2
     """max_tokens was reached."""
+    FINISH_REASON_DROPPED: _FinishReason.ValueType  # 3
+    """The teacher's answer contradicts itself (detail says how): nothing of this continuation may be used."""
 
 class FinishReason(_FinishReason, metaclass=_FinishReasonEnumTypeWrapper): ...
 
@@ -98,6 +122,8 @@ FINISH_REASON_STOP: FinishReason.ValueType  # 1
 """End-of-text or a stop string."""
 FINISH_REASON_LENGTH: FinishReason.ValueType  # 2
 """max_tokens was reached."""
+FINISH_REASON_DROPPED: FinishReason.ValueType  # 3
+"""The teacher's answer contradicts itself (detail says how): nothing of this continuation may be used."""
 Global___FinishReason: _TypeAlias = FinishReason  # noqa: Y015
 
 @_typing.final
@@ -133,6 +159,7 @@ class GetTeacherResponse(_message.Message):
     LOGPROBS_MODE_FIELD_NUMBER: _builtins.int
     ID_FIDELITY_FIELD_NUMBER: _builtins.int
     HEALTHY_FIELD_NUMBER: _builtins.int
+    CHAT_PROMPTS_ONLY_FIELD_NUMBER: _builtins.int
     backend: _builtins.str
     """embedded, transformers, vllm-local, vllm-remote or venice."""
     model: _builtins.str
@@ -152,6 +179,8 @@ class GetTeacherResponse(_message.Message):
     logprobs_mode: Global___LogprobsMode.ValueType
     id_fidelity: Global___IdFidelity.ValueType
     healthy: _builtins.bool
+    chat_prompts_only: _builtins.bool
+    """Generate takes chats only: no text and no token ids."""
     def __init__(
         self,
         *,
@@ -169,10 +198,11 @@ class GetTeacherResponse(_message.Message):
         logprobs_mode: Global___LogprobsMode.ValueType = ...,
         id_fidelity: Global___IdFidelity.ValueType = ...,
         healthy: _builtins.bool = ...,
+        chat_prompts_only: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backend", b"backend", "can_generate", b"can_generate", "can_score", b"can_score", "engine", b"engine", "healthy", b"healthy", "id_fidelity", b"id_fidelity", "logprobs_mode", b"logprobs_mode", "max_sequence_length", b"max_sequence_length", "max_top_k", b"max_top_k", "model", b"model", "quantization", b"quantization", "revision", b"revision", "tokenizer_fingerprint", b"tokenizer_fingerprint", "vocab_size", b"vocab_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backend", b"backend", "can_generate", b"can_generate", "can_score", b"can_score", "chat_prompts_only", b"chat_prompts_only", "engine", b"engine", "healthy", b"healthy", "id_fidelity", b"id_fidelity", "logprobs_mode", b"logprobs_mode", "max_sequence_length", b"max_sequence_length", "max_top_k", b"max_top_k", "model", b"model", "quantization", b"quantization", "revision", b"revision", "tokenizer_fingerprint", b"tokenizer_fingerprint", "vocab_size", b"vocab_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -198,6 +228,7 @@ class SparseRows(_message.Message):
     REALISED_RANKS_FIELD_NUMBER: _builtins.int
     TAIL_MASS_FIELD_NUMBER: _builtins.int
     UNMAPPED_MASS_FIELD_NUMBER: _builtins.int
+    PACKED_FIELD_NUMBER: _builtins.int
     num_rows: _builtins.int
     top_k: _builtins.int
     first_position: _builtins.int
@@ -216,6 +247,12 @@ class SparseRows(_message.Message):
     """f32, num_rows: 1 minus the sum of the row's probabilities, taken before logprobs were rounded."""
     unmapped_mass: _builtins.bytes
     """f32, num_rows: the mass of entries that no id could be found for; empty when ids are exact."""
+    packed: _builtins.bytes
+    """With ROW_ENCODING_PACKED this and num_rows, top_k and first_position are all that is set: a header of 20 bytes
+    ("LFR1"; u16 flags, 1 for f32 logprobs and 2 for unmapped_mass; u16 top_k; u32 num_rows; u32 first_position; u32
+    crc32 of what follows), then zstd of the fields ids, logprobs, counts, realised_logprobs, realised_ranks,
+    tail_mass and unmapped_mass, one after another.
+    """
     def __init__(
         self,
         *,
@@ -230,10 +267,11 @@ class SparseRows(_message.Message):
         realised_ranks: _builtins.bytes = ...,
         tail_mass: _builtins.bytes = ...,
         unmapped_mass: _builtins.bytes = ...,
+        packed: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "first_position", b"first_position", "ids", b"ids", "logprob_dtype", b"logprob_dtype", "logprobs", b"logprobs", "num_rows", b"num_rows", "realised_logprobs", b"realised_logprobs", "realised_ranks", b"realised_ranks", "tail_mass", b"tail_mass", "top_k", b"top_k", "unmapped_mass", b"unmapped_mass"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "first_position", b"first_position", "ids", b"ids", "logprob_dtype", b"logprob_dtype", "logprobs", b"logprobs", "num_rows", b"num_rows", "packed", b"packed", "realised_logprobs", b"realised_logprobs", "realised_ranks", b"realised_ranks", "tail_mass", b"tail_mass", "top_k", b"top_k", "unmapped_mass", b"unmapped_mass"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -284,11 +322,13 @@ class ScoreRequest(_message.Message):
     TOKEN_IDS_FIELD_NUMBER: _builtins.int
     TOP_K_FIELD_NUMBER: _builtins.int
     LOGPROB_DTYPE_FIELD_NUMBER: _builtins.int
+    ROW_ENCODING_FIELD_NUMBER: _builtins.int
     tokenizer_fingerprint: _builtins.str
     """Of the tokenizer that made token_ids; a mismatch is FAILED_PRECONDITION."""
     top_k: _builtins.int
     """Entries per row, 1 to max_top_k."""
     logprob_dtype: Global___LogprobDtype.ValueType
+    row_encoding: Global___RowEncoding.ValueType
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """At least two: the first token has no context, so rows begin at position 1."""
@@ -300,10 +340,11 @@ class ScoreRequest(_message.Message):
         token_ids: _abc.Iterable[_builtins.int] | None = ...,
         top_k: _builtins.int = ...,
         logprob_dtype: Global___LogprobDtype.ValueType = ...,
+        row_encoding: Global___RowEncoding.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["logprob_dtype", b"logprob_dtype", "token_ids", b"token_ids", "tokenizer_fingerprint", b"tokenizer_fingerprint", "top_k", b"top_k"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["logprob_dtype", b"logprob_dtype", "row_encoding", b"row_encoding", "token_ids", b"token_ids", "tokenizer_fingerprint", b"tokenizer_fingerprint", "top_k", b"top_k"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -361,9 +402,11 @@ class ScoreBatchRequest(_message.Message):
     SEQUENCES_FIELD_NUMBER: _builtins.int
     TOP_K_FIELD_NUMBER: _builtins.int
     LOGPROB_DTYPE_FIELD_NUMBER: _builtins.int
+    ROW_ENCODING_FIELD_NUMBER: _builtins.int
     tokenizer_fingerprint: _builtins.str
     top_k: _builtins.int
     logprob_dtype: Global___LogprobDtype.ValueType
+    row_encoding: Global___RowEncoding.ValueType
     @_builtins.property
     def sequences(self) -> _containers.RepeatedCompositeFieldContainer[Global___TokenIds]: ...
     def __init__(
@@ -373,10 +416,11 @@ class ScoreBatchRequest(_message.Message):
         sequences: _abc.Iterable[Global___TokenIds] | None = ...,
         top_k: _builtins.int = ...,
         logprob_dtype: Global___LogprobDtype.ValueType = ...,
+        row_encoding: Global___RowEncoding.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["logprob_dtype", b"logprob_dtype", "sequences", b"sequences", "tokenizer_fingerprint", b"tokenizer_fingerprint", "top_k", b"top_k"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["logprob_dtype", b"logprob_dtype", "row_encoding", b"row_encoding", "sequences", b"sequences", "tokenizer_fingerprint", b"tokenizer_fingerprint", "top_k", b"top_k"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -538,11 +582,14 @@ class GenerateResponse(_message.Message):
     FINISH_REASON_FIELD_NUMBER: _builtins.int
     PROMPT_TOKEN_IDS_FIELD_NUMBER: _builtins.int
     PROVENANCE_FIELD_NUMBER: _builtins.int
+    DETAIL_FIELD_NUMBER: _builtins.int
     index: _builtins.int
     """Which of the n continuations."""
     text: _builtins.str
     finish_reason: Global___FinishReason.ValueType
     """Set in a continuation's last message."""
+    detail: _builtins.str
+    """With FINISH_REASON_DROPPED: why."""
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """The next tokens of that continuation and their text."""
@@ -567,10 +614,11 @@ class GenerateResponse(_message.Message):
         finish_reason: Global___FinishReason.ValueType = ...,
         prompt_token_ids: _abc.Iterable[_builtins.int] | None = ...,
         provenance: Global___Provenance | None = ...,
+        detail: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["provenance", b"provenance", "rows", b"rows"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["finish_reason", b"finish_reason", "index", b"index", "prompt_token_ids", b"prompt_token_ids", "provenance", b"provenance", "rows", b"rows", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["detail", b"detail", "finish_reason", b"finish_reason", "index", b"index", "prompt_token_ids", b"prompt_token_ids", "provenance", b"provenance", "rows", b"rows", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -11,6 +11,7 @@ import numpy as np
 from latentforge.core.settings import SettingsError
 from latentforge.gateway.backends import BACKENDS, build_backend, not_in_this_version
 from latentforge.gateway.backends.base import BackendError
+from latentforge.gateway.metrics import Metrics
 from latentforge.gateway.settings import GatewaySettings, without_password
 
 _SECONDS = 10.0
@@ -42,7 +43,7 @@ async def check(settings: GatewaySettings) -> AsyncIterator[Finding]:
 
 async def _check_loaded(settings: GatewaySettings) -> AsyncIterator[Finding]:
     try:
-        backend = build_backend(settings)
+        backend = build_backend(settings, Metrics())
         await backend.load()
     except (SettingsError, BackendError) as error:
         yield Finding(False, str(error))

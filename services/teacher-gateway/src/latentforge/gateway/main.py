@@ -12,6 +12,7 @@ from latentforge.core.wire import MAX_MESSAGE_BYTES
 from latentforge.gateway.backends import build_backend
 from latentforge.gateway.backends.base import Backend
 from latentforge.gateway.cache import open_cache
+from latentforge.gateway.metrics import Metrics
 from latentforge.gateway.service import TeacherServicer
 from latentforge.gateway.settings import GatewaySettings
 from latentforge.gateway.teacher import Teacher
@@ -37,7 +38,8 @@ class Gateway:
 
     def __init__(self, settings: GatewaySettings, backend: Backend | None = None) -> None:
         self._settings = settings
-        self._backend = backend or build_backend(settings)
+        self._metrics = Metrics()
+        self._backend = backend or build_backend(settings, self._metrics)
         self._teacher: Teacher | None = None
         self.port = settings.gateway_port
 

@@ -87,6 +87,7 @@ class TeacherServicer(TeacherServiceServicer):
                 logprobs_mode=about.logprobs_mode,
                 id_fidelity=about.id_fidelity,
                 healthy=True,
+                chat_prompts_only=about.chat_prompts_only,
             )
 
     async def Score(self, request: pb.ScoreRequest, context: Context) -> pb.ScoreResponse:  # noqa: N802
@@ -138,6 +139,7 @@ class TeacherServicer(TeacherServiceServicer):
                     text=piece.text,
                     rows=None if piece.rows is None else rows_to_proto(piece.rows, dtype),
                     finish_reason=piece.finish_reason,
+                    detail=piece.detail,
                     prompt_token_ids=generation.prompt_ids.tolist() if first else [],
                     provenance=_provenance(about) if first else None,
                 )

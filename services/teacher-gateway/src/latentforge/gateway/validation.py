@@ -101,6 +101,10 @@ def chat_ids(chat: pb.Chat, field: str, tokenizer: TeacherTokenizer) -> list[int
 
 def generation(request: pb.GenerateRequest, teacher: TeacherDescription, tokenizer: TeacherTokenizer) -> Generation:
     """The whole of a Generate request; text is tokenised here."""
+    if teacher.chat_prompts_only and request.WhichOneof("prompt") in ("token_ids", "text"):
+        field = str(request.WhichOneof("prompt"))
+        reason = f"cannot be continued by the {teacher.backend} backend, which takes chats only; send chat"
+        raise invalid_argument([Violation(field, reason)])
     prompt_ids = np.array(_prompt_ids(request, tokenizer), dtype=np.uint32)
     top_p = request.top_p if request.HasField("top_p") else 1.0
     n = request.n or 1
@@ -141,6 +145,7 @@ def generation(request: pb.GenerateRequest, teacher: TeacherDescription, tokeniz
         n=n,
         top_k=request.top_k,
         stop=tuple(request.stop),
+        chat=tuple((m.role, m.content) for m in request.chat.messages),
     )
 
 

@@ -25,6 +25,7 @@ class TeacherDescription:
         engine: the software that computes, with versions, device and dtype.
         compute_dtype: dtype of the weights while computing; rows of different dtypes are not the same rows.
         vocab_size: width of the output layer; ids are smaller.
+        chat_prompts_only: it continues chats, but no text and no token ids.
     """
 
     backend: str
@@ -41,11 +42,15 @@ class TeacherDescription:
     tokenizer_fingerprint: str
     logprobs_mode: pb.LogprobsMode.ValueType = pb.LOGPROBS_MODE_RAW
     id_fidelity: pb.IdFidelity.ValueType = pb.ID_FIDELITY_EXACT
+    chat_prompts_only: bool = False
 
 
 @dataclass(frozen=True)
 class Generation:
-    """A validated request for continuations. ``top_k`` 0 asks for no rows; ``seed`` None draws one."""
+    """A validated request for continuations. ``top_k`` 0 asks for no rows; ``seed`` None draws one.
+
+    ``chat`` holds (role, content) pairs where the prompt was given as a chat; ``prompt_ids`` is then the rendered chat.
+    """
 
     prompt_ids: TokenIds
     max_tokens: int
@@ -55,6 +60,7 @@ class Generation:
     n: int
     top_k: int
     stop: tuple[str, ...]
+    chat: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -70,6 +76,7 @@ class Piece:
     text: str
     rows: SparseRows | None
     finish_reason: pb.FinishReason.ValueType
+    detail: str = ""
 
 
 class Backend(Protocol):
