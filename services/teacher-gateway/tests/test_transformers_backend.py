@@ -12,6 +12,7 @@ from latentforge.core.sparse_rows import SparseRows
 from latentforge.gateway.backends import build_backend
 from latentforge.gateway.backends.base import BackendError
 from latentforge.gateway.backends.transformers_backend import TransformersBackend
+from latentforge.gateway.metrics import Metrics
 
 
 def ids_of(seed: int, length: int, vocab_size: int) -> Any:
