@@ -54,7 +54,7 @@ class Child:
         """
         self.name = name
         self.log = log
-        leash = [sys.executable, "-I", "-S", str(_LEASH), str(os.getpid())] if leashed else []
+        leash = [sys.executable, "-I", "-S", str(_LEASH), str(os.getpid() if leashed else 0)]
         output = None
         if log is not None:
             log.parent.mkdir(parents=True, exist_ok=True)

@@ -49,6 +49,19 @@ def test_children_are_stopped_on_the_way_out(tmp_path: Path) -> None:
     assert not _alive(child.pid)
 
 
+def test_a_child_that_is_left_alive_still_ends_when_it_is_told_to(tmp_path: Path) -> None:
+    with Children(tmp_path) as children:
+        child = children.start("sleeper", _python(_SLEEPER), leashed=False)
+        _wait_for(tmp_path / "sleeper.log", "up")
+        children.leave(child)
+    assert _alive(child.pid)
+    os.kill(child.pid, signal.SIGTERM)
+    try:
+        assert _gone_within(child.pid, 10)
+    finally:
+        child.stop(grace=0)
+
+
 def test_an_exception_stops_the_children_too(tmp_path: Path) -> None:
     pids = []
 
