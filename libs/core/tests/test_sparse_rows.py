@@ -1,10 +1,13 @@
+import struct
+import zlib
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from latentforge.core.sparse_rows import CorruptRowsError, LogprobDtype, SparseRows, pack, unpack
-from latentforge.core.wire import dtype_from_proto, rows_from_proto, rows_to_proto
+from latentforge.core.sparse_rows import CorruptRowsError, LogprobDtype, PackedRows, SparseRows, pack, unpack
+from latentforge.core.wire import dtype_from_proto, is_packed, rows_from_proto, rows_to_proto
 from latentforge.teacher.v1 import teacher_pb2 as pb
 
 
@@ -60,18 +63,62 @@ def test_pack_and_wire_keep_every_field(seed: int, n: int, k: int, unmapped: boo
         assert_same(rows, rows_from_proto(rows_to_proto(rows, dtype)), dtype)
 
 
-@given(seed=st.integers(0, 100), position=st.integers(0, 10_000), bit=st.integers(0, 7))
+@cases
 @settings(deadline=None)
-def test_a_flipped_bit_never_unpacks_to_other_rows(seed: int, position: int, bit: int) -> None:
-    rows = random_rows(seed, 5, 8)
-    data = bytearray(pack(rows))
-    data[position % len(data)] ^= 1 << bit
-    try:
-        found = unpack(bytes(data))
-    except CorruptRowsError:
-        return
-    # Only the header's first_position and unused flag bits are outside the checksum's reach.
-    assert_same(rows, SparseRows(**{**vars(found), "first_position": 1}), "float16")
+def test_packed_rows_travel_as_they_are_and_say_what_they_hold(
+    seed: int, n: int, k: int, unmapped: bool, dtype: LogprobDtype
+) -> None:
+    rows = random_rows(seed, n, k, unmapped=unmapped)
+    packed = PackedRows.read(pack(rows, dtype))
+    assert (len(packed), packed.top_k, packed.first_position, packed.dtype) == (n, k, 1, dtype)
+    assert packed == PackedRows.of(rows, dtype)
+    message = rows_to_proto(packed, dtype, packed=True)
+    assert message.packed == packed.data
+    assert message == rows_to_proto(rows, dtype, packed=True)
+    assert_same(rows, rows_from_proto(message), dtype)
+    # A cached answer has the same arrays as a fresh one, to the byte.
+    assert rows_to_proto(packed, dtype) == rows_to_proto(rows, dtype)
+
+
+@given(seed=st.integers(0, 100), position=st.integers(0, 10_000), change=st.integers(1, 255), n=st.integers(0, 5))
+@settings(deadline=None)
+def test_a_changed_byte_is_always_found(seed: int, position: int, change: int, n: int) -> None:
+    data = bytearray(pack(random_rows(seed, n, 8)))
+    data[position % len(data)] ^= change
+    with pytest.raises(CorruptRowsError):
+        unpack(bytes(data))
+
+
+@given(seed=st.integers(0, 100), cut=st.integers(0, 10_000), more=st.binary(max_size=5))
+@settings(deadline=None)
+def test_a_value_that_was_cut_or_goes_on_is_always_found(seed: int, cut: int, more: bytes) -> None:
+    data = pack(random_rows(seed, 5, 8))
+    other = data[: cut % len(data)] + more
+    if other != data:
+        with pytest.raises(CorruptRowsError):
+            unpack(other)
+    if more:
+        with pytest.raises(CorruptRowsError):
+            unpack(data + more)
+
+
+@given(
+    data=st.binary(max_size=200), behind_a_header=st.booleans(), n=st.integers(0, 2**32 - 1), k=st.integers(0, 65535)
+)
+@settings(deadline=None)
+def test_anything_else_is_corrupt_and_nothing_worse(data: bytes, behind_a_header: bool, n: int, k: int) -> None:
+    if behind_a_header:
+        shape = struct.pack("<4sHHII", b"LFR2", 0, k, n, 1)
+        data = shape + zlib.crc32(data, zlib.crc32(shape)).to_bytes(4, "little") + data
+    with pytest.raises(CorruptRowsError):
+        unpack(data)
+
+
+def test_a_message_that_contradicts_its_packed_rows_is_refused() -> None:
+    message = rows_to_proto(random_rows(0, 4, 5), "float16", packed=True)
+    message.num_rows = 3
+    with pytest.raises(CorruptRowsError, match="another shape"):
+        rows_from_proto(message)
 
 
 @pytest.mark.parametrize("cut", [0, 3, 19, 25, -1])
@@ -90,6 +137,11 @@ def test_narrowed_rows_are_those_cut_at_the_smaller_k(seed: int, k: int) -> None
     mass = np.where(valid, np.exp(narrow.logprobs.astype(np.float64)), 0).sum(axis=1)
     np.testing.assert_allclose(narrow.tail_mass, 1 - mass, atol=1e-5)
     np.testing.assert_array_equal(narrow.realised_logprobs, wide.realised_logprobs)
+    # By way of any k in between it is the same.
+    for middle in range(k, 13):
+        again = wide.narrowed(middle).narrowed(k)
+        np.testing.assert_array_equal(again.ids, narrow.ids)
+        np.testing.assert_allclose(again.tail_mass, narrow.tail_mass, atol=1e-5)
 
 
 def test_refuses_impossible_arrays() -> None:
@@ -106,6 +158,12 @@ def test_minus_infinity_survives_float16_as_a_finite_number() -> None:
     rows = random_rows(0, 1, 2)
     hopeless = SparseRows(**{**vars(rows), "logprobs": np.array([[-np.inf, -np.inf]], np.float32)})
     assert np.isfinite(unpack(pack(hopeless)).logprobs).all()
+
+
+def test_an_undefined_encoding_is_named() -> None:
+    with pytest.raises(ValueError, match="row_encoding is 7"):
+        is_packed(7)  # type: ignore[arg-type]
+    assert [is_packed(e) for e in pb.RowEncoding.values()] == [False, False, True]
 
 
 def test_an_undefined_dtype_is_named() -> None:

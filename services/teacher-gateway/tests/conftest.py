@@ -92,6 +92,15 @@ def random_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def byte_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Like the random teacher, with no ids beyond its tokenizer's 260."""
+    folder = tmp_path_factory.mktemp("bytes") / "tiny-bytes"
+    write_tokenizer(folder)
+    qwen3(260).save_pretrained(folder)
+    return folder
+
+
 @dataclass(frozen=True)
 class KnownTeacher:
     """``logprobs[a, b]``, float64, is exactly ln p(b follows a), whatever came before a."""
@@ -148,6 +157,9 @@ class WatchedBackend:
     top_ks: list[int] = field(default_factory=list)
     gate: asyncio.Event = field(default_factory=asyncio.Event)
     failure: Exception | None = None
+    # Sequences that fail every batch they are in, by their first id.
+    refused: dict[int, Exception] = field(default_factory=dict)
+    cancelled: int = 0
 
     @property
     def description(self) -> TeacherDescription:
@@ -164,9 +176,16 @@ class WatchedBackend:
     async def score(self, sequences: Sequence[TokenIds], top_k: int) -> list[SparseRows]:
         self.scored.append([s.tolist() for s in sequences])
         self.top_ks.append(top_k)
-        await self.gate.wait()
+        try:
+            await self.gate.wait()
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
         if self.failure is not None:
             raise self.failure
+        for sequence in sequences:
+            if (refusal := self.refused.get(int(sequence[0]))) is not None:
+                raise refusal
         return await self.inner.score(sequences, top_k)
 
     def generate(self, request: Generation) -> AsyncIterator[Piece]:
@@ -300,3 +319,37 @@ def reference() -> Reference:
         return result
 
     return logprobs
+
+
+@dataclass
+class FakeTime:
+    """What a teacher's HTTP client takes for time. Sleeps of a quarter of a second and more are noted and skipped."""
+
+    skipped: float = 0.0
+    slept: list[float] = field(default_factory=list)
+
+    def monotonic(self) -> float:
+        return time.monotonic() + self.skipped
+
+    def time(self) -> float:
+        return time.time() + self.skipped
+
+    def perf_counter(self) -> float:
+        return time.perf_counter() + self.skipped
+
+
+@pytest.fixture
+def fake_time(monkeypatch: pytest.MonkeyPatch) -> FakeTime:
+    clock = FakeTime()
+    sleep = asyncio.sleep
+
+    async def skip(seconds: float, *rest: Any) -> None:
+        if seconds >= 0.25:
+            clock.slept.append(seconds)
+            clock.skipped += seconds
+            seconds = 0
+        await sleep(seconds, *rest)
+
+    monkeypatch.setattr(asyncio, "sleep", skip)
+    monkeypatch.setattr("latentforge.gateway.backends.upstream.time", clock)
+    return clock

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 import redis
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from latentforge.gateway.backends.base import TeacherDescription
 from latentforge.gateway.cache import open_cache
@@ -181,3 +183,95 @@ def test_a_key_tells_ids_and_precision_apart_and_nothing_else() -> None:
     assert keys.key(ids, "float32") not in different
     same = KeyMaker(replace(TEACHER, engine="newer", max_top_k=3))
     assert same.key(ids.copy(), "float16") == keys.key(ids, "float16")
+
+
+ids_lists = st.lists(st.integers(0, 2**32 - 1), min_size=2, max_size=40)
+names = st.text(max_size=6)
+
+
+@given(a=ids_lists, b=ids_lists, dtypes=st.tuples(*[st.sampled_from(["float16", "float32"])] * 2))
+def test_no_two_questions_share_a_key(a: list[int], b: list[int], dtypes: tuple[Any, Any]) -> None:
+    keys = KeyMaker(TEACHER)
+    first, second = (keys.key(np.array(i, np.uint32), d) for i, d in zip((a, b), dtypes, strict=True))
+    assert (first == second) == ((a, dtypes[0]) == (b, dtypes[1]))
+
+
+@given(ids=ids_lists, at=st.integers(0, 39), bit=st.integers(0, 31))
+def test_every_bit_of_every_id_is_in_the_key(ids: list[int], at: int, bit: int) -> None:
+    other = list(ids)
+    other[at % len(ids)] ^= 1 << bit
+    keys = KeyMaker(TEACHER)
+    assert len({keys.key(np.array(i, np.uint32), "float16") for i in (ids, other)}) == 2
+
+
+@given(ids=ids_lists, at=st.integers(1, 39), extra=st.integers(0, 2**32 - 1))
+def test_neither_a_beginning_nor_an_end_nor_a_longer_text_is_a_hit(ids: list[int], at: int, extra: int) -> None:
+    keys = KeyMaker(TEACHER)
+    parts = [ids, ids[:at], ids[at:], [*ids, extra], [extra, *ids], [*ids, *ids]]
+    different = {tuple(part) for part in parts}
+    assert len({keys.key(np.array(part, np.uint32), "float16") for part in different}) == len(different)
+
+
+@given(
+    a=st.tuples(names, names, names, names, st.sampled_from([1, 2]), names),
+    b=st.tuples(names, names, names, names, st.sampled_from([1, 2]), names),
+)
+def test_no_two_teachers_share_a_key(a: tuple[Any, ...], b: tuple[Any, ...]) -> None:
+    fields = ("model", "revision", "quantization", "tokenizer_fingerprint", "logprobs_mode", "compute_dtype")
+    ids = np.arange(3, dtype=np.uint32)
+    first, second = (
+        KeyMaker(replace(TEACHER, **dict(zip(fields, values, strict=True)))).key(ids, "float16") for values in (a, b)
+    )
+    assert (first == second) == (a == b)
+
+
+keys_of_a_store = st.binary(min_size=1, max_size=3)
+operations = st.lists(
+    st.one_of(
+        st.tuples(st.just("put"), st.dictionaries(keys_of_a_store, st.binary(min_size=1, max_size=50), min_size=1)),
+        st.tuples(st.just("get"), st.lists(keys_of_a_store, min_size=1, max_size=5)),
+        st.tuples(st.just("clear"), st.none()),
+    ),
+    max_size=12,
+)
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "redis"])
+def test_a_store_behaves_as_a_dict(kind: str, make_settings: Callable[..., Any], request: Any) -> None:
+    changes = {} if kind == "sqlite" else {"cache_url": request.getfixturevalue("redis_server").url}
+
+    async def compare(steps: list[tuple[str, Any]]) -> None:
+        cache = open_cache(make_settings(**changes))
+        await cache.clear()
+        model: dict[bytes, bytes] = {}
+        for step, argument in steps:
+            if step == "put":
+                await cache.put_many(argument)
+                model.update(argument)
+            elif step == "get":
+                assert await cache.get_many(argument) == [model.get(key) for key in argument]
+            else:
+                assert await cache.clear() == len(model)
+                model.clear()
+        assert (await cache.stats()).entries == len(model)
+        await cache.close()
+
+    @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+    @given(operations)
+    def check(steps: list[tuple[str, Any]]) -> None:
+        asyncio.run(compare(steps))
+
+    check()
+
+
+@pytest.mark.docker
+async def test_the_image_of_compose_serves_as_a_store(make_settings: Callable[..., Any]) -> None:
+    from testcontainers.redis import RedisContainer
+
+    with RedisContainer("redis:7-bookworm") as container:
+        url = f"redis://{container.get_container_host_ip()}:{container.get_exposed_port(6379)}/0"
+        cache = open_cache(make_settings(cache_url=url))
+        await cache.put_many({b"k": b"v"})
+        assert await cache.get_many([b"k", b"l"]) == [b"v", None]
+        assert await cache.clear() == 1
+        await cache.close()

@@ -53,7 +53,7 @@ async def test_cache_stats_of_a_running_gateway_has_its_counters(running: Any) -
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["serve", "--backend", "venice"], "TEACHER_BACKEND=venice is not in this version"),
+        (["serve", "--backend", "venice"], "VENICE_API_KEY is not set; TEACHER_BACKEND=venice needs"),
         (["serve", "--backend", "nonsense"], "TEACHER_BACKEND is 'nonsense'"),
         (["serve", "--port", "0", "--teacher", "nowhere"], "EMBEDDED_TEACHER_PATH=nowhere is no folder"),
     ],

@@ -104,6 +104,12 @@ async def test_other_weights_under_the_same_name_never_hit(
         assert (await running.client.teacher()).model == random_teacher.name
         await running.client.score(list(range(20)), 4)
         stats = await running.client.cache_stats()
+        # Nobody waits for a write.
+        for _ in range(1000):
+            if stats.entries == 2:
+                break
+            await asyncio.sleep(0.01)
+            stats = await running.client.cache_stats()
         assert (stats.hits, stats.misses, stats.entries) == (0, 1, 2)
 
 
@@ -307,3 +313,92 @@ async def test_health_answers_while_the_teacher_computes(running: Any) -> None:
         answer = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=5)
     assert answer.status == health_pb2.HealthCheckResponse.SERVING
     await scoring
+
+
+@pytest.mark.parametrize("dtype", [pb.LOGPROB_DTYPE_FLOAT16, pb.LOGPROB_DTYPE_FLOAT32])
+async def test_packed_rows_are_the_same_rows_fresh_cached_narrowed_and_in_batches(
+    running: Any, stub: Any, dtype: Any
+) -> None:
+    fingerprint = running.backend.tokenizer.fingerprint
+    common = {"tokenizer_fingerprint": fingerprint, "logprob_dtype": dtype}
+    packed = {**common, "row_encoding": pb.ROW_ENCODING_PACKED}
+    for top_k in (9, 9, 4):
+        fresh = await stub.Score(pb.ScoreRequest(token_ids=range(30), top_k=top_k, **packed))
+        plain = await stub.Score(pb.ScoreRequest(token_ids=range(30), top_k=top_k, **common))
+        assert fresh.rows.packed
+        assert not fresh.rows.ids
+        assert len(fresh.SerializeToString()) < len(plain.SerializeToString())
+        for name, values in vars(rows_from_proto(plain.rows)).items():
+            np.testing.assert_array_equal(values, vars(rows_from_proto(fresh.rows))[name])
+    request = pb.ScoreBatchRequest(sequences=[pb.TokenIds(ids=range(i, i + 9)) for i in range(5)], top_k=3, **packed)
+    answers = [answer async for answer in stub.ScoreBatch(request)]
+    assert all(rows_from_proto(answer.score.rows).ids.shape == (8, 3) for answer in answers)
+
+
+async def test_an_unknown_encoding_is_refused(running: Any, stub: Any) -> None:
+    fingerprint = running.backend.tokenizer.fingerprint
+    request = pb.ScoreRequest(tokenizer_fingerprint=fingerprint, token_ids=[1, 2], top_k=1, row_encoding=9)  # type: ignore[arg-type]
+    with refused(grpc.StatusCode.INVALID_ARGUMENT, "9", field="row_encoding"):
+        await stub.Score(request)
+
+
+async def test_a_full_queue_is_resource_exhausted_with_a_time_to_come_again(
+    run_gateway: Any, eventually: Callable[[Callable[[], bool]], Awaitable[None]]
+) -> None:
+    limits = {"max_batch_tokens": 10, "max_tokens_in_flight": 10, "max_queued_tokens": 10}
+    async with run_gateway(**limits) as running, grpc.aio.insecure_channel(running.target) as channel:
+        stub = TeacherServiceStub(channel)
+        fingerprint = running.backend.tokenizer.fingerprint
+        running.backend.gate.clear()
+
+        def ask(first: int) -> Any:
+            return stub.Score(
+                pb.ScoreRequest(tokenizer_fingerprint=fingerprint, token_ids=[first] * 10, top_k=2), timeout=20
+            )
+
+        under_way = []
+        for first in range(3):
+            under_way.append(ask(first))
+            await asyncio.sleep(0.1)
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await ask(3)
+        assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        status = rpc_status.from_call(caught.value)  # type: ignore[arg-type]
+        retry = error_details_pb2.RetryInfo()
+        assert any(detail.Unpack(retry) for detail in status.details)
+        assert retry.retry_delay.seconds >= 1
+        running.backend.gate.set()
+        for call in under_way:
+            assert (await call).rows.num_rows == 9
+
+
+async def test_one_batch_of_more_than_the_queue_holds_is_answered_whole(run_gateway: Any) -> None:
+    limits = {"max_batch_tokens": 10, "max_tokens_in_flight": 10, "max_queued_tokens": 30, "cache_url": "none"}
+    async with run_gateway(**limits) as running:
+        # Without the client library, which would ask again.
+        async with grpc.aio.insecure_channel(running.target) as channel:
+            request = pb.ScoreBatchRequest(
+                tokenizer_fingerprint=running.backend.tokenizer.fingerprint,
+                sequences=[pb.TokenIds(ids=[i, *range(9)]) for i in range(60)],
+                top_k=2,
+            )
+            answers = [answer async for answer in TeacherServiceStub(channel).ScoreBatch(request)]
+        assert sorted(answer.index for answer in answers) == list(range(60))
+        assert not any(answer.HasField("error") for answer in answers)
+
+
+@pytest.mark.parametrize("how", ["cancelled", "deadline"])
+async def test_a_caller_who_leaves_stops_the_backend(
+    running: Any, stub: Any, eventually: Callable[[Callable[[], bool]], Awaitable[None]], how: str
+) -> None:
+    running.backend.gate.clear()
+    fingerprint = running.backend.tokenizer.fingerprint
+    request = pb.ScoreRequest(tokenizer_fingerprint=fingerprint, token_ids=[1, 2, 3], top_k=2)
+    call = stub.Score(request, timeout=0.5 if how == "deadline" else 30)
+    task = asyncio.create_task(call.wait_for_connection())
+    await eventually(lambda: len(running.backend.scored) == 1)
+    if how == "cancelled":
+        call.cancel()
+    await eventually(lambda: running.backend.cancelled == 1)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)

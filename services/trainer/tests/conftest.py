@@ -31,9 +31,14 @@ from latentforge.trainer.status import Status
 from latentforge.trainer.tokenizer import TextTokenizer
 
 SPECIAL = ["<|endoftext|>", "<|pad|>", "<|im_start|>", "<|im_end|>"]
-TEMPLATE = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+TEMPLATE = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
 VOCAB = 256 + len(SPECIAL)
 TOP_K = 4
+# <|im_end|>
+END = 3
 # A row's probabilities in order; the rest of the mass is spread evenly over all other ids.
 TOP = np.array([0.5, 0.2, 0.1, 0.05])
 
@@ -45,6 +50,12 @@ sequence_length = 32
 [teacher]
 top_k = 4
 logprob_dtype = "float32"
+[teacher.generate]
+prompts = 12
+held_out_prompts = 3
+max_tokens = 10
+prompt_tokens = 4
+instruction = "Go"
 [autoencoder]
 validate_every = 4
 save_every = 4
@@ -139,6 +150,15 @@ class KnownTeacher(teacher_pb2_grpc.TeacherServiceServicer):
     def __init__(self, fingerprint: str) -> None:
         self.fingerprint = fingerprint
         self.can_score = True
+        self.can_generate = True
+        #: says of (messages, index) why a continuation is dropped
+        self.drop: Callable[[list[tuple[str, str]], int], str] = lambda messages, index: ""
+        #: how far rows of Generate are from their place
+        self.misplaced = 0
+        #: most tokens in a message of Generate
+        self.piece = 3
+        self.generated: list[pb.GenerateRequest] = []
+        self.tokenizer: TextTokenizer | None = None
         self.max_top_k = TOP_K
         self.vocab_size = VOCAB
         self.revision = "1"
@@ -187,7 +207,7 @@ class KnownTeacher(teacher_pb2_grpc.TeacherServiceServicer):
             model="closed-form",
             revision=self.revision,
             can_score=self.can_score,
-            can_generate=True,
+            can_generate=self.can_generate,
             max_top_k=self.max_top_k,
             vocab_size=self.vocab_size,
             tokenizer_fingerprint=self.fingerprint,
@@ -213,16 +233,60 @@ class KnownTeacher(teacher_pb2_grpc.TeacherServiceServicer):
     async def Score(self, request: Any, context: Any) -> Any:  # noqa: N802
         await context.abort(grpc.StatusCode.UNIMPLEMENTED, "the trainer asks for batches")
 
-    Generate = Tokenize = Detokenize = Score  # type: ignore[assignment]
+    async def Generate(self, request: pb.GenerateRequest, context: Any) -> Any:  # noqa: N802
+        """Draws from the closed form; a rank beyond those known ends the text with <|im_end|>."""
+        self.generated.append(request)
+        if self.fail_with is not None:
+            await context.abort(self.fail_with, "refused")
+        assert self.tokenizer is not None
+        messages = [{"role": m.role, "content": m.content} for m in request.chat.messages]
+        prompt_ids = self.tokenizer.encode_chats([messages], to_answer=True)[0]
+        dtype = dtype_from_proto(request.logprob_dtype)
+        for index in range(request.n or 1):
+            why = self.drop([(m["role"], m["content"]) for m in messages], index)
+            random = np.random.default_rng([request.seed, index])
+            ids = list(prompt_ids)
+            while len(ids) - len(prompt_ids) < request.max_tokens and (len(ids) == len(prompt_ids) or ids[-1] != END):
+                rank = int(random.choice(TOP_K + 1, p=[*TOP, 1 - TOP.sum()]))
+                ids.append(END if rank == TOP_K else self.best(ids[-1], rank))
+            whole = self.rows(ids, request.top_k)
+            for first in range(len(prompt_ids), len(ids), self.piece):
+                stop = min(first + self.piece, len(ids))
+                rows = rows_to_proto(part_of(whole, first, stop), dtype)
+                rows.first_position += self.misplaced
+                reason = pb.FINISH_REASON_STOP if ids[-1] == END else pb.FINISH_REASON_LENGTH
+                if why:
+                    # Seen at the end, after its tokens were sent.
+                    reason = pb.FINISH_REASON_DROPPED
+                yield pb.GenerateResponse(
+                    index=index,
+                    token_ids=ids[first:stop],
+                    rows=rows,
+                    finish_reason=reason if stop == len(ids) else pb.FINISH_REASON_UNSPECIFIED,
+                    detail=why if stop == len(ids) else "",
+                    prompt_token_ids=prompt_ids if first == len(prompt_ids) else [],
+                )
+
+    Tokenize = Detokenize = Score
 
     async def GetCacheStats(self, request: Any, context: Any) -> pb.GetCacheStatsResponse:  # noqa: N802
-        return pb.GetCacheStatsResponse(kind="memory", healthy=True, hits=self._cached, saved_seconds=1.5)
+        return pb.GetCacheStatsResponse(
+            kind="memory", healthy=True, hits=self._cached, bytes=2_500_000, saved_seconds=1.5
+        )
+
+
+def part_of(rows: SparseRows, first: int, stop: int) -> SparseRows:
+    """The rows of tokens first … stop − 1."""
+    a, b = first - rows.first_position, stop - rows.first_position
+    arrays = {name: value[a:b] for name, value in vars(rows).items() if isinstance(value, np.ndarray)}
+    return SparseRows(first_position=first, **arrays)
 
 
 @pytest.fixture
-def known_teacher(tokenizer_folder: Path) -> Iterator[KnownTeacher]:
+def known_teacher(tokenizer_folder: Path, tokenizer: TextTokenizer) -> Iterator[KnownTeacher]:
     """Serves on a free port from a thread of its own, because the trainer blocks the test's."""
     teacher = KnownTeacher(tokenizer_fingerprint(tokenizer_folder))
+    teacher.tokenizer = tokenizer
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, daemon=True)
     thread.start()

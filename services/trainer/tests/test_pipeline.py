@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from latentforge.trainer.errors import TrainerError
-from latentforge.trainer.pipeline import cache_line, run_pipeline
-from latentforge.trainer.teacher_rows import TeacherLostError
+from latentforge.trainer.pipeline import run_pipeline, targets_line
+from latentforge.trainer.teacher_link import TeacherLostError
 
 
 def test_data_to_checkpoints_in_one_call(known_teacher: Any, make_run: Any, corpus: Path) -> None:
@@ -21,7 +21,8 @@ def test_data_to_checkpoints_in_one_call(known_teacher: Any, make_run: Any, corp
     assert len(summary["checkpoints"]) == 3
     assert summary["unigram_ce"] > 0
     assert run.status.stage == "finished"
-    assert f"of {summary['cache']['misses']} sequences" in cache_line(summary)
+    assert f"of {summary['cache']['misses']} sequences" in targets_line(summary)
+    assert "which holds 2.5 MB; the gateway has saved 1.5 s of teacher time" in targets_line(summary)
 
 
 def test_a_finished_run_is_not_done_again(known_teacher: Any, make_run: Any, corpus: Path) -> None:
@@ -33,7 +34,7 @@ def test_a_finished_run_is_not_done_again(known_teacher: Any, make_run: Any, cor
 
 def test_the_teacher_is_met_before_any_work(known_teacher: Any, make_run: Any, corpus: Path) -> None:
     known_teacher.can_score = False
-    run = make_run(port=known_teacher.port)
+    run = make_run(port=known_teacher.port, overrides={"teacher.targets": "score"})
     with pytest.raises(TrainerError, match="cannot score"):
         run_pipeline(run, corpus)
     with pytest.raises(TeacherLostError, match="start it or set GATEWAY_TARGET"):

@@ -1,5 +1,7 @@
 import logging
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import grpc
@@ -10,14 +12,17 @@ from latentforge.model.sparse_kd import sparse_kd
 from latentforge.trainer.errors import TrainerError
 from latentforge.trainer.interrupt import Interrupted
 from latentforge.trainer.packing import PackedData
-from latentforge.trainer.teacher_rows import TeacherLostError, TeacherRows, kd_targets
-from latentforge.trainer.train_student import training_batch, training_sequences
+from latentforge.trainer.targets import training_batch, training_sequences
+from latentforge.trainer.teacher_link import TeacherLink, TeacherLostError
+from latentforge.trainer.teacher_rows import TeacherRows, kd_targets
 
 VOCAB = 260
 
 
-def rows_of(teacher: Any, **options: Any) -> TeacherRows:
-    return TeacherRows(f"127.0.0.1:{teacher.port}", 4, dtype="float32", patience=5.0, **options)
+@contextmanager
+def rows_of(teacher: Any, **options: Any) -> Iterator[TeacherRows]:
+    with TeacherLink(f"127.0.0.1:{teacher.port}", patience=5.0) as link:
+        yield TeacherRows(link, 4, dtype="float32", **options)
 
 
 def divergence(batch: Any, known: Any, move: int = 0) -> torch.Tensor:
@@ -75,7 +80,6 @@ def test_hits_are_counted_from_provenance(known_teacher: Any, packed: PackedData
         list(teacher.stream(iter([batch, batch])))
         assert (teacher.cache.sequences, teacher.cache.hits) == (4, 2)
         assert (teacher.cache.rows, teacher.cache.rows_from_cache) == (4 * 31, 2 * 31)
-        assert teacher.cache_stats().saved_seconds == 1.5
 
 
 def test_no_more_than_ahead_batches_are_asked_for(known_teacher: Any, packed: PackedData) -> None:
@@ -100,15 +104,19 @@ def test_no_more_than_ahead_batches_are_asked_for(known_teacher: Any, packed: Pa
         ({"fingerprint": "other"}, r"fingerprint other, the data was packed with mine"),
         ({"max_top_k": 3}, r"at most 3 entries a row; teacher\.top_k=4"),
         ({"vocab_size": 999}, r"output layer of 999 ids, the models have 260; set the recipe's vocab_size to 999"),
-        ({"can_score": False}, r"cannot score given text, only generate; set TEACHER_BACKEND .* embedded"),
     ],
 )
 def test_a_teacher_that_does_not_fit_is_refused(known_teacher: Any, change: dict[str, Any], message: str) -> None:
     known_teacher.fingerprint = "mine"
     for name, value in change.items():
         setattr(known_teacher, name, value)
-    with rows_of(known_teacher) as teacher, pytest.raises(TrainerError, match=message):
-        teacher.teacher("mine", VOCAB)
+    with TeacherLink(f"127.0.0.1:{known_teacher.port}") as link, pytest.raises(TrainerError, match=message):
+        link.teacher("mine", VOCAB, 4)
+
+
+def test_the_gateway_says_how_much_it_saved(known_teacher: Any) -> None:
+    with TeacherLink(f"127.0.0.1:{known_teacher.port}") as link:
+        assert link.cache_stats().saved_seconds == 1.5
 
 
 def test_a_refusal_reaches_the_loop_at_once(known_teacher: Any, packed: PackedData) -> None:
@@ -134,8 +142,8 @@ def test_a_lost_gateway_is_tried_again_and_said(
 
 
 def test_patience_ends(packed: PackedData) -> None:
-    with TeacherRows("127.0.0.1:9", 4, patience=0.1) as teacher:
-        stream = teacher.stream(iter([[packed.sequence(0)]]))
+    with TeacherLink("127.0.0.1:9", patience=0.1) as link:
+        stream = TeacherRows(link, 4).stream(iter([[packed.sequence(0)]]))
         with pytest.raises(TeacherLostError, match=r"stayed away .* no teacher-gateway answers at 127\.0\.0\.1:9"):
             next(stream)
 
@@ -143,7 +151,7 @@ def test_patience_ends(packed: PackedData) -> None:
 def test_a_stop_request_ends_the_waiting(packed: PackedData) -> None:
     asked = threading.Event()
     threading.Timer(0.2, asked.set).start()
-    with TeacherRows("127.0.0.1:9", 4, patience=60, stop=asked.is_set) as teacher:
-        stream = teacher.stream(iter([[packed.sequence(0)]]))
+    with TeacherLink("127.0.0.1:9", patience=60, stop=asked.is_set) as link:
+        stream = TeacherRows(link, 4).stream(iter([[packed.sequence(0)]]))
         with pytest.raises(Interrupted):
             next(stream)

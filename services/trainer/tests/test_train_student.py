@@ -1,3 +1,4 @@
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,13 @@ from latentforge.model.autoencoder import Autoencoder
 from latentforge.model.generation import ChunkGenerator
 from latentforge.model.io import load_autoencoder, load_student, save_pretrained
 from latentforge.model.latent_model import LatentModel
+from latentforge.model.losses import StudentBatch
 from latentforge.model.sampling import SamplingParams
 from latentforge.trainer.errors import TrainerError
 from latentforge.trainer.evaluation import unigram_ce
 from latentforge.trainer.interrupt import Interrupted
 from latentforge.trainer.packing import PackedData, split_tail
-from latentforge.trainer.teacher_rows import TeacherLostError
+from latentforge.trainer.teacher_link import TeacherLostError
 from latentforge.trainer.train_student import train_student
 
 Stop = Callable[[int], Callable[[], bool]]
@@ -108,7 +110,8 @@ def test_it_learns_what_the_teacher_knows(
     assert last["ce"] < 0.8 * first["ce"]
     assert result["tokens"] == 60 * 8 * 32
     counts = np.bincount(train.tokens, minlength=260)
-    assert result["unigram_ce"] == pytest.approx(unigram_ce(counts, [held_out.sequence(0)]), rel=0.2)
+    check = [StudentBatch(held_out.sequence(0)[None], torch.ones(1, 32, dtype=torch.bool))]
+    assert result["unigram_ce"] == pytest.approx(unigram_ce(counts, check), rel=0.2)
     # Almost none of the text is what this teacher would write.
     assert result["teacher"]["held_out_nll"] > 5
 
@@ -205,3 +208,72 @@ def test_another_teacher_under_way_is_refused(
     known_teacher.revision = "2"
     with pytest.raises(TrainerError, match=r"'revision': '1'.* is .*'revision': '2'"):
         train_student(make_run(port=known_teacher.port), *data, autoencoder)
+
+
+# Room for a byte-level chat.
+GENERATE = {"teacher.targets": "generate", "teacher.generate.n": 2, "data.sequence_length": 64}
+
+
+def test_generated_resume_equals_no_interruption_bit_for_bit(
+    known_teacher: Any, make_run: Any, packed: PackedData, autoencoder: Path, stop_after: Stop
+) -> None:
+    data = split_tail(packed, 30)
+    whole = make_run("whole", port=known_teacher.port, overrides=GENERATE)
+    result = train_student(whole, *data, autoencoder)
+    cuts = 0
+    # Once while it is collected, then after some steps: each time from what the last one left.
+    for times in (6, 12, 7, 9):
+        cut = make_run("cut", port=known_teacher.port, overrides=GENERATE, stop=stop_after(times))
+        try:
+            train_student(cut, *data, autoencoder)
+        except Interrupted:
+            cuts += 1
+    assert cuts >= 3
+    resumed = train_student(make_run("cut", port=known_teacher.port, overrides=GENERATE), *data, autoencoder)
+    ours, theirs = (load_file(published(run)[-1] / "student" / "model.safetensors") for run in (whole, cut))
+    for name, value in ours.items():
+        assert np.array_equal(value, theirs[name]), name
+    assert resumed["curve"] == result["curve"]
+    assert resumed["generated"] == result["generated"]
+    assert resumed["targets"] == "generate"
+
+
+def test_it_learns_from_what_the_teacher_writes(
+    known_teacher: Any, make_run: Any, packed: PackedData, autoencoder: Path
+) -> None:
+    overrides = {
+        "teacher.targets": "auto",
+        "data.sequence_length": 64,
+        "teacher.generate.prompts": 40,
+        "teacher.generate.n": 8,
+        "student.optim.steps": 60,
+        "student.optim.batch_size": 8,
+        "student.optim.lr": 0.01,
+        "student.validate_every": 60,
+    }
+    known_teacher.can_score = False
+    result = train_student(make_run(port=known_teacher.port, overrides=overrides), *split_tail(packed, 30), autoencoder)
+    assert known_teacher.requests == []
+    first, last = result["curve"][0], result["curve"][-1]
+    assert last["kd"] < 0.8 * first["kd"]
+    assert last["ce"] < 0.8 * first["ce"]
+    # The text is the teacher's own, so it is nearly as likely as its entropy says.
+    assert 1 < result["teacher"]["held_out_nll"] < 3
+    assert last["ce"] < result["unigram_ce"]
+    assert "cache" not in result
+
+
+def test_other_generated_text_under_way_is_refused(
+    known_teacher: Any, make_run: Any, packed: PackedData, autoencoder: Path, stop_after: Stop
+) -> None:
+    data = split_tail(packed, 30)
+    stop = stop_after(14)
+    overrides = GENERATE | {"student.save_every": 1}
+    with pytest.raises(Interrupted):
+        train_student(make_run(port=known_teacher.port, overrides=overrides, stop=stop), *data, autoencoder)
+    run = make_run(port=known_teacher.port, overrides=overrides)
+    assert list((run.folder / "state" / "student").glob("step-*"))
+    shutil.rmtree(run.folder / "generated")
+    known_teacher.drop = lambda messages, index: "odd" if index else ""
+    with pytest.raises(TrainerError, match=r"begun with .*'generated_sha256': '(\w+)'.* now it is"):
+        train_student(run, *data, autoencoder)

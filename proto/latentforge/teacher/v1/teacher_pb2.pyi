@@ -249,9 +249,10 @@ class SparseRows(_message.Message):
     """f32, num_rows: the mass of entries that no id could be found for; empty when ids are exact."""
     packed: _builtins.bytes
     """With ROW_ENCODING_PACKED this and num_rows, top_k and first_position are all that is set: a header of 20 bytes
-    ("LFR1"; u16 flags, 1 for f32 logprobs and 2 for unmapped_mass; u16 top_k; u32 num_rows; u32 first_position; u32
-    crc32 of what follows), then zstd of the fields ids, logprobs, counts, realised_logprobs, realised_ranks,
-    tail_mass and unmapped_mass, one after another.
+    ("LFR2"; u16 flags, 1 for f32 logprobs and 2 for unmapped_mass; u16 top_k; u32 num_rows; u32 first_position; u32
+    crc32 of the header so far and of what follows), then zstd of ids, logprobs, counts, realised_logprobs,
+    realised_ranks, tail_mass and unmapped_mass, one after another, each by byte planes: the lowest byte of every value,
+    then the next byte of every value, and so on.
     """
     def __init__(
         self,
@@ -748,6 +749,7 @@ class GetCacheStatsResponse(_message.Message):
     CORRUPT_ENTRIES_FIELD_NUMBER: _builtins.int
     ERRORS_FIELD_NUMBER: _builtins.int
     SAVED_SECONDS_FIELD_NUMBER: _builtins.int
+    DROPPED_WRITES_FIELD_NUMBER: _builtins.int
     kind: _builtins.str
     """redis, sqlite or none."""
     healthy: _builtins.bool
@@ -763,6 +765,8 @@ class GetCacheStatsResponse(_message.Message):
     """Reads or writes that failed; the gateway went on without them."""
     saved_seconds: _builtins.float
     """Teacher time that the hits would have taken."""
+    dropped_writes: _builtins.int
+    """Computed rows that were not kept, because too many waited to be written; in sequences."""
     def __init__(
         self,
         *,
@@ -777,10 +781,11 @@ class GetCacheStatsResponse(_message.Message):
         corrupt_entries: _builtins.int = ...,
         errors: _builtins.int = ...,
         saved_seconds: _builtins.float = ...,
+        dropped_writes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "corrupt_entries", b"corrupt_entries", "entries", b"entries", "errors", b"errors", "healthy", b"healthy", "hits", b"hits", "kind", b"kind", "misses", b"misses", "rows_computed", b"rows_computed", "rows_from_cache", b"rows_from_cache", "saved_seconds", b"saved_seconds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "corrupt_entries", b"corrupt_entries", "dropped_writes", b"dropped_writes", "entries", b"entries", "errors", b"errors", "healthy", b"healthy", "hits", b"hits", "kind", b"kind", "misses", b"misses", "rows_computed", b"rows_computed", "rows_from_cache", b"rows_from_cache", "saved_seconds", b"saved_seconds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,68 +1,56 @@
-"""The client of the teacher API: asyncio, token ids in, numpy rows out."""
+"""The asyncio client of the teacher API: token ids in, numpy rows out."""
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import grpc
+from pydantic import SecretStr
 
+from latentforge.core.channel import MAX_ATTEMPTS, key_metadata, open_aio_channel
 from latentforge.core.sparse_rows import LogprobDtype, SparseRows
-from latentforge.core.wire import MAX_MESSAGE_BYTES, dtype_to_proto, rows_from_proto
+from latentforge.core.teacher_calls import BatchScoring, Retries, RowEncodingName, Scored, score_request
+from latentforge.core.teacher_errors import FieldViolation, TeacherError
+from latentforge.core.wire import rows_from_proto
 from latentforge.teacher.v1 import teacher_pb2 as pb
 from latentforge.teacher.v1 import teacher_pb2_grpc
 
-# gRPC retries by itself what is safe to ask again: the gateway was not there, or not yet.
-_SERVICE_CONFIG = """{"methodConfig": [{"name": [{"service": "latentforge.teacher.v1.TeacherService"}],
- "retryPolicy": {"maxAttempts": 5, "initialBackoff": "0.2s", "maxBackoff": "5s", "backoffMultiplier": 2,
- "retryableStatusCodes": ["UNAVAILABLE"]}}]}"""
-
-
-class TeacherError(RuntimeError):
-    """What the gateway refused or failed to do; ``code`` is the gRPC status."""
-
-    def __init__(self, code: grpc.StatusCode, message: str) -> None:
-        super().__init__(f"{code.name}: {message}")
-        self.code = code
-        self.message = message
-
-
-@dataclass(frozen=True)
-class Scored:
-    """One scored sequence of a batch: its index in the request, and its rows or why it has none."""
-
-    index: int
-    rows: SparseRows | None
-    error: TeacherError | None
-    provenance: pb.Provenance
-
-
-def _status_code(number: int) -> grpc.StatusCode:
-    return next((c for c in grpc.StatusCode if c.value[0] == number), grpc.StatusCode.UNKNOWN)
+__all__ = ["FieldViolation", "RowEncodingName", "Scored", "TeacherClient", "TeacherError"]
 
 
 class TeacherClient:
-    """Talks to one teacher-gateway.
+    """Talks to one teacher-gateway; ``SyncTeacherClient`` does the same without asyncio.
 
     Use as ``async with TeacherClient("localhost:50051") as client``. Every call raises :class:`TeacherError`.
 
     Args:
         target: host:port of the gateway.
-        timeout: seconds for one call, streams included.
+        timeout: seconds for one call, its retries and the whole of a stream included.
+        api_key: the gateway's GATEWAY_API_KEY, if it has one.
+        tls_ca: PEM file of the root certificate that signed the gateway's; None talks without TLS.
+        attempts: tries without any progress; 1 never asks again.
+
+    Raises:
+        SettingsError: the file of ``tls_ca`` is no good.
     """
 
-    def __init__(self, target: str, *, timeout: float = 600.0) -> None:
+    def __init__(
+        self,
+        target: str,
+        *,
+        timeout: float = 600.0,
+        api_key: SecretStr | str | None = None,
+        tls_ca: Path | str | None = None,
+        attempts: int = MAX_ATTEMPTS,
+    ) -> None:
         self.target = target
         self._timeout = timeout
+        self._attempts = attempts
+        self._metadata = key_metadata(api_key)
         self._fingerprint: str | None = None
-        self._channel = grpc.aio.insecure_channel(
-            target,
-            options=[
-                ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-                ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
-                ("grpc.service_config", _SERVICE_CONFIG),
-            ],
-        )
+        self._channel = open_aio_channel(target, tls_ca=tls_ca, retries=attempts > 1)
         self._stub = teacher_pb2_grpc.TeacherServiceStub(self._channel)
 
     async def __aenter__(self) -> Self:
@@ -78,76 +66,92 @@ class TeacherClient:
 
     async def teacher(self) -> pb.GetTeacherResponse:
         """What the teacher is and can do; its tokenizer's fingerprint goes with every later request."""
-        try:
-            answer = await self._stub.GetTeacher(pb.GetTeacherRequest(), timeout=self._timeout)
-        except grpc.aio.AioRpcError as error:
-            raise self._failure(error) from None
+        answer: pb.GetTeacherResponse = await self._ask(self._stub.GetTeacher, pb.GetTeacherRequest())
         self._fingerprint = answer.tokenizer_fingerprint
         return answer
 
-    async def score(self, token_ids: Sequence[int], top_k: int, dtype: LogprobDtype = "float16") -> SparseRows:
-        """Rows for tokens 1 … L−1 of one sequence of L ids."""
-        request = pb.ScoreRequest(
-            tokenizer_fingerprint=await self._known_fingerprint(),
-            token_ids=token_ids,
-            top_k=top_k,
-            logprob_dtype=dtype_to_proto(dtype),
-        )
-        try:
-            answer = await self._stub.Score(request, timeout=self._timeout)
-        except grpc.aio.AioRpcError as error:
-            raise self._failure(error) from None
-        return rows_from_proto(answer.rows)
+    async def score(
+        self,
+        token_ids: Sequence[int],
+        top_k: int,
+        dtype: LogprobDtype = "float16",
+        row_encoding: RowEncodingName = "arrays",
+    ) -> SparseRows:
+        """Rows for tokens 1 … L−1 of one sequence of L ids; the arrays are views of the answer's bytes."""
+        request = score_request(await self._known_fingerprint(), token_ids, top_k, dtype, row_encoding)
+        return rows_from_proto((await self._ask(self._stub.Score, request)).rows)
 
     async def score_batch(
-        self, sequences: Sequence[Sequence[int]], top_k: int, dtype: LogprobDtype = "float16"
+        self,
+        sequences: Sequence[Sequence[int]],
+        top_k: int,
+        dtype: LogprobDtype = "float16",
+        row_encoding: RowEncodingName = "arrays",
     ) -> AsyncIterator[Scored]:
-        """Scores many sequences; answers come as they are ready, in any order."""
-        request = pb.ScoreBatchRequest(
-            tokenizer_fingerprint=await self._known_fingerprint(),
-            sequences=[pb.TokenIds(ids=ids) for ids in sequences],
-            top_k=top_k,
-            logprob_dtype=dtype_to_proto(dtype),
-        )
-        try:
-            async for answer in self._stub.ScoreBatch(request, timeout=self._timeout):
-                if answer.HasField("error"):
-                    failure = TeacherError(_status_code(answer.error.code), answer.error.message)
-                    yield Scored(answer.index, None, failure, pb.Provenance())
-                else:
-                    yield Scored(answer.index, rows_from_proto(answer.score.rows), None, answer.score.provenance)
-        except grpc.aio.AioRpcError as error:
-            raise self._failure(error) from None
+        """Scores many sequences; answers come as they are ready, in any order, exactly one for each.
+
+        A stream that breaks off is asked for again, for what is missing only. A sequence that the gateway refuses is
+        an answer with an error.
+        """
+        retries = Retries(self._timeout, self._attempts)
+        batch = BatchScoring(await self._known_fingerprint(), sequences, top_k, dtype, row_encoding)
+        while True:
+            call = self._stub.ScoreBatch(batch.request(), timeout=retries.seconds_left, metadata=self._metadata)
+            failure: TeacherError | None
+            try:
+                async for answer in call:
+                    if (scored := batch.take(answer)) is not None:
+                        yield scored
+                failure = batch.failure()
+            except grpc.aio.AioRpcError as error:
+                failure = TeacherError.from_rpc(error, self.target)
+            finally:
+                call.cancel()
+            if failure is None:
+                return
+            pause = batch.pause(retries, failure)
+            if pause is None:
+                if (refused := batch.given_up()) is None:
+                    raise failure
+                for scored in refused:
+                    yield scored
+                return
+            await asyncio.sleep(pause)
 
     async def generate(self, request: pb.GenerateRequest) -> AsyncIterator[pb.GenerateResponse]:
-        """Continues a prompt; the request's fingerprint is filled in."""
+        """Continues a prompt; the request's fingerprint is filled in. ``wire.rows_from_proto`` reads the rows."""
         request.tokenizer_fingerprint = await self._known_fingerprint()
-        try:
-            async for answer in self._stub.Generate(request, timeout=self._timeout):
-                yield answer
-        except grpc.aio.AioRpcError as error:
-            raise self._failure(error) from None
+        retries = Retries(self._timeout, self._attempts)
+        begun = False
+        while True:
+            call = self._stub.Generate(request, timeout=retries.seconds_left, metadata=self._metadata)
+            try:
+                async for answer in call:
+                    begun = True
+                    yield answer
+                return
+            except grpc.aio.AioRpcError as error:
+                failure = TeacherError.from_rpc(error, self.target)
+            finally:
+                call.cancel()
+            await self._wait_or_raise(retries, failure, begun=begun)
 
     async def tokenize(self, text: str) -> list[int]:
-        try:
-            answer = await self._stub.Tokenize(pb.TokenizeRequest(text=text), timeout=self._timeout)
-        except grpc.aio.AioRpcError as error:
-            raise self._failure(error) from None
-        return list(answer.token_ids)
+        return list((await self._ask(self._stub.Tokenize, pb.TokenizeRequest(text=text))).token_ids)
+
+    async def tokenize_chat(self, messages: Sequence[tuple[str, str]]) -> list[int]:
+        """Ids of (role, content) pairs, rendered with the teacher's chat template."""
+        chat = pb.Chat(messages=[pb.ChatMessage(role=role, content=content) for role, content in messages])
+        return list((await self._ask(self._stub.Tokenize, pb.TokenizeRequest(chat=chat))).token_ids)
 
     async def detokenize(self, token_ids: Sequence[int]) -> str:
         request = pb.DetokenizeRequest(tokenizer_fingerprint=await self._known_fingerprint(), token_ids=token_ids)
-        try:
-            answer = await self._stub.Detokenize(request, timeout=self._timeout)
-        except grpc.aio.AioRpcError as error:
-            raise self._failure(error) from None
-        return answer.text
+        text: str = (await self._ask(self._stub.Detokenize, request)).text
+        return text
 
     async def cache_stats(self) -> pb.GetCacheStatsResponse:
-        try:
-            return await self._stub.GetCacheStats(pb.GetCacheStatsRequest(), timeout=self._timeout)
-        except grpc.aio.AioRpcError as error:
-            raise self._failure(error) from None
+        answer: pb.GetCacheStatsResponse = await self._ask(self._stub.GetCacheStats, pb.GetCacheStatsRequest())
+        return answer
 
     async def _known_fingerprint(self) -> str:
         if self._fingerprint is None:
@@ -155,8 +159,18 @@ class TeacherClient:
         assert self._fingerprint is not None
         return self._fingerprint
 
-    def _failure(self, error: grpc.aio.AioRpcError) -> TeacherError:
-        message = error.details() or "no details"
-        if error.code() is grpc.StatusCode.UNAVAILABLE:
-            message = f"no teacher-gateway answers at {self.target} ({message}); start it or set GATEWAY_TARGET"
-        return TeacherError(error.code(), message)
+    async def _ask(self, method: Any, request: Any) -> Any:
+        retries = Retries(self._timeout, self._attempts)
+        while True:
+            try:
+                return await method(request, timeout=retries.seconds_left, metadata=self._metadata)
+            except grpc.aio.AioRpcError as error:
+                failure = TeacherError.from_rpc(error, self.target)
+            await self._wait_or_raise(retries, failure)
+
+    async def _wait_or_raise(self, retries: Retries, failure: TeacherError, *, begun: bool = False) -> None:
+        """gRPC itself has asked again where the gateway was gone; what has begun cannot be begun again."""
+        pause = retries.pause(failure)
+        if begun or pause is None or failure.code is grpc.StatusCode.UNAVAILABLE:
+            raise failure
+        await asyncio.sleep(pause)

@@ -1,8 +1,15 @@
 """Sparse rows to and from their protobuf message: packed little-endian bytes, read back without a copy per entry."""
 
-import numpy as np
+from dataclasses import fields
 
-from latentforge.core.sparse_rows import LogprobDtype, SparseRows, logprobs_from_bytes, logprobs_to_bytes
+from latentforge.core.sparse_rows import (
+    CorruptRowsError,
+    LogprobDtype,
+    PackedRows,
+    SparseRows,
+    array_bytes,
+    rows_of_arrays,
+)
 from latentforge.teacher.v1 import teacher_pb2 as pb
 
 # A 2048-token answer with 64 float32 entries a row is about 1 MiB; gRPC's default cap of 4 MiB is too near.
@@ -13,6 +20,12 @@ _DTYPES: dict[pb.LogprobDtype.ValueType, LogprobDtype] = {
     pb.LOGPROB_DTYPE_FLOAT16: "float16",
     pb.LOGPROB_DTYPE_FLOAT32: "float32",
 }
+_ENCODINGS: dict[pb.RowEncoding.ValueType, bool] = {
+    pb.ROW_ENCODING_UNSPECIFIED: False,
+    pb.ROW_ENCODING_ARRAYS: False,
+    pb.ROW_ENCODING_PACKED: True,
+}
+_ARRAYS = [field.name for field in fields(SparseRows)[1:]]
 
 
 def dtype_from_proto(value: pb.LogprobDtype.ValueType) -> LogprobDtype:
@@ -30,36 +43,47 @@ def dtype_to_proto(dtype: LogprobDtype) -> pb.LogprobDtype.ValueType:
     return pb.LOGPROB_DTYPE_FLOAT32 if dtype == "float32" else pb.LOGPROB_DTYPE_FLOAT16
 
 
-def rows_to_proto(rows: SparseRows, dtype: LogprobDtype) -> pb.SparseRows:
+def is_packed(encoding: pb.RowEncoding.ValueType) -> bool:
+    """Whether a request wants ``packed`` instead of the arrays; unset means arrays.
+
+    Raises:
+        ValueError: a number that the API does not define.
+    """
+    if encoding not in _ENCODINGS:
+        raise ValueError(f"row_encoding is {encoding}; use 1 (arrays) or 2 (packed)")
+    return _ENCODINGS[encoding]
+
+
+def rows_to_proto(rows: SparseRows | PackedRows, dtype: LogprobDtype, *, packed: bool = False) -> pb.SparseRows:
+    """The message for rows; packed rows have ``dtype`` already.
+
+    Raises:
+        CorruptRowsError: packed rows do not decompress.
+    """
+    if packed:
+        if isinstance(rows, SparseRows):
+            rows = PackedRows.of(rows, dtype)
+        return pb.SparseRows(num_rows=len(rows), top_k=rows.top_k, first_position=rows.first_position, packed=rows.data)
     return pb.SparseRows(
         num_rows=len(rows),
         top_k=rows.top_k,
         first_position=rows.first_position,
         logprob_dtype=dtype_to_proto(dtype),
-        ids=rows.ids.astype("<u4", copy=False).tobytes(),
-        logprobs=logprobs_to_bytes(rows.logprobs, dtype),
-        counts=rows.counts.astype("<u2", copy=False).tobytes(),
-        realised_logprobs=rows.realised_logprobs.astype("<f4", copy=False).tobytes(),
-        realised_ranks=rows.realised_ranks.astype("<u4", copy=False).tobytes(),
-        tail_mass=rows.tail_mass.astype("<f4", copy=False).tobytes(),
-        unmapped_mass=b"" if rows.unmapped_mass is None else rows.unmapped_mass.astype("<f4", copy=False).tobytes(),
+        **(rows.arrays() if isinstance(rows, PackedRows) else array_bytes(rows, dtype)),
     )
 
 
 def rows_from_proto(message: pb.SparseRows) -> SparseRows:
-    """Views of the message's bytes (read-only arrays).
+    """Rows of either encoding; arrays are views of the message's bytes (read-only).
 
     Raises:
-        ValueError: the packed fields do not fit num_rows x top_k.
+        ValueError: the fields do not fit num_rows x top_k, or what is packed is corrupt.
     """
     shape = (message.num_rows, message.top_k)
-    return SparseRows(
-        first_position=message.first_position,
-        ids=np.frombuffer(message.ids, "<u4").reshape(shape),
-        logprobs=logprobs_from_bytes(message.logprobs, dtype_from_proto(message.logprob_dtype), shape),
-        counts=np.frombuffer(message.counts, "<u2"),
-        realised_logprobs=np.frombuffer(message.realised_logprobs, "<f4"),
-        realised_ranks=np.frombuffer(message.realised_ranks, "<u4"),
-        tail_mass=np.frombuffer(message.tail_mass, "<f4"),
-        unmapped_mass=np.frombuffer(message.unmapped_mass, "<f4") if message.unmapped_mass else None,
-    )
+    if message.packed:
+        rows = PackedRows.read(message.packed)
+        if (rows.num_rows, rows.top_k, rows.first_position) != (*shape, message.first_position):
+            raise CorruptRowsError(f"packed rows of another shape or place than the message's {shape}")
+        return rows.unpacked()
+    arrays = {name: getattr(message, name) for name in _ARRAYS if name != "unmapped_mass" or message.unmapped_mass}
+    return rows_of_arrays(arrays, dtype_from_proto(message.logprob_dtype), shape, message.first_position)

@@ -91,13 +91,15 @@ class StudentBatch:
 
     Attributes:
         tokens: int64 [b, L].
-        valid: bool [b, L]; False on pads.
+        valid: bool [b, L]; False on pads, and on what is context only.
         kd: teacher rows, or None.
+        chunk_valid: bool [b, t], the chunks of MSE and energy; None takes those with at least one valid token.
     """
 
     tokens: Tensor
     valid: Tensor
     kd: KdTargets | None = None
+    chunk_valid: Tensor | None = None
 
 
 class StudentLoss(NamedTuple):
@@ -130,8 +132,7 @@ def student_loss(
 ) -> StudentLoss:
     """Computes the objective; with the energy head CE, KD and MSE use the first of its samples.
 
-    CE is the mean over valid tokens, KD over valid tokens that have a row, MSE and energy over chunks with at least one
-    valid token.
+    CE is the mean over valid tokens, KD over valid tokens that have a row, MSE and energy over ``chunk_valid``.
 
     Raises:
         ValueError: L is not a multiple of K, or the weights want a term that the model or the batch cannot give.
@@ -170,7 +171,9 @@ def student_loss(
     zero = ce.new_zeros(())
     mse, energy = zero, zero
     if weights.mse or weights.energy:
-        chunk_valid = batch.valid.view(batch.tokens.shape[0], -1, k).any(-1)
+        chunk_valid = batch.chunk_valid
+        if chunk_valid is None:
+            chunk_valid = batch.valid.view(batch.tokens.shape[0], -1, k).any(-1)
         with torch.no_grad():
             posterior = model.autoencoder.encode(tokens_btk)
         mse = latent_mse(samples[0], posterior.mean, chunk_valid)

@@ -8,10 +8,12 @@ from collections.abc import Callable
 class Breaker:
     """Opens after ``failures`` failures within ``window`` seconds, and stays open for ``pause`` seconds.
 
+    Successes in between do not make up for failures: providers that block count those alone.
     After the pause one caller at a time may try (half-open): success closes the breaker, failure opens it again.
     Ask :meth:`allows` before each try and report its end to :meth:`succeeded`, :meth:`failed` or :meth:`abandoned`.
 
     Args:
+        of_last: only failures among that many last tries count; unset looks back by ``window`` alone.
         on_change: called with True when it opens and with False when it closes.
         clock: seconds, monotonic; tests give their own.
     """
@@ -22,12 +24,15 @@ class Breaker:
         window: float,
         pause: float,
         *,
+        of_last: int | None = None,
         on_change: Callable[[bool], None] = lambda is_open: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._limit, self._window, self._pause = failures, window, pause
         self._on_change, self._clock = on_change, clock
-        self._failed_at: deque[float] = deque()
+        self._of_last = of_last
+        # When a try failed; None for one that succeeded, kept only where ``of_last`` counts it.
+        self._tries: deque[float | None] = deque(maxlen=of_last)
         self._opened_at: float | None = None
         self._probing = False
 
@@ -53,18 +58,23 @@ class Breaker:
         return True
 
     def succeeded(self) -> None:
-        self._probing = False
-        self._failed_at.clear()
-        if self._opened_at is not None:
+        """While it is open only the try that was let through says that all is well; others began before it opened."""
+        if self._opened_at is None:
+            if self._of_last is not None:
+                self._tries.append(None)
+        elif self._probing:
+            self._tries.clear()
             self._opened_at = None
             self._on_change(False)
+        self._probing = False
 
     def failed(self) -> None:
         now = self._clock()
-        self._failed_at.append(now)
-        while self._failed_at[0] <= now - self._window:
-            self._failed_at.popleft()
-        if self._probing or (self._opened_at is None and len(self._failed_at) >= self._limit):
+        self._tries.append(now)
+        while self._tries[0] is not None and self._tries[0] <= now - self._window:
+            self._tries.popleft()
+        failures = sum(at is not None and at > now - self._window for at in self._tries)
+        if self._probing or (self._opened_at is None and failures >= self._limit):
             was_open = self._opened_at is not None
             self._opened_at = now
             self._probing = False

@@ -1,17 +1,23 @@
 """The command ``teacher-gateway``."""
 
 import asyncio
+import os
+import shlex
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, TypeVar
 
 import typer
 from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from latentforge.core.logs import configure_logging
 from latentforge.core.settings import SettingsError, load_settings
-from latentforge.core.teacher_client import TeacherClient, TeacherError
+from latentforge.core.sparse_rows import LogprobDtype
+from latentforge.core.sync_teacher_client import SyncTeacherClient
+from latentforge.core.teacher_client import TeacherClient
+from latentforge.core.teacher_errors import TeacherError
 from latentforge.gateway.backends.base import BackendError
 from latentforge.gateway.cache import open_cache
 from latentforge.gateway.cache.base import Cache, CacheError
@@ -52,6 +58,24 @@ def serve(
         _fail(error)
 
 
+@app.command(name="serve-vllm")
+def serve_vllm(
+    arguments: Annotated[list[str] | None, typer.Argument(help="More of vLLM's own, after --.")] = None,
+    show: Annotated[bool, typer.Option("--print", help="Only show the command line.")] = False,
+) -> None:
+    """Becomes the vLLM server that TEACHER_BACKEND=vllm-local asks: VLLM_LOCAL_MODEL at VLLM_LOCAL_URL."""
+    settings = _settings()
+    from latentforge.gateway.backends.vllm_command import vllm_command, vllm_environment
+
+    try:
+        command = [*vllm_command(settings), *(arguments or [])]
+    except SettingsError as error:
+        _fail(error)
+    typer.echo(shlex.join(command), err=not show)
+    if not show:
+        os.execve(command[0], command, vllm_environment(settings, dict(os.environ)))
+
+
 @app.command()
 def check(backend: Backend = None) -> None:
     """Tries the settings of the chosen teacher for real: a line per finding, exit 1 if one is bad."""
@@ -82,14 +106,14 @@ def stats(
         _print({"entries": store.entries, "bytes": store.bytes})
         return
 
-    async def ask() -> dict[str, Any]:
-        async with TeacherClient(target, timeout=10) as client:
-            answer = await client.cache_stats()
-            return {field.name: getattr(answer, field.name) for field in answer.DESCRIPTOR.fields}
-
+    settings = _settings()
     try:
-        _print(asyncio.run(ask()))
-    except TeacherError as error:
+        with SyncTeacherClient(
+            target, timeout=10, api_key=settings.gateway_api_key, tls_ca=settings.gateway_tls_ca
+        ) as client:
+            answer = client.cache_stats()
+        _print({field.name: getattr(answer, field.name) for field in answer.DESCRIPTOR.fields})
+    except (SettingsError, TeacherError) as error:
         _fail(error)
 
 
@@ -97,6 +121,46 @@ def stats(
 def clear(cache_url: CacheUrl = None) -> None:
     """Removes every entry."""
     typer.echo(f"{_with_cache(cache_url, lambda cache: cache.clear())} entries removed")
+
+
+@cache_app.command()
+def warm(
+    data: Annotated[Path, typer.Argument(help="JSONL ({text} or {messages} per line), or a packed folder.")],
+    target: Annotated[str, typer.Option(help="host:port of a running gateway.")] = "localhost:50051",
+    top_k: Annotated[int, typer.Option(min=1, help="Entries per row; they serve fewer, too.")] = 20,
+    max_length: Annotated[
+        int | None, typer.Option(min=2, help="JSONL: longest sequence in tokens; unset is the teacher's longest.")
+    ] = None,
+    float32: Annotated[bool, typer.Option("--float32", help="Keep log-probabilities in float32.")] = False,
+) -> None:
+    """Scores a data set against a running gateway, so that its cache has it. What it has already is passed over."""
+    settings = _settings()
+    from latentforge.gateway.warm import Warmed, WarmError
+    from latentforge.gateway.warm import warm as warm_cache
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        bar = progress.add_task("asking the gateway", total=None)
+
+        def show(done: int, total: int, so_far: Warmed) -> None:
+            text = f"{so_far.hits:,} hits, {so_far.computed:,} computed"
+            progress.update(bar, completed=done, total=total, description=text)
+
+        async def run() -> Warmed:
+            async with TeacherClient(
+                target, api_key=settings.gateway_api_key, tls_ca=settings.gateway_tls_ca
+            ) as client:
+                dtype: LogprobDtype = "float32" if float32 else "float16"
+                return await warm_cache(client, data, top_k=top_k, max_length=max_length, dtype=dtype, on_progress=show)
+
+        try:
+            warmed = asyncio.run(run())
+        except (SettingsError, TeacherError, WarmError) as error:
+            progress.stop()
+            _fail(error)
+    typer.echo(f"{warmed.hits:,} sequences were in the cache, {warmed.computed:,} were computed")
+    if warmed.refusal is not None:
+        _fail(RuntimeError(f"{warmed.refused:,} were refused, the first because {warmed.refusal}"))
 
 
 def _with_cache(url: str | None, work: Callable[[Cache], Awaitable[T]]) -> T:

@@ -23,6 +23,18 @@ _CODES = {
 }
 
 
+# A message travels twice, percent-encoded and, in the details, in base64; all of it has to fit 8 KiB.
+_MESSAGE_BYTES = 600
+_DESCRIPTION_BYTES = 200
+_MOST_VIOLATIONS = 8
+
+
+def shortened(text: str, size: int) -> str:
+    """At most about ``size`` bytes of UTF-8."""
+    data = text.encode("utf-8", "replace")
+    return text if len(data) <= size else data[:size].decode("utf-8", "ignore") + "…"
+
+
 @dataclass(frozen=True)
 class Violation:
     """A field of the request, and what is wrong with its value and what is allowed."""
@@ -53,12 +65,13 @@ class ApiError(Exception):
     ) -> None:
         super().__init__(message)
         self.code = code
-        self.message = message
-        self.violations = tuple(violations)
+        self.message = shortened(message, _MESSAGE_BYTES)
+        self.violations = tuple(violations[:_MOST_VIOLATIONS])
         self.reason = reason
         self.retry_after = retry_after
 
     def status(self) -> status_pb2.Status:
+        """The status with its details, bounded: gRPC refuses answers whose metadata exceeds 8 KiB."""
         return status_pb2.Status(
             code=self.code.value[0], message=self.message, details=[_any(detail) for detail in self._details()]
         )
@@ -67,7 +80,9 @@ class ApiError(Exception):
         if self.violations:
             yield error_details_pb2.BadRequest(
                 field_violations=[
-                    error_details_pb2.BadRequest.FieldViolation(field=v.field, description=v.description)
+                    error_details_pb2.BadRequest.FieldViolation(
+                        field=v.field, description=shortened(v.description, _DESCRIPTION_BYTES)
+                    )
                     for v in self.violations
                 ]
             )
@@ -97,5 +112,5 @@ def teacher_failed(error: BackendError) -> ApiError:
 
 def invalid_argument(violations: Sequence[Violation]) -> ApiError:
     """INVALID_ARGUMENT whose message reads well without the details."""
-    message = "; ".join(f"{v.field}: {v.description}" for v in violations)
-    return ApiError(grpc.StatusCode.INVALID_ARGUMENT, message, violations)
+    message = "; ".join(f"{v.field}: {v.description}" for v in violations[:_MOST_VIOLATIONS])
+    return ApiError(grpc.StatusCode.INVALID_ARGUMENT, message, violations, reason="INVALID_FIELDS")

@@ -3,25 +3,28 @@
 import asyncio
 import logging
 import signal
+from importlib.metadata import version
+from typing import Any
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from latentforge.core.wire import MAX_MESSAGE_BYTES
+from latentforge.gateway.access import KeyInterceptor, server_credentials
 from latentforge.gateway.backends import build_backend
 from latentforge.gateway.backends.base import Backend
 from latentforge.gateway.cache import open_cache
-from latentforge.gateway.metrics import Metrics
+from latentforge.gateway.calls import SERVICE, CallInterceptor
+from latentforge.gateway.metrics import Metrics, MetricsServer
 from latentforge.gateway.service import TeacherServicer
 from latentforge.gateway.settings import GatewaySettings
 from latentforge.gateway.teacher import Teacher
-from latentforge.teacher.v1 import teacher_pb2
+from latentforge.gateway.telemetry import Tracing
 from latentforge.teacher.v1.teacher_pb2_grpc import add_TeacherServiceServicer_to_server
 
 _log = logging.getLogger(__name__)
 
-SERVICE = teacher_pb2.DESCRIPTOR.services_by_name["TeacherService"].full_name
 _SERVING = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
@@ -33,15 +36,23 @@ class Gateway:
         backend: given by tests; else TEACHER_BACKEND's.
 
     Raises:
-        SettingsError: this version has no such backend.
+        SettingsError: a setting that the backend needs is missing, or the TLS files are no good.
     """
 
     def __init__(self, settings: GatewaySettings, backend: Backend | None = None) -> None:
         self._settings = settings
-        self._metrics = Metrics()
-        self._backend = backend or build_backend(settings, self._metrics)
+        self.metrics = Metrics()
+        self._backend = backend or build_backend(settings, self.metrics)
+        self._credentials = server_credentials(settings)
+        self._tracing: Tracing | None = None
+        self._metrics_server: MetricsServer | None = None
         self._teacher: Teacher | None = None
         self.port = settings.gateway_port
+
+    @property
+    def metrics_port(self) -> int | None:
+        """Where metrics are served, if they are."""
+        return None if self._metrics_server is None else self._metrics_server.port
 
     async def start(self) -> None:
         """Listens.
@@ -49,28 +60,42 @@ class Gateway:
         Raises:
             OSError: the address cannot be had.
         """
+        settings = self._settings
+        if settings.otel_exporter_otlp_endpoint is not None:
+            self._tracing = Tracing(settings.otel_exporter_otlp_endpoint, version("latentforge-teacher-gateway"))
+        interceptors: list[Any] = [CallInterceptor(self.metrics, self._tracing)]
+        if settings.gateway_api_key is not None:
+            interceptors.append(KeyInterceptor(settings.gateway_api_key))
         self._server = grpc.aio.server(
+            interceptors=interceptors,
             options=[
                 ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
                 ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
                 # Without this a second gateway on the port would silently take half of the calls.
                 ("grpc.so_reuseport", 0),
-            ]
+            ],
         )
-        self._servicer = TeacherServicer()
+        self._servicer = TeacherServicer(settings.max_tokens_in_flight)
         self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]
         add_TeacherServiceServicer_to_server(self._servicer, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
         await self._set_health(_NOT_SERVING)
-        settings = self._settings
         address = f"{settings.gateway_host}:{settings.gateway_port}"
         try:
-            self.port = self._server.add_insecure_port(address)
+            if self._credentials is None:
+                self.port = self._server.add_insecure_port(address)
+            else:
+                self.port = self._server.add_secure_port(address, self._credentials)
         except RuntimeError:
             raise OSError(f"cannot listen on {address}; set GATEWAY_HOST and GATEWAY_PORT to a free address") from None
+        if settings.gateway_metrics_port is not None:
+            self._metrics_server = MetricsServer(self.metrics, settings.gateway_host, settings.gateway_metrics_port)
         await self._server.start()
-        _log.info("listening on %s:%d", settings.gateway_host, self.port)
+        with_tls = "" if self._credentials is None else " (TLS)"
+        _log.info("listening%s on %s:%d", with_tls, settings.gateway_host, self.port)
+        if self._metrics_server is not None:
+            _log.info("metrics on http://%s:%d/metrics", settings.gateway_host, self._metrics_server.port)
 
     async def load(self) -> None:
         """Loads the teacher and serves.
@@ -79,7 +104,7 @@ class Gateway:
             BackendError: it cannot be loaded.
         """
         await self._backend.load()
-        self._teacher = Teacher(self._backend, open_cache(self._settings), self._settings)
+        self._teacher = Teacher(self._backend, open_cache(self._settings), self._settings, self.metrics)
         await self._teacher.warm_up()
         self._servicer.open(self._teacher)
         await self._set_health(_SERVING)
@@ -97,6 +122,10 @@ class Gateway:
             await self._backend.close()
         else:
             await self._teacher.close()
+        if self._metrics_server is not None:
+            await asyncio.to_thread(self._metrics_server.close)
+        if self._tracing is not None:
+            await asyncio.to_thread(self._tracing.close)
         _log.info("stopped")
 
     async def _set_health(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:

@@ -1,6 +1,14 @@
-"""What the gateway counts, in a registry of its own."""
+"""What the gateway counts, in a registry of its own, and the HTTP server that gives it to Prometheus."""
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    PlatformCollector,
+    ProcessCollector,
+    start_http_server,
+)
 
 _SECONDS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 
@@ -10,6 +18,8 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        PlatformCollector(registry=self.registry)
         self.requests = Counter(
             "gateway_requests",
             "Calls that ended, by method and gRPC status.",
@@ -27,6 +37,11 @@ class Metrics:
             "gateway_cache_lookups",
             "Sequences looked up: hit, miss, corrupt or error.",
             ["result"],
+            registry=self.registry,
+        )
+        self.cache_dropped_writes = Counter(
+            "gateway_cache_dropped_writes",
+            "Entries not kept because too many waited to be written.",
             registry=self.registry,
         )
         self.upstream_seconds = Histogram(
@@ -48,3 +63,24 @@ class Metrics:
         self.breaker_open = Gauge(
             "gateway_breaker_open", "1 while nothing is sent because too much failed.", ["name"], registry=self.registry
         )
+
+
+class MetricsServer:
+    """Answers GET /metrics in a thread of its own.
+
+    Raises:
+        OSError: the address cannot be had.
+    """
+
+    def __init__(self, metrics: Metrics, host: str, port: int) -> None:
+        try:
+            self._server, self._thread = start_http_server(port, host, metrics.registry)
+        except OSError as error:
+            text = f"cannot serve metrics on {host}:{port} ({error.strerror}); set GATEWAY_METRICS_PORT to a free port"
+            raise OSError(f"{text}, or leave it unset") from None
+        self.port = self._server.server_port
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()

@@ -1,32 +1,36 @@
 """latentforge.teacher.v1.TeacherService over the core: messages in, messages out, failures as statuses."""
 
 import asyncio
-import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any, NoReturn
 
 import grpc
-from grpc_status import rpc_status
 
 from latentforge.core.sparse_rows import LogprobDtype
-from latentforge.core.wire import dtype_from_proto, rows_to_proto
+from latentforge.core.wire import dtype_from_proto, is_packed, rows_to_proto
 from latentforge.gateway import validation
-from latentforge.gateway.backends.base import BackendError, TeacherDescription, TokenIds
+from latentforge.gateway.backends.base import TeacherDescription, TokenIds
+from latentforge.gateway.calls import Context, count
 from latentforge.gateway.errors import ApiError, teacher_failed
 from latentforge.gateway.teacher import Answer, Teacher
 from latentforge.teacher.v1 import teacher_pb2 as pb
 from latentforge.teacher.v1.teacher_pb2_grpc import TeacherServiceServicer
 
-_log = logging.getLogger(__name__)
-
-Context = grpc.aio.ServicerContext[Any, Any]
+# A teacher is loaded within seconds or minutes; a caller's next try need not wait for the whole of that.
+_RETRY_SECONDS = 1.0
 
 
 class TeacherServicer(TeacherServiceServicer):
-    """Answers UNAVAILABLE until :meth:`open` gives it a teacher and after :meth:`drain` was called."""
+    """Answers UNAVAILABLE until :meth:`open` gives it a teacher and after :meth:`drain` was called.
 
-    def __init__(self) -> None:
+    Methods raise ApiError or BackendError, which the interceptor of ``calls`` turns into statuses.
+
+    Args:
+        max_tokens_in_flight: that the continuations of one request may have together.
+    """
+
+    def __init__(self, max_tokens_in_flight: int) -> None:
+        self._max_tokens_in_flight = max_tokens_in_flight
         self._teacher: Teacher | None = None
         self._draining = False
         self._calls = 0
@@ -46,17 +50,12 @@ class TeacherServicer(TeacherServiceServicer):
         return True
 
     @asynccontextmanager
-    async def _call(self, context: Context) -> AsyncIterator[Teacher]:
-        """Around every answer: the teacher, or the status that tells why the call failed."""
+    async def _call(self) -> AsyncIterator[Teacher]:
+        """Around every answer: the teacher, which stays until the answer is given."""
         self._calls += 1
         self._idle.clear()
         try:
             yield self._ready_teacher()
-        except ApiError as error:
-            await _abort(context, error)
-        except BackendError as error:
-            _log.error("the teacher failed: %s", error)
-            await _abort(context, teacher_failed(error))
         finally:
             self._calls -= 1
             if self._calls == 0:
@@ -64,13 +63,15 @@ class TeacherServicer(TeacherServiceServicer):
 
     def _ready_teacher(self) -> Teacher:
         if self._draining:
-            raise ApiError(grpc.StatusCode.UNAVAILABLE, "this gateway is shutting down")
+            raise _unavailable(
+                "this gateway is shutting down; ask again, and another one or the next answers", "DRAINING"
+            )
         if self._teacher is None:
-            raise ApiError(grpc.StatusCode.UNAVAILABLE, "the teacher is still being loaded")
+            raise _unavailable("the teacher is still being loaded; ask again", "TEACHER_LOADING")
         return self._teacher
 
     async def GetTeacher(self, request: pb.GetTeacherRequest, context: Context) -> pb.GetTeacherResponse:  # noqa: N802
-        async with self._call(context) as teacher:
+        async with self._call() as teacher:
             about = teacher.description
             return pb.GetTeacherResponse(
                 backend=about.backend,
@@ -91,48 +92,58 @@ class TeacherServicer(TeacherServiceServicer):
             )
 
     async def Score(self, request: pb.ScoreRequest, context: Context) -> pb.ScoreResponse:  # noqa: N802
-        async with self._call(context) as teacher:
+        async with self._call() as teacher:
             about = teacher.description
             validation.check_can_score(about)
             validation.check_fingerprint(request.tokenizer_fingerprint, about)
-            top_k, dtype = validation.row_arguments(request.top_k, request.logprob_dtype, about)
+            top_k, dtype = validation.row_arguments(request, about)
             token_ids = validation.sequence_ids(request.token_ids, "token_ids", about)
-            return _score_response(await teacher.score(token_ids, top_k, dtype), dtype, about)
+            packed = is_packed(request.row_encoding)
+            answer = await teacher.score(token_ids, top_k, dtype, packed=packed)
+            response = _score_response(answer, dtype, about, packed=packed)
+            count(tokens=len(token_ids), rows=response.rows.num_rows)
+            return response
 
     async def ScoreBatch(  # noqa: N802
         self, request: pb.ScoreBatchRequest, context: Context
     ) -> AsyncIterator[pb.ScoreBatchResponse]:
-        async with self._call(context) as teacher:
+        async with self._call() as teacher:
             about = teacher.description
             validation.check_can_score(about)
             validation.check_fingerprint(request.tokenizer_fingerprint, about)
-            top_k, dtype = validation.row_arguments(request.top_k, request.logprob_dtype, about)
+            top_k, dtype = validation.row_arguments(request, about)
+            validation.check_number_of_sequences(len(request.sequences))
             good: list[tuple[int, TokenIds]] = []
             for index, sequence in enumerate(request.sequences):
                 try:
                     good.append((index, validation.sequence_ids(sequence.ids, f"sequences[{index}].ids", about)))
                 except ApiError as error:
                     yield pb.ScoreBatchResponse(index=index, error=error.status())
-            async for scored in teacher.score_many(good, top_k, dtype):
+            packed = is_packed(request.row_encoding)
+            async for scored in teacher.score_many(good, top_k, dtype, packed=packed):
                 if scored.answer is None:
                     assert scored.error is not None
                     yield pb.ScoreBatchResponse(index=scored.index, error=teacher_failed(scored.error).status())
                 else:
-                    response = _score_response(scored.answer, dtype, about)
+                    response = _score_response(scored.answer, dtype, about, packed=packed)
+                    count(tokens=response.rows.num_rows + 1, rows=response.rows.num_rows)
                     yield pb.ScoreBatchResponse(index=scored.index, score=response)
 
     async def Generate(  # noqa: N802
         self, request: pb.GenerateRequest, context: Context
     ) -> AsyncIterator[pb.GenerateResponse]:
-        async with self._call(context) as teacher:
+        async with self._call() as teacher:
             about = teacher.description
             validation.check_fingerprint(request.tokenizer_fingerprint, about)
-            generation = await asyncio.to_thread(validation.generation, request, about, teacher.tokenizer)
+            generation = await asyncio.to_thread(
+                validation.generation, request, about, teacher.tokenizer, self._max_tokens_in_flight
+            )
             dtype = dtype_from_proto(request.logprob_dtype)
             begun: set[int] = set()
             async for piece in teacher.generate(generation):
                 first = piece.index not in begun
                 begun.add(piece.index)
+                count(tokens=len(piece.token_ids), rows=0 if piece.rows is None else len(piece.rows))
                 yield pb.GenerateResponse(
                     index=piece.index,
                     token_ids=piece.token_ids,
@@ -145,24 +156,26 @@ class TeacherServicer(TeacherServiceServicer):
                 )
 
     async def Tokenize(self, request: pb.TokenizeRequest, context: Context) -> pb.TokenizeResponse:  # noqa: N802
-        async with self._call(context) as teacher:
+        async with self._call() as teacher:
             if request.WhichOneof("input") == "chat":
                 ids = await asyncio.to_thread(validation.chat_ids, request.chat, "chat", teacher.tokenizer)
             else:
                 ids = await asyncio.to_thread(teacher.tokenizer.encode, request.text)
+            count(tokens=len(ids))
             fingerprint = teacher.description.tokenizer_fingerprint
             return pb.TokenizeResponse(token_ids=ids, tokenizer_fingerprint=fingerprint)
 
     async def Detokenize(self, request: pb.DetokenizeRequest, context: Context) -> pb.DetokenizeResponse:  # noqa: N802
-        async with self._call(context) as teacher:
+        async with self._call() as teacher:
             validation.check_fingerprint(request.tokenizer_fingerprint, teacher.description)
             ids = validation.detokenize_ids(request.token_ids, teacher.description)
+            count(tokens=len(ids))
             return pb.DetokenizeResponse(text=await asyncio.to_thread(teacher.tokenizer.decode, ids))
 
     async def GetCacheStats(  # noqa: N802
         self, request: pb.GetCacheStatsRequest, context: Context
     ) -> pb.GetCacheStatsResponse:
-        async with self._call(context) as teacher:
+        async with self._call() as teacher:
             report = await teacher.cache_report()
             return pb.GetCacheStatsResponse(
                 kind=report.kind,
@@ -174,15 +187,14 @@ class TeacherServicer(TeacherServiceServicer):
                 entries=report.store.entries if report.store else 0,
                 bytes=report.store.bytes if report.store else 0,
                 corrupt_entries=report.scoring.corrupt_entries,
-                errors=report.scoring.errors,
+                errors=report.errors,
                 saved_seconds=report.scoring.saved_seconds,
+                dropped_writes=report.dropped_writes,
             )
 
 
-async def _abort(context: Context, error: ApiError) -> NoReturn:
-    status = rpc_status.to_status(error.status())
-    await context.abort(status.code, status.details, status.trailing_metadata)
-    raise AssertionError("abort always raises")
+def _unavailable(message: str, reason: str) -> ApiError:
+    return ApiError(grpc.StatusCode.UNAVAILABLE, message, reason=reason, retry_after=_RETRY_SECONDS)
 
 
 def _provenance(about: TeacherDescription, *, cache_hit: bool = False, milliseconds: float = 0.0) -> pb.Provenance:
@@ -196,8 +208,10 @@ def _provenance(about: TeacherDescription, *, cache_hit: bool = False, milliseco
     )
 
 
-def _score_response(answer: Answer, dtype: LogprobDtype, about: TeacherDescription) -> pb.ScoreResponse:
+def _score_response(
+    answer: Answer, dtype: LogprobDtype, about: TeacherDescription, *, packed: bool
+) -> pb.ScoreResponse:
     return pb.ScoreResponse(
-        rows=rows_to_proto(answer.rows, dtype),
+        rows=rows_to_proto(answer.rows, dtype, packed=packed),
         provenance=_provenance(about, cache_hit=answer.cache_hit, milliseconds=answer.milliseconds),
     )

@@ -1,5 +1,6 @@
 """The gateway's settings: every environment variable that it reads."""
 
+import re
 from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit, urlunsplit
@@ -45,6 +46,20 @@ class GatewaySettings(ServiceSettings):
 
     gateway_host: str = Field("127.0.0.1", description="Address to listen on.")
     gateway_port: int = Field(50051, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    gateway_api_key: SecretStr | None = Field(
+        None, description="Callers must send it as a bearer token; unset lets everybody in."
+    )
+    gateway_tls_cert: Path | None = Field(None, description="PEM file of the certificate chain; set makes it TLS.")
+    gateway_tls_key: Path | None = Field(None, description="PEM file of the certificate's key.")
+    gateway_tls_ca: Path | None = Field(
+        None, description="cache --target: PEM file of the root certificate of a gateway with TLS."
+    )
+    gateway_metrics_port: int | None = Field(
+        None, ge=0, le=65535, description="Port of Prometheus metrics over HTTP; 0 takes a free one, unset has none."
+    )
+    otel_exporter_otlp_endpoint: str | None = Field(
+        None, pattern=r"^https?://\S+$", description="Where traces go, as http://localhost:4317; unset makes none."
+    )
     shutdown_grace_seconds: float = Field(
         20.0, ge=0, description="After SIGTERM, the longest wait for calls that are being answered."
     )
@@ -52,7 +67,20 @@ class GatewaySettings(ServiceSettings):
     cache_url: SecretStr = Field(SecretStr("sqlite:///cache/kd_cache.sqlite"), description=f"One of {CACHE_URL_FORMS}.")
     cache_ttl_seconds: int = Field(7 * 24 * 3600, ge=1, description="redis: how long an entry lives.")
 
+    cache_memory_mb: int = Field(
+        64, ge=0, description="Rows asked for last that are kept in memory too, in MB; 0 keeps none."
+    )
+    cache_write_queue_mb: int = Field(
+        64, ge=1, description="Rows that may wait to be written to the cache, in MB; more are not kept."
+    )
+
     max_tokens_in_flight: int = Field(16384, ge=1, description="Tokens that the backend is given at one time.")
+    max_queued_tokens: int = Field(
+        1_000_000, ge=1, description="Tokens that may wait for the backend; more are refused for now."
+    )
+    max_queued_sequences: int = Field(
+        10_000, ge=1, description="Sequences that may be under way; more are refused for now."
+    )
     max_batch_tokens: int = Field(2048, ge=1, description="Tokens of one forward pass, padding included.")
     torch_threads: int = Field(0, ge=0, description="CPU threads of a forward pass; 0 leaves it to torch.")
 
@@ -62,9 +90,56 @@ class GatewaySettings(ServiceSettings):
     venice_base_url: str = Field("https://api.venice.ai/api/v1", description="venice: base URL of the API.")
     venice_api_key: SecretStr | None = Field(None, description="venice: the key.")
     venice_model: str = Field("qwen3-5-9b", description="venice: which of the listed models.")
+    venice_max_requests: int = Field(8, ge=1, le=16, description="venice: requests open at one time.")
+    venice_max_waiting: int = Field(256, ge=0, description="venice: requests that may wait beside those.")
+    venice_top_logprobs: int = Field(
+        20, ge=2, le=64, description="venice: most entries of a row; half of it while requests are refused with 429."
+    )
+    venice_attempts: int = Field(6, ge=1, le=20, description="venice: tries of one request.")
+    venice_timeout_seconds: float = Field(180.0, gt=0, description="venice: longest wait for one answer.")
+    venice_check_prompt: bool = Field(
+        True,
+        description="venice: drop answers whose prompt Venice counts as other tokens than the chat template gives.",
+    )
+    tokenizer_path: Path | None = Field(
+        None, description="vllm-*: folder with the teacher's tokenizer.json and config.json; weights are not needed."
+    )
+    vllm_local_mode: Literal["server", "in-process"] = Field(
+        "server", description="vllm-local: ask the server at VLLM_LOCAL_URL, or run vLLM's engine in the gateway."
+    )
     vllm_local_url: str = Field("http://localhost:8000", description="vllm-local: base URL of the server.")
+    vllm_local_model: str | None = Field(
+        None, description="vllm-local: the folder or hub id that serve-vllm and the in-process mode load."
+    )
+    vllm_quantization: Literal["none", "gptq", "awq"] = Field("none", description="vllm-*: how the weights are kept.")
+    vllm_max_model_len: int | None = Field(
+        None, ge=3, description="vllm-local: longest sequence, a generated token included; unset is the model's own."
+    )
+    vllm_gpu_memory_util: float = Field(
+        0.9, gt=0, le=1, description="vllm-local: share of a GPU's memory that vLLM takes."
+    )
+    vllm_python: Path | None = Field(
+        None, description="serve-vllm: a Python with vLLM; unset is .venv-vllm's, else that of vllm on the PATH."
+    )
     vllm_remote_url: str | None = Field(None, description="vllm-remote: base URL of the server.")
     vllm_remote_api_key: SecretStr | None = Field(None, description="vllm-remote: the key, if the server wants one.")
+    vllm_served_model: str | None = Field(
+        None, description="vllm-*: which of the models that the server lists; unset is its first."
+    )
+    vllm_revision: str = Field(
+        "", description="vllm-*: part of the cache's keys; change it when the weights change and their path does not."
+    )
+    vllm_max_requests: int = Field(16, ge=1, description="vllm-*: requests open at one time.")
+    vllm_start_seconds: float = Field(
+        600, ge=0, description="vllm-*: how long a server that is starting is waited for."
+    )
+
+    @field_validator("gateway_api_key")
+    @classmethod
+    def _fits_metadata(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and not re.fullmatch(r"[!-~]+", value.get_secret_value()):
+            raise ValueError("use printable ASCII without spaces, which is all that metadata can carry")
+        return value
 
     @field_validator("cache_url")
     @classmethod

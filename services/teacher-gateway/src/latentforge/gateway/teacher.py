@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from latentforge.core.sparse_rows import LogprobDtype, SparseRows
+from latentforge.core.sparse_rows import LogprobDtype, PackedRows, SparseRows
 from latentforge.gateway.backends.base import (
     Backend,
     BackendError,
@@ -18,21 +18,26 @@ from latentforge.gateway.backends.base import (
     TokenIds,
 )
 from latentforge.gateway.budget import TokenBudget
-from latentforge.gateway.cache.base import Cache, CacheError, StoreStats
-from latentforge.gateway.scoring import Scorer, ScoringStats
+from latentforge.gateway.cache.base import Cache, StoreStats
+from latentforge.gateway.cache.guarded import GuardedCache
+from latentforge.gateway.flights import QueueFullError
+from latentforge.gateway.metrics import Metrics
+from latentforge.gateway.scoring import Limits, Scorer, ScoringStats, fitted
 from latentforge.gateway.settings import GatewaySettings
+from latentforge.gateway.telemetry import span
 from latentforge.gateway.tokenizer import TeacherTokenizer
 
 # Of one batch call: bounds the answers that wait for a slow reader.
 _SEQUENCES_UNDER_WAY = 256
 _WARM_UP_TOKENS = 128
+_MEGABYTE = 1 << 20
 
 
 @dataclass(frozen=True)
 class Answer:
     """Rows of one sequence, where they came from and how long the gateway took."""
 
-    rows: SparseRows
+    rows: SparseRows | PackedRows
     cache_hit: bool
     milliseconds: float
 
@@ -48,25 +53,35 @@ class BatchAnswer:
 
 @dataclass(frozen=True)
 class CacheReport:
-    """What the cache did since the gateway started; ``store`` is None when the store does not answer."""
+    """What the cache did since the gateway started.
+
+    Attributes:
+        store: None when the store does not answer, or is left alone since it did not.
+        errors: lookups and writes that failed.
+        dropped_writes: sequences not kept because too many waited to be written.
+    """
 
     kind: str
     scoring: ScoringStats
     store: StoreStats | None
+    errors: int
+    dropped_writes: int
 
 
 class Teacher:
     """Scores, continues and tokenises. Arguments were validated by whoever calls."""
 
-    def __init__(self, backend: Backend, cache: Cache, settings: GatewaySettings) -> None:
+    def __init__(self, backend: Backend, store: Cache, settings: GatewaySettings, metrics: Metrics) -> None:
         self._backend = backend
-        self._cache = cache
-        self._scorer = Scorer(
-            backend,
-            cache,
-            max_batch_tokens=settings.max_batch_tokens,
-            max_tokens_in_flight=settings.max_tokens_in_flight,
+        self._cache = GuardedCache(store, metrics, max_queued_bytes=settings.cache_write_queue_mb * _MEGABYTE)
+        limits = Limits(
+            batch_tokens=settings.max_batch_tokens,
+            tokens_in_flight=settings.max_tokens_in_flight,
+            queued_tokens=settings.max_queued_tokens,
+            queued_sequences=settings.max_queued_sequences,
         )
+        recent_bytes = settings.cache_memory_mb * _MEGABYTE
+        self._scorer = Scorer(backend, self._cache, metrics, limits, recent_bytes=recent_bytes)
         # Apart from scoring's: a long continuation must not keep everybody from scoring.
         self._generation_budget = TokenBudget(settings.max_tokens_in_flight)
 
@@ -85,37 +100,58 @@ class Teacher:
             length = min(_WARM_UP_TOKENS, description.max_sequence_length)
             await self._scorer.warm_up(np.arange(length, dtype=np.uint32) % description.vocab_size)
 
-    async def score(self, token_ids: TokenIds, top_k: int, dtype: LogprobDtype) -> Answer:
-        """Rows for tokens 1 … L−1 of uint32 ids [L].
+    async def score(self, token_ids: TokenIds, top_k: int, dtype: LogprobDtype, *, packed: bool = False) -> Answer:
+        """Rows for tokens 1 … L−1 of uint32 ids [L]; PackedRows if they are wanted, or at hand and as good.
 
         Raises:
-            BackendError: the teacher failed.
+            BackendError: the teacher failed, or too much waits for it already.
         """
         started = time.perf_counter()
-        scored = await self._scorer.score(token_ids, top_k, dtype)
+        scored = await self._scorer.score(token_ids, top_k, dtype, packed=packed)
         return Answer(scored.rows, scored.cache_hit, 1000 * (time.perf_counter() - started))
 
     async def score_many(
-        self, sequences: Sequence[tuple[int, TokenIds]], top_k: int, dtype: LogprobDtype
+        self, sequences: Sequence[tuple[int, TokenIds]], top_k: int, dtype: LogprobDtype, *, packed: bool = False
     ) -> AsyncIterator[BatchAnswer]:
-        """Scores (index, ids) pairs and yields each answer when it is there. Stops working when the caller stops."""
+        """Scores (index, ids) pairs and yields each answer when it is there. Stops working when the caller stops.
+
+        While the gateway's queue is full, what it refused is tried again when something of this call is finished.
+        """
         waiting = deque(sequences)
-        finished: asyncio.Queue[tuple[int, asyncio.Task[Answer]]] = asyncio.Queue()
+        finished: asyncio.Queue[tuple[int, TokenIds, asyncio.Task[Answer]]] = asyncio.Queue()
         running: set[asyncio.Task[Answer]] = set()
+        most = _SEQUENCES_UNDER_WAY
 
         def start(index: int, token_ids: TokenIds) -> None:
-            task = asyncio.create_task(self.score(token_ids, top_k, dtype))
+            task = asyncio.create_task(self.score(token_ids, top_k, dtype, packed=packed))
             running.add(task)
-            task.add_done_callback(lambda task: finished.put_nowait((index, task)))
+            task.add_done_callback(lambda task: finished.put_nowait((index, token_ids, task)))
 
         try:
             while waiting or running:
-                while waiting and len(running) < _SEQUENCES_UNDER_WAY:
-                    start(*waiting.popleft())
-                index, task = await finished.get()
+                while waiting and len(running) < most:
+                    index, token_ids = waiting.popleft()
+                    started = time.perf_counter()
+                    # What is at hand needs no task.
+                    recent = self._scorer.recall(token_ids, top_k, dtype)
+                    if recent is None:
+                        start(index, token_ids)
+                        continue
+                    rows = await fitted(recent, top_k, dtype, packed=packed)
+                    yield BatchAnswer(index, Answer(rows, True, 1000 * (time.perf_counter() - started)), None)
+                if not running:
+                    continue
+                index, token_ids, task = await finished.get()
                 running.discard(task)
                 try:
                     answer = BatchAnswer(index, task.result(), None)
+                    most = min(_SEQUENCES_UNDER_WAY, most + 1)
+                except QueueFullError as error:
+                    if running:
+                        waiting.appendleft((index, token_ids))
+                        most = len(running)
+                        continue
+                    answer = BatchAnswer(index, None, error)
                 except BackendError as error:
                     answer = BatchAnswer(index, None, error)
                 yield answer
@@ -131,15 +167,14 @@ class Teacher:
         """
         tokens = request.n * (len(request.prompt_ids) + request.max_tokens)
         async with self._generation_budget.take(tokens):
-            async for piece in self._backend.generate(request):
-                yield piece
+            with span("backend generate", {"continuations": request.n, "tokens": tokens}):
+                async for piece in self._backend.generate(request):
+                    yield piece
 
     async def cache_report(self) -> CacheReport:
-        try:
-            store = await self._cache.stats()
-        except CacheError:
-            store = None
-        return CacheReport(self._cache.kind, self._scorer.stats, store)
+        store = await self._cache.stats()
+        cache = self._cache
+        return CacheReport(cache.kind, self._scorer.stats, store, cache.errors, cache.dropped_writes)
 
     async def close(self) -> None:
         """Waits for what is being computed, then lets go of cache and backend."""

@@ -1,7 +1,8 @@
 """The teacher's tokenizer: text and chats to ids and back, incrementally too."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer
@@ -16,11 +17,15 @@ class ChatError(ValueError):
 class TeacherTokenizer:
     """A folder's ``tokenizer.json``, exactly as fingerprinted: nothing is added before or after a text's own ids."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, template_arguments: Mapping[str, Any] | None = None) -> None:
         """
+        Args:
+            template_arguments: variables that the chat template is rendered with.
+
         Raises:
             ValueError: the folder has no readable tokenizer.json.
         """
+        self._template_arguments = dict(template_arguments or {})
         self.fingerprint = tokenizer_fingerprint(folder)
         self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         self._tokenizer.no_truncation()
@@ -45,7 +50,10 @@ class TeacherTokenizer:
         conversation = [{"role": role, "content": content} for role, content in messages]
         try:
             rendered = self._chat.apply_chat_template(
-                conversation, tokenize=False, add_generation_prompt=messages[-1][0] != "assistant"
+                conversation,
+                tokenize=False,
+                add_generation_prompt=messages[-1][0] != "assistant",
+                **self._template_arguments,
             )
         except Exception as error:  # a template is a program and raises what it likes
             raise ChatError(f"the teacher's chat template refuses these messages: {error}") from None
@@ -53,6 +61,10 @@ class TeacherTokenizer:
 
     def decode(self, token_ids: Sequence[int], *, skip_special: bool = False) -> str:
         return str(self._tokenizer.decode(list(token_ids), skip_special_tokens=skip_special))
+
+    def special_tokens(self) -> list[str]:
+        """How special tokens are written, by id."""
+        return [self._special[i] for i in sorted(self._special)]
 
     def special_id(self, text: str) -> int | None:
         """The id of a special token that is written exactly so."""

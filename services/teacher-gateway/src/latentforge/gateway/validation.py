@@ -9,10 +9,11 @@ import numpy as np
 from latentforge.core.sparse_rows import LogprobDtype
 from latentforge.core.wire import dtype_from_proto
 from latentforge.gateway.backends.base import Generation, TeacherDescription, TokenIds
-from latentforge.gateway.errors import ApiError, Violation, invalid_argument
+from latentforge.gateway.errors import ApiError, Violation, invalid_argument, shortened
 from latentforge.gateway.tokenizer import ChatError, TeacherTokenizer
 from latentforge.teacher.v1 import teacher_pb2 as pb
 
+MAX_SEQUENCES = 16384
 MAX_CONTINUATIONS = 64
 MAX_STOP_STRINGS = 16
 _MAX_TEMPERATURE = 100.0
@@ -24,8 +25,9 @@ def check_fingerprint(given: str, teacher: TeacherDescription) -> None:
     if given != teacher.tokenizer_fingerprint:
         raise ApiError(
             grpc.StatusCode.FAILED_PRECONDITION,
-            f"tokenizer_fingerprint is {given!r}, the teacher's is {teacher.tokenizer_fingerprint!r};"
+            f"tokenizer_fingerprint is {shortened(given, 80)!r}, the teacher's is {teacher.tokenizer_fingerprint!r};"
             " tokenise with the teacher's tokenizer and send the fingerprint that GetTeacher gives",
+            reason="TOKENIZER_MISMATCH",
         )
 
 
@@ -33,21 +35,33 @@ def check_can_score(teacher: TeacherDescription) -> None:
     if not teacher.can_score:
         raise ApiError(
             grpc.StatusCode.UNIMPLEMENTED,
-            f"the {teacher.backend} backend cannot score given tokens; it can generate, with rows on its own text",
+            f"the {teacher.backend} backend cannot score given tokens, because its API gives no log-probabilities of a "
+            "prompt; call Generate with a chat, which gives rows on the teacher's own text, or choose a "
+            "TEACHER_BACKEND that scores: embedded, transformers, vllm-local or vllm-remote",
+            reason="SCORING_UNSUPPORTED",
         )
 
 
 def row_arguments(
-    top_k: int, dtype: pb.LogprobDtype.ValueType, teacher: TeacherDescription
+    request: pb.ScoreRequest | pb.ScoreBatchRequest, teacher: TeacherDescription
 ) -> tuple[int, LogprobDtype]:
-    violations = top_k_violations(top_k, 1, teacher)
+    """top_k and the precision of rows; their encoding is checked too."""
+    violations = top_k_violations(request.top_k, 1, teacher)
+    if request.row_encoding not in pb.RowEncoding.values():
+        allowed = f"{pb.ROW_ENCODING_ARRAYS} (arrays) and {pb.ROW_ENCODING_PACKED} (packed)"
+        violations.append(Violation("row_encoding", f"is {request.row_encoding}; allowed are {allowed}"))
     try:
-        name = dtype_from_proto(dtype)
+        name = dtype_from_proto(request.logprob_dtype)
     except ValueError as error:
         violations.append(Violation("logprob_dtype", str(error)))
     if violations:
         raise invalid_argument(violations)
-    return top_k, name
+    return request.top_k, name
+
+
+def check_number_of_sequences(number: int) -> None:
+    if number > MAX_SEQUENCES:
+        raise invalid_argument([Violation("sequences", f"has {number}; at most {MAX_SEQUENCES} are allowed")])
 
 
 def top_k_violations(top_k: int, least: int, teacher: TeacherDescription) -> list[Violation]:
@@ -85,7 +99,7 @@ def detokenize_ids(ids: Sequence[int], teacher: TeacherDescription) -> list[int]
 def chat_ids(chat: pb.Chat, field: str, tokenizer: TeacherTokenizer) -> list[int]:
     """Ids of a chat rendered with the teacher's template."""
     violations = [
-        Violation(f"{field}.messages[{i}].role", f"is {m.role!r}; allowed are {', '.join(_ROLES)}")
+        Violation(f"{field}.messages[{i}].role", f"is {shortened(m.role, 40)!r}; allowed are {', '.join(_ROLES)}")
         for i, m in enumerate(chat.messages)
         if m.role not in _ROLES
     ]
@@ -99,16 +113,21 @@ def chat_ids(chat: pb.Chat, field: str, tokenizer: TeacherTokenizer) -> list[int
         raise invalid_argument([Violation(field, str(error))]) from None
 
 
-def generation(request: pb.GenerateRequest, teacher: TeacherDescription, tokenizer: TeacherTokenizer) -> Generation:
-    """The whole of a Generate request; text is tokenised here."""
-    if teacher.chat_prompts_only and request.WhichOneof("prompt") in ("token_ids", "text"):
-        field = str(request.WhichOneof("prompt"))
+def generation(
+    request: pb.GenerateRequest, teacher: TeacherDescription, tokenizer: TeacherTokenizer, max_tokens_in_flight: int
+) -> Generation:
+    """The whole of a Generate request; text is tokenised here.
+
+    Args:
+        max_tokens_in_flight: of all continuations together; one alone may be as long as the teacher can.
+    """
+    field = request.WhichOneof("prompt")
+    if teacher.chat_prompts_only and field in ("token_ids", "text"):
         reason = f"cannot be continued by the {teacher.backend} backend, which takes chats only; send chat"
         raise invalid_argument([Violation(field, reason)])
     prompt_ids = np.array(_prompt_ids(request, tokenizer), dtype=np.uint32)
     top_p = request.top_p if request.HasField("top_p") else 1.0
     n = request.n or 1
-    field = request.WhichOneof("prompt")
     assert field is not None
     violations = _id_violations(prompt_ids, field, teacher) + top_k_violations(request.top_k, 0, teacher)
     room = teacher.max_sequence_length - len(prompt_ids)
@@ -127,6 +146,10 @@ def generation(request: pb.GenerateRequest, teacher: TeacherDescription, tokeniz
         violations.append(Violation("top_p", f"is {top_p:g}; allowed is more than 0 and at most 1"))
     if n > MAX_CONTINUATIONS:
         violations.append(Violation("n", f"is {n}; allowed are 1 to {MAX_CONTINUATIONS}"))
+    elif n > 1 and n * (len(prompt_ids) + request.max_tokens) > max_tokens_in_flight:
+        size = f"{n} x ({len(prompt_ids)} + {request.max_tokens}) tokens of prompt and continuation"
+        allowed = f"at most {max_tokens_in_flight} (MAX_TOKENS_IN_FLIGHT) are allowed; ask several times"
+        violations.append(Violation("n", f"is {n}, which makes {size}; {allowed}"))
     if len(request.stop) > MAX_STOP_STRINGS:
         violations.append(Violation("stop", f"has {len(request.stop)} strings; at most {MAX_STOP_STRINGS} are allowed"))
     violations += [Violation(f"stop[{i}]", "is empty") for i, text in enumerate(request.stop) if not text]

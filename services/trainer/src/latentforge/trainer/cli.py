@@ -23,7 +23,24 @@ app.add_typer(train_app, name="train")
 
 RecipeOption = Annotated[str, typer.Option("--recipe", help="A recipe's name (RECIPES_DIR) or a path to a TOML file.")]
 RunOption = Annotated[str | None, typer.Option("--run", help="The run's name.  [default: the recipe's name]")]
-FreshOption = Annotated[bool, typer.Option("--fresh", help="Forget what this run has made, and start anew.")]
+FreshOption = Annotated[
+    bool,
+    typer.Option(
+        "--fresh",
+        help="Forget what this run has made, and start anew; a whole collection of generated text that fits is kept.",
+    ),
+]
+TargetsOption = Annotated[
+    str | None,
+    typer.Option(
+        "--targets",
+        help="score: its rows on the data; generate: its own text; auto: what it can.  [default: the recipe's]",
+    ),
+]
+PromptsOption = Annotated[
+    int | None,
+    typer.Option("--prompts", help="Prompts that the teacher continues, for generate.  [default: the recipe's]"),
+]
 SetOption = Annotated[
     list[str] | None,
     typer.Option(
@@ -243,6 +260,8 @@ def student(
     head: Annotated[
         str | None, typer.Option("--head", help="deterministic or energy.  [default: the recipe's]")
     ] = None,
+    targets: TargetsOption = None,
+    prompts: PromptsOption = None,
     sequence_length: LengthOption = None,
     run: RunOption = None,
     tokenizer: TokenizerOption = None,
@@ -263,6 +282,8 @@ def student(
         "student.weights.ce": ce_w,
         "student.weights.energy": energy_w,
         "student.model.head": head,
+        "teacher.targets": targets,
+        "teacher.generate.prompts": prompts,
         "data.sequence_length": _length(sequence_length, data),
     }
     with _user_errors(), StopRequest() as stop:
@@ -274,10 +295,11 @@ def student(
                 context.settings.checkpoints_dir / context.name,
             )
         train, check = run_data(context, data, held_out)
-        result = train_student(context, train, check, ae_checkpoint or context.folder / "autoencoder", d)
+        result = train_student(context, train, check, ae_checkpoint or context.folder / "autoencoder", d, fresh=fresh)
         first, last = result["curve"][0], result["curve"][-1]
+        text = "held-out" if result["targets"] == "score" else "held-out continuations:"
         typer.echo(
-            f"student: held-out CE {first['ce']:.3f} -> {last['ce']:.3f}, KD {first['kd']:.3f} -> {last['kd']:.3f} "
+            f"student: {text} CE {first['ce']:.3f} -> {last['ce']:.3f}, KD {first['kd']:.3f} -> {last['kd']:.3f} "
             "nats/token "
             f"(unigram {result['unigram_ce']:.3f}, teacher {result['teacher']['held_out_nll']:.3f}); "
             f"{result['checkpoints'][-1]}"
@@ -292,6 +314,8 @@ def run_all(
     gateway: Annotated[
         str | None, typer.Option("--gateway", help="host:port of the teacher-gateway.  [default: GATEWAY_TARGET]")
     ] = None,
+    targets: TargetsOption = None,
+    prompts: PromptsOption = None,
     run: RunOption = None,
     tokenizer: TokenizerOption = None,
     sets: SetOption = None,
@@ -306,24 +330,26 @@ def run_all(
 ) -> None:
     """Data, autoencoder, student: the whole job; what is finished is not done again."""
     from latentforge.trainer.interrupt import StopRequest
-    from latentforge.trainer.pipeline import SUMMARY, cache_line, run_pipeline
+    from latentforge.trainer.pipeline import SUMMARY, run_pipeline, targets_line
     from latentforge.trainer.status import StatusServer
 
     if keep_serving and status_port is None:
         raise typer.BadParameter("there is nothing to serve without --status-port", param_hint="--keep-serving")
     with _user_errors(), StopRequest() as stop:
-        context = _context(recipe, run, {}, sets, stop=stop, gateway_target=gateway, tokenizer_path=tokenizer)
+        overrides = {"teacher.targets": targets, "teacher.generate.prompts": prompts}
+        context = _context(recipe, run, overrides, sets, stop=stop, gateway_target=gateway, tokenizer_path=tokenizer)
         server = StatusServer(context.status, status_host, status_port) if status_port is not None else None
         try:
             if fresh:
-                _forget(context.folder, context.settings.checkpoints_dir / context.name)
-            summary = run_pipeline(context, data, held_out)
+                made = context.folder.iterdir() if context.folder.is_dir() else ()
+                _forget(*(p for p in made if p.name != "generated"), context.settings.checkpoints_dir / context.name)
+            summary = run_pipeline(context, data, held_out, fresh=fresh)
             context.status.done = True
             typer.echo(
                 f"{context.folder / SUMMARY}; {len(summary['checkpoints'])} checkpoints, the last is "
                 f"{summary['checkpoints'][-1]}"
             )
-            typer.echo(cache_line(summary))
+            typer.echo(targets_line(summary))
             while keep_serving and not stop():
                 time.sleep(0.2)
         except BaseException as error:

@@ -61,7 +61,7 @@ def _pack(run: RunContext, source: Path, split: str) -> PackedData:
         split=split,
         console=run.console,
     )
-    return PackedData(out)
+    return PackedData(out, source)
 
 
 def pack_with_bar(

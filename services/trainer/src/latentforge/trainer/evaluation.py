@@ -5,15 +5,12 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from latentforge.core.sparse_rows import SparseRows
 from latentforge.model.autoencoder import Autoencoder
 from latentforge.model.latent_model import LatentModel
 from latentforge.model.losses import ObjectiveWeights, StudentBatch, student_loss
 from latentforge.trainer.order import step_generator
 from latentforge.trainer.packing import PackedData
-from latentforge.trainer.teacher_rows import kd_targets
 
 _CHUNKS_AT_ONCE = 256
 
@@ -63,55 +60,53 @@ def evaluate_autoencoder(
 
 @torch.no_grad()
 def evaluate_student(
-    model: LatentModel, sequences: Sequence[Tensor], rows: Sequence[SparseRows] | None, seed: int, device: torch.device
+    model: LatentModel, batches: Sequence[StudentBatch], seed: int, device: torch.device
 ) -> dict[str, float]:
-    """CE and KD in nats per token and MSE per dimension, over held-out sequences at phase 0.
+    """CE and KD in nats per token and MSE per dimension, over held-out batches.
 
-    CE is over the tokens that the teacher was asked about (all but each sequence's first), so that it compares with
-    the teacher's and the unigram's.
+    CE is over the valid tokens, those that the teacher has rows for, so that it compares with the teacher's and the
+    unigram's.
 
     Args:
         model: left in evaluation mode.
-        sequences: int64 [L] each.
-        rows: the teacher's, or None where KD is not wanted.
+        batches: with rows.
         seed: of an energy head's noise.
         device: the model's.
     """
     model.eval()
-    weights = ObjectiveWeights(ce=1.0, kd=1.0 if rows is not None else 0.0, mse=1.0)
-    sums: dict[str, float] = {"ce": 0.0, "kd": 0.0, "mse": 0.0}
-    for i, sequence in enumerate(sequences):
-        valid = torch.ones(1, len(sequence), dtype=torch.bool)
-        valid[:, 0] = False
-        kd = kd_targets([rows[i]], len(sequence), [0]) if rows is not None else None
-        batch = to_device(StudentBatch(sequence[None], valid, kd), device)
-        loss = student_loss(model, batch, weights, step_generator(seed, i, device))
-        for name in sums:
-            sums[name] += float(getattr(loss, name))
-    if rows is None:
-        del sums["kd"]
-    return {name: value / len(sequences) for name, value in sums.items()}
+    k = model.chunk_size
+    weights = ObjectiveWeights(ce=1.0, kd=1.0, mse=1.0)
+    sums, amounts = {"ce": 0.0, "kd": 0.0, "mse": 0.0}, {"ce": 0, "kd": 0, "mse": 0}
+    for i, batch in enumerate(batches):
+        loss = student_loss(model, to_device(batch, device), weights, step_generator(seed, i, device))
+        chunks = batch.chunk_valid if batch.chunk_valid is not None else batch.valid.unflatten(1, (-1, k)).any(-1)
+        tokens = int(batch.valid.sum())
+        for name, amount in (("ce", tokens), ("kd", tokens), ("mse", int(chunks.sum()))):
+            sums[name] += amount * float(getattr(loss, name))
+            amounts[name] += amount
+    return {name: value / max(amounts[name], 1) for name, value in sums.items()}
 
 
 def to_device(batch: StudentBatch, device: torch.device) -> StudentBatch:
     if device.type == "cpu":
         return batch
     kd = type(batch.kd)(**{n: v.to(device, non_blocking=True) for n, v in vars(batch.kd).items()}) if batch.kd else None
-    return StudentBatch(batch.tokens.to(device), batch.valid.to(device), kd)
+    chunk_valid = batch.chunk_valid.to(device) if batch.chunk_valid is not None else None
+    return StudentBatch(batch.tokens.to(device), batch.valid.to(device), kd, chunk_valid)
 
 
-def unigram_ce(token_counts: NDArray[np.int64], sequences: Sequence[Tensor]) -> float:
-    """Cross-entropy of held-out tokens under the training data's token frequencies, nats per token.
+def unigram_ce(token_counts: NDArray[np.int64], batches: Sequence[StudentBatch]) -> float:
+    """Cross-entropy of held-out tokens under the training text's token frequencies, nats per token.
 
     Args:
-        token_counts: int64 [V], how often each token stands in the training data; one is added to each.
-        sequences: held-out ids, int64 [L] each; first tokens are left out.
+        token_counts: int64 [V], how often each token stands in what is learnt; one is added to each.
+        batches: held-out; the valid tokens count.
     """
     counts = token_counts + 1.0
     logprobs = np.log(counts / counts.sum())
-    return float(-logprobs[torch.cat([s[1:] for s in sequences]).numpy()].mean())
+    return float(-logprobs[torch.cat([b.tokens[b.valid] for b in batches]).numpy()].mean())
 
 
-def teacher_nll(rows: Sequence[SparseRows]) -> float:
-    """The teacher's own cross-entropy of the tokens that it scored, nats per token."""
-    return float(-np.concatenate([r.realised_logprobs for r in rows]).mean())
+def teacher_nll(batches: Sequence[StudentBatch]) -> float:
+    """The teacher's own cross-entropy of the valid tokens of held-out batches, nats per token."""
+    return float(-torch.cat([b.kd.realised_logprobs[b.valid] for b in batches if b.kd is not None]).mean())

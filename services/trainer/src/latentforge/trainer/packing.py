@@ -217,12 +217,17 @@ def _sha256(path: Path) -> str:
 class PackedData:
     """The sequences of a packed folder, or a range of them; nothing is read before it is asked for.
 
+    Args:
+        folder: the packed folder.
+        source: the documents that it was packed from, where they are at hand.
+
     Raises:
         TrainerError: the folder is not packed data, or its files do not fit its meta.json.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, source: Path | None = None) -> None:
+        self.folder, self.source = folder, source
+        self._first_token = 0
         path = folder / META
         try:
             self.meta = PackedMeta.model_validate_json(path.read_bytes())
@@ -259,10 +264,21 @@ class PackedData:
         """Where documents start, in tokens from the start of the folder's first sequence."""
         return np.fromfile(self.folder / DOCUMENTS, dtype="<i8")
 
+    def document_beginnings(self, max_tokens: int) -> Iterator[list[int]]:
+        """The first ids, up to ``max_tokens``, of each document that begins in these sequences; no end-of-text ids."""
+        begin, end = self._first_token, self._first_token + len(self.tokens)
+        starts = self.document_starts()
+        starts = starts[(begin <= starts) & (starts < end)] - begin
+        stops = np.append(starts[1:], len(self.tokens))
+        for start, stop in zip(starts, stops, strict=True):
+            ids = self.tokens[start : min(stop, start + max_tokens)].tolist()
+            yield ids[:-1] if ids[-1] == self.meta.eos_id else ids
+
     def part(self, start: int, stop: int) -> "PackedData":
         """Sequences ``start`` to ``stop``, as if they were all."""
         view = PackedData.__new__(PackedData)
-        view.folder = self.folder
+        view.folder, view.source = self.folder, None
+        view._first_token = self._first_token + start * self.meta.sequence_length
         view.meta = self.meta.model_copy(
             update={"num_sequences": stop - start, "split": f"{self.meta.split}[{start}:{stop}]"}
         )

@@ -8,20 +8,24 @@ from typing import Any
 from latentforge.core.records import write_atomically
 from latentforge.trainer.data import run_data
 from latentforge.trainer.run_context import RunContext
-from latentforge.trainer.teacher_rows import TeacherRows
+from latentforge.trainer.targets import meet_teacher
+from latentforge.trainer.teacher_link import TeacherLink
 from latentforge.trainer.train_autoencoder import train_autoencoder
 from latentforge.trainer.train_student import RESULT, train_student
 
 SUMMARY = "summary.json"
 
 
-def run_pipeline(run: RunContext, data: Path | None = None, held_out: Path | None = None) -> dict[str, Any]:
+def run_pipeline(
+    run: RunContext, data: Path | None = None, held_out: Path | None = None, *, fresh: bool = False
+) -> dict[str, Any]:
     """Runs every stage that is not finished and writes runs/<run>/summary.json.
 
     Args:
         run: the run.
         data: JSONL file or packed folder; None takes the standard library of the running Python.
         held_out: the same for validation; None divides the data (see :func:`run_data`).
+        fresh: see :func:`train_student`.
 
     Returns:
         The summary.
@@ -37,7 +41,7 @@ def run_pipeline(run: RunContext, data: Path | None = None, held_out: Path | Non
     train, check = run_data(run, data, held_out)
     data_seconds = round(time.monotonic() - started, 2)
     autoencoder = train_autoencoder(run, train, check)
-    student = train_student(run, train, check, run.folder / "autoencoder")
+    student = train_student(run, train, check, run.folder / "autoencoder", fresh=fresh)
     summary = _summary(run, autoencoder, student, data_seconds)
     path = run.folder / SUMMARY
     if path.is_file():
@@ -48,22 +52,25 @@ def run_pipeline(run: RunContext, data: Path | None = None, held_out: Path | Non
     return summary
 
 
-def cache_line(summary: dict[str, Any]) -> str:
-    """One line about what the cache did for the run."""
+def targets_line(summary: dict[str, Any]) -> str:
+    """One line about where the run's targets came from."""
+    if summary["targets"] == "generate":
+        made = summary["generated"]
+        return (
+            f"generated: {made['continuations']:,} continuations of {made['prompts']:,} prompts, "
+            f"{made['tokens']:,} tokens; {made['dropped']:,} dropped"
+        )
     cache = summary["cache"]
     return (
         f"cache: {cache['hits']} of {cache['hits'] + cache['misses']} sequences and {cache['rows_from_cache']:,} of "
-        f"{cache['rows']:,} rows came from the cache; the gateway has saved {cache['saved_seconds']:.1f} s of "
-        "teacher time"
+        f"{cache['rows']:,} rows came from the cache, which holds {cache['bytes'] / 1e6:,.1f} MB; the gateway "
+        f"has saved {cache['saved_seconds']:.1f} s of teacher time"
     )
 
 
 def _meet_teacher(run: RunContext) -> None:
-    patience = run.settings.teacher_patience_seconds
-    with TeacherRows(
-        run.settings.gateway_target, run.recipe.teacher.top_k, patience=patience, stop=run.stop
-    ) as teacher:
-        teacher.teacher(run.tokenizer.fingerprint, run.vocab_size)
+    with TeacherLink.of(run.settings, run.stop) as link:
+        meet_teacher(run, link)
 
 
 def _summary(
@@ -84,6 +91,7 @@ def _summary(
         "unigram_ce": student["unigram_ce"],
         "held_out_tokens": student["held_out_tokens"],
         "teacher": student["teacher"],
-        "cache": student["cache"],
+        "targets": student["targets"],
+        **{name: student[name] for name in ("cache", "generated") if name in student},
         "checkpoints": student["checkpoints"],
     }

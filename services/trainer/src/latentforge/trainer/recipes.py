@@ -115,11 +115,45 @@ class StudentRecipe(_Section):
     golden_tokens: PositiveInt = 32
 
 
-class TeacherRecipe(_Section):
-    """What is asked of the teacher: entries per row, and how logprobs travel."""
+class GenerateRecipe(_Section):
+    """What the teacher is asked to write, where its own text is what the student learns from.
 
+    Attributes:
+        prompts, held_out_prompts: how many are chosen from the training and from the held-out documents.
+        n: continuations per prompt.
+        max_tokens: most tokens of a continuation.
+        temperature, top_p: of the teacher's sampling; 1 and 1 draw from its distribution, which the rows describe.
+        prompt_tokens: of a document that is text, its first so many tokens are in the prompt.
+        instruction: stands before those.
+        seed: of the choice of prompts and of the sampling.
+    """
+
+    prompts: PositiveInt = 1000
+    held_out_prompts: PositiveInt = 50
+    n: Annotated[int, Field(ge=1, le=64)] = 1
+    max_tokens: PositiveInt = 256
+    temperature: Annotated[float, Field(ge=0, le=100)] = 1.0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    prompt_tokens: PositiveInt = 128
+    instruction: str = "Continue the following text. Answer with its continuation alone."
+    seed: Annotated[int, Field(ge=0)] = 0
+
+
+class TeacherRecipe(_Section):
+    """What is asked of the teacher.
+
+    Attributes:
+        targets: score: its rows on the data; generate: its own text and its rows on that; auto: score where the
+            teacher can.
+        top_k: entries per row.
+        logprob_dtype: how logprobs travel, and are stored.
+        generate: what generate asks for.
+    """
+
+    targets: Literal["auto", "score", "generate"] = "auto"
     top_k: PositiveInt = 20
     logprob_dtype: LogprobDtype = "float16"
+    generate: GenerateRecipe = GenerateRecipe()
 
 
 class Recipe(_Section):

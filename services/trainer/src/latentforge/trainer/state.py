@@ -36,18 +36,7 @@ class StageState:
 
     def __init__(self, folder: Path, identity: Mapping[str, Any], restart: str = "--fresh or --run NAME") -> None:
         self.folder = folder
-        path = folder / _IDENTITY
-        flat = _flatten(json.loads(json.dumps(identity)))
-        if path.is_file():
-            saved = _flatten(json.loads(path.read_text(encoding="utf-8")))
-            for field in sorted(set(saved) | set(flat)):
-                if saved.get(field) != flat.get(field):
-                    raise TrainerError(
-                        f"{folder} was begun with {field} = {saved.get(field)!r}, now it is {flat.get(field)!r}; "
-                        f"go on with the old value, or start anew with {restart}"
-                    )
-        else:
-            write_atomically(path, json.dumps(identity, indent=1) + "\n")
+        claim(folder, identity, restart)
 
     def save(self, step: int, model: nn.Module, optimisation: Optimisation, progress: Mapping[str, Any]) -> None:
         """Saves the state after ``step`` steps and drops older ones."""
@@ -93,6 +82,22 @@ class StageState:
     def _places(self) -> list[tuple[int, Path]]:
         found = [(m, p) for p in self.folder.iterdir() if (m := _FOLDER.fullmatch(p.name))]
         return sorted((int(m[1]), p) for m, p in found)
+
+
+def claim(folder: Path, identity: Mapping[str, Any], restart: str) -> None:
+    """Writes into a folder what its content depends on, or finds that it is the same; raises as StageState does."""
+    path = folder / _IDENTITY
+    flat = _flatten(json.loads(json.dumps(identity)))
+    if path.is_file():
+        saved = _flatten(json.loads(path.read_text(encoding="utf-8")))
+        for field in sorted(set(saved) | set(flat)):
+            if saved.get(field) != flat.get(field):
+                raise TrainerError(
+                    f"{folder} was begun with {field} = {saved.get(field)!r}, now it is {flat.get(field)!r}; "
+                    f"go on with the old value, or start anew with {restart}"
+                )
+    else:
+        write_atomically(path, json.dumps(identity, indent=1) + "\n")
 
 
 def _trainable(model: nn.Module) -> dict[str, Tensor]:

@@ -30,6 +30,7 @@ class TextTokenizer:
             raise TrainerError(f"TOKENIZER_PATH: {error}") from None
         self._tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         self._backend = self._tokenizer.backend_tokenizer
+        self.special_ids = frozenset(i for i, t in self._backend.get_added_tokens_decoder().items() if t.special)
         self.vocab_size: int = self._backend.get_vocab_size(with_added_tokens=True)
         self.eos_id = self._id("eos_id", eos_id, self._tokenizer.eos_token_id)
         self.pad_id = self._id("pad_id", pad_id, self._tokenizer.pad_token_id)
@@ -49,8 +50,12 @@ class TextTokenizer:
         """Ids of plain texts. What looks like a special token is text: only the packer places those."""
         return self._encode(texts, special_tokens_are_text=True)
 
-    def encode_chats(self, chats: Sequence[Sequence[dict[str, Any]]]) -> list[list[int]]:
+    def encode_chats(self, chats: Sequence[Sequence[dict[str, Any]]], *, to_answer: bool = False) -> list[list[int]]:
         """Ids of chats, rendered with the tokenizer's chat template.
+
+        Args:
+            chats: messages with role and content.
+            to_answer: ends each with the opening of the assistant's turn.
 
         Raises:
             TrainerError: the tokenizer has no template.
@@ -59,7 +64,10 @@ class TextTokenizer:
             raise TrainerError(
                 f'{self.folder} has no chat template, so {{"messages"}} cannot be rendered; use {{"text"}}'
             )
-        rendered = [self._tokenizer.apply_chat_template(list(chat), tokenize=False) for chat in chats]
+        rendered = [
+            self._tokenizer.apply_chat_template(list(chat), tokenize=False, add_generation_prompt=to_answer)
+            for chat in chats
+        ]
         return self._encode(rendered, special_tokens_are_text=False)
 
     def decode(self, ids: Sequence[int]) -> str:

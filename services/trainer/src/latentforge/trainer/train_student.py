@@ -1,55 +1,60 @@
-"""The student's training: sequences and the teacher's rows in, published checkpoints out."""
+"""The student's training: text and the teacher's rows in, published checkpoints out."""
 
 import hashlib
 import json
 import time
-from collections.abc import Sequence
-from dataclasses import asdict
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
 
 from latentforge.core.manifest import TeacherId, list_checkpoints
 from latentforge.core.records import write_atomically
-from latentforge.core.sparse_rows import SparseRows
 from latentforge.model.autoencoder import Autoencoder
-from latentforge.model.chunks import shift_right
 from latentforge.model.io import WEIGHTS_FILE, load_autoencoder
 from latentforge.model.latent_model import LatentModel
 from latentforge.model.losses import ObjectiveWeights, StudentBatch, student_loss
 from latentforge.model.student import Student
+from latentforge.teacher.v1 import teacher_pb2 as pb
 from latentforge.trainer.errors import TrainerError
 from latentforge.trainer.evaluation import evaluate_student, teacher_nll, to_device, unigram_ce
 from latentforge.trainer.interrupt import Interrupted
 from latentforge.trainer.optimisation import Optimisation, autocast
-from latentforge.trainer.order import batch_indices, phase, step_generator
+from latentforge.trainer.order import step_generator
 from latentforge.trainer.packing import PackedData, check_data
 from latentforge.trainer.progress import StageProgress
 from latentforge.trainer.publish import Publisher, publish_steps
 from latentforge.trainer.run_context import RunContext
 from latentforge.trainer.state import StageState
-from latentforge.trainer.teacher_rows import CacheCount, TeacherLostError, TeacherRows, kd_targets
+from latentforge.trainer.targets import TargetSource, meet_teacher, target_source
+from latentforge.trainer.teacher_link import TeacherLink, TeacherLostError
 
 RESULT = "student.json"
 
 
 def train_student(
-    run: RunContext, train: PackedData, held_out: PackedData, autoencoder_folder: Path, latent_size: int | None = None
+    run: RunContext,
+    train: PackedData,
+    held_out: PackedData,
+    autoencoder_folder: Path,
+    latent_size: int | None = None,
+    *,
+    fresh: bool = False,
 ) -> dict[str, Any]:
     """Trains and publishes the student, going on from what is saved; a finished one is left alone.
 
     Args:
         run: the run.
-        train: packed data for the steps.
-        held_out: packed data for validations.
+        train: packed data for the steps, or for the prompts of the teacher's text.
+        held_out: the same for validations.
         autoencoder_folder: a trained autoencoder.
         latent_size: the D that the user asked for; None takes the autoencoder's.
+        fresh: the teacher's text is collected anew where what is there is of another teacher or other settings.
 
     Returns:
-        steps, tokens, seconds, curve (held-out figures by step), unigram_ce, teacher, cache and checkpoints.
+        steps, tokens, seconds, curve (held-out figures by step), unigram_ce, targets, teacher, cache or generated, and
+        checkpoints.
 
     Raises:
         TrainerError: data, recipe, autoencoder, teacher and saved state do not fit, the loss is not finite, or the
@@ -59,8 +64,9 @@ def train_student(
     autoencoder = fitting_autoencoder(run, autoencoder_folder, latent_size)
     for data in (train, held_out):
         check_data(data, run.tokenizer, run.recipe.chunk_size)
+    asked = run.recipe.teacher.targets
     identity = run.identity("student") | {
-        "teacher": run.recipe.teacher.model_dump(),
+        "teacher": run.recipe.teacher.model_dump(exclude={"generate"} if asked == "score" else None),
         "train": train.identity(),
         "autoencoder_sha256": hashlib.sha256((autoencoder_folder / WEIGHTS_FILE).read_bytes()).hexdigest(),
     }
@@ -70,51 +76,40 @@ def train_student(
         finished: dict[str, Any] = json.loads((run.folder / RESULT).read_text(encoding="utf-8"))
         return finished
     run.use_threads(beside_gateway=True)
-    settings = run.settings
-    with TeacherRows(
-        settings.gateway_target,
-        run.recipe.teacher.top_k,
-        dtype=run.recipe.teacher.logprob_dtype,
-        ahead=settings.prefetch_batches,
-        in_flight=settings.prefetch_in_flight,
-        patience=settings.teacher_patience_seconds,
-        stop=run.stop,
-    ) as teacher:
-        training = StudentTraining(run, train, held_out, autoencoder, teacher, state)
-        training.load()
-        training.loop()
-        result = training.result()
+    with TeacherLink.of(run.settings, run.stop) as link:
+        answer, kind = meet_teacher(run, link)
+        with closing(target_source(run, link, train, held_out, answer, kind, fresh=fresh)) as source:
+            training = StudentTraining(run, source, autoencoder, answer, state)
+            training.load()
+            training.loop()
+            result = training.result()
     write_atomically(run.folder / RESULT, json.dumps(result, indent=1) + "\n")
     return result
 
 
 class StudentTraining:
-    """One student's training against one gateway: what the loop needs and what it leaves behind."""
+    """One student's training from one source: what the loop needs and what it leaves behind."""
 
     def __init__(
         self,
         run: RunContext,
-        train: PackedData,
-        held_out: PackedData,
+        source: TargetSource,
         autoencoder: Autoencoder,
-        teacher: TeacherRows,
+        answer: pb.GetTeacherResponse,
         state: StageState,
     ) -> None:
-        self.run, self.train, self.teacher, self.state = run, train, teacher, state
+        self.run, self.source, self.answer, self.state = run, source, answer, state
         self.recipe, self.seed = run.recipe.student, run.recipe.seed
         ids, settings = run.tokenizer, run.settings
         torch.manual_seed(self.seed)
         student = Student(
             run.recipe.student_config(ids.vocab_size, ids.pad_id, ids.eos_id, autoencoder.config.latent_size)
         )
-        self.token_counts = np.bincount(train.tokens, minlength=student.config.vocab_size)
-        student.chunk_decoder.set_token_counts(torch.from_numpy(self.token_counts))
+        student.chunk_decoder.set_token_counts(torch.from_numpy(source.token_counts))
         self.model = LatentModel(autoencoder, student).to(run.device).train()
         self.optimisation = Optimisation(self.model, self.recipe.optim)
         self.weights = ObjectiveWeights(**self.recipe.weights.model_dump())
-        self.check = held_out_sequences(held_out, self.recipe.validation_sequences)
-        self.answer = teacher.teacher(ids.fingerprint, student.config.vocab_size)
-        self.teacher_id = TeacherId(backend=self.answer.backend, model=self.answer.model, revision=self.answer.revision)
+        self.teacher_id = TeacherId(backend=answer.backend, model=answer.model, revision=answer.revision)
         golden = self.recipe.golden_prompt, self.recipe.golden_tokens
         self.publisher = Publisher(settings.checkpoints_dir, run.name, ids, self.teacher_id, *golden)
         self.step = 0
@@ -125,7 +120,7 @@ class StudentTraining:
         """Goes on from what an earlier process saved, if it did.
 
         Raises:
-            TrainerError: it learnt from another teacher.
+            TrainerError: it learnt from another teacher or other text.
         """
         found = self.state.load(self.model, self.optimisation)
         if found is None:
@@ -136,8 +131,13 @@ class StudentTraining:
                 f"this run learns from {saved['teacher']}, {self.run.settings.gateway_target} is "
                 f"{self.teacher_id.model_dump()}; start that gateway, or start anew with --fresh or --run NAME"
             )
+        if saved["source"] != self.source.identity():
+            raise TrainerError(
+                f"this run was begun with {saved['source']}, now it is {self.source.identity()}; "
+                "go on with what it was, or start anew with --fresh or --run NAME"
+            )
         self.curve = saved["curve"]
-        self.teacher.cache = CacheCount(**saved["cache"])
+        self.source.restore(saved["progress"])
         self._seconds_before = float(saved["seconds"])
 
     def loop(self) -> None:
@@ -147,24 +147,19 @@ class StudentTraining:
             Interrupted, TeacherLostError: after saving and publishing what is there.
         """
         run, recipe = self.run, self.recipe
-        check_asked = self.teacher.ask(self.check)
-        batches = (training_sequences(run, self.train, s) for s in range(self.step, recipe.optim.steps))
-        rows_of_batches = self.teacher.stream(batches) if self.weights.kd else None
         with StageProgress(
             run.folder, "student", recipe.optim.steps, run.status, first=self.step, console=run.console
         ) as progress:
             try:
-                self.check_rows = self.teacher.take(check_asked)
+                self.check, batches = self.source.begin(self.step, with_rows=bool(self.weights.kd))
                 if self.step == 0:
                     self._validate(progress)
                 while self.step < recipe.optim.steps:
                     if run.stop():
                         raise Interrupted
-                    rows = next(rows_of_batches) if rows_of_batches else None
-                    batch = to_device(training_batch(run, self.train, self.step, rows), run.device)
+                    batch = to_device(next(batches), run.device)
                     values = self._take_step(batch)
-                    cache = self.teacher.cache
-                    progress.step(self.step, values, batch.tokens.numel(), note=f"cache {cache.hits}/{cache.sequences}")
+                    progress.step(self.step, values, batch.tokens.numel(), note=self.source.note())
                     if self.step % recipe.validate_every == 0 or self.step == recipe.optim.steps:
                         self._validate(progress)
                     if self.step in publish_steps(recipe):
@@ -180,27 +175,21 @@ class StudentTraining:
 
     def result(self) -> dict[str, Any]:
         """What the run's table and its readers are told."""
-        cache, stats = self.teacher.cache, self.teacher.cache_stats()
         places = list_checkpoints(self.run.settings.checkpoints_dir / self.run.name)
         return {
             "steps": self.step,
-            "tokens": self.step * self.recipe.optim.batch_size * self.train.meta.sequence_length,
+            "tokens": self.source.num_tokens(self.step),
             "seconds": self._spent(),
             "curve": self.curve,
-            "unigram_ce": unigram_ce(self.token_counts, self.check),
-            "held_out_tokens": sum(len(s) - 1 for s in self.check),
+            "unigram_ce": unigram_ce(self.source.token_counts, self.check),
+            "held_out_tokens": sum(int(batch.valid.sum()) for batch in self.check),
+            "targets": self.source.kind,
             "teacher": {
                 **self.teacher_id.model_dump(),
                 "fingerprint": self.answer.tokenizer_fingerprint,
-                "held_out_nll": teacher_nll(self.check_rows),
+                "held_out_nll": teacher_nll(self.check),
             },
-            "cache": {
-                "hits": cache.hits,
-                "misses": cache.sequences - cache.hits,
-                "rows": cache.rows,
-                "rows_from_cache": cache.rows_from_cache,
-                "saved_seconds": round(stats.saved_seconds, 2),
-            },
+            **self.source.report(),
             "checkpoints": [f"{self.run.name}/{place.name}" for place in places],
         }
 
@@ -214,7 +203,7 @@ class StudentTraining:
         return values
 
     def _validate(self, progress: StageProgress) -> None:
-        figures = evaluate_student(self.model, self.check, self.check_rows, self.seed, self.run.device)
+        figures = evaluate_student(self.model, self.check, self.seed, self.run.device)
         self.model.train()
         self.curve.append({"step": self.step, **figures})
         progress.validation(self.step, figures)
@@ -228,7 +217,8 @@ class StudentTraining:
     def _save(self) -> None:
         progressed = {
             "curve": self.curve,
-            "cache": asdict(self.teacher.cache),
+            "source": self.source.identity(),
+            "progress": self.source.progress(),
             "seconds": self._spent(),
             "teacher": self.teacher_id.model_dump(),
         }
@@ -263,29 +253,3 @@ def fitting_autoencoder(run: RunContext, folder: Path, latent_size: int | None) 
                 "change the run"
             )
     return autoencoder
-
-
-def held_out_sequences(data: PackedData, count: int) -> list[Tensor]:
-    """Up to ``count`` sequences, evenly spread, int64 [L] each."""
-    picked = np.unique(np.linspace(0, len(data) - 1, min(count, len(data))).astype(np.int64))
-    return [data.sequence(int(i)) for i in picked]
-
-
-def training_sequences(run: RunContext, data: PackedData, step: int) -> list[Tensor]:
-    """The sequences of one step as they are packed: what the teacher is asked about."""
-    indices = batch_indices(len(data), run.recipe.student.optim.batch_size, run.recipe.seed, step)
-    return [data.sequence(int(i)) for i in indices]
-
-
-def training_batch(run: RunContext, data: PackedData, step: int, rows: Sequence[SparseRows] | None) -> StudentBatch:
-    """The batch of one step: sequences, masks and rows, each sequence shifted by a phase of its own."""
-    recipe, seed = run.recipe, run.recipe.seed
-    sequences = training_sequences(run, data, step)
-    pads = [
-        phase(recipe.student.phase_probability, recipe.chunk_size, seed, step, row) for row in range(len(sequences))
-    ]
-    shifted = list(zip(sequences, pads, strict=True))
-    tokens = torch.stack([shift_right(s, p, run.tokenizer.pad_id) for s, p in shifted])
-    valid = torch.stack([shift_right(torch.ones(len(s), dtype=torch.bool), p, False) for s, p in shifted])
-    kd = kd_targets(rows, tokens.shape[1], pads) if rows is not None else None
-    return StudentBatch(tokens, valid, kd)

@@ -1,10 +1,13 @@
-"""The teachers of this version, by TEACHER_BACKEND."""
+"""The teachers, by TEACHER_BACKEND."""
 
 from collections.abc import Callable
 
 from latentforge.core.settings import SettingsError
 from latentforge.gateway.backends.base import Backend
 from latentforge.gateway.backends.transformers_backend import TransformersBackend
+from latentforge.gateway.backends.venice_backend import VeniceBackend
+from latentforge.gateway.backends.vllm_backend import local_server, remote_server
+from latentforge.gateway.backends.vllm_engine import VllmEngineBackend
 from latentforge.gateway.metrics import Metrics
 from latentforge.gateway.settings import GatewaySettings
 
@@ -19,22 +22,25 @@ def _transformers(settings: GatewaySettings, metrics: Metrics) -> Backend:
     return TransformersBackend(settings, settings.teacher_model, "TEACHER_MODEL", hub=True)
 
 
+def _vllm_local(settings: GatewaySettings, metrics: Metrics) -> Backend:
+    if settings.vllm_local_mode == "in-process":
+        return VllmEngineBackend(settings)
+    return local_server(settings, metrics)
+
+
 BACKENDS: dict[str, Callable[[GatewaySettings, Metrics], Backend]] = {
     "embedded": _embedded,
     "transformers": _transformers,
+    "vllm-local": _vllm_local,
+    "vllm-remote": remote_server,
+    "venice": VeniceBackend,
 }
-
-
-def not_in_this_version(name: str) -> str:
-    return f"TEACHER_BACKEND={name} is not in this version; use one of: {', '.join(BACKENDS)}"
 
 
 def build_backend(settings: GatewaySettings, metrics: Metrics) -> Backend:
     """The teacher that TEACHER_BACKEND names, not loaded yet.
 
     Raises:
-        SettingsError: this version does not have it, or a setting that it needs is missing.
+        SettingsError: a setting that it needs is missing.
     """
-    if settings.teacher_backend not in BACKENDS:
-        raise SettingsError(not_in_this_version(settings.teacher_backend))
     return BACKENDS[settings.teacher_backend](settings, metrics)

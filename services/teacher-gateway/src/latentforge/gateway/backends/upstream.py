@@ -3,21 +3,26 @@
 import asyncio
 import email.utils
 import random
+import re
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
 import orjson
 import tenacity
 from pydantic import SecretStr
 
+from latentforge.core.settings import SettingsError
 from latentforge.gateway.backends.base import BackendError, FailureKind
 from latentforge.gateway.breaker import Breaker
 from latentforge.gateway.metrics import Metrics
 from latentforge.gateway.settings import without_password
+from latentforge.gateway.telemetry import span, trace_headers
+
+T = TypeVar("T")
 
 LONGEST_BACKOFF_SECONDS = 32.0
 _FIRST_BACKOFF_SECONDS = 0.5
@@ -47,6 +52,7 @@ class Api:
         max_waiting: requests that may wait beside those; more are refused as BUSY.
         attempts: tries of one request.
         timeout: seconds for one try.
+        counts_refusals: the API counts every failed request against the key, so the breaker counts them too.
     """
 
     name: str
@@ -58,6 +64,7 @@ class Api:
     max_waiting: int
     attempts: int
     timeout: float
+    counts_refusals: bool = False
 
 
 class _FailedTryError(Exception):
@@ -73,12 +80,16 @@ class Upstream:
     """Sends requests, tries again what may succeed later, and says in one sentence why the others failed.
 
     429, 5xx and lost connections are tried again after an exponential backoff with jitter of at most 32 s, or after
-    what Retry-After and the x-ratelimit headers ask for. While the breaker is open nothing is sent.
+    what Retry-After and the x-ratelimit headers ask for; where that is longer than 32 s, the caller is told to come
+    back. While the breaker is open nothing is sent. The key and a password in the URL are in no error and no log.
 
     Args:
         breaker: opened by failed tries of those kinds.
         on_rate_limited, on_success: told about each 429 and each success.
         transport: for tests.
+
+    Raises:
+        SettingsError: the URL or the key cannot be used.
     """
 
     def __init__(
@@ -91,13 +102,18 @@ class Upstream:
         on_success: Callable[[], None] = lambda: None,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
+        url = parsed_url(api.base_url, api.url_setting)
+        check_key(api.key, api.key_setting)
         self._api = api
+        # Without what stands before the @: the client's own log lines show whole URLs.
+        self._base_url = str(url.copy_with(username=None, password=None)).rstrip("/")
         self._breaker = breaker
         self._metrics = metrics
         self._on_rate_limited, self._on_success = on_rate_limited, on_success
         headers = {} if api.key is None else {"Authorization": f"Bearer {api.key.get_secret_value()}"}
         self._client = httpx.AsyncClient(
             headers=headers,
+            auth=(url.username, url.password) if url.userinfo and not headers else None,
             timeout=httpx.Timeout(api.timeout, connect=min(10.0, api.timeout), pool=None),
             limits=httpx.Limits(max_connections=api.max_requests, max_keepalive_connections=api.max_requests),
             transport=transport,
@@ -113,20 +129,27 @@ class Upstream:
         Raises:
             BackendError: every try failed.
         """
-        return await self._request("GET", path, lambda: None)
+        return await self._request("GET", path, lambda: None, orjson.loads)
 
-    async def post(self, path: str, payload: Callable[[], Mapping[str, Any]]) -> Any:
+    async def post(
+        self, path: str, payload: Callable[[], Mapping[str, Any]], read: Callable[[bytes], T] = orjson.loads
+    ) -> T:
         """The JSON that answers POST ``path``; ``payload`` is asked for anew at each try.
+
+        Args:
+            read: makes what is returned of the answer's bytes, in a thread.
 
         Raises:
             BackendError: every try failed.
         """
-        return await self._request("POST", path, payload)
+        return await self._request("POST", path, payload, read)
 
     async def close(self) -> None:
         await self._client.aclose()
 
-    async def _request(self, method: str, path: str, payload: Callable[[], Mapping[str, Any] | None]) -> Any:
+    async def _request(
+        self, method: str, path: str, payload: Callable[[], Mapping[str, Any] | None], read: Callable[[bytes], T]
+    ) -> T:
         retrying = tenacity.AsyncRetrying(
             retry=tenacity.retry_if_exception(lambda e: isinstance(e, _FailedTryError) and e.again),
             wait=_pause,
@@ -140,7 +163,7 @@ class Upstream:
             raise failed.error from None
         # Large answers take tens of milliseconds, which the event loop has better uses for.
         try:
-            return await asyncio.to_thread(orjson.loads, body)
+            return await asyncio.to_thread(read, body)
         except orjson.JSONDecodeError:
             raise BackendError(f"{self._where} answers {method} {path} with something else than JSON") from None
 
@@ -173,22 +196,26 @@ class Upstream:
         gauge.inc()
         started = time.perf_counter()
         try:
-            response = await self._client.request(
-                method, self._api.base_url.rstrip("/") + path, content=_content(payload()), headers=_JSON
-            )
+            about = {"http.request.method": method, "url.path": path}
+            with span(f"{self._api.name} {method}", about, kind="client") as note:
+                headers = _JSON | trace_headers()
+                response = await self._client.request(
+                    method, self._base_url + path, content=_content(payload()), headers=headers
+                )
+                note("http.response.status_code", response.status_code)
         except httpx.TimeoutException:
             raise self._failed(
                 "timeout", f"did not answer within {self._api.timeout:g} s", FailureKind.TOO_SLOW
             ) from None
-        except httpx.TransportError as error:
+        except httpx.RequestError as error:
             raise self._failed("connection", f"cannot be reached ({_reason(error)})", FailureKind.GONE) from None
-        except asyncio.CancelledError:
+        except BaseException:
             self._breaker.abandoned()
             raise
         finally:
             gauge.dec()
             self._metrics.upstream_seconds.labels(self._api.name).observe(time.perf_counter() - started)
-        self._read_limits(response.headers)
+        self._read_limits(response.headers, limited=response.status_code == httpx.codes.TOO_MANY_REQUESTS)
         if response.is_success:
             self._breaker.succeeded()
             self._on_success()
@@ -198,37 +225,47 @@ class Upstream:
     def _failed(self, label: str, what: str, kind: FailureKind, retry_after: float | None = None) -> _FailedTryError:
         self._breaker.failed()
         self._metrics.upstream_errors.labels(self._api.name, label).inc()
-        return _FailedTryError(BackendError(f"{self._where} {what}", kind, retry_after=retry_after), again=True)
+        again = retry_after is None or retry_after <= LONGEST_BACKOFF_SECONDS
+        return _FailedTryError(BackendError(f"{self._where} {what}", kind, retry_after=retry_after), again=again)
 
     def _refused(self, response: httpx.Response) -> _FailedTryError:
         status = response.status_code
-        what = f"answers {status}: {error_text(response.content)}"
+        what = f"answers {status}: {self._without_key(error_text(response.content))}"
         if status in _RETRIED:
+            wait = _retry_after(response.headers)
             if status == httpx.codes.TOO_MANY_REQUESTS:
                 self._on_rate_limited()
-            kind = _KINDS.get(status, FailureKind.GONE)
-            return self._failed(str(status), what, kind, _retry_after(response.headers))
-        self._breaker.abandoned()
+                if wait is not None:
+                    self._not_before = max(self._not_before, time.monotonic() + wait)
+            return self._failed(str(status), what, _KINDS.get(status, FailureKind.GONE), wait)
+        if self._api.counts_refusals:
+            self._breaker.failed()
+        else:
+            self._breaker.abandoned()
         self._metrics.upstream_errors.labels(self._api.name, str(status)).inc()
         kind = _KINDS.get(status, FailureKind.REFUSED if 400 <= status < 500 else FailureKind.BROKEN)
         if kind is FailureKind.MISCONFIGURED:
             what += f"; {'check the credit of' if status == 402 else 'set'} {self._api.key_setting}"
         return _FailedTryError(BackendError(f"{self._where} {what}", kind), again=False)
 
-    def _read_limits(self, headers: httpx.Headers) -> None:
+    def _without_key(self, text: str) -> str:
+        """Some servers repeat a key that they refuse."""
+        key = self._api.key.get_secret_value() if self._api.key else ""
+        return text.replace(key, "***") if key else text
+
+    def _read_limits(self, headers: httpx.Headers, *, limited: bool) -> None:
         """Of x-ratelimit-reset-*, that for requests is a Unix time and that for tokens a number of seconds."""
         for what, now in (("requests", time.time()), ("tokens", 0.0)):
-            remaining = _number(headers.get(f"x-ratelimit-remaining-{what}"))
+            remaining = _number(headers.get(f"x-ratelimit-remaining-{what}", "0" if limited else None))
             reset = _number(headers.get(f"x-ratelimit-reset-{what}"))
             if remaining is not None and remaining <= 0 and reset is not None:
                 self._not_before = max(self._not_before, time.monotonic() + reset - now)
 
     async def _keep_to_limits(self) -> None:
-        left = self._not_before - time.monotonic()
-        if left > LONGEST_BACKOFF_SECONDS:
-            text = f"{self._where} allows no more requests for {left:.0f} s"
-            raise _FailedTryError(BackendError(text, FailureKind.BUSY, retry_after=left), again=False)
-        if left > 0:
+        while (left := self._not_before - time.monotonic()) > 0:
+            if left > LONGEST_BACKOFF_SECONDS:
+                text = f"{self._where} allows no more requests for {left:.0f} s"
+                raise _FailedTryError(BackendError(text, FailureKind.BUSY, retry_after=left), again=False)
             await asyncio.sleep(left)
 
 
@@ -269,6 +306,32 @@ def _number(text: str | None) -> float | None:
         return None if text is None else float(text)
     except ValueError:
         return None
+
+
+def parsed_url(url: str, setting: str) -> httpx.URL:
+    """
+    Raises:
+        SettingsError: it is no URL of an HTTP API.
+    """
+    reason = ""
+    try:
+        parsed = httpx.URL(url)
+        good = parsed.scheme in ("http", "https") and bool(parsed.host)
+    except httpx.InvalidURL as error:
+        good, reason = False, f" ({error})"
+    if not good:
+        shown = without_password(url)
+        raise SettingsError(f"{setting} malformed {shown!r}{reason}; allowed is http(s)://host[:port][/path]")
+    return parsed
+
+
+def check_key(key: SecretStr | None, setting: str) -> None:
+    """
+    Raises:
+        SettingsError: no header can carry the key.
+    """
+    if key is not None and not re.fullmatch(r"[!-~]+", key.get_secret_value()):
+        raise SettingsError(f"{setting} has characters that no key has; copy it again")
 
 
 def _reason(error: Exception) -> str:

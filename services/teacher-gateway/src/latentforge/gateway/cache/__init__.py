@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from latentforge.gateway.cache.base import Cache, StoreStats
+from latentforge.gateway.cache.base import Cache, Patience, StoreStats
 from latentforge.gateway.cache.redis_cache import RedisCache
 from latentforge.gateway.cache.sqlite_cache import SqliteCache
 from latentforge.gateway.settings import GatewaySettings
@@ -13,6 +13,7 @@ class NoCache:
     """CACHE_URL=none: nothing is kept."""
 
     kind = "none"
+    patience = Patience(1.0, 1.0)
 
     async def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
         return [None] * len(keys)

@@ -22,12 +22,24 @@ class StoreStats:
     bytes: int
 
 
+@dataclass(frozen=True)
+class Patience:
+    """Seconds that are waited for a lookup: never less than ``least``, never more than ``most``."""
+
+    least: float
+    most: float
+
+
 class Cache(Protocol):
     """Bytes under keys. Every method but ``close`` raises CacheError when the store fails or is too slow."""
 
     @property
     def kind(self) -> str:
         """sqlite, redis or none."""
+
+    @property
+    def patience(self) -> Patience:
+        """How long its lookups may take; several times what they take when all is well."""
 
     async def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]: ...
 

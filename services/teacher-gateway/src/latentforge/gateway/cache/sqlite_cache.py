@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
-from latentforge.gateway.cache.base import CacheError, StoreStats
+from latentforge.gateway.cache.base import CacheError, Patience, StoreStats
 
 T = TypeVar("T")
 
@@ -17,24 +17,29 @@ _BUSY_SECONDS = 2.0
 
 
 class SqliteCache:
-    """SQLite in WAL mode, used from one thread; other processes may use the file at the same time."""
+    """SQLite in WAL mode; other processes may use the file at the same time.
+
+    One thread reads and one does all else, each with its own connection, so that lookups do not wait for writes.
+    """
 
     kind = "sqlite"
+    # The machine's own disk: it may be busy, but it does not go away.
+    patience = Patience(1.0, 1.0)
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._connection: sqlite3.Connection | None = None
-        self._executor = ThreadPoolExecutor(1, thread_name_prefix="cache")
+        self._reader = _Connection(path, "cache-reads")
+        self._writer = _Connection(path, "cache-writes")
 
     async def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
-        return await self._in_thread(lambda connection: self._get_many(connection, keys))
+        return await self._reader.run(lambda connection: self._get_many(connection, keys))
 
     async def put_many(self, entries: Mapping[bytes, bytes]) -> None:
         def put(connection: sqlite3.Connection) -> None:
             with connection:
                 connection.executemany("INSERT OR REPLACE INTO entries (key, value) VALUES (?, ?)", entries.items())
 
-        await self._in_thread(put)
+        await self._writer.run(put)
 
     async def stats(self) -> StoreStats:
         def count(connection: sqlite3.Connection) -> StoreStats:
@@ -44,7 +49,7 @@ class SqliteCache:
             ).fetchone()
             return StoreStats(entries, size)
 
-        return await self._in_thread(count)
+        return await self._writer.run(count)
 
     async def clear(self) -> int:
         def clear(connection: sqlite3.Connection) -> int:
@@ -55,18 +60,31 @@ class SqliteCache:
             connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
             return int(entries)
 
-        return await self._in_thread(clear)
+        return await self._writer.run(clear)
 
     async def close(self) -> None:
-        def close() -> None:
-            if self._connection is not None:
-                self._connection.close()
-                self._connection = None
+        await self._reader.close()
+        await self._writer.close()
 
-        await asyncio.get_running_loop().run_in_executor(self._executor, close)
-        self._executor.shutdown()
+    @staticmethod
+    def _get_many(connection: sqlite3.Connection, keys: Sequence[bytes]) -> list[bytes | None]:
+        found: dict[bytes, bytes] = {}
+        for start in range(0, len(keys), _KEYS_PER_QUERY):
+            part = keys[start : start + _KEYS_PER_QUERY]
+            marks = ",".join("?" * len(part))
+            found.update(connection.execute(f"SELECT key, value FROM entries WHERE key IN ({marks})", part))
+        return [found.get(key) for key in keys]
 
-    async def _in_thread(self, work: Callable[[sqlite3.Connection], T]) -> T:
+
+class _Connection:
+    """A connection that is opened when first used, and the one thread that may use it."""
+
+    def __init__(self, path: Path, name: str) -> None:
+        self._path = path
+        self._connection: sqlite3.Connection | None = None
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix=name)
+
+    async def run(self, work: Callable[[sqlite3.Connection], T]) -> T:
         def guarded() -> T:
             try:
                 if self._connection is None:
@@ -76,6 +94,15 @@ class SqliteCache:
                 raise CacheError(f"{self._path}: {error}") from None
 
         return await asyncio.get_running_loop().run_in_executor(self._executor, guarded)
+
+    async def close(self) -> None:
+        def close() -> None:
+            if self._connection is not None:
+                self._connection.close()
+                self._connection = None
+
+        await asyncio.get_running_loop().run_in_executor(self._executor, close)
+        self._executor.shutdown()
 
     def _connect(self) -> sqlite3.Connection:
         self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -89,12 +116,3 @@ class SqliteCache:
             connection.close()
             raise
         return connection
-
-    @staticmethod
-    def _get_many(connection: sqlite3.Connection, keys: Sequence[bytes]) -> list[bytes | None]:
-        found: dict[bytes, bytes] = {}
-        for start in range(0, len(keys), _KEYS_PER_QUERY):
-            part = keys[start : start + _KEYS_PER_QUERY]
-            marks = ",".join("?" * len(part))
-            found.update(connection.execute(f"SELECT key, value FROM entries WHERE key IN ({marks})", part))
-        return [found.get(key) for key in keys]
