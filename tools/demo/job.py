@@ -13,11 +13,12 @@ from rich.console import Console
 
 from latentforge.core.manifest import list_checkpoints, read_manifest
 from latentforge.core.records import commit, cpu_description
+from latentforge.core.settings import load_settings
 from tools.demo.preflight import preflight
 from tools.demo.report import decode_figures, report_table, write_report
 from tools.demo.settings import TEACHER, DemoSettings, fresh_run_name
 from tools.demo.watch import InferenceWatch, WatchError
-from tools.gateway import gateway_answers, gateway_command
+from tools.gateway import GatewayChoice, gateway_answers, gateway_command
 from tools.processes import Child, ChildError, Children
 
 _START_SECONDS = 120.0
@@ -87,7 +88,10 @@ class Demo:
             f"http://127.0.0.1:{settings.inference_port}", settings.demo_poll_seconds, settings.demo_seed
         )
         target = self._environment["GATEWAY_TARGET"]
-        children.wait_until(lambda: gateway_answers(target), "starting the teacher-gateway", seconds=_START_SECONDS)
+        tls_ca = load_settings(GatewayChoice).gateway_tls_ca
+        children.wait_until(
+            lambda: gateway_answers(target, tls_ca), "starting the teacher-gateway", seconds=_START_SECONDS
+        )
         children.wait_until(watch.is_up, "starting inference", seconds=_START_SECONDS)
         return watch
 

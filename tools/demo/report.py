@@ -18,7 +18,7 @@ def write_report(folder: Path, result: dict[str, Any]) -> Path:
 
 def report_table(result: dict[str, Any]) -> Table:
     """The figures that tell whether the job was done, and how well."""
-    ae, student, teacher, cache, decode = (result[part] for part in ("ae", "student", "teacher", "cache", "decode"))
+    ae, student, teacher, decode = (result[part] for part in ("ae", "student", "teacher", "decode"))
     table = Table(title=f"{result['run']} on {result['device']}", show_header=False, title_justify="left")
     table.add_column(style="bold", no_wrap=True)
     table.add_column()
@@ -34,10 +34,7 @@ def report_table(result: dict[str, Any]) -> Table:
             f"teacher {teacher['held_out_nll']:.3f})"
         ),
         "teacher": f"{teacher['model']} ({teacher['revision'][:12]})",
-        "cache": (
-            f"{cache['hits']:,} hits, {cache['misses']:,} misses; {cache['rows_from_cache']:,} of {cache['rows']:,} "
-            "teacher rows came from it"
-        ),
+        **_targets_row(result),
         "checkpoints": f"{len(result['checkpoints'])} published, each picked up without a restart",
         "decode": (
             f"{decode['student_tokens_per_s']:.0f} tokens/s in {decode['student_steps_per_s']:.0f} latent steps/s; "
@@ -52,6 +49,18 @@ def report_table(result: dict[str, Any]) -> Table:
         # Text: what a model writes may look like markup.
         table.add_row(Text(sample["prompt"]), Text(sample["text"]))
     return table
+
+
+def _targets_row(result: dict[str, Any]) -> dict[str, str]:
+    if made := result.get("generated"):
+        text = f"{made['continuations']:,} continuations, {made['tokens']:,} tokens; {made['dropped']:,} dropped"
+        return {"written by the teacher": text}
+    cache = result["cache"]
+    text = (
+        f"{cache['hits']:,} hits, {cache['misses']:,} misses; {cache['rows_from_cache']:,} of {cache['rows']:,} "
+        "teacher rows came from it"
+    )
+    return {"cache": text}
 
 
 def decode_figures(bench: dict[str, Any]) -> dict[str, float]:

@@ -1,0 +1,1 @@
+"""What the teacher-gateway costs and saves, beside a vLLM asked directly and LiteLLM's proxy with its Redis cache."""

