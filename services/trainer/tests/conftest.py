@@ -320,10 +320,11 @@ class RunMaker:
         name: str = "tiny",
         *,
         port: int = 1,
-        stop: Callable[[], bool] = lambda: False,
+        stop_at: tuple[str, int] | None = None,
         overrides: dict[str, Any] | None = None,
         patience: float = 5.0,
     ) -> RunContext:
+        """``stop_at`` asks the run to stop once a stage has done so many steps."""
         settings = TrainerSettings(
             gateway_target=f"127.0.0.1:{port}",
             checkpoints_dir=self.root / "checkpoints",
@@ -334,7 +335,12 @@ class RunMaker:
         )
         recipe = load_recipe(str(self.recipe_file), Path(), overrides)
         console = Console(file=self.output, width=200)
-        return RunContext(name, recipe, settings, self.tokenizer, Status(name), stop, console)
+        status = Status(name)
+
+        def stop() -> bool:
+            return stop_at is not None and status.stage == stop_at[0] and status.step >= stop_at[1]
+
+        return RunContext(name, recipe, settings, self.tokenizer, status, stop, console)
 
 
 @pytest.fixture
@@ -347,20 +353,3 @@ def make_run(tmp_path: Path, recipe_file: Path, tokenizer: TextTokenizer) -> Ite
 @pytest.fixture
 def known_rows() -> type[KnownTeacher]:
     return KnownTeacher
-
-
-@pytest.fixture
-def stop_after() -> Callable[[int], Callable[[], bool]]:
-    """Makes a stop request that comes when it has been asked so many times by the training loop."""
-
-    def make(times: int) -> Callable[[], bool]:
-        asked = 0
-
-        def stop() -> bool:
-            nonlocal asked
-            asked += threading.current_thread() is threading.main_thread()
-            return asked > times
-
-        return stop
-
-    return make

@@ -1,5 +1,4 @@
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +11,14 @@ from latentforge.trainer.interrupt import Interrupted
 from latentforge.trainer.packing import PackedData, split_tail
 from latentforge.trainer.train_autoencoder import chunk_batch, train_autoencoder
 
-Stop = Callable[[int], Callable[[], bool]]
-
 
 def weights(run: Any) -> dict[str, Any]:
     return load_file(run.folder / "autoencoder" / "model.safetensors")
 
 
-def test_resume_equals_no_interruption_bit_for_bit(make_run: Any, packed: PackedData, stop_after: Stop) -> None:
+def test_resume_equals_no_interruption_bit_for_bit(make_run: Any, packed: PackedData) -> None:
     train, held_out = split_tail(packed)
-    whole, cut = make_run("whole"), make_run("cut", stop=stop_after(7))
+    whole, cut = make_run("whole"), make_run("cut", stop_at=("autoencoder", 7))
     result = train_autoencoder(whole, train, held_out)
     with pytest.raises(Interrupted):
         train_autoencoder(cut, train, held_out)

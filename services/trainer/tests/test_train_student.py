@@ -1,5 +1,4 @@
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +22,6 @@ from latentforge.trainer.packing import PackedData, split_tail
 from latentforge.trainer.teacher_link import TeacherLostError
 from latentforge.trainer.train_student import train_student
 
-Stop = Callable[[int], Callable[[], bool]]
-
 
 @pytest.fixture
 def autoencoder(make_run: Any, tmp_path: Path) -> Path:
@@ -38,13 +35,12 @@ def published(run: Any) -> list[Path]:
 
 
 def test_resume_equals_no_interruption_bit_for_bit(
-    known_teacher: Any, make_run: Any, packed: PackedData, autoencoder: Path, stop_after: Stop
+    known_teacher: Any, make_run: Any, packed: PackedData, autoencoder: Path
 ) -> None:
     data = split_tail(packed)
     whole = make_run("whole", port=known_teacher.port)
     result = train_student(whole, *data, autoencoder)
-    # Asked before every step and while rows are waited for: some step in the middle.
-    cut = make_run("cut", port=known_teacher.port, stop=stop_after(14))
+    cut = make_run("cut", port=known_teacher.port, stop_at=("student", 5))
     with pytest.raises(Interrupted):
         train_student(cut, *data, autoencoder)
     (saved,) = (cut.folder / "state" / "student").glob("step-*")
@@ -200,11 +196,11 @@ def test_a_teacher_lost_for_good_leaves_a_saved_state(
 
 
 def test_another_teacher_under_way_is_refused(
-    known_teacher: Any, make_run: Any, packed: PackedData, autoencoder: Path, stop_after: Stop
+    known_teacher: Any, make_run: Any, packed: PackedData, autoencoder: Path
 ) -> None:
     data = split_tail(packed)
     with pytest.raises(Interrupted):
-        train_student(make_run(port=known_teacher.port, stop=stop_after(14)), *data, autoencoder)
+        train_student(make_run(port=known_teacher.port, stop_at=("student", 5)), *data, autoencoder)
     known_teacher.revision = "2"
     with pytest.raises(TrainerError, match=r"'revision': '1'.* is .*'revision': '2'"):
         train_student(make_run(port=known_teacher.port), *data, autoencoder)
@@ -215,20 +211,20 @@ GENERATE = {"teacher.targets": "generate", "teacher.generate.n": 2, "data.sequen
 
 
 def test_generated_resume_equals_no_interruption_bit_for_bit(
-    known_teacher: Any, make_run: Any, packed: PackedData, autoencoder: Path, stop_after: Stop
+    known_teacher: Any, make_run: Any, packed: PackedData, autoencoder: Path
 ) -> None:
     data = split_tail(packed, 30)
     whole = make_run("whole", port=known_teacher.port, overrides=GENERATE)
     result = train_student(whole, *data, autoencoder)
     cuts = 0
     # Once while it is collected, then after some steps: each time from what the last one left.
-    for times in (6, 12, 7, 9):
-        cut = make_run("cut", port=known_teacher.port, overrides=GENERATE, stop=stop_after(times))
+    for stop_at in (("generate", 3), ("student", 2), ("student", 5), ("student", 9)):
+        cut = make_run("cut", port=known_teacher.port, overrides=GENERATE, stop_at=stop_at)
         try:
             train_student(cut, *data, autoencoder)
         except Interrupted:
             cuts += 1
-    assert cuts >= 3
+    assert cuts == 4
     resumed = train_student(make_run("cut", port=known_teacher.port, overrides=GENERATE), *data, autoencoder)
     ours, theirs = (load_file(published(run)[-1] / "student" / "model.safetensors") for run in (whole, cut))
     for name, value in ours.items():
@@ -264,14 +260,12 @@ def test_it_learns_from_what_the_teacher_writes(
 
 
 def test_other_generated_text_under_way_is_refused(
-    known_teacher: Any, make_run: Any, packed: PackedData, autoencoder: Path, stop_after: Stop
+    known_teacher: Any, make_run: Any, packed: PackedData, autoencoder: Path
 ) -> None:
     data = split_tail(packed, 30)
-    stop = stop_after(14)
-    overrides = GENERATE | {"student.save_every": 1}
     with pytest.raises(Interrupted):
-        train_student(make_run(port=known_teacher.port, overrides=overrides, stop=stop), *data, autoencoder)
-    run = make_run(port=known_teacher.port, overrides=overrides)
+        train_student(make_run(port=known_teacher.port, overrides=GENERATE, stop_at=("student", 2)), *data, autoencoder)
+    run = make_run(port=known_teacher.port, overrides=GENERATE)
     assert list((run.folder / "state" / "student").glob("step-*"))
     shutil.rmtree(run.folder / "generated")
     known_teacher.drop = lambda messages, index: "odd" if index else ""
