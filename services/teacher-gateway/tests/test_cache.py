@@ -265,9 +265,14 @@ def test_a_store_behaves_as_a_dict(kind: str, make_settings: Callable[..., Any],
 
 
 @pytest.mark.docker
-async def test_the_image_of_compose_serves_as_a_store(make_settings: Callable[..., Any]) -> None:
-    from testcontainers.redis import RedisContainer
+async def test_the_image_of_compose_serves_as_a_store(
+    make_settings: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from testcontainers.community.redis import RedisContainer
+    from testcontainers.core.config import testcontainers_config
 
+    # Its reaper is one more image to pull; the context manager removes the container.
+    monkeypatch.setattr(testcontainers_config, "ryuk_disabled", True)
     with RedisContainer("redis:7-bookworm") as container:
         url = f"redis://{container.get_container_host_ip()}:{container.get_exposed_port(6379)}/0"
         cache = open_cache(make_settings(cache_url=url))
