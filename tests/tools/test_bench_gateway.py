@@ -14,7 +14,7 @@ from tools.bench_gateway.counting_proxy import CountingProxy
 from tools.bench_gateway.litellm import Finding, best_way
 from tools.bench_gateway.measures import Measured, Plan, Wire, agreement
 from tools.bench_gateway.report import BARS, meets_bar, note_on_misses, result_rows
-from tools.bench_gateway.servers import cpu_seconds, free_port, litellm_config
+from tools.bench_gateway.servers import cpu_seconds, fast_dtype, free_port, litellm_config
 from tools.bench_gateway.workload import completions_request, dealt, grouped, held_out_sequences
 
 _MODEL = Path("models/stdlib-teacher")
@@ -132,6 +132,8 @@ def test_a_cache_that_had_to_compute_is_not_passed_over_in_silence() -> None:
     assert note_on_misses(measured) == []
     measured.cached_misses = 3
     assert "3 sequences had to be computed" in note_on_misses(measured)[0]
+    measured.litellm_misses = 5
+    assert "LiteLLM's figures are too low: 5" in note_on_misses(measured)[1]
 
 
 def test_positions_are_rows_and_a_load_lasts_until_the_last_client_is_done() -> None:
@@ -153,6 +155,11 @@ def test_cpu_seconds_are_those_of_all_threads_of_a_process() -> None:
     exactly = time.process_time() - before_exactly
     assert exactly >= 0.3
     assert cpu_seconds(os.getpid()) - before == pytest.approx(exactly, abs=0.03)
+
+
+def test_vllm_computes_in_what_the_processor_is_fast_in() -> None:
+    assert fast_dtype("fpu avx2 fma") == "float32"
+    assert fast_dtype("fpu avx2 avx512f avx512_bf16") == "bfloat16"
 
 
 def test_every_sequence_is_dealt_to_one_client_and_asked_for_once() -> None:

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 import httpx
 import typer
@@ -23,7 +23,7 @@ from tools.bench_gateway import report
 from tools.bench_gateway.clients import ClientError, Clients, CompletionsServer
 from tools.bench_gateway.litellm import WAYS, Finding, best_way, try_ways
 from tools.bench_gateway.measures import Bench, Measured, Plan, vocab_size_of
-from tools.bench_gateway.servers import VLLM_DTYPE, MissingError, Servers, machine, wait_for_vllm
+from tools.bench_gateway.servers import Dtype, MissingError, Servers, cpu_flags, fast_dtype, machine, wait_for_vllm
 from tools.bench_gateway.workload import held_out_sequences, tokenizer_of
 from tools.processes import ChildError, StoppedError, stop_on_signals
 
@@ -52,6 +52,10 @@ def main(
         int, typer.Option(min=1, help="Sequences that several clients ask for at the same time.")
     ] = _DEFAULT.shared_sequences,
     shared_clients: Annotated[int, typer.Option(min=1, help="How many clients do.")] = _DEFAULT.shared_clients,
+    dtype: Annotated[
+        Literal["auto", "float32", "bfloat16"],
+        typer.Option(help="What vLLM computes in; auto is bfloat16 where the processor has units for it."),
+    ] = "auto",
     litellm: Annotated[bool, typer.Option(help="Measure LiteLLM's proxy too.")] = True,
     quick: Annotated[bool, typer.Option(help="A look whether it works: few sequences, one repeat.")] = False,
     results: Annotated[Path, typer.Option(help="Folder for bench_gateway_<time>.json.")] = Path("results"),
@@ -74,7 +78,13 @@ def main(
     )
     try:
         with stop_on_signals():
-            _run(_QUICK if quick else plan, model, results, with_litellm=litellm)
+            _run(
+                _QUICK if quick else plan,
+                model,
+                fast_dtype(cpu_flags()) if dtype == "auto" else dtype,
+                results,
+                with_litellm=litellm,
+            )
     except StoppedError as stopped:
         typer.echo(f"bench-gateway: {stopped}; everything it started is stopped", err=True)
         raise typer.Exit(stopped.exit_code) from None
@@ -93,7 +103,7 @@ def main(
         raise typer.Exit(1) from None
 
 
-def _run(plan: Plan, model: Path, results: Path, *, with_litellm: bool) -> None:
+def _run(plan: Plan, model: Path, dtype: Dtype, results: Path, *, with_litellm: bool) -> None:
     started = time.monotonic()
     before = machine()
     ids = held_out_sequences(plan.sequences, plan.length, model)
@@ -105,7 +115,7 @@ def _run(plan: Plan, model: Path, results: Path, *, with_litellm: bool) -> None:
         clients = stack.enter_context(Clients(plan.clients))
         progress.begin("starting Redis and vLLM")
         redis = servers.start_redis()
-        vllm, children = servers.start_vllm(model, max_model_len=plan.length + 1, max_logprobs=64)
+        vllm, children = servers.start_vllm(model, dtype, max_model_len=plan.length + 1, max_logprobs=64)
         wait_for_vllm(vllm, children)
         progress.begin("starting gateways")
         plain = servers.start_gateway("gateway-without-cache", vllm, model, "none")
@@ -127,13 +137,14 @@ def _run(plan: Plan, model: Path, results: Path, *, with_litellm: bool) -> None:
         bench.measure_uncached(vllm, plain)
         bench.measure_shared(vllm, plain)
         bench.measure_orjson(vllm, max(1, _MAX_BATCH_TOKENS // plan.length))
-        bench.measure_cached(cached, redis_only, asked)
-    _report(plan, model, bench.measured, findings, results, machine=before, seconds=time.monotonic() - started)
+        bench.measure_cached(cached, redis_only, asked, vllm)
+    _report(plan, model, dtype, bench.measured, findings, results, machine=before, seconds=time.monotonic() - started)
 
 
 def _report(
     plan: Plan,
     model: Path,
+    dtype: Dtype,
     measured: Measured,
     findings: list[Finding],
     results: Path,
@@ -149,7 +160,7 @@ def _report(
         device=cpu_description(),
         seed=0,
         rows=rows,
-        setting=asdict(plan) | {"model": str(model), "vllm_dtype": VLLM_DTYPE},
+        setting=asdict(plan) | {"model": str(model), "vllm_dtype": dtype},
         versions={
             "vllm": f"{vllm_env.PACKAGE} {vllm_env.VERSION}",
             "litellm": litellm_env.VERSION if findings else None,
@@ -165,7 +176,7 @@ def _report(
     # Rows are compared by eye, so a narrow pipe must not fold them.
     console.width = max(console.width, 160)
     title = f"{plan.sequences} sequences x {plan.length} tokens, k={plan.top_k}, {plan.clients} clients, "
-    title += f"{plan.repeats} repeats"
+    title += f"{plan.repeats} repeats, vLLM in {dtype}"
     notes = [*report.note_on_misses(measured), *report.notes_on_litellm(findings), *report.NOTES]
     console.print(report.table(rows, title, "\n".join(notes)))
     typer.echo(f"written to {path} after {seconds:.0f} s")

@@ -1,8 +1,10 @@
 """Client processes: each has one connection and one request open at a time, and turns every answer into arrays."""
 
 import multiprocessing
+import signal
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from types import TracebackType
@@ -166,8 +168,11 @@ class Clients:
         for pipe in self._pipes:
             pipe.close()
         for process in self._processes:
-            process.join(timeout=10)
+            if error is None:
+                process.join(timeout=10)
+            # One that waits for an answer would wait on.
             process.kill()
+            process.join()
 
     def run(self, jobs: Sequence[Job], on_start: Callable[[], None] = lambda: None) -> Load:
         """Runs one job per client, all at the same time; ``on_start`` is called when all have connected."""
@@ -196,23 +201,21 @@ class Clients:
 
 
 def _work(pipe: Connection) -> None:
-    while True:
-        try:
+    # A Ctrl-C reaches every process of the terminal; ours ends when the pipe does.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with suppress(EOFError, ConnectionError):
+        while True:
             job: Job = pipe.recv()
-        except EOFError:
-            return
-        try:
-            asker = job.server.connect()
             try:
-                pipe.send(_Done(0.0, 0.0, 0))
-                pipe.recv()
-                pipe.send(_do(job, asker))
-            finally:
-                asker.close()
-        except EOFError:
-            return
-        except Exception as error:
-            pipe.send(f"{type(error).__name__}: {error}")
+                with closing(job.server.connect()) as asker:
+                    pipe.send(_Done(0.0, 0.0, 0))
+                    pipe.recv()
+                    answer: _Done | str = _do(job, asker)
+            except (EOFError, ConnectionError):
+                raise
+            except Exception as error:
+                answer = f"{type(error).__name__}: {error}"
+            pipe.send(answer)
 
 
 def _do(job: Job, asker: Asker) -> _Done:

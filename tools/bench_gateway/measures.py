@@ -18,6 +18,7 @@ from latentforge.core.sync_teacher_client import SyncTeacherClient
 from tools.bench_gateway.clients import Clients, CompletionsServer, GatewayServer, Job, Load
 from tools.bench_gateway.clients import Server as AskedServer
 from tools.bench_gateway.counting_proxy import CountingProxy
+from tools.bench_gateway.litellm import vllm_requests
 from tools.bench_gateway.servers import MODEL_NAME, Server
 from tools.bench_gateway.workload import Ids, completions_request, dealt, grouped
 
@@ -55,7 +56,7 @@ class Plan:
     per_request: int = 8
     repeats: int = 5
     cached_passes: int = 20
-    shared_sequences: int = 16
+    shared_sequences: int = 8
     shared_clients: int = 4
 
     @property
@@ -94,7 +95,8 @@ class Measured:
         cached_cpu: cached positions per CPU second of the gateway's process, by the same.
         wire: by what travelled.
         agreement: of the gateway's uncached rows with vLLM's.
-        cached_misses: sequences that had to be computed while cached ones were measured.
+        cached_misses: sequences that a gateway had to have computed while cached ones were measured.
+        litellm_misses: sequences that LiteLLM had to have computed meanwhile.
     """
 
     direct: dict[int, list[float]] = field(default_factory=dict)
@@ -109,6 +111,7 @@ class Measured:
     wire: dict[str, Wire] = field(default_factory=dict)
     agreement: dict[str, float] = field(default_factory=dict)
     cached_misses: int = 0
+    litellm_misses: int = 0
 
     @property
     def fastest_direct(self) -> int:
@@ -201,7 +204,9 @@ class Bench:
             self.measured.orjson_cpu.append(1e6 * float(timed.stdout) / positions)
         self._on_load("orjson.loads", "")
 
-    def measure_cached(self, gateway: Server, redis_only: Server, litellm: CompletionsServer | None) -> None:
+    def measure_cached(
+        self, gateway: Server, redis_only: Server, litellm: CompletionsServer | None, vllm: Server
+    ) -> None:
         """Needs a filled cache of the gateways (:meth:`measure_wire`); fills LiteLLM's, if it has one for this.
 
         Args:
@@ -220,7 +225,9 @@ class Bench:
                         for way, server in asked.items():
                             self._measure_cached(way, server)
                     elif litellm is not None:
+                        computed = vllm_requests(vllm.url)
                         self.measured.litellm.append(self._run("cached, LiteLLM", litellm).positions_per_second)
+                        self.measured.litellm_misses += round(vllm_requests(vllm.url) - computed)
             self.measured.cached_misses = sum(client.cache_stats().misses for client in watching) - misses
 
     def _measure_cached(self, way: str, gateway: Server) -> None:

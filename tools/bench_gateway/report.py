@@ -40,7 +40,8 @@ wire_*: bytes of both directions through a counting TCP proxy, framing and heade
   is plain arrays with float16 log-probabilities, wire_bytes_zstd packed; one pass each.
 parse_cpu: all CPU time of the gateway's process while it answers (HTTP, parsing, checks, gRPC) and vLLM and the clients
   use the same cores; the rival is orjson.loads and the freeing of its result, in a process of its own on idle cores.
-LiteLLM's proxy and the gateway are one process each.
+LiteLLM's proxy and the gateway are one process each. With --dtype auto vLLM computes in bfloat16 where the processor
+  has units for it, else in float32, which is faster there.
 """.splitlines()
 
 
@@ -73,10 +74,12 @@ def notes_on_litellm(findings: Sequence[Finding]) -> list[str]:
 
 def note_on_misses(measured: Measured) -> list[str]:
     """Nothing, as long as the cache did what is measured."""
-    if not measured.cached_misses:
-        return []
-    text = f"cached_* are too low: {measured.cached_misses} sequences had to be computed, since Redis did not answer "
-    return [f"{text}in time; measure on a quiet machine"]
+    counted = {"cached_*": measured.cached_misses, "LiteLLM's figures": measured.litellm_misses}
+    return [
+        f"{what} are too low: {misses} sequences had to be computed, which the cache did not give; measure again"
+        for what, misses in counted.items()
+        if misses
+    ]
 
 
 def result_rows(measured: Measured, litellm: str) -> list[dict[str, Any]]:

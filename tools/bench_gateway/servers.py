@@ -21,7 +21,8 @@ from tools.gateway import gateway_answers, gateway_command
 from tools.processes import Child, Children
 
 MODEL_NAME = "teacher"
-VLLM_DTYPE: Literal["bfloat16"] = "bfloat16"
+Dtype = Literal["bfloat16", "float32"]
+_BFLOAT16_UNITS = {"avx512_bf16", "amx_bf16"}
 _VLLM_START_SECONDS = 900.0
 _LITELLM_START_SECONDS = 180.0
 _GATEWAY_START_SECONDS = 180.0
@@ -36,6 +37,17 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def fast_dtype(cpu_flags: str) -> Dtype:
+    """What a model is fastest in: a CPU without units for bfloat16 takes three times as long in it as in float32."""
+    return "float32" if _BFLOAT16_UNITS.isdisjoint(cpu_flags.split()) else "bfloat16"
+
+
+def cpu_flags() -> str:
+    """What the processor says that it can do."""
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    return next((line.partition(":")[2] for line in lines if line.startswith("flags")), "")
 
 
 def redis_binary() -> str:
@@ -127,7 +139,9 @@ class Servers:
         children.wait_until(lambda: _listens(port), "starting Redis", seconds=_REDIS_START_SECONDS)
         return server
 
-    def start_vllm(self, model: Path, *, max_model_len: int, max_logprobs: int) -> tuple[Server, Children]:
+    def start_vllm(
+        self, model: Path, dtype: Dtype, *, max_model_len: int, max_logprobs: int
+    ) -> tuple[Server, Children]:
         """With the flags of `make serve-vllm-local`. Does not wait; :func:`wait_for_vllm` does."""
         if not vllm_env.is_ready():
             raise MissingError(f"{vllm_env.VENV.name} is not ready; run python -m tools.vllm_env")
@@ -139,7 +153,7 @@ class Servers:
             vllm_max_model_len=max_model_len,
             vllm_python=vllm_env.VENV_PYTHON,
             max_top_k=max_logprobs,
-            teacher_dtype=VLLM_DTYPE,
+            teacher_dtype=dtype,
         )
         command = [*vllm_command(settings), "--disable-uvicorn-access-log"]
         return self._start("vllm", command, port, vllm_environment(settings, {}))
