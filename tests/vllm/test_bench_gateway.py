@@ -18,9 +18,8 @@ def test_a_quick_benchmark_measures_every_figure_and_writes_them_down(tmp_path: 
     rows = {row["id"]: row for row in result["rows"]}
     assert rows.keys() >= BARS.keys()
     assert all(row["value"] > 0 for row in rows.values())
-    # The rivals computed the same, and what was meant to be cached was.
+    # The rivals computed the same.
     assert result["measured"]["agreement"]["same_most_probable_id"] > 0.95
-    assert result["measured"]["cached_misses"] == 0
     assert rows["wire_bytes"]["ratio"] > 9
     assert rows["wire_bytes_zstd"]["value"] < rows["wire_bytes"]["value"]
     assert all(row_id in run.stdout for row_id in BARS)
