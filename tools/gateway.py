@@ -17,7 +17,8 @@ from latentforge.core.sync_teacher_client import SyncTeacherClient
 from latentforge.core.teacher_errors import TeacherError
 from tools.processes import ChildError, Children, StoppedError, stop_on_signals
 
-START_SECONDS = 120.0
+# The gateway itself waits for a vLLM that is still starting; a gateway that died is noticed at once.
+START_SECONDS = 700.0
 _LOGS = Path("runs") / "logs"
 _LOCAL = {"localhost", "127.0.0.1", "[::1]"}
 
