@@ -17,6 +17,7 @@ from latentforge.gateway.cache.guarded import GuardedCache
 from latentforge.gateway.cache.memory import RecentRows
 from latentforge.gateway.flights import Flight, QueueFullError, Scored, WaitingRoom, Work
 from latentforge.gateway.metrics import Metrics
+from latentforge.gateway.scoring_stats import BusyClock, ScoringStats
 from latentforge.gateway.telemetry import span
 
 _log = logging.getLogger(__name__)
@@ -30,47 +31,6 @@ _LAST_BATCH = 0.2
 _LEAST_RETRY_SECONDS, _MOST_RETRY_SECONDS = 1.0, 30.0
 # Failures that one sequence of a batch can cause for all of it.
 _MAY_BE_ONE = (FailureKind.REFUSED, FailureKind.BROKEN)
-
-
-@dataclass
-class ScoringStats:
-    """Counted since the gateway started; ``teacher_seconds`` is the backend's time for ``timed_rows`` rows."""
-
-    hits: int = 0
-    misses: int = 0
-    rows_from_cache: int = 0
-    rows_computed: int = 0
-    corrupt_entries: int = 0
-    teacher_seconds: float = 0.0
-    timed_rows: int = 0
-
-    @property
-    def saved_seconds(self) -> float:
-        return self.rows_from_cache * self.seconds_per_row
-
-    @property
-    def seconds_per_row(self) -> float:
-        return self.teacher_seconds / self.timed_rows if self.timed_rows else 0.0
-
-
-class _BusyClock:
-    """Seconds during which at least one of several overlapping pieces of work was going on."""
-
-    def __init__(self) -> None:
-        self._running = 0
-        self._since = 0.0
-
-    def start(self) -> None:
-        if self._running == 0:
-            self._since = time.perf_counter()
-        self._running += 1
-
-    def stop(self) -> float:
-        """Ends one piece; returns the seconds that no earlier call returned."""
-        self._running -= 1
-        now = time.perf_counter()
-        seconds, self._since = now - self._since, now
-        return seconds
 
 
 @dataclass(frozen=True)
@@ -113,7 +73,7 @@ class Scorer:
         self._lookups = 0
         self._dispatching = False
         self._tasks: set[asyncio.Task[None]] = set()
-        self._clock = _BusyClock()
+        self._clock = BusyClock()
         self._batch_seconds: float | None = None
         self._warned = -_SECONDS_BETWEEN_WARNINGS
         self._rows_from = {source: metrics.rows.labels(source) for source in ("cache", "teacher")}

@@ -22,7 +22,8 @@ from latentforge.gateway.cache.base import Cache, StoreStats
 from latentforge.gateway.cache.guarded import GuardedCache
 from latentforge.gateway.flights import QueueFullError
 from latentforge.gateway.metrics import Metrics
-from latentforge.gateway.scoring import Limits, Scorer, ScoringStats, fitted
+from latentforge.gateway.scoring import Limits, Scorer, fitted
+from latentforge.gateway.scoring_stats import ScoringStats
 from latentforge.gateway.settings import GatewaySettings
 from latentforge.gateway.telemetry import span
 from latentforge.gateway.tokenizer import TeacherTokenizer

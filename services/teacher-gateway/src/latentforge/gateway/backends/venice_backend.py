@@ -137,7 +137,7 @@ class VeniceBackend:
         self._description = self._describe()
 
     async def score(self, sequences: Sequence[TokenIds], top_k: int) -> list[SparseRows]:
-        raise NotImplementedError("callers ask description.can_score first")
+        raise AssertionError("callers ask description.can_score first")
 
     async def generate(self, request: Generation) -> AsyncIterator[Piece]:
         check_request(request)
