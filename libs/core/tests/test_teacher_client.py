@@ -1,6 +1,7 @@
 """Both clients against a real gRPC server with scripted answers; the gateway's tests use them against a gateway."""
 
 import asyncio
+import inspect
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -341,3 +342,11 @@ def test_pauses_grow_and_are_capped() -> None:
     pauses = [retries.pause(gone) for _ in range(12)]
     assert all(0.5 * 0.2 * 2**i <= p <= 0.2 * 2**i for i, p in enumerate(pauses[:6]) if p is not None)
     assert max(p for p in pauses if p is not None) <= 32
+
+
+def test_both_clients_have_the_same_methods_with_the_same_arguments() -> None:
+    def methods(client: type) -> dict[str, list[str]]:
+        public = {n: m for n, m in vars(client).items() if callable(m) and not n.startswith("_")}
+        return {name: list(inspect.signature(method).parameters) for name, method in public.items()}
+
+    assert methods(SyncTeacherClient) == methods(TeacherClient)

@@ -11,7 +11,7 @@ from pydantic import SecretStr
 
 from latentforge.core.channel import MAX_ATTEMPTS, key_metadata, open_channel
 from latentforge.core.sparse_rows import LogprobDtype, SparseRows
-from latentforge.core.teacher_calls import BatchScoring, Retries, RowEncodingName, Scored, score_request
+from latentforge.core.teacher_calls import BatchScoring, Retries, RowEncodingName, Scored, chat_request, score_request
 from latentforge.core.teacher_errors import TeacherError
 from latentforge.core.wire import rows_from_proto
 from latentforge.teacher.v1 import teacher_pb2 as pb
@@ -135,6 +135,10 @@ class SyncTeacherClient:
 
     def tokenize(self, text: str) -> list[int]:
         return list(self._ask(self._stub.Tokenize, pb.TokenizeRequest(text=text)).token_ids)
+
+    def tokenize_chat(self, messages: Sequence[tuple[str, str]]) -> list[int]:
+        """Ids of (role, content) pairs, rendered with the teacher's chat template."""
+        return list(self._ask(self._stub.Tokenize, chat_request(messages)).token_ids)
 
     def detokenize(self, token_ids: Sequence[int]) -> str:
         request = pb.DetokenizeRequest(tokenizer_fingerprint=self._known_fingerprint(), token_ids=token_ids)

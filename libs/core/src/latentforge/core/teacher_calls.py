@@ -36,6 +36,12 @@ def score_request(
     )
 
 
+def chat_request(messages: Sequence[tuple[str, str]]) -> pb.TokenizeRequest:
+    """For the ids of (role, content) pairs."""
+    chat = pb.Chat(messages=[pb.ChatMessage(role=role, content=content) for role, content in messages])
+    return pb.TokenizeRequest(chat=chat)
+
+
 @dataclass(frozen=True)
 class Scored:
     """One scored sequence of a batch: its index in the request, and its rows or why it has none."""

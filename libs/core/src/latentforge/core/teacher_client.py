@@ -11,7 +11,7 @@ from pydantic import SecretStr
 
 from latentforge.core.channel import MAX_ATTEMPTS, key_metadata, open_aio_channel
 from latentforge.core.sparse_rows import LogprobDtype, SparseRows
-from latentforge.core.teacher_calls import BatchScoring, Retries, RowEncodingName, Scored, score_request
+from latentforge.core.teacher_calls import BatchScoring, Retries, RowEncodingName, Scored, chat_request, score_request
 from latentforge.core.teacher_errors import FieldViolation, TeacherError
 from latentforge.core.wire import rows_from_proto
 from latentforge.teacher.v1 import teacher_pb2 as pb
@@ -141,8 +141,7 @@ class TeacherClient:
 
     async def tokenize_chat(self, messages: Sequence[tuple[str, str]]) -> list[int]:
         """Ids of (role, content) pairs, rendered with the teacher's chat template."""
-        chat = pb.Chat(messages=[pb.ChatMessage(role=role, content=content) for role, content in messages])
-        return list((await self._ask(self._stub.Tokenize, pb.TokenizeRequest(chat=chat))).token_ids)
+        return list((await self._ask(self._stub.Tokenize, chat_request(messages))).token_ids)
 
     async def detokenize(self, token_ids: Sequence[int]) -> str:
         request = pb.DetokenizeRequest(tokenizer_fingerprint=await self._known_fingerprint(), token_ids=token_ids)
