@@ -1,12 +1,13 @@
 import struct
 import zlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from latentforge.core.sparse_rows import CorruptRowsError, LogprobDtype, PackedRows, SparseRows, pack, unpack
+from latentforge.core.sparse_rows import CorruptRowsError, LogprobDtype, PackedRows, SparseRows, join_rows, pack, unpack
 from latentforge.core.wire import dtype_from_proto, is_packed, rows_from_proto, rows_to_proto
 from latentforge.teacher.v1 import teacher_pb2 as pb
 
@@ -170,3 +171,18 @@ def test_an_undefined_dtype_is_named() -> None:
     with pytest.raises(ValueError, match="logprob_dtype is 7"):
         dtype_from_proto(7)  # type: ignore[arg-type]
     assert dtype_from_proto(pb.LOGPROB_DTYPE_UNSPECIFIED) == "float16"
+
+
+def test_rows_of_different_width_are_joined_and_must_follow_one_another() -> None:
+    wide, narrow = random_rows(0, 3, 4), random_rows(1, 2, 2, unmapped=True)
+    moved = replace(narrow, first_position=wide.first_position + 3)
+    both = join_rows([wide, moved])
+    assert (both.top_k, len(both), both.first_position) == (4, 5, wide.first_position)
+    assert both.counts.tolist() == [*wide.counts, *narrow.counts]
+    np.testing.assert_array_equal(both.ids[3:, :2], narrow.ids)
+    np.testing.assert_array_equal(both.tail_mass, np.concatenate([wide.tail_mass, narrow.tail_mass]))
+    assert both.unmapped_mass is not None
+    assert narrow.unmapped_mass is not None
+    np.testing.assert_array_equal(both.unmapped_mass, [0, 0, 0, *narrow.unmapped_mass])
+    with pytest.raises(ValueError, match="rows begin at position"):
+        join_rows([wide, narrow])

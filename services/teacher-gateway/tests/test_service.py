@@ -133,6 +133,12 @@ async def test_bad_scoring_input_names_field_value_and_what_is_allowed(
         await stub.Score(request)
 
 
+async def test_an_error_about_a_very_long_request_still_arrives(running: Any, stub: Any) -> None:
+    messages = [pb.ChatMessage(role="ü" * 20_000, content="x")] * 50
+    with refused(grpc.StatusCode.INVALID_ARGUMENT, "chat.messages[0].role", field="chat.messages[0].role"):
+        await stub.Tokenize(pb.TokenizeRequest(chat=pb.Chat(messages=messages)))
+
+
 async def test_an_unknown_dtype_is_refused(running: Any, stub: Any) -> None:
     fingerprint = running.backend.tokenizer.fingerprint
     request = pb.ScoreRequest(tokenizer_fingerprint=fingerprint, token_ids=[1, 2], top_k=1, logprob_dtype=9)  # type: ignore[arg-type]

@@ -236,20 +236,24 @@ async def test_a_refused_request_says_why(make_backend: MakeBackend, server: Fak
 
 
 async def test_an_unset_tokenizer_is_refused_with_what_to_set(make_backend: MakeBackend) -> None:
-    await loading_fails(make_backend(tokenizer_path=None), FailureKind.MISCONFIGURED, "TOKENIZER_PATH is not set")
+    with pytest.raises(SettingsError, match="TOKENIZER_PATH is not set"):
+        await make_backend(tokenizer_path=None).load()
 
 
 async def test_a_folder_without_a_tokenizer_or_config_is_refused(
     make_backend: MakeBackend, tmp_path: Path, random_teacher: Path
 ) -> None:
-    await loading_fails(make_backend(tokenizer_path=tmp_path), FailureKind.MISCONFIGURED, "no tokenizer.json")
+    with pytest.raises(SettingsError, match=r"TOKENIZER_PATH=.* has no tokenizer\.json"):
+        await make_backend(tokenizer_path=tmp_path).load()
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (tmp_path / name).write_bytes((random_teacher / name).read_bytes())
     await loading_fails(make_backend(tokenizer_path=tmp_path), FailureKind.MISCONFIGURED, "no config.json", "wide")
     (tmp_path / "config.json").write_text('{"model_type": "qwen3"}')
     await loading_fails(make_backend(tokenizer_path=tmp_path), FailureKind.MISCONFIGURED, "no vocab_size")
     (tmp_path / "config.json").write_text("not json")
-    await loading_fails(make_backend(tokenizer_path=tmp_path), FailureKind.MISCONFIGURED, "TOKENIZER_PATH")
+    await loading_fails(
+        make_backend(tokenizer_path=tmp_path), FailureKind.MISCONFIGURED, "TOKENIZER_PATH", "not a valid JSON"
+    )
 
 
 async def test_another_tokenizer_is_refused_and_both_are_named(make_backend: MakeBackend, server: FakeVllm) -> None:

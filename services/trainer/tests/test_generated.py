@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from latentforge.core.sparse_rows import SparseRows
-from latentforge.trainer.generated import Continuation, Dropped, GeneratedStore, joined
+from latentforge.trainer.generated import Continuation, Dropped, GeneratedStore
 
 
 def continuation(known_rows: Any, seed: int, *, k: int = 4) -> Continuation:
@@ -89,14 +89,3 @@ def test_a_flipped_bit_costs_one_prompt(tmp_path: Path, known_rows: Any, caplog:
         assert sum(p in store for p in range(4)) == 3
     assert "asked for again" in caplog.text
     assert write(tmp_path, known_rows, range(4)) == digest
-
-
-def test_rows_of_different_width_are_joined_and_must_follow_one_another(known_rows: Any) -> None:
-    wide, narrow = continuation(known_rows, 0).rows, continuation(known_rows, 0, k=2).rows
-    moved = SparseRows(**{**vars(narrow), "first_position": wide.first_position + len(wide)})
-    both = joined([wide, moved])
-    assert (both.top_k, len(both)) == (4, 6)
-    assert both.counts.tolist() == [4, 4, 4, 2, 2, 2]
-    assert np.array_equal(both.ids[3:, :2], narrow.ids)
-    with pytest.raises(ValueError, match="rows begin at position"):
-        joined([wide, narrow])

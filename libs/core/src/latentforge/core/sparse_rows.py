@@ -3,6 +3,7 @@
 import struct
 import threading
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, Self
 
@@ -102,6 +103,39 @@ class SparseRows:
             counts=np.minimum(self.counts, k).astype(np.uint16),
             tail_mass=np.clip(self.tail_mass + mass, 0.0, 1.0).astype(np.float32),
         )
+
+
+def join_rows(parts: Sequence[SparseRows]) -> SparseRows:
+    """Consecutive rows as one block, as wide as the widest.
+
+    Raises:
+        ValueError: they do not follow one another.
+    """
+    position = parts[0].first_position
+    for rows in parts:
+        if rows.first_position != position:
+            raise ValueError(f"rows begin at position {rows.first_position}, {position} is next")
+        position += len(rows)
+    top_k = max(rows.top_k for rows in parts)
+    unmapped = any(rows.unmapped_mass is not None for rows in parts)
+
+    def wide(values: NDArray[np.generic]) -> NDArray[np.generic]:
+        return np.pad(values, ((0, 0), (0, top_k - values.shape[1])))
+
+    return SparseRows(
+        first_position=parts[0].first_position,
+        ids=np.concatenate([wide(rows.ids) for rows in parts]).astype(np.uint32),
+        logprobs=np.concatenate([wide(rows.logprobs) for rows in parts]).astype(np.float32),
+        counts=np.concatenate([rows.counts for rows in parts]),
+        realised_logprobs=np.concatenate([rows.realised_logprobs for rows in parts]),
+        realised_ranks=np.concatenate([rows.realised_ranks for rows in parts]),
+        tail_mass=np.concatenate([rows.tail_mass for rows in parts]),
+        unmapped_mass=np.concatenate(
+            [np.zeros(len(rows), np.float32) if rows.unmapped_mass is None else rows.unmapped_mass for rows in parts]
+        )
+        if unmapped
+        else None,
+    )
 
 
 def logprobs_to_bytes(logprobs: NDArray[np.float32], dtype: LogprobDtype) -> bytes:

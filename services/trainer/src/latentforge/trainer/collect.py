@@ -9,12 +9,12 @@ from typing import Any
 import grpc
 import numpy as np
 
-from latentforge.core.sparse_rows import SparseRows
+from latentforge.core.sparse_rows import SparseRows, join_rows
 from latentforge.core.teacher_client import TeacherError
 from latentforge.core.wire import dtype_to_proto, rows_from_proto
 from latentforge.teacher.v1 import teacher_pb2 as pb
 from latentforge.trainer.errors import TrainerError
-from latentforge.trainer.generated import Continuation, Dropped, GeneratedStore, joined
+from latentforge.trainer.generated import Continuation, Dropped, GeneratedStore
 from latentforge.trainer.interrupt import Interrupted
 from latentforge.trainer.progress import StageProgress
 from latentforge.trainer.prompts import Prompt, digest
@@ -157,7 +157,7 @@ def _continuation(pieces: list[pb.GenerateResponse]) -> Answer:
     if not len(token_ids):
         return Dropped("it has no tokens")
     try:
-        rows = joined([rows_from_proto(piece.rows) for piece in pieces if piece.token_ids])
+        rows = join_rows([rows_from_proto(piece.rows) for piece in pieces if piece.token_ids])
     except ValueError as error:
         return Dropped(f"its rows do not fit: {error}")
     if wrong := _misplaced(rows, len(prompt_ids), len(token_ids)):

@@ -216,36 +216,3 @@ class GeneratedStore:
         if len(data) != record.size or zlib.crc32(data) != record.crc:
             raise CorruptRowsError(f"{self._path(record.shard)}, byte {record.offset}: the checksum is wrong")
         return data
-
-
-def joined(pieces: Sequence[SparseRows]) -> SparseRows:
-    """Consecutive rows as one block, as wide as the widest.
-
-    Raises:
-        ValueError: they do not follow one another.
-    """
-    position = pieces[0].first_position
-    for rows in pieces:
-        if rows.first_position != position:
-            raise ValueError(f"rows begin at position {rows.first_position}, {position} is next")
-        position += len(rows)
-    top_k = max(rows.top_k for rows in pieces)
-    unmapped = any(rows.unmapped_mass is not None for rows in pieces)
-
-    def wide(values: NDArray[np.generic]) -> NDArray[np.generic]:
-        return np.pad(values, ((0, 0), (0, top_k - values.shape[1])))
-
-    return SparseRows(
-        first_position=pieces[0].first_position,
-        ids=np.concatenate([wide(rows.ids) for rows in pieces]).astype(np.uint32),
-        logprobs=np.concatenate([wide(rows.logprobs) for rows in pieces]).astype(np.float32),
-        counts=np.concatenate([rows.counts for rows in pieces]),
-        realised_logprobs=np.concatenate([rows.realised_logprobs for rows in pieces]),
-        realised_ranks=np.concatenate([rows.realised_ranks for rows in pieces]),
-        tail_mass=np.concatenate([rows.tail_mass for rows in pieces]),
-        unmapped_mass=np.concatenate(
-            [np.zeros(len(rows), np.float32) if rows.unmapped_mass is None else rows.unmapped_mass for rows in pieces]
-        )
-        if unmapped
-        else None,
-    )

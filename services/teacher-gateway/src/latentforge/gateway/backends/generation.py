@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from latentforge.core.sparse_rows import SparseRows
+from latentforge.core.sparse_rows import SparseRows, join_rows
 from latentforge.gateway.backends.base import Generation, Piece
-from latentforge.gateway.backends.topk import join_rows, rows_of_logits
+from latentforge.gateway.backends.topk import rows_of_logits
 from latentforge.gateway.tokenizer import TeacherTokenizer, TextStream
 from latentforge.teacher.v1 import teacher_pb2 as pb
 

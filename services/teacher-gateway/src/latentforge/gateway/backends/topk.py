@@ -97,16 +97,3 @@ def rows_of_logits(logits_nv: Tensor, realised_n: Tensor, top_k: int, first_posi
     block = _Block(len(realised_n), top_k)
     block.fill(0, logits_nv.clone(), realised_n)
     return [block.rows(i, i + 1, first_position) for i in range(len(realised_n))]
-
-
-def join_rows(parts: Sequence[SparseRows]) -> SparseRows:
-    """Rows of consecutive positions as one block."""
-    return SparseRows(
-        first_position=parts[0].first_position,
-        ids=np.concatenate([p.ids for p in parts]),
-        logprobs=np.concatenate([p.logprobs for p in parts]),
-        counts=np.concatenate([p.counts for p in parts]),
-        realised_logprobs=np.concatenate([p.realised_logprobs for p in parts]),
-        realised_ranks=np.concatenate([p.realised_ranks for p in parts]),
-        tail_mass=np.concatenate([p.tail_mass for p in parts]),
-    )

@@ -1,10 +1,8 @@
 """The backend ``venice``: continues chats through Venice's API, with rows on its own text. It cannot score."""
 
 import asyncio
-import json
 import logging
 from collections.abc import AsyncIterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import orjson
@@ -19,6 +17,7 @@ from latentforge.gateway.backends.base import (
     TeacherDescription,
     TokenIds,
 )
+from latentforge.gateway.backends.model_folder import read_config, tokenizer_folder
 from latentforge.gateway.backends.token_mapping import TokenMapping
 from latentforge.gateway.backends.upstream import Api, Upstream
 from latentforge.gateway.backends.venice_messages import (
@@ -101,7 +100,7 @@ class VeniceBackend:
             on_rate_limited=self._top_logprobs.limited,
             on_success=self._top_logprobs.succeeded,
         )
-        self._folder = _tokenizer_folder(settings)
+        self._folder = tokenizer_folder(settings)
         self._warned = False
 
     @property
@@ -202,7 +201,7 @@ class VeniceBackend:
 
     def _describe(self) -> TeacherDescription:
         settings, model = self._settings, self._model
-        vocab_size = _output_width(self._folder, self._mapping.num_ids)
+        config = read_config(self._folder)
         context, asked = model.model_spec.context_tokens, settings.max_sequence_length
         if context is None and asked is None:
             raise BackendError(
@@ -226,7 +225,8 @@ class VeniceBackend:
             can_generate=True,
             max_top_k=min(settings.max_top_k, settings.venice_top_logprobs),
             max_sequence_length=asked or context or 0,
-            vocab_size=vocab_size,
+            # Without a config.json there is an id for each token.
+            vocab_size=max(self._mapping.num_ids, 0 if config is None else config.vocab_size),
             tokenizer_fingerprint=self._tokenizer.fingerprint,
             # Venice does not say. At temperature 1 and top_p 1 both are the same.
             logprobs_mode=pb.LOGPROBS_MODE_PROCESSED,
@@ -238,32 +238,6 @@ class VeniceBackend:
 def models_with_logprobs(models: dict[str, ListedModel]) -> str:
     able = sorted(name for name, model in models.items() if model.gives_logprobs)
     return f"listed models that give logprobs: {', '.join(able) or 'none'}"
-
-
-def _tokenizer_folder(settings: GatewaySettings) -> Path:
-    folder = settings.tokenizer_path
-    if folder is None:
-        raise SettingsError(
-            "TOKENIZER_PATH is not set; TEACHER_BACKEND=venice needs the folder of the teacher's tokenizer"
-        )
-    if not (folder / "tokenizer.json").is_file():
-        raise SettingsError(
-            f"TOKENIZER_PATH={folder} has no tokenizer.json; give the folder of the teacher's tokenizer"
-        )
-    return folder
-
-
-def _output_width(folder: Path, num_ids: int) -> int:
-    """Of the teacher's output layer, where config.json lies beside its tokenizer; else one for each token."""
-    try:
-        config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        return max(num_ids, int(config.get("text_config", config)["vocab_size"]))
-    except FileNotFoundError:
-        return num_ids
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise BackendError(
-            f"{folder / 'config.json'} does not say vocab_size: {error!r}", FailureKind.MISCONFIGURED
-        ) from None
 
 
 def _dropped(index: int, why: str) -> Piece:

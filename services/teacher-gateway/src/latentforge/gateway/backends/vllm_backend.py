@@ -20,10 +20,11 @@ from latentforge.gateway.backends.base import (
     TeacherDescription,
     TokenIds,
 )
+from latentforge.gateway.backends.model_folder import tokenizer_folder
 from latentforge.gateway.backends.upstream import Api, Upstream
 from latentforge.gateway.backends.vllm_answers import answer_of, continuation, generated_rows, prompt_rows, scored
 from latentforge.gateway.backends.vllm_continuations import continuations, stops
-from latentforge.gateway.backends.vllm_model import describe, digest, probe_text, read_model_files, tokenizer_folder
+from latentforge.gateway.backends.vllm_model import describe, digest, probe_text, read_model_files
 from latentforge.gateway.breaker import Breaker
 from latentforge.gateway.metrics import Metrics
 from latentforge.gateway.settings import GatewaySettings

@@ -18,10 +18,11 @@ from latentforge.gateway.backends.base import (
     TeacherDescription,
     TokenIds,
 )
+from latentforge.gateway.backends.model_folder import tokenizer_folder
 from latentforge.gateway.backends.vllm_answers import prompt_rows, wrong_rows
 from latentforge.gateway.backends.vllm_command import STEP_TOKENS, gpu_arguments, served_name
 from latentforge.gateway.backends.vllm_continuations import FINISH_REASONS, continuations, gather, stops, text_of
-from latentforge.gateway.backends.vllm_model import describe, digest, read_model_files, tokenizer_folder
+from latentforge.gateway.backends.vllm_model import describe, digest, read_model_files
 from latentforge.gateway.backends.vllm_rows import WrongRowsError, entries_of, rows_of
 from latentforge.gateway.backends.weights import find_weights
 from latentforge.gateway.settings import GatewaySettings
@@ -55,7 +56,7 @@ class VllmEngineBackend:
 
     async def load(self) -> None:
         self._files = await asyncio.to_thread(read_model_files, tokenizer_folder(self._settings))
-        top_k = min(self._settings.max_top_k, self._files.vocab_size)
+        top_k = min(self._settings.max_top_k, self._files.config.vocab_size)
         self._vllm = _import_vllm()
         self._engine = await asyncio.to_thread(self._start, top_k)
         self._description = describe(
@@ -67,10 +68,10 @@ class VllmEngineBackend:
             max_model_len=int(self._engine.model_config.max_model_len),
         )
         theirs = int(self._engine.model_config.get_vocab_size())
-        if theirs != self._files.vocab_size:
+        if theirs != self._files.config.vocab_size:
             raise BackendError(
                 f"the output layer of {self._model} has {theirs} ids, and config.json of "
-                f"TOKENIZER_PATH={tokenizer_folder(self._settings)} says {self._files.vocab_size}",
+                f"TOKENIZER_PATH={tokenizer_folder(self._settings)} says {self._files.config.vocab_size}",
                 FailureKind.MISCONFIGURED,
             )
 

@@ -4,9 +4,9 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from latentforge.gateway.backends.base import BackendError, FailureKind, TeacherDescription
+from latentforge.gateway.backends.model_folder import ModelConfig, read_config
 from latentforge.gateway.settings import GatewaySettings
 from latentforge.gateway.tokenizer import TeacherTokenizer
 
@@ -17,34 +17,10 @@ _SPECIAL_TOKENS = 32
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """A model's folder, of which the weights are not read.
-
-    Attributes:
-        vocab_size: width of the output layer, which is often padded beyond the tokenizer's ids.
-        dtype: what config.json says that the weights are.
-    """
+    """A model's folder, of which the weights are not read."""
 
     tokenizer: TeacherTokenizer
-    vocab_size: int
-    dtype: str
-
-
-def tokenizer_folder(settings: GatewaySettings) -> Path:
-    """TOKENIZER_PATH, or VLLM_LOCAL_MODEL where that is a folder.
-
-    Raises:
-        BackendError: neither is set.
-    """
-    if settings.tokenizer_path is not None:
-        return settings.tokenizer_path
-    local = settings.vllm_local_model
-    if settings.teacher_backend == "vllm-local" and local is not None and Path(local).is_dir():
-        return Path(local)
-    raise BackendError(
-        f"TOKENIZER_PATH is not set; TEACHER_BACKEND={settings.teacher_backend} needs the folder with the teacher's "
-        "tokenizer.json and config.json",
-        FailureKind.MISCONFIGURED,
-    )
+    config: ModelConfig
 
 
 def read_model_files(folder: Path) -> ModelFiles:
@@ -52,27 +28,19 @@ def read_model_files(folder: Path) -> ModelFiles:
     Raises:
         BackendError: the tokenizer or config.json is missing or unreadable.
     """
-    path = folder / "config.json"
     try:
         tokenizer = TeacherTokenizer(folder)
-        config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        text: dict[str, Any] = config.get("text_config", config)
-        vocab_size = int(text["vocab_size"])
-    except FileNotFoundError:
+    except (OSError, ValueError, KeyError) as error:
+        raise BackendError(f"TOKENIZER_PATH={folder}: {error}", FailureKind.MISCONFIGURED) from None
+    config = read_config(folder)
+    if config is None:
         # The tokenizer does not tell: output layers are padded, and rows hold ids of the padding.
         raise BackendError(
             f"TOKENIZER_PATH={folder} has no config.json, which says how wide the output layer is; "
             "copy the model's beside its tokenizer",
             FailureKind.MISCONFIGURED,
-        ) from None
-    except KeyError:
-        raise BackendError(
-            f"{path} has no vocab_size; it is not a language model's", FailureKind.MISCONFIGURED
-        ) from None
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise BackendError(f"TOKENIZER_PATH={folder}: {error}", FailureKind.MISCONFIGURED) from None
-    dtype = str(text.get("dtype") or text.get("torch_dtype") or config.get("torch_dtype") or "unknown")
-    return ModelFiles(tokenizer, vocab_size, dtype)
+        )
+    return ModelFiles(tokenizer, config)
 
 
 def describe(
@@ -96,12 +64,12 @@ def describe(
         revision=revision,
         quantization=settings.vllm_quantization,
         engine=engine,
-        compute_dtype=files.dtype,
+        compute_dtype=files.config.dtype,
         can_score=True,
         can_generate=True,
-        max_top_k=min(settings.max_top_k, files.vocab_size),
+        max_top_k=min(settings.max_top_k, files.config.vocab_size),
         max_sequence_length=asked or longest,
-        vocab_size=files.vocab_size,
+        vocab_size=files.config.vocab_size,
         tokenizer_fingerprint=files.tokenizer.fingerprint,
     )
 
