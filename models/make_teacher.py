@@ -19,28 +19,18 @@ import torch.nn.functional as F
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from safetensors.torch import load_file, save_file
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from latentforge.core.corpus import SourceFile, source_files, stdlib_root
+from latentforge.model.bpe import train_bpe
 from latentforge.model.optim import build_optimizers, load_state_tensors, set_learning_rate, state_tensors
 
 VOCAB_SIZE = 4096
-SPECIAL_TOKENS = ["<|endoftext|>", "<|pad|>", "<|im_start|>", "<|im_end|>"]
 BATCH_TOKENS = 4096
 STAGE_LENGTHS = (512, 2048)
 STAGE_ONE_SHARE = 0.6
 SAVE_EVERY = 100
-# Qwen's split: words with one leading sign, single digits, runs of signs, newlines with their indent, blanks.
-SPLIT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-CHAT_TEMPLATE = (
-    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
 
 MODEL_CARD = """\
 # stdlib-teacher
@@ -77,33 +67,6 @@ class Corpus:
     held_out: Tensor
     held_out_bytes: int
     held_out_files: int
-
-
-def train_tokenizer(files: list[SourceFile]) -> PreTrainedTokenizerFast:
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(SPLIT), "isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=VOCAB_SIZE,
-        special_tokens=SPECIAL_TOKENS,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator((f.text for f in files), trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        eos_token="<|endoftext|>",
-        pad_token="<|pad|>",
-        additional_special_tokens=["<|im_start|>", "<|im_end|>"],
-        chat_template=CHAT_TEMPLATE,
-        clean_up_tokenization_spaces=False,
-        model_max_length=max(STAGE_LENGTHS),
-    )
 
 
 def encode(tokenizer: PreTrainedTokenizerFast, files: list[SourceFile]) -> Tensor:
@@ -176,7 +139,7 @@ def main(
     work.mkdir(parents=True, exist_ok=True)
     out.mkdir(parents=True, exist_ok=True)
     root = stdlib_root()
-    tokenizer = train_tokenizer(list(source_files(root, "train")))
+    tokenizer = train_bpe((f.text for f in source_files(root, "train")), VOCAB_SIZE, max_length=max(STAGE_LENGTHS))
     tokenizer.save_pretrained(out)
     corpus = load_corpus(tokenizer, root)
     torch.manual_seed(seed)
