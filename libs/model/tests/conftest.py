@@ -45,9 +45,12 @@ def make_model() -> MakeModel:
             for parameter in model.student.parameters():
                 if parameter.ndim == 2:
                     parameter.normal_(std=parameter.shape[1] ** -0.5)
-            for table in (model.student.embedding, model.student.chunk_decoder.output):
-                table.weight /= TABLE_SCALE
-            model.student.chunk_decoder.bias.normal_()
+            student = model.student
+            for part in (student.chunk_decoder, student.rows if student.config.rows.kind == "linear" else None):
+                if part is not None:
+                    part.output.weight /= TABLE_SCALE
+            student.embedding.weight /= TABLE_SCALE
+            student.bias.normal_()
         return model
 
     return make

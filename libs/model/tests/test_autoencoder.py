@@ -35,7 +35,7 @@ def test_training_lowers_the_loss(autoencoder_config: MakeConfig, rng: torch.Gen
 def test_every_parameter_gets_a_finite_gradient(autoencoder_config: MakeConfig, rng: torch.Generator) -> None:
     model = Autoencoder(autoencoder_config()).train()
     torch.nn.init.normal_(model.to_log_std.weight, std=0.1)
-    for block in (model.encode_tokens, model.encode_chunk, model.decode_chunk, model.decode_tokens):
+    for block in (model.encode_tokens, model.encode_chunk, model.decoder.decode_chunk, model.decoder.decode_tokens):
         torch.nn.init.normal_(block.down.weight, std=0.1)
     model.loss(torch.randint(64, (32, 4), generator=rng), rng).total.backward()
     for name, parameter in model.named_parameters():

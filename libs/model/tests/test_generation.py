@@ -6,9 +6,10 @@ import torch
 
 from latentforge.model.chunks import to_chunks
 from latentforge.model.config import StudentConfig
-from latentforge.model.generation import ChunkGenerator, GeneratedChunk, TokenGenerator, build_token_level
+from latentforge.model.generation import ChunkGenerator, GeneratedChunk, TokenGenerator, store_for_one_request
 from latentforge.model.latent_model import LatentModel
 from latentforge.model.sampling import SamplingParams
+from latentforge.model.token_level import TokenLevelModel, token_level_config
 
 MakeModel = Callable[..., LatentModel]
 K, V, PAD = 4, 64, 1
@@ -124,18 +125,43 @@ def test_interleaved_calls_do_not_disturb_each_other(make_model: MakeModel) -> N
 def test_the_rival_has_the_same_backbone_and_contract(student_config: Callable[..., StudentConfig]) -> None:
     torch.manual_seed(0)
     config = student_config(max_chunks=8)
-    rival = build_token_level(config)
-    assert (rival.config.hidden_size, rival.config.num_hidden_layers) == (config.hidden_size, config.num_layers)
-    generator = TokenGenerator(rival, config.pad_id, config.eos_id)
+    rival = TokenLevelModel(token_level_config(config))
+    rival.output_table.weight.data.normal_()
+    rival.bias.data.normal_()
+    assert (rival.config.hidden_size, rival.config.num_layers) == (config.hidden_size, config.num_layers)
+    generator = TokenGenerator(rival)
     got = run(generator, [5, 6, 7], 10, GREEDY)
     written = ids_of(got)
     assert [len(chunk.token_ids) for chunk in got] == [1] * 10
     assert got[-1].finish_reason == "length"
     with torch.no_grad():
-        logits = rival(torch.tensor([[5, 6, 7, *written]])).logits[0, 2:-1]
+        logits = rival.logits(torch.tensor([[5, 6, 7, *written]]))[0, 3:]
     logits[:, config.pad_id] = -torch.inf
     assert written == logits.argmax(-1).tolist()
     first, again, other = (ids_of(run(generator, [], 10, SamplingParams(seed=s))) for s in (1, 1, 2))
     assert first == again != other
     with pytest.raises(ValueError, match="the prompt has 32 tokens, but this model takes at most 31"):
         generator.generate([5] * 32, 1)
+
+
+@pytest.mark.parametrize("chunk_size", [2, 4])
+def test_tables_stored_for_one_request_hold_and_write_the_same(make_model: MakeModel, chunk_size: int) -> None:
+    model = make_model(chunk_size=chunk_size, max_chunks=32)
+    rival = TokenLevelModel(token_level_config(model.student.config)).eval()
+    assert model.student.chunk_decoder is not None
+    tables = [model.student.chunk_decoder.output.weight, rival.output_table.weight, model.row_table]
+    before = [table.clone() for table in tables]
+    generators = ChunkGenerator(model), TokenGenerator(rival)
+    params = SamplingParams(seed=1)
+    wanted = [ids_of(run(generator, [5, 6, 7], 24, params)) for generator in generators]
+    store_for_one_request(model)
+    store_for_one_request(rival)
+    assert [table.stride(0) == 1 for table in tables] == [True, True, chunk_size == 2]
+    assert all(table.equal(old) for table, old in zip(tables, before, strict=True))
+    assert [ids_of(run(generator, [5, 6, 7], 24, params)) for generator in generators] == wanted
+
+
+def test_tables_in_other_formats_are_left_as_they_are(make_model: MakeModel) -> None:
+    model = make_model().bfloat16()
+    store_for_one_request(model)
+    assert all(parameter.is_contiguous() for parameter in model.parameters())

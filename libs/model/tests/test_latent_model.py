@@ -1,3 +1,4 @@
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -5,16 +6,25 @@ import pytest
 import torch
 
 from latentforge.model.autoencoder import Autoencoder
-from latentforge.model.config import AutoencoderConfig, ChunkDecoderConfig, StudentConfig
+from latentforge.model.config import AutoencoderConfig, ChunkDecoderConfig, RowsConfig, StudentConfig
 from latentforge.model.latent_model import LatentModel
 from latentforge.model.student import Student
 
 MakeModel = Callable[..., LatentModel]
 
 T, K, V = 5, 4, 64
+AUTOENCODER = AutoencoderConfig(
+    vocab_size=V, chunk_size=K, pad_id=1, latent_size=16, hidden_size=16, chunk_hidden_size=32, intermediate_size=24
+)
 VARIANTS: list[dict[str, Any]] = [
     {},
-    {"chunk_decoder": ChunkDecoderConfig(width=16, rank=8, read_previous=False)},
+    {"chunk_decoder": ChunkDecoderConfig(width=16, rank=8, window=0)},
+    {"chunk_decoder": ChunkDecoderConfig(width=16, rank=8, window=2, num_layers=2)},
+    {"chunk_decoder": ChunkDecoderConfig(kind="transformer", width=16, rank=8, window=1, num_layers=2, num_heads=2)},
+    {"chunk_decoder": ChunkDecoderConfig(kind="transformer", width=16, rank=8, window=0, start="latent")},
+    {"chunk_decoder": ChunkDecoderConfig(width=16, rank=8, start="latent")},
+    {"rows": RowsConfig(kind="linear", width=12)},
+    {"rows": RowsConfig(kind="tuned", autoencoder=AUTOENCODER)},
     {"head": "energy"},
 ]
 
@@ -45,6 +55,41 @@ def test_a_token_changes_no_row_up_to_itself_and_no_state_up_to_its_chunk(
             assert (hidden2[chunk + 1] - hidden[chunk + 1]).abs().max() > 1e-4, "the next step must see the token"
 
 
+def test_without_a_chunk_decoder_the_tokens_of_a_chunk_do_not_know_each_other(
+    make_model: MakeModel, rng: torch.Generator
+) -> None:
+    model = make_model(chunk_decoder=ChunkDecoderConfig(kind="none"))
+    tokens = torch.randint(2, V, (1, T, K), generator=rng)
+    changed = tokens.clone()
+    changed[0, 2, 0] = 2 + (changed[0, 2, 0] - 1) % (V - 2)
+    with torch.no_grad():
+        logits, logits2 = model.logits(tokens).logits[0], model.logits(changed).logits[0]
+    torch.testing.assert_close(logits2[:3], logits[:3], rtol=0, atol=1e-5)
+    assert (logits2[3] - logits[3]).abs().max() > 1e-4
+
+
+def test_a_window_ends_where_it_says(make_model: MakeModel, rng: torch.Generator) -> None:
+    for kind, window in itertools.product(("gru", "transformer"), (0, 1, 2)):
+        model = make_model(chunk_decoder=ChunkDecoderConfig(kind=kind, width=16, rank=8, window=window))
+        tokens = torch.randint(2, V, (1, T, K), generator=rng)
+        embedded = model.student.embed(tokens)
+        windows = model.student.windows(embedded)[0].detach()
+        pads = model.student.embed(torch.ones(1, window * K, dtype=torch.int64)).detach()
+        before = torch.cat([pads, embedded.detach().flatten(1, 2)], 1)[0]
+        for t in range(T):
+            torch.testing.assert_close(windows[t], before[t * K : (t + window) * K])
+
+
+def test_tuned_rows_start_as_the_autoencoders(make_model: MakeModel, rng: torch.Generator) -> None:
+    frozen = make_model()
+    tuned = make_model(rows=RowsConfig(kind="tuned", autoencoder=AUTOENCODER))
+    tuned.student.load_state_dict(frozen.student.state_dict(), strict=False)
+    tokens = torch.randint(2, V, (1, T, K), generator=rng)
+    assert not torch.allclose(tuned.logits(tokens).logits, frozen.logits(tokens).logits)
+    tuned.student.rows.copy_from(tuned.autoencoder)  # type: ignore[union-attr, operator]
+    torch.testing.assert_close(tuned.logits(tokens).logits, frozen.logits(tokens).logits)
+
+
 def test_every_trainable_parameter_gets_a_finite_gradient(make_model: MakeModel, rng: torch.Generator) -> None:
     for changes in VARIANTS:
         model = make_model(**changes).train()
@@ -54,6 +99,9 @@ def test_every_trainable_parameter_gets_a_finite_gradient(make_model: MakeModel,
             if name.startswith("autoencoder."):
                 assert not parameter.requires_grad
                 assert parameter.grad is None
+                continue
+            if name.startswith("student.head.") and model.student.config.rows.kind == "linear":
+                assert parameter.grad is None, "linear rows need no latent"
                 continue
             assert parameter.grad is not None, name
             assert parameter.grad.isfinite().all(), name
@@ -90,10 +138,9 @@ def test_k8_d1024_works(make_model: MakeModel, rng: torch.Generator) -> None:
 
 
 def test_a_chunk_of_one_token_works(make_model: MakeModel) -> None:
-    for read_previous in (True, False):
-        model = make_model(
-            chunk_size=1, chunk_decoder=ChunkDecoderConfig(width=16, rank=8, read_previous=read_previous)
-        )
+    for kind, window in itertools.product(("gru", "transformer"), (0, 1, 3)):
+        decoder = ChunkDecoderConfig(kind=kind, width=16, rank=8, window=window)
+        model = make_model(chunk_size=1, chunk_decoder=decoder)
         assert model.logits(torch.full((1, 5, 1), 3)).logits.shape == (1, 5, 1, V)
 
 
@@ -103,7 +150,7 @@ def test_token_counts_start_a_student_at_the_unigram_model(
     torch.manual_seed(0)
     model = LatentModel(Autoencoder(autoencoder_config()), Student(student_config()))
     counts = torch.arange(V) ** 2
-    model.student.chunk_decoder.set_token_counts(counts)
+    model.student.set_token_counts(counts)
     with torch.no_grad():
         probabilities = model.logits(torch.randint(2, V, (4, T, K))).logits.softmax(-1).mean((0, 1, 2))
     torch.testing.assert_close(probabilities, (counts + 1) / (counts + 1).sum(), rtol=0.2, atol=1e-3)

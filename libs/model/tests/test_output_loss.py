@@ -4,10 +4,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from latentforge.model import output_loss
-from latentforge.model.output_loss import token_losses
+from latentforge.model.output_loss import OutputLayer, token_losses
 from latentforge.model.sparse_kd import make_buckets, sparse_kd
 
-N, V, K, W, R = 70, 40, 5, 6, 3
+N, V, K, W = 70, 40, 5, 9
+FIXED = 6
 
 
 def make_inputs(v: int = V) -> tuple[list[Tensor], dict[str, Tensor], Tensor, Tensor]:
@@ -25,48 +26,51 @@ def make_inputs(v: int = V) -> tuple[list[Tensor], dict[str, Tensor], Tensor, Te
         "realised_logprobs": teacher.gather(1, realised[:, None])[:, 0],
         "tail_mass": 1 - torch.where(held, top.values.exp(), 0).sum(1),
     }
-    tensors = [torch.randn(shape, generator=rng) for shape in ((N, W), (N, R), (v, R), (v,), (v, W))]
-    for tensor in tensors[:4]:
-        tensor.requires_grad_()
+    inputs, weight, bias = (torch.randn(shape, generator=rng) for shape in ((N, W), (v, W), (v,)))
+    fixed, learned = weight[:, :FIXED].clone(), weight[:, FIXED:].clone().requires_grad_()
+    tensors = [inputs.requires_grad_(), learned, bias.requires_grad_(), fixed]
     return tensors, rows, torch.rand(N, generator=rng), torch.rand(N, generator=rng)
 
 
 @pytest.mark.parametrize(("v", "at_once"), [(V, 2**20), (V, 32 * V), (K, 2**20)])
 def test_values_and_gradients_are_those_of_autograd(monkeypatch: pytest.MonkeyPatch, v: int, at_once: int) -> None:
     monkeypatch.setattr(output_loss, "_LOGITS_AT_ONCE_CPU", at_once)
-    (rows_nw, corrections, learned, bias, fixed), rows, ce_w, kd_w = make_inputs(v)
-    got = token_losses(rows_nw, corrections, fixed, learned, bias, make_buckets(**rows, vocab_size=v), ce_w, kd_w)
-    logits = rows_nw @ fixed.T + corrections @ learned.T + bias
+    (inputs, learned, bias, fixed), rows, ce_w, kd_w = make_inputs(v)
+    layer = OutputLayer(inputs, torch.cat([fixed, learned], 1), bias, FIXED)
+    got = token_losses(layer, make_buckets(**rows, vocab_size=v), ce_w, kd_w)
+    logits = inputs @ torch.cat([fixed, learned], 1).T + bias
     ce = F.cross_entropy(logits, rows["realised_ids"], reduction="none")
     kd = sparse_kd(logits, **rows)
     total = (ce_w * ce + kd_w * kd).sum()
     torch.testing.assert_close(got.ce, ce, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(got.kd, kd, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(got.total, total, rtol=1e-5, atol=1e-4)
-    inputs = [rows_nw, corrections, learned, bias]
+    learnt = [inputs, learned, bias]
     for ours, wanted in zip(
-        torch.autograd.grad(3 * got.total, inputs), torch.autograd.grad(3 * total, inputs), strict=True
+        torch.autograd.grad(3 * got.total, learnt), torch.autograd.grad(3 * total, learnt), strict=True
     ):
         torch.testing.assert_close(ours, wanted, rtol=1e-4, atol=1e-4)
 
 
 def test_extreme_logits_stay_finite() -> None:
-    (rows_nw, corrections, learned, bias, fixed), rows, ce_w, kd_w = make_inputs()
-    big = (500 * rows_nw.detach()).requires_grad_()
-    got = token_losses(big, corrections, fixed, learned, bias, make_buckets(**rows, vocab_size=V), ce_w, kd_w)
+    (inputs, learned, bias, fixed), rows, ce_w, kd_w = make_inputs()
+    big = (500 * inputs.detach()).requires_grad_()
+    layer = OutputLayer(big, torch.cat([fixed, learned], 1), bias, FIXED)
+    got = token_losses(layer, make_buckets(**rows, vocab_size=V), ce_w, kd_w)
     got.total.backward()
     assert got.total.isfinite()
-    for tensor in (big, corrections, learned, bias):
+    for tensor in (big, learned, bias):
         assert tensor.grad is not None
         assert tensor.grad.isfinite().all()
 
 
 def test_evaluation_gives_the_same_losses() -> None:
-    (rows_nw, corrections, learned, bias, fixed), rows, ce_w, kd_w = make_inputs()
+    (inputs, learned, bias, fixed), rows, ce_w, kd_w = make_inputs()
     buckets = make_buckets(**rows, vocab_size=V)
-    trained = token_losses(rows_nw, corrections, fixed, learned, bias, buckets, ce_w, kd_w)
+    layer = OutputLayer(inputs, torch.cat([fixed, learned], 1), bias, FIXED)
+    trained = token_losses(layer, buckets, ce_w, kd_w)
     with torch.no_grad():
-        evaluated = token_losses(rows_nw, corrections, fixed, learned, bias, buckets, ce_w, kd_w)
+        evaluated = token_losses(layer, buckets, ce_w, kd_w)
     assert not evaluated.total.requires_grad
     assert evaluated.ce.equal(trained.ce)
     assert evaluated.kd.equal(trained.kd)

@@ -79,6 +79,8 @@ def make_pair(
             chunk_decoder=ChunkDecoderConfig(width=16, rank=8),
         )
     )
+    # Fresh students are all near the uniform model.
+    torch.nn.init.normal_(student.bias)
     return autoencoder, student
 
 

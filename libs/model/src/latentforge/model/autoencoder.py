@@ -50,6 +50,26 @@ class AutoencoderLoss(NamedTuple):
     token_accuracy: Tensor
 
 
+class LatentDecoder(nn.Module):
+    """From a latent to the rows that the output layer (the autoencoder's token embeddings) is applied to."""
+
+    def __init__(self, config: AutoencoderConfig) -> None:
+        super().__init__()
+        k, hidden, chunk_hidden = config.chunk_size, config.hidden_size, config.chunk_hidden_size
+        self.slots = (k, hidden)
+        self.from_latent = nn.Linear(config.latent_size, chunk_hidden)
+        self.decode_chunk = SwiGLU(chunk_hidden, config.intermediate_size)
+        self.expand = nn.Linear(chunk_hidden, k * hidden, bias=False)
+        self.decode_tokens = SwiGLU(hidden, config.intermediate_size)
+        self.log_scale = nn.Parameter(torch.tensor(0.0))
+
+    def forward(self, latents: Tensor) -> Tensor:
+        """Maps latents [..., D] to rows [..., K, hidden]."""
+        x = self.expand(self.decode_chunk(self.from_latent(latents)))
+        rows: Tensor = self.decode_tokens(x.unflatten(-1, self.slots)) * self.log_scale.exp()
+        return rows
+
+
 class Autoencoder(nn.Module):
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()
@@ -62,11 +82,7 @@ class Autoencoder(nn.Module):
         self.encode_chunk = SwiGLU(chunk_hidden, config.intermediate_size)
         self.to_mean = nn.Linear(chunk_hidden, config.latent_size)
         self.to_log_std = nn.Linear(chunk_hidden, config.latent_size)
-        self.from_latent = nn.Linear(config.latent_size, chunk_hidden)
-        self.decode_chunk = SwiGLU(chunk_hidden, config.intermediate_size)
-        self.expand = nn.Linear(chunk_hidden, k * hidden, bias=False)
-        self.decode_tokens = SwiGLU(hidden, config.intermediate_size)
-        self.log_scale = nn.Parameter(torch.tensor(0.0))
+        self.decoder = LatentDecoder(config)
         self._init()
 
     @torch.no_grad()
@@ -74,14 +90,14 @@ class Autoencoder(nn.Module):
         k = self.config.chunk_size
         init_slots(self.compress, k)
         init_slots(self.to_mean, k)
-        self.from_latent.weight.copy_(self.to_mean.weight.T)
-        self.from_latent.bias.zero_()
-        self.expand.weight.copy_(self.compress.weight.T)
+        self.decoder.from_latent.weight.copy_(self.to_mean.weight.T)
+        self.decoder.from_latent.bias.zero_()
+        self.decoder.expand.weight.copy_(self.compress.weight.T)
         nn.init.zeros_(self.to_log_std.weight)
         nn.init.constant_(self.to_log_std.bias, self.config.log_std_init)
         # A token's own logit starts about 16 above the average one, whatever the sizes.
         per_token = min(self.config.latent_size, self.config.chunk_hidden_size, k * self.config.hidden_size) / k
-        self.log_scale.fill_(torch.tensor(16.0 / per_token).log())
+        self.decoder.log_scale.fill_(torch.tensor(16.0 / per_token).log())
 
     def encode(self, tokens: Tensor) -> Posterior:
         """Maps token ids, int64 [..., K], to the posterior of their latent, [..., D].
@@ -97,14 +113,7 @@ class Autoencoder(nn.Module):
 
     def decode(self, latents: Tensor) -> Tensor:
         """Maps latents [..., D] to logits [..., K, V]."""
-        return F.linear(self.decode_rows(latents), self.embedding.weight)
-
-    def decode_rows(self, latents: Tensor) -> Tensor:
-        """Maps latents [..., D] to what the output layer (the token embeddings) is applied to, [..., K, hidden]."""
-        x = self.expand(self.decode_chunk(self.from_latent(latents)))
-        x = self.decode_tokens(x.unflatten(-1, (self.config.chunk_size, self.config.hidden_size)))
-        rows: Tensor = x * self.log_scale.exp()
-        return rows
+        return F.linear(self.decoder(latents), self.embedding.weight)
 
     def loss(self, tokens: Tensor, generator: torch.Generator | None = None) -> AutoencoderLoss:
         """Reconstruction loss of chunks, int64 [n, K], under posterior noise, and under dropout in training mode."""

@@ -1,84 +1,179 @@
 """The causal decoder inside a chunk: what makes K rows of logits a distribution over chunks."""
 
+from typing import Any, NamedTuple
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from latentforge.model.config import StudentConfig
-from latentforge.model.layers import TABLE_SCALE
+from latentforge.model.layers import TABLE_SCALE, SwiGLU
 
 
 class ChunkDecoder(nn.Module):
-    """A GRU, started from the backbone's hidden state, that corrects row k by a low-rank function of what came before.
+    """Corrects row k of a chunk's logits by a low-rank function of what came before token k.
 
-    It reads the previous chunk's tokens (where ``read_previous``), then this chunk's as they become known. The state
-    before token k gives ``U · W · state + bias``, which is added to row k of the logits: row k depends on x_<k only.
+    It starts from a context (the backbone's hidden state, or the latent), reads the tokens of the previous chunks in
+    its window, then this chunk's as they become known. Its state before token k gives ``U · W · state``, which is added
+    to row k of the logits: row k depends on x_<k only.
     """
 
     def __init__(self, config: StudentConfig) -> None:
         super().__init__()
-        width, rank = config.chunk_decoder.width, config.chunk_decoder.rank
+        decoder = config.chunk_decoder
         self.chunk_size = config.chunk_size
-        self.read_previous = config.chunk_decoder.read_previous
-        self.start = nn.Linear(config.hidden_size, width)
-        self.gru = nn.GRU(config.embed_size, width, batch_first=True)
-        self.reduce = nn.Linear(width, rank, bias=False)
-        self.output = nn.Embedding(config.vocab_size, rank)
-        self.bias = nn.Parameter(torch.zeros(config.vocab_size))
+        self.start = nn.Linear(config.latent_size if decoder.start == "latent" else config.hidden_size, decoder.width)
+        self.reduce = nn.Linear(decoder.width, decoder.rank, bias=False)
+        self.output = nn.Embedding(config.vocab_size, decoder.rank)
         nn.init.normal_(self.output.weight, std=0.02 / TABLE_SCALE)
 
-    @torch.no_grad()
-    def set_token_counts(self, counts: Tensor) -> None:
-        """Starts the bias of the logits at the log frequencies of the tokens in the training data, int64 [V].
-
-        A fresh student then begins at the unigram model instead of spending its first steps on learning it.
-        """
-        log_frequencies = (counts + 1).float().log()
-        self.bias.copy_(log_frequencies - log_frequencies.mean())
-
-    def forward(self, hidden: Tensor, previous: Tensor, current: Tensor) -> Tensor:
+    def forward(self, context: Tensor, previous: Tensor, current: Tensor) -> Tensor:
         """Corrections for every row of every chunk, teacher-forced.
 
         Args:
-            hidden: backbone states that predict the chunks, float [n, h].
-            previous: embedded tokens of the chunk before, float [n, K, e]; not read unless ``read_previous``.
+            context: what it starts from, float [n, c].
+            previous: embedded tokens of the window's chunks, float [n, W·K, e].
             current: embedded tokens of the chunk itself, float [n, K, e]; the last one is not read.
 
         Returns:
-            float [n, K, rank]; ``output.weight`` [V, rank] maps them to corrections of logits, ``bias`` [V] is added.
+            float [n, K, rank]; ``output.weight`` [V, rank] maps them to corrections of logits.
         """
-        state = self.initial_state(hidden)
-        if self.read_previous:
-            states, _ = self.gru(torch.cat([previous, current[:, :-1]], 1), state[None])
-            states = states[:, self.chunk_size - 1 :]
-        elif self.chunk_size == 1:
-            states = state[:, None]
-        else:
-            states, _ = self.gru(current[:, :-1], state[None])
-            states = torch.cat([state[:, None], states], 1)
-        return self.correction(states)
+        return self._reduce(self.states(context, previous, current))
 
-    def correction(self, states: Tensor) -> Tensor:
-        """Maps GRU states [..., width] to [..., rank], to be multiplied by ``output.weight``."""
+    def states(self, context: Tensor, previous: Tensor, current: Tensor) -> Tensor:
+        """Its state before each token of the chunk, float [n, K, width]; arguments as in :meth:`forward`."""
+        raise NotImplementedError
+
+    def first_state(self, context: Tensor, previous: Tensor) -> Any:
+        """The state before a chunk's first token, from context [n, c] and previous [n, W·K, e]."""
+        raise NotImplementedError
+
+    def next_state(self, state: Any, embedded: Tensor) -> Any:
+        """The state after one more token, from its embedding [n, e]."""
+        raise NotImplementedError
+
+    def correction(self, state: Any) -> Tensor:
+        """Maps a state to [n, rank], to be multiplied by ``output.weight``."""
+        raise NotImplementedError
+
+    def _reduce(self, states: Tensor) -> Tensor:
         reduced: Tensor = self.reduce(states) * TABLE_SCALE
         return reduced
 
-    def initial_state(self, hidden: Tensor) -> Tensor:
-        """Maps [n, h] to the GRU's first state [n, width]."""
-        return torch.tanh(self.start(hidden))
 
-    def first_state(self, hidden: Tensor, previous: Tensor) -> Tensor:
-        """The state before a chunk's first token, [n, width], from hidden [n, h] and previous [n, K, e]."""
-        state = self.initial_state(hidden)
-        if not self.read_previous:
-            return state
-        _, last = self.gru(previous, state[None])
-        out: Tensor = last[0]
-        return out
+class GruDecoder(ChunkDecoder):
+    """Its state is that of a GRU, float [num_layers, n, width]."""
+
+    def __init__(self, config: StudentConfig) -> None:
+        super().__init__(config)
+        decoder = config.chunk_decoder
+        self.gru = nn.GRU(config.embed_size, decoder.width, decoder.num_layers, batch_first=True)
+
+    def states(self, context: Tensor, previous: Tensor, current: Tensor) -> Tensor:
+        first = self._start(context)
+        states = first[-1][:, None]
+        read = torch.cat([previous, current[:, :-1]], 1)
+        if read.shape[1]:
+            states = torch.cat([states, self.gru(read, first)[0]], 1)
+        return states[:, -self.chunk_size :]
+
+    def first_state(self, context: Tensor, previous: Tensor) -> Tensor:
+        state = self._start(context)
+        if previous.shape[1]:
+            state = self.gru(previous, state)[1]
+        return state
 
     def next_state(self, state: Tensor, embedded: Tensor) -> Tensor:
-        """Reads one more token: state [n, width] and its embedding [n, e] give [n, width]."""
-        return torch.gru_cell(embedded, state, *self._gru_weights())
+        layers = []
+        for layer, weights in zip(state, self.gru.all_weights, strict=True):
+            embedded = torch.gru_cell(embedded, layer, *weights)
+            layers.append(embedded)
+        return torch.stack(layers)
 
-    def _gru_weights(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        w_ih, w_hh, b_ih, b_hh = self.gru.all_weights[0]
-        return w_ih, w_hh, b_ih, b_hh
+    def correction(self, state: Tensor) -> Tensor:
+        return self._reduce(state[-1])
+
+    def _start(self, context: Tensor) -> Tensor:
+        first: Tensor = torch.tanh(self.start(context))
+        return first.expand(self.gru.num_layers, -1, -1).contiguous()
+
+
+class TransformerState(NamedTuple):
+    """``output`` [n, width] of the last position; each layer's ``keys`` and ``values``, [n, heads, positions, size]."""
+
+    output: Tensor
+    keys: list[Tensor]
+    values: list[Tensor]
+
+
+class TransformerDecoder(ChunkDecoder):
+    """A causal transformer over the window's tokens, the context, and the chunk's tokens so far; learned positions."""
+
+    def __init__(self, config: StudentConfig) -> None:
+        super().__init__(config)
+        decoder = config.chunk_decoder
+        self.read = nn.Linear(config.embed_size, decoder.width, bias=False)
+        self.positions = nn.Parameter(torch.zeros((decoder.window + 1) * config.chunk_size, decoder.width))
+        self.layers = nn.ModuleList([_Layer(decoder.width, decoder.num_heads) for _ in range(decoder.num_layers)])
+        self.norm = nn.RMSNorm(decoder.width, eps=1e-6)
+        nn.init.normal_(self.positions, std=0.02)
+
+    def states(self, context: Tensor, previous: Tensor, current: Tensor) -> Tensor:
+        x = (
+            torch.cat([self.read(previous), self.start(context)[:, None], self.read(current[:, :-1])], 1)
+            + self.positions
+        )
+        for layer in self.layers:
+            x, _, _ = layer(x, None, None)
+        out: Tensor = self.norm(x[:, previous.shape[1] :])
+        return out
+
+    def first_state(self, context: Tensor, previous: Tensor) -> TransformerState:
+        x = torch.cat([self.read(previous), self.start(context)[:, None]], 1) + self.positions[: previous.shape[1] + 1]
+        return self._advance(x, [None] * len(self.layers), [None] * len(self.layers))
+
+    def next_state(self, state: TransformerState, embedded: Tensor) -> TransformerState:
+        x = self.read(embedded)[:, None] + self.positions[state.keys[0].shape[2]]
+        return self._advance(x, state.keys, state.values)
+
+    def correction(self, state: TransformerState) -> Tensor:
+        return self._reduce(state.output)
+
+    def _advance(self, x: Tensor, keys: list[Any], values: list[Any]) -> TransformerState:
+        new_keys, new_values = [], []
+        for layer, k, v in zip(self.layers, keys, values, strict=True):
+            x, k, v = layer(x, k, v)
+            new_keys.append(k)
+            new_values.append(v)
+        return TransformerState(self.norm(x[:, -1]), new_keys, new_values)
+
+
+class _Layer(nn.Module):
+    def __init__(self, width: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.norm = nn.RMSNorm(width, eps=1e-6)
+        self.qkv = nn.Linear(width, 3 * width, bias=False)
+        self.out = nn.Linear(width, width, bias=False)
+        self.mlp = SwiGLU(width, 2 * width)
+        nn.init.zeros_(self.out.weight)
+
+    def forward(self, x: Tensor, keys: Tensor | None, values: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Maps x [n, s, width] that follows cached positions; gives it with all keys and values."""
+        q, k, v = (
+            part.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for part in self.qkv(self.norm(x)).chunk(3, -1)
+        )
+        first = keys is None
+        k = k if keys is None else torch.cat([keys, k], 2)
+        v = v if values is None else torch.cat([values, v], 2)
+        # After the cache comes one position at a time, which sees everything.
+        seen = F.scaled_dot_product_attention(q, k, v, is_causal=first)
+        x = x + self.out(seen.transpose(1, 2).flatten(2))
+        return self.mlp(x), k, v
+
+
+def build_chunk_decoder(config: StudentConfig) -> ChunkDecoder | None:
+    """The decoder that a student's config asks for; None for ``kind="none"``."""
+    if config.chunk_decoder.kind == "none":
+        return None
+    return GruDecoder(config) if config.chunk_decoder.kind == "gru" else TransformerDecoder(config)

@@ -54,56 +54,84 @@ class ChunkDecoderConfig(_Config):
     """The causal decoder inside a chunk.
 
     Attributes:
-        kind: the recurrent cell.
+        kind: a GRU, a small causal transformer, or none: then the tokens of a chunk do not know each other.
         width: size of its state.
         rank: rank of the correction that it adds to the logits.
-        read_previous: whether it reads the previous chunk's tokens before this chunk's.
+        window: previous chunks whose tokens it reads before this chunk's.
+        num_layers: of the GRU or the transformer.
+        num_heads: of the transformer.
+        start: what it starts from, the backbone's hidden state or the predicted latent.
     """
 
-    kind: Literal["gru"] = "gru"
+    kind: Literal["gru", "transformer", "none"] = "gru"
     width: int = Field(default=256, ge=1)
     rank: int = Field(default=128, ge=1)
-    read_previous: bool = True
+    window: int = Field(default=1, ge=0)
+    num_layers: int = Field(default=1, ge=1)
+    num_heads: int = Field(default=4, ge=1)
+    start: Literal["hidden", "latent"] = "hidden"
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.kind == "transformer" and self.width % self.num_heads:
+            raise ValueError(
+                f"width={self.width} is not a multiple of num_heads={self.num_heads}; "
+                "set num_heads to a divisor of width"
+            )
+        return self
 
 
-class StudentConfig(_Config):
-    """Sizes of the student.
+class RowsConfig(_Config):
+    """Where the rows of logits come from that the chunk decoder corrects.
+
+    Attributes:
+        kind: the autoencoder's frozen decoder applied to the latent; a copy of it that is trained on; or a plain linear
+            map from the hidden state with an output table of its own, which needs no latent.
+        width: of the linear map's rows; the other kinds have the autoencoder's ``hidden_size``.
+        autoencoder: the one that ``tuned`` starts from.
+    """
+
+    kind: Literal["autoencoder", "tuned", "linear"] = "autoencoder"
+    width: int = Field(default=64, ge=1)
+    autoencoder: AutoencoderConfig | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if (self.autoencoder is not None) != (self.kind == "tuned"):
+            raise ValueError(
+                f"rows.kind={self.kind!r} with rows.autoencoder {'set' if self.autoencoder else 'unset'}; "
+                "the autoencoder's config belongs to 'tuned', and to no other kind"
+            )
+        return self
+
+
+class BackboneConfig(_Config):
+    """Sizes of a transformer that writes texts, and the ids that it must know.
 
     Attributes:
         vocab_size: ids of the tokenizer, V.
-        chunk_size: tokens in a chunk, K.
-        latent_size: dimensions of a latent, D.
-        pad_id: id that fills the first chunk of a sequence on the left; never written by the student.
+        pad_id: id that fills the first chunk of a sequence on the left; never written.
         eos_id: id that ends a text.
-        embed_size: width of the student's own token embeddings; K of them, side by side, enter a step.
         hidden_size: width of the backbone.
         num_layers, num_heads, num_kv_heads, head_dim, intermediate_size: as in Qwen3.
-        max_chunks: positions of the backbone, one per chunk.
         rope_theta: base of the rotary position embedding.
-        head: how a latent is made from the backbone's hidden state.
-        energy_noise_size: uniform noise dimensions of the energy head.
-        energy_blocks: gated residual blocks of the energy head.
-        chunk_decoder: the causal decoder inside a chunk.
     """
 
     vocab_size: int = Field(ge=2)
-    chunk_size: int = Field(ge=1)
-    latent_size: int = Field(ge=1)
     pad_id: int = Field(ge=0)
     eos_id: int = Field(ge=0)
-    embed_size: int = Field(default=64, ge=1)
     hidden_size: int = Field(ge=1)
     num_layers: int = Field(ge=1)
     num_heads: int = Field(ge=1)
     num_kv_heads: int = Field(ge=1)
     head_dim: int = Field(ge=2)
     intermediate_size: int = Field(ge=1)
-    max_chunks: int = Field(ge=2)
     rope_theta: float = Field(default=10_000.0, gt=0)
-    head: Literal["deterministic", "energy"] = "deterministic"
-    energy_noise_size: int = Field(default=64, ge=1)
-    energy_blocks: int = Field(default=4, ge=1)
-    chunk_decoder: ChunkDecoderConfig = ChunkDecoderConfig()
+
+    @property
+    def max_positions(self) -> int:
+        """Steps that the backbone makes at most."""
+        raise NotImplementedError
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -122,6 +150,50 @@ class StudentConfig(_Config):
         if self.head_dim % 2:
             raise ValueError(f"head_dim={self.head_dim} is odd, but rotary embeddings turn pairs; set an even head_dim")
         return self
+
+
+class TokenLevelConfig(BackboneConfig):
+    """Sizes of a token-level student.
+
+    Attributes:
+        max_tokens: positions of the backbone, one per token.
+    """
+
+    max_tokens: int = Field(ge=2)
+
+    @property
+    def max_positions(self) -> int:
+        return self.max_tokens
+
+
+class StudentConfig(BackboneConfig):
+    """Sizes of the student.
+
+    Attributes:
+        chunk_size: tokens in a chunk, K.
+        latent_size: dimensions of a latent, D.
+        embed_size: width of the student's own token embeddings; K of them, side by side, enter a step.
+        max_chunks: positions of the backbone, one per chunk.
+        head: how a latent is made from the backbone's hidden state.
+        energy_noise_size: uniform noise dimensions of the energy head.
+        energy_blocks: gated residual blocks of the energy head.
+        chunk_decoder: the causal decoder inside a chunk.
+        rows: where the rows come from that it corrects.
+    """
+
+    chunk_size: int = Field(ge=1)
+    latent_size: int = Field(ge=1)
+    embed_size: int = Field(default=64, ge=1)
+    max_chunks: int = Field(ge=2)
+    head: Literal["deterministic", "energy"] = "deterministic"
+    energy_noise_size: int = Field(default=64, ge=1)
+    energy_blocks: int = Field(default=4, ge=1)
+    chunk_decoder: ChunkDecoderConfig = ChunkDecoderConfig()
+    rows: RowsConfig = RowsConfig()
+
+    @property
+    def max_positions(self) -> int:
+        return self.max_chunks
 
 
 def _check_id(field: str, value: int, vocab_size: int) -> None:

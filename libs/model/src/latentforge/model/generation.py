@@ -5,14 +5,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
-from transformers import DynamicCache, Qwen3ForCausalLM
+from transformers import DynamicCache
 
 from latentforge.model.chunks import to_chunks
-from latentforge.model.config import StudentConfig
 from latentforge.model.latent_model import LatentModel
 from latentforge.model.sampling import SamplingParams, sample
-from latentforge.model.student import backbone_config
+from latentforge.model.token_level import TokenLevelModel
 
 FinishReason = Literal["stop", "length", "cancelled"]
 
@@ -91,13 +91,15 @@ class ChunkGenerator:
         cache = DynamicCache()
         written = 0
         new_chunks = chunks
+        window = config.chunk_decoder.window
+        previous = chunks.new_full((window, config.chunk_size), config.pad_id)
         for position in range(chunks.shape[0], config.max_chunks):
             if cancel is not None and cancel():
                 yield GeneratedChunk([], [], "cancelled")
                 return
             with torch.inference_mode():
                 hidden = self._advance(cache, new_chunks, is_first=written == 0)
-                previous = new_chunks[-1] if len(new_chunks) else chunks.new_full((config.chunk_size,), config.pad_id)
+                previous = torch.cat([previous, new_chunks])[-window:] if window else previous
                 limit = min(config.chunk_size, max_tokens - written)
                 ids, logprobs, ended = self._write_chunk(hidden, previous, limit, params, eos_id, rng)
             written += len(ids)
@@ -118,26 +120,29 @@ class ChunkGenerator:
     def _write_chunk(
         self, hidden: Tensor, previous: Tensor, limit: int, params: SamplingParams, eos_id: int, rng: torch.Generator
     ) -> tuple[list[int], list[float], bool]:
-        """Writes up to ``limit`` tokens; gives them, their log probabilities, and whether the end of text followed."""
-        student, autoencoder = self.model.student, self.model.autoencoder
+        """Writes up to ``limit`` tokens after the previous chunks [W, K]; gives them, their log probabilities, and
+        whether the end of text followed."""
+        model, student = self.model, self.model.student
         decoder = student.chunk_decoder
         latent = student.head(hidden, 1, rng)[0]
         # Rows of the chunk cost one pass over the output layer; the corrections come row by row.
-        logits_kv = autoencoder.decode(latent)[0].add_(decoder.bias)
+        logits_kv = F.linear(model.rows(hidden, latent)[0], model.row_table, student.bias)
         logits_kv[:, self.config.pad_id] = float("-inf")
-        output_rv = decoder.output.weight.T
-        state = decoder.first_state(hidden, student.embed(previous)[None])
+        if decoder:
+            state = decoder.first_state(model.context(hidden, latent), student.embed(previous.flatten())[None])
         ids: list[int] = []
         ended = False
         for k in range(limit):
-            row = logits_kv[k : k + 1].addmm_(decoder.correction(state), output_rv)
+            row = logits_kv[k : k + 1]
+            if decoder:
+                row.addmm_(decoder.correction(state), decoder.output.weight.T)
             token = sample(row, params, rng)
             token_id = int(token)
             if token_id == eos_id:
                 ended = True
                 break
             ids.append(token_id)
-            if k + 1 < limit:
+            if decoder and k + 1 < limit:
                 state = decoder.next_state(state, student.embed(token))
         written = logits_kv[: len(ids)].log_softmax(-1)
         logprobs = written[range(len(ids)), ids].tolist()
@@ -145,13 +150,11 @@ class ChunkGenerator:
 
 
 class TokenGenerator:
-    """The token-level rival: a causal LM with a KV cache, one token a step, the same sampling."""
+    """Generates with a token-level student, one token a step, with the same sampling."""
 
-    def __init__(self, model: Qwen3ForCausalLM, pad_id: int, eos_id: int) -> None:
-        model.train(False)
-        self.model = model
-        self.pad_id = pad_id
-        self.eos_id = eos_id
+    def __init__(self, model: TokenLevelModel) -> None:
+        self.model = model.eval()
+        self.config = model.config
 
     def generate(
         self,
@@ -161,49 +164,65 @@ class TokenGenerator:
         eos_id: int | None = None,
         cancel: Callable[[], bool] | None = None,
     ) -> Iterator[GeneratedChunk]:
-        """As :meth:`ChunkGenerator.generate`, with one token an item; an empty prompt starts from end of text."""
-        limit = self.model.config.max_position_embeddings
-        _check_request(prompt_ids, max_tokens, self.model.config.vocab_size, limit - 1)
-        stop_id = self.eos_id if eos_id is None else eos_id
-        return self._run(list(prompt_ids) or [self.eos_id], max_tokens, params or SamplingParams(), stop_id, cancel)
+        """As :meth:`ChunkGenerator.generate`, with one token an item."""
+        config = self.config
+        _check_request(prompt_ids, max_tokens, config.vocab_size, config.max_tokens - 1)
+        return self._run(
+            prompt_ids, max_tokens, params or SamplingParams(), config.eos_id if eos_id is None else eos_id, cancel
+        )
 
     def _run(
         self,
-        prompt_ids: list[int],
+        prompt_ids: Sequence[int],
         max_tokens: int,
         params: SamplingParams,
         eos_id: int,
         cancel: Callable[[], bool] | None,
     ) -> Iterator[GeneratedChunk]:
-        device = self.model.device
+        model, config = self.model, self.config
+        device = model.start.device
         rng = params.generator(device)
         cache = DynamicCache()
-        inputs = torch.tensor([prompt_ids], dtype=torch.int64, device=device)
-        room = min(max_tokens, self.model.config.max_position_embeddings - len(prompt_ids))
+        new_ids = torch.tensor([prompt_ids], dtype=torch.int64, device=device)
+        room = min(max_tokens, config.max_tokens - len(prompt_ids))
         for written in range(1, room + 1):
             if cancel is not None and cancel():
                 yield GeneratedChunk([], [], "cancelled")
                 return
             with torch.inference_mode():
-                output = self.model(input_ids=inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
-                row = output.logits[:, -1]
-                row[:, self.pad_id] = float("-inf")
-                inputs = sample(row, params, rng)[:, None]
-                token_id = int(inputs)
-                logprob = float(row[0, token_id] - row.logsumexp(-1))
+                inputs = model.embed(new_ids)
+                if written == 1:
+                    inputs = torch.cat([model.start_inputs(1), inputs], 1)
+                layer = model.output_of(model.run_backbone(inputs, cache)[:, -1])
+                row = F.linear(layer.inputs, layer.weight, layer.bias)
+                row[:, config.pad_id] = float("-inf")
+                new_ids = sample(row, params, rng)[:, None]
+                token_id = int(new_ids)
+                logprob = float(row.log_softmax(-1)[0, token_id])
             if token_id == eos_id:
                 yield GeneratedChunk([], [], "stop")
                 return
             yield GeneratedChunk([token_id], [logprob], "length" if written == room else None)
 
 
-def build_token_level(config: StudentConfig) -> Qwen3ForCausalLM:
-    """A token-level model, untrained, with the student's backbone width and depth and room for as many tokens."""
-    qwen = backbone_config(config, vocab_size=config.vocab_size)
-    qwen.max_position_embeddings = config.max_chunks * config.chunk_size
-    model = Qwen3ForCausalLM(qwen)
-    model.train(False)
-    return model
+@torch.no_grad()
+def store_for_one_request(model: LatentModel | TokenLevelModel) -> None:
+    """Stores float32 output tables that are read for one token at a time column by column; values and shapes stay.
+
+    MKL multiplies a table that is larger than the caches with one row of input two to four times as fast when it is
+    stored so; with many rows (a batch, or the K rows of a chunk) it is a little slower, and other number formats are
+    much slower. For a CPU model that from now on only answers single requests: safetensors does not save such a table.
+    """
+    if isinstance(model, TokenLevelModel):
+        tables = [model.output_table.weight]
+    else:
+        decoder = model.student.chunk_decoder
+        tables = [] if decoder is None else [decoder.output.weight]
+        if model.chunk_size <= 2:
+            tables.append(model.row_table)
+    for table in tables:
+        if table.dtype == torch.float32 and table.device.type == "cpu":
+            table.data = table.data.T.contiguous().T
 
 
 def _check_request(prompt_ids: Sequence[int], max_tokens: int, vocab_size: int, max_prompt_tokens: int) -> None:

@@ -10,21 +10,23 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from latentforge.model.autoencoder import Autoencoder
-from latentforge.model.config import AutoencoderConfig, StudentConfig
+from latentforge.model.config import AutoencoderConfig, StudentConfig, TokenLevelConfig
 from latentforge.model.student import Student
+from latentforge.model.token_level import TokenLevelModel
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 _KIND = "kind"
 
+_KINDS = {Autoencoder: "autoencoder", Student: "student", TokenLevelModel: "token-level"}
+
 _C = TypeVar("_C", bound=BaseModel)
 
 
-def save_pretrained(module: Autoencoder | Student, directory: Path) -> None:
+def save_pretrained(module: Autoencoder | Student | TokenLevelModel, directory: Path) -> None:
     """Writes ``config.json`` and ``model.safetensors`` into ``directory``, which is made if it is missing."""
     directory.mkdir(parents=True, exist_ok=True)
-    kind = "autoencoder" if isinstance(module, Autoencoder) else "student"
-    config = {_KIND: kind, **module.config.model_dump()}
+    config = {_KIND: _KINDS[type(module)], **module.config.model_dump()}
     (directory / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     save_file({name: value.contiguous() for name, value in module.state_dict().items()}, directory / WEIGHTS_FILE)
 
@@ -43,6 +45,13 @@ def load_autoencoder(directory: Path) -> Autoencoder:
 def load_student(directory: Path) -> Student:
     """As :func:`load_autoencoder`, for a student."""
     module = Student(_read_config(directory, "student", StudentConfig))
+    _load_weights(module, directory)
+    return module.eval()
+
+
+def load_token_level(directory: Path) -> TokenLevelModel:
+    """As :func:`load_autoencoder`, for a token-level student."""
+    module = TokenLevelModel(_read_config(directory, "token-level", TokenLevelConfig))
     _load_weights(module, directory)
     return module.eval()
 

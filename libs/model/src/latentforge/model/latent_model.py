@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from latentforge.model.autoencoder import Autoencoder
+from latentforge.model.output_loss import OutputLayer
 from latentforge.model.student import Student
 
 
@@ -43,6 +44,10 @@ class LatentModel(nn.Module):
         self.student = student
         self.chunk_size = student.config.chunk_size
 
+    @property
+    def vocab_size(self) -> int:
+        return self.student.config.vocab_size
+
     def train(self, mode: bool = True) -> "LatentModel":
         super().train(mode)
         self.autoencoder.eval()
@@ -66,16 +71,34 @@ class LatentModel(nn.Module):
 
     def logits_of(self, tokens: Tensor, hidden: Tensor, latents: Tensor) -> Tensor:
         """Logits [b, t, K, V] of tokens [b, t, K] from hidden [b, t, h] and latents [b, t, D]."""
-        rows, corrections = self.output_inputs(tokens, hidden, latents)
-        decoder = self.student.chunk_decoder
-        logits = F.linear(rows, self.autoencoder.embedding.weight, decoder.bias)
-        return logits.addmm_(corrections, decoder.output.weight.T).view(*tokens.shape, -1)
+        output = self.output(tokens, hidden, latents)
+        return F.linear(output.inputs, output.weight, output.bias).view(*tokens.shape, -1)
 
-    def output_inputs(self, tokens: Tensor, hidden: Tensor, latents: Tensor) -> tuple[Tensor, Tensor]:
-        """What the output layer reads: the autoencoder's rows [b·t·K, hidden] and the chunk decoder's corrections
-        [b·t·K, rank]; arguments as in :meth:`logits_of`."""
+    def output(self, tokens: Tensor, hidden: Tensor, latents: Tensor) -> OutputLayer:
+        """The output layer and what it reads, b·t·K rows of it; arguments as in :meth:`logits_of`."""
+        rows, table = self.rows(hidden, latents).flatten(0, -2), self.row_table
+        num_fixed = 0 if table.requires_grad else table.shape[1]
+        decoder = self.student.chunk_decoder
+        if decoder is None:
+            return OutputLayer(rows, table, self.student.bias, num_fixed)
         embedded = self.student.embed(tokens)
-        pads = torch.full_like(tokens[:, :1], self.student.config.pad_id)
-        previous = torch.cat([self.student.embed(pads), embedded[:, :-1]], 1)
-        corrections = self.student.chunk_decoder(hidden.flatten(0, 1), previous.flatten(0, 1), embedded.flatten(0, 1))
-        return self.autoencoder.decode_rows(latents).flatten(0, -2), corrections.flatten(0, 1)
+        previous = self.student.windows(embedded).flatten(0, 1)
+        corrections = decoder(self.context(hidden, latents).flatten(0, 1), previous, embedded.flatten(0, 1))
+        inputs = torch.cat([rows, corrections.flatten(0, 1)], 1)
+        return OutputLayer(inputs, torch.cat([table, decoder.output.weight], 1), self.student.bias, num_fixed)
+
+    def rows(self, hidden: Tensor, latents: Tensor) -> Tensor:
+        """What ``row_table`` [V, w] is applied to, [..., K, w], from hidden [..., h] and latents [..., D]."""
+        own = self.student.rows
+        rows: Tensor = self.autoencoder.decoder(latents) if own is None else own(hidden, latents)
+        return rows
+
+    @property
+    def row_table(self) -> Tensor:
+        """The output table of the rows, [V, w]; it has no gradient where it is the autoencoder's."""
+        own = self.student.rows
+        return self.autoencoder.embedding.weight if own is None else own.output.weight
+
+    def context(self, hidden: Tensor, latents: Tensor) -> Tensor:
+        """What the chunk decoder starts from, out of hidden [..., h] and latents [..., D]."""
+        return latents if self.student.config.chunk_decoder.start == "latent" else hidden

@@ -30,6 +30,12 @@ class SwiGLU(nn.Module):
         return out
 
 
+def log_frequencies(counts: Tensor) -> Tensor:
+    """Log frequencies of tokens, float32 [V], from how often they stand in a text, int64 [V]; one is added to each."""
+    logs = (counts + 1).float().log()
+    return logs - logs.mean()
+
+
 @torch.no_grad()
 def init_slots(linear: nn.Linear, slots: int) -> None:
     """Gives each of ``slots`` equal parts of the input its own part of the output, by an orthogonal block.

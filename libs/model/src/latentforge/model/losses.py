@@ -9,8 +9,9 @@ from torch import Tensor
 from latentforge.model.autoencoder import Posterior
 from latentforge.model.energy import energy_loss
 from latentforge.model.latent_model import LatentModel
-from latentforge.model.output_loss import token_losses
+from latentforge.model.output_loss import OutputLayer, token_losses
 from latentforge.model.sparse_kd import Buckets, make_buckets, sparse_kd
+from latentforge.model.token_level import TokenLevelModel
 
 __all__ = [
     "KdTargets",
@@ -20,9 +21,11 @@ __all__ = [
     "cross_entropy",
     "energy_loss",
     "latent_mse",
+    "loss_of",
     "masked_mean",
     "sparse_kd",
     "student_loss",
+    "token_level_loss",
 ]
 
 
@@ -121,6 +124,18 @@ class StudentLoss(NamedTuple):
     tokens: Tensor
 
 
+def loss_of(
+    model: LatentModel | TokenLevelModel,
+    batch: StudentBatch,
+    weights: ObjectiveWeights,
+    generator: torch.Generator | None = None,
+) -> StudentLoss:
+    """:func:`student_loss` or :func:`token_level_loss`, as the model wants."""
+    if isinstance(model, TokenLevelModel):
+        return token_level_loss(model, batch, weights)
+    return student_loss(model, batch, weights, generator)
+
+
 def student_loss(
     model: LatentModel,
     batch: StudentBatch,
@@ -145,31 +160,13 @@ def student_loss(
             f"energy weight {weights.energy} with head={model.student.config.head!r}: "
             "set the weight to 0 or head to 'energy'"
         )
-    if weights.kd and batch.kd is None:
-        raise ValueError(
-            f"kd weight {weights.kd}, but the batch has no teacher rows; set the weight to 0 or score the batch"
-        )
     tokens_btk = batch.tokens.view(batch.tokens.shape[0], -1, k)
     hidden = model.hidden(tokens_btk)
     samples = model.student.head(hidden, energy_samples if weights.energy else 1, generator)
-    rows, corrections = model.output_inputs(tokens_btk, hidden, samples[0])
-    buckets, has_row = _buckets(batch, model.student.config.vocab_size)
-    valid = batch.valid.flatten()
-    ce_share, kd_share = _share(valid), _share(valid & has_row)
-    tokens = token_losses(
-        rows,
-        corrections,
-        model.autoencoder.embedding.weight,
-        model.student.chunk_decoder.output.weight,
-        model.student.chunk_decoder.bias,
-        buckets,
-        weights.ce * ce_share,
-        weights.kd * kd_share,
-    )
-    ce, kd = (ce_share * tokens.ce).sum(), (kd_share * tokens.kd).sum()
-
-    zero = ce.new_zeros(())
-    mse, energy = zero, zero
+    zero = hidden.new_zeros((), dtype=torch.float32)
+    total, ce, kd, mse, energy = zero, zero, zero, zero, zero
+    if weights.ce or weights.kd:
+        total, ce, kd = _token_terms(model.output(tokens_btk, hidden, samples[0]), batch, weights)
     if weights.mse or weights.energy:
         chunk_valid = batch.chunk_valid
         if chunk_valid is None:
@@ -181,8 +178,37 @@ def student_loss(
             flat = Posterior(posterior.mean.flatten(0, 1), posterior.log_std.flatten(0, 1))
             per_chunk = energy_loss(samples.flatten(1, 2), flat, energy_draws, generator)
             energy = masked_mean(per_chunk, chunk_valid.flatten())
-    total = tokens.total + weights.mse * mse + weights.energy * energy
-    return StudentLoss(total, ce, kd, mse, energy, valid.sum())
+    total = total + weights.mse * mse + weights.energy * energy
+    return StudentLoss(total, ce, kd, mse, energy, batch.valid.sum())
+
+
+def token_level_loss(model: TokenLevelModel, batch: StudentBatch, weights: ObjectiveWeights) -> StudentLoss:
+    """The same objective for a token-level student, which has no latent: CE and KD alone.
+
+    Raises:
+        ValueError: the weights want a term that the model or the batch cannot give.
+    """
+    if weights.mse or weights.energy:
+        raise ValueError(
+            f"mse weight {weights.mse} and energy weight {weights.energy}, but a token-level student has no latent; "
+            "set both to 0"
+        )
+    total, ce, kd = _token_terms(model.output(batch.tokens), batch, weights)
+    zero = ce.new_zeros(())
+    return StudentLoss(total, ce, kd, zero, zero, batch.valid.sum())
+
+
+def _token_terms(layer: OutputLayer, batch: StudentBatch, weights: ObjectiveWeights) -> tuple[Tensor, Tensor, Tensor]:
+    """The weighted sum of CE and KD, and both of them, from the logits of all of a batch's tokens."""
+    if weights.kd and batch.kd is None:
+        raise ValueError(
+            f"kd weight {weights.kd}, but the batch has no teacher rows; set the weight to 0 or score the batch"
+        )
+    buckets, has_row = _buckets(batch, layer.weight.shape[0])
+    valid = batch.valid.flatten()
+    ce_share, kd_share = _share(valid), _share(valid & has_row)
+    tokens = token_losses(layer, buckets, weights.ce * ce_share, weights.kd * kd_share)
+    return tokens.total, (ce_share * tokens.ce).sum(), (kd_share * tokens.kd).sum()
 
 
 def _buckets(batch: StudentBatch, vocab_size: int) -> tuple[Buckets, Tensor]:

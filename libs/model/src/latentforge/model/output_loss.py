@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from latentforge.model.sparse_kd import NEVER, Buckets, bucket_losses
@@ -24,47 +25,43 @@ class TokenLosses(NamedTuple):
     kd: Tensor
 
 
-def token_losses(
-    rows: Tensor,
-    corrections: Tensor,
-    fixed_weight: Tensor,
-    learned_weight: Tensor,
-    bias: Tensor,
-    buckets: Buckets,
-    ce_weights: Tensor,
-    kd_weights: Tensor,
-) -> TokenLosses:
-    """Losses of logits ``rows @ fixed_weight.T + corrections @ learned_weight.T + bias`` [n, V], weighted and summed.
+class OutputLayer(NamedTuple):
+    """An output layer and what it reads: logits are ``inputs @ weight.T + bias``.
 
-    Differentiable in rows, corrections, learned_weight and bias.
+    Attributes:
+        inputs: float [n, w].
+        weight: float [V, w].
+        bias: float [V].
+        num_fixed: leading columns of the weight that get no gradient.
+    """
+
+    inputs: Tensor
+    weight: Tensor
+    bias: Tensor
+    num_fixed: int = 0
+
+
+def token_losses(layer: OutputLayer, buckets: Buckets, ce_weights: Tensor, kd_weights: Tensor) -> TokenLosses:
+    """Losses of an output layer's logits [n, V], weighted and summed; differentiable in all of its tensors.
 
     Args:
-        rows: float [n, w].
-        corrections: float [n, r].
-        fixed_weight: float [V, w]; gets no gradient.
-        learned_weight: float [V, r].
-        bias: float [V].
+        layer: the output layer and its inputs.
         buckets: the teacher's rows; its last kept id is the realised token.
         ce_weights: float32 [n].
         kd_weights: float32 [n]; 0 where there is no row.
     """
-    assert not fixed_weight.requires_grad
     run: Callable[..., tuple[Tensor, Tensor, Tensor]] = _TokenLosses.apply
-    with_grad = torch.is_grad_enabled()
-    return TokenLosses(
-        *run(rows, corrections, learned_weight, bias, fixed_weight, *buckets, ce_weights, kd_weights, with_grad)
-    )
+    return TokenLosses(*run(*layer, *buckets, ce_weights, kd_weights, torch.is_grad_enabled()))
 
 
 class _TokenLosses(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        rows: Tensor,
-        corrections: Tensor,
-        learned_weight: Tensor,
+        inputs: Tensor,
+        weight: Tensor,
         bias: Tensor,
-        fixed_weight: Tensor,
+        num_fixed: int,
         kept_ids: Tensor,
         kept: Tensor,
         teacher: Tensor,
@@ -72,19 +69,17 @@ class _TokenLosses(torch.autograd.Function):
         kd_weights: Tensor,
         with_grad: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        x_all = torch.cat([rows, corrections], 1)
-        weight = torch.cat([fixed_weight, learned_weight], 1)
-        n, vocab_size = x_all.shape[0], weight.shape[0]
+        n, vocab_size = inputs.shape[0], weight.shape[0]
         ce, kd = ce_weights.new_empty(n), ce_weights.new_empty(n)
-        x_grad = torch.empty_like(x_all) if with_grad else None
-        weight_grad, bias_grad = torch.zeros_like(learned_weight), torch.zeros_like(bias)
-        budget = _LOGITS_AT_ONCE_CPU if rows.device.type == "cpu" else _LOGITS_AT_ONCE_GPU
+        input_grad = torch.empty_like(inputs) if with_grad else None
+        learned_grad, bias_grad = torch.zeros_like(weight[:, num_fixed:]), torch.zeros_like(bias)
+        budget = _LOGITS_AT_ONCE_CPU if inputs.device.type == "cpu" else _LOGITS_AT_ONCE_GPU
         step = max(32, budget // vocab_size)
         for first in range(0, n, step):
             part = slice(first, first + step)
             ids = kept_ids[part]
             block = Buckets(ids, kept[part], teacher[part])
-            x = x_all[part]
+            x = inputs[part]
             logits = torch.addmm(bias, x, weight.T).float()
             kept_logits = logits.gather(1, ids)
             logits.scatter_(1, ids, NEVER)
@@ -94,7 +89,7 @@ class _TokenLosses(torch.autograd.Function):
             tail_sum = buffer.sum(1)
             tail_lse = top[:, 0] + tail_sum.log()
             ce[part], kd[part], lse = bucket_losses(block, kept_logits, tail_lse)
-            if x_grad is None:
+            if input_grad is None:
                 continue
             ce_w, kd_w = ce_weights[part], kd_weights[part]
             both = ce_w + kd_w
@@ -105,11 +100,11 @@ class _TokenLosses(torch.autograd.Function):
             # Where every token is kept there is no tail, and its coefficient multiplied numbers that mean nothing.
             buffer.scatter_(1, ids, 0).scatter_add_(1, ids, kept_grad)
             gradient = buffer.to(x.dtype)
-            torch.mm(gradient, weight, out=x_grad[part])
-            weight_grad.addmm_(gradient.T, corrections[part])
+            torch.mm(gradient, weight, out=input_grad[part])
+            learned_grad.addmm_(gradient.T, x[:, num_fixed:])
             bias_grad += gradient.sum(0)
-        if x_grad is not None:
-            ctx.save_for_backward(x_grad[:, : rows.shape[1]], x_grad[:, rows.shape[1] :], weight_grad, bias_grad)
+        if input_grad is not None:
+            ctx.save_for_backward(input_grad, F.pad(learned_grad, (num_fixed, 0)), bias_grad)
         total = (ce_weights * ce + kd_weights * kd).sum()
         ctx.mark_non_differentiable(ce, kd)
         return total, ce, kd

@@ -53,8 +53,8 @@ def sample(logits: Tensor, params: SamplingParams, generator: torch.Generator | 
         scaled, kept_ids = scaled.topk(params.top_k, dim=-1)
     elif params.top_p < 1:
         scaled, kept_ids = scaled.sort(dim=-1, descending=True)
-    mass = scaled.softmax(-1).double()
-    cumulative = mass.cumsum(-1)
+    mass = scaled.softmax(-1)
+    cumulative = mass.cumsum(-1, dtype=torch.float64)
     if params.top_p < 1:
         last = torch.searchsorted(cumulative, params.top_p * cumulative[:, -1:]).clamp_(max=mass.shape[-1] - 1)
         total = cumulative.gather(-1, last)

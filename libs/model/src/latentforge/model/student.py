@@ -7,18 +7,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import Qwen3Config, Qwen3Model
 
-from latentforge.model.chunk_decoder import ChunkDecoder
-from latentforge.model.config import StudentConfig
+from latentforge.model.chunk_decoder import build_chunk_decoder
+from latentforge.model.config import BackboneConfig, StudentConfig
 from latentforge.model.heads import build_head
-from latentforge.model.layers import TABLE_SCALE
+from latentforge.model.layers import TABLE_SCALE, log_frequencies
+from latentforge.model.rows import build_rows
 
 
 class Student(nn.Module):
     """Maps the chunks so far to the hidden state that predicts the next one.
 
-    Step t reads chunk t-1; step 0 reads a learned start embedding. The pieces (``embed_chunks``, ``run_backbone``,
-    ``head``, ``chunk_decoder``) are put together by :class:`~latentforge.model.latent_model.LatentModel` and the
-    generators.
+    Step t reads chunk t-1; step 0 reads a learned start embedding. The pieces are put together by
+    :class:`~latentforge.model.latent_model.LatentModel` and the generators.
     """
 
     def __init__(self, config: StudentConfig) -> None:
@@ -34,12 +34,35 @@ class Student(nn.Module):
         # Only inputs_embeds go in; a table of token embeddings would be a parameter without a gradient.
         self.backbone.embed_tokens = None  # type: ignore[assignment]
         self.head = build_head(config)
-        self.chunk_decoder = ChunkDecoder(config)
+        self.rows = build_rows(config)
+        self.chunk_decoder = build_chunk_decoder(config)
+        self.bias = nn.Parameter(torch.zeros(config.vocab_size))
+
+    @torch.no_grad()
+    def set_token_counts(self, counts: Tensor) -> None:
+        """Starts the bias of the logits at the log frequencies of the tokens in the training data, int64 [V].
+
+        A fresh student then begins at the unigram model instead of spending its first steps on learning it.
+        """
+        self.bias.copy_(log_frequencies(counts))
 
     def embed(self, tokens: Tensor) -> Tensor:
         """Embeds ids, int64 [...], for the backbone and the chunk decoder alike, float [..., e]."""
         embedded: Tensor = self.embedding(tokens) * TABLE_SCALE
         return embedded
+
+    def windows(self, embedded: Tensor) -> Tensor:
+        """The embedded tokens of the chunks before each chunk that its decoder reads, [b, t, W·K, e] of [b, t, K, e].
+
+        Before the first chunk stand pads.
+        """
+        window = self.config.chunk_decoder.window
+        b, t, k, e = embedded.shape
+        pads = self.embed(torch.full((1,), self.config.pad_id, device=embedded.device)).expand(b, window, k, e)
+        padded = torch.cat([pads, embedded[:, :-1]], 1)
+        if window == 0:
+            return embedded.new_empty(b, t, 0, e)
+        return torch.cat([padded[:, i : i + t] for i in range(window)], 2)
 
     def embed_chunks(self, tokens: Tensor) -> Tensor:
         """Maps chunks of ids, int64 [b, t, K], to backbone inputs, float [b, t, h]."""
@@ -54,12 +77,17 @@ class Student(nn.Module):
 
     def run_backbone(self, inputs: Tensor, cache: Any = None) -> Tensor:
         """Runs the transformer over inputs [b, t, h] after what ``cache`` (of transformers) holds; gives [b, t, h]."""
-        output = self.backbone(inputs_embeds=inputs, past_key_values=cache, use_cache=cache is not None)
-        hidden: Tensor = output.last_hidden_state
-        return hidden
+        return run_qwen3(self.backbone, inputs, cache)
 
 
-def backbone_config(config: StudentConfig, vocab_size: int) -> Qwen3Config:
+def run_qwen3(backbone: Qwen3Model, inputs: Tensor, cache: Any = None) -> Tensor:
+    """Last hidden states [b, t, h] of inputs [b, t, h] that follow what ``cache`` (of transformers) holds."""
+    output = backbone(inputs_embeds=inputs, past_key_values=cache, use_cache=cache is not None)
+    hidden: Tensor = output.last_hidden_state
+    return hidden
+
+
+def backbone_config(config: BackboneConfig, vocab_size: int) -> Qwen3Config:
     """The Qwen3 configuration of a student's width and depth."""
     qwen = Qwen3Config(
         vocab_size=vocab_size,
@@ -69,7 +97,7 @@ def backbone_config(config: StudentConfig, vocab_size: int) -> Qwen3Config:
         num_attention_heads=config.num_heads,
         num_key_value_heads=config.num_kv_heads,
         head_dim=config.head_dim,
-        max_position_embeddings=config.max_chunks,
+        max_position_embeddings=config.max_positions,
         rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
         tie_word_embeddings=True,
         pad_token_id=None,

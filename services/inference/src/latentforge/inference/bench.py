@@ -12,8 +12,9 @@ from rich.table import Table
 from latentforge.core.records import cpu_description, result_row, write_results
 from latentforge.inference.engine import NO_EOS, Generation, Job, generate_ids
 from latentforge.inference.snapshot import Snapshot
-from latentforge.model.generation import ChunkGenerator, TokenGenerator, build_token_level
+from latentforge.model.generation import ChunkGenerator, TokenGenerator, store_for_one_request
 from latentforge.model.sampling import SamplingParams
+from latentforge.model.token_level import TokenLevelModel, token_level_config
 
 RIVAL = "token-level model, same backbone width and depth, KV cache"
 RIVAL_NOTE = (
@@ -110,8 +111,9 @@ def measure(
         ValueError: a prompt and max_tokens do not fit into the context.
     """
     config = snapshot.generator.config
-    rival = TokenGenerator(build_token_level(config), config.pad_id, config.eos_id)
-    torch.nn.Module.to(rival.model, snapshot.generator.model.student.start.device)
+    rival_model = TokenLevelModel(token_level_config(config)).to(snapshot.generator.model.student.start.device)
+    store_for_one_request(rival_model)
+    rival = TokenGenerator(rival_model)
     prompt_ids = [snapshot.encode(prompt) for prompt in prompts]
 
     def run(generator: ChunkGenerator | TokenGenerator, ids: list[int], tokens: int) -> Generation:

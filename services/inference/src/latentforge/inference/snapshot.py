@@ -8,7 +8,7 @@ from tokenizers import Tokenizer
 
 from latentforge.core.fingerprint import tokenizer_fingerprint
 from latentforge.core.manifest import CheckpointError, Manifest, verify_checkpoint
-from latentforge.model.generation import ChunkGenerator
+from latentforge.model.generation import ChunkGenerator, store_for_one_request
 from latentforge.model.io import load_autoencoder, load_student
 from latentforge.model.latent_model import LatentModel
 from latentforge.model.sampling import SamplingParams
@@ -81,7 +81,7 @@ def load_snapshot(place: Path, device: torch.device) -> Snapshot:
     snapshot = Snapshot(place, manifest, tokenizer, generator)
     # On the CPU, wherever it is served: that is where the publisher computed it.
     _check_golden(snapshot)
-    model.to(device)
+    store_for_one_request(model.to(device))
     return snapshot
 
 

@@ -1,0 +1,52 @@
+"""Where a student's rows of logits come from when they are not the frozen autoencoder's."""
+
+import torch
+from torch import Tensor, nn
+
+from latentforge.model.autoencoder import Autoencoder, LatentDecoder
+from latentforge.model.config import StudentConfig
+from latentforge.model.layers import TABLE_SCALE
+
+
+class TunedRows(nn.Module):
+    """A copy of the autoencoder's decoder and token embeddings that is trained on with the student."""
+
+    def __init__(self, config: StudentConfig) -> None:
+        super().__init__()
+        assert config.rows.autoencoder is not None
+        self.decoder = LatentDecoder(config.rows.autoencoder)
+        self.output = nn.Embedding(config.vocab_size, config.rows.autoencoder.hidden_size)
+
+    @torch.no_grad()
+    def copy_from(self, autoencoder: Autoencoder) -> None:
+        """Starts as the autoencoder's own decoder."""
+        self.decoder.load_state_dict(autoencoder.decoder.state_dict())
+        self.output.weight.copy_(autoencoder.embedding.weight)
+
+    def forward(self, hidden: Tensor, latents: Tensor) -> Tensor:
+        """Maps latents [..., D] to rows [..., K, w]; the hidden states are not read."""
+        rows: Tensor = self.decoder(latents)
+        return rows
+
+
+class LinearRows(nn.Module):
+    """A linear map from the hidden state and an output table of its own: no latent at all."""
+
+    def __init__(self, config: StudentConfig) -> None:
+        super().__init__()
+        self.slots = (config.chunk_size, config.rows.width)
+        self.map = nn.Linear(config.hidden_size, config.chunk_size * config.rows.width)
+        self.output = nn.Embedding(config.vocab_size, config.rows.width)
+        nn.init.normal_(self.output.weight, std=0.02 / TABLE_SCALE)
+
+    def forward(self, hidden: Tensor, latents: Tensor) -> Tensor:
+        """Maps hidden states [..., h] to rows [..., K, w]; the latents are not read."""
+        rows: Tensor = self.map(hidden).unflatten(-1, self.slots) * TABLE_SCALE
+        return rows
+
+
+def build_rows(config: StudentConfig) -> TunedRows | LinearRows | None:
+    """The student's own rows; None where they are the frozen autoencoder's."""
+    if config.rows.kind == "autoencoder":
+        return None
+    return TunedRows(config) if config.rows.kind == "tuned" else LinearRows(config)

@@ -1,0 +1,77 @@
+"""The rival: a student that writes one token a step, with the backbone of a latent student."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import Qwen3Model
+
+from latentforge.model.config import BackboneConfig, StudentConfig, TokenLevelConfig
+from latentforge.model.layers import TABLE_SCALE, log_frequencies
+from latentforge.model.output_loss import OutputLayer
+from latentforge.model.student import backbone_config, run_qwen3
+
+
+def token_level_config(config: StudentConfig) -> TokenLevelConfig:
+    """A token-level student with a latent student's backbone and room for as many tokens."""
+    sizes = config.model_dump(include=set(BackboneConfig.model_fields))
+    return TokenLevelConfig(**sizes, max_tokens=config.max_chunks * config.chunk_size)
+
+
+class TokenLevelModel(nn.Module):
+    """A Qwen3 decoder over tokens whose tables and bias start as a latent student's do, so that both learn alike.
+
+    Step i reads token i-1; step 0 reads a learned start embedding.
+    """
+
+    chunk_size = 1
+
+    def __init__(self, config: TokenLevelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Embedding(config.vocab_size, config.hidden_size)
+        nn.init.normal_(self.embedding.weight, std=1 / TABLE_SCALE)
+        self.start = nn.Parameter(torch.randn(config.hidden_size))
+        self.backbone = Qwen3Model(backbone_config(config, vocab_size=1))
+        # Only inputs_embeds go in; a table of token embeddings would be a parameter without a gradient.
+        self.backbone.embed_tokens = None  # type: ignore[assignment]
+        self.output_table = nn.Embedding(config.vocab_size, config.hidden_size)
+        nn.init.normal_(self.output_table.weight, std=0.02 / TABLE_SCALE)
+        self.bias = nn.Parameter(torch.zeros(config.vocab_size))
+
+    @property
+    def vocab_size(self) -> int:
+        return self.config.vocab_size
+
+    @torch.no_grad()
+    def set_token_counts(self, counts: Tensor) -> None:
+        """Starts the bias of the logits at the log frequencies of the tokens in the training data, int64 [V]."""
+        self.bias.copy_(log_frequencies(counts))
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Maps ids, int64 [b, L], to backbone inputs, float [b, L, h]."""
+        embedded: Tensor = self.embedding(tokens) * TABLE_SCALE
+        return embedded
+
+    def start_inputs(self, batch_size: int) -> Tensor:
+        """The input of step 0, float [b, 1, h]."""
+        return self.start.expand(batch_size, 1, -1)
+
+    def run_backbone(self, inputs: Tensor, cache: Any = None) -> Tensor:
+        """Runs the transformer over inputs [b, L, h] after what ``cache`` (of transformers) holds; gives [b, L, h]."""
+        return run_qwen3(self.backbone, inputs, cache)
+
+    def output(self, tokens: Tensor) -> OutputLayer:
+        """The output layer and what it reads to predict each of tokens [b, L], teacher-forced."""
+        inputs = torch.cat([self.start_inputs(tokens.shape[0]), self.embed(tokens[:, :-1])], 1)
+        return self.output_of(self.run_backbone(inputs))
+
+    def output_of(self, hidden: Tensor) -> OutputLayer:
+        """The output layer over hidden states [..., h]."""
+        return OutputLayer(hidden.flatten(0, -2) * TABLE_SCALE, self.output_table.weight, self.bias)
+
+    def logits(self, tokens: Tensor) -> Tensor:
+        """Logits [b, L, V]; position i is predicted from tokens < i of tokens [b, L]."""
+        layer = self.output(tokens)
+        return F.linear(layer.inputs, layer.weight, layer.bias).view(*tokens.shape, -1)
