@@ -240,7 +240,10 @@ class KnownTeacher(teacher_pb2_grpc.TeacherServiceServicer):
             await context.abort(self.fail_with, "refused")
         assert self.tokenizer is not None
         messages = [{"role": m.role, "content": m.content} for m in request.chat.messages]
-        prompt_ids = self.tokenizer.encode_chats([messages], to_answer=True)[0]
+        if request.WhichOneof("prompt") == "token_ids":
+            prompt_ids = list(request.token_ids.ids)
+        else:
+            prompt_ids = self.tokenizer.encode_chats([messages], to_answer=True)[0]
         dtype = dtype_from_proto(request.logprob_dtype)
         for index in range(request.n or 1):
             why = self.drop([(m["role"], m["content"]) for m in messages], index)

@@ -12,7 +12,9 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from latentforge.core.manifest import list_checkpoints
+from latentforge.core.packages import HELD_OUT_PACKAGES
 from latentforge.trainer.cli import app
+from latentforge.trainer.packing import PackedData
 
 Invoke = Any
 
@@ -66,10 +68,56 @@ def test_data_stdlib_writes_jsonl(invoke: Invoke, tmp_path: Path) -> None:
     assert "text" in json.loads(out.read_text().splitlines()[0])
 
 
+def test_data_packages_then_tokenizer_then_pack(invoke: Invoke, tmp_path: Path) -> None:
+    data, tokenizer, packed = (tmp_path / name for name in ("held.jsonl", "tokenizer", "packed"))
+    result = invoke("data", "packages", "--split", "held-out", "--max-mb", 0.5, "--out", data)
+    assert result.exit_code == 0, result.output
+    names = {json.loads(line)["name"].split("/")[0] for line in data.read_text().splitlines()}
+    assert names <= set(HELD_OUT_PACKAGES)
+    result = invoke("tokenizer", "--data", data, "--vocab-size", 1000, "--out", tokenizer)
+    assert result.exit_code == 0, result.output
+    assert {p.name for p in tokenizer.iterdir()} == {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja"}
+    result = invoke("pack", data, "--out", packed, "--sequence-length", 64, "--tokenizer", tokenizer)
+    assert result.exit_code == 0, result.output
+    meta = PackedData(packed).meta
+    assert meta.vocab_size == 1000
+    assert (meta.eos_id, meta.pad_id) == (0, 1)
+    result = invoke("tokenizer", "--data", data, "--vocab-size", 1000, "--out", tokenizer)
+    assert (result.exit_code, f"{tokenizer} exists" in result.output) == (1, True)
+
+
+def test_a_tokenizer_is_trained_on_what_messages_say(invoke: Invoke, tmp_path: Path) -> None:
+    data = tmp_path / "chat.jsonl"
+    chat = [{"role": "user", "content": "ab"}, {"role": "assistant", "content": "ab"}]
+    data.write_text(json.dumps({"messages": chat}) + "\n")
+    # 256 bytes, 4 special tokens and one merge; a role among the text would give more.
+    assert invoke("tokenizer", "--data", data, "--vocab-size", 261, "--out", tmp_path / "t").exit_code == 0
+    assert json.loads((tmp_path / "t" / "tokenizer.json").read_text())["model"]["vocab"]["ab"] == 260
+    result = invoke("tokenizer", "--data", data, "--vocab-size", 262, "--out", tmp_path / "u")
+    assert "the texts give 261 ids" in result.output
+
+
+def test_a_failed_tokenizer_leaves_no_folder(invoke: Invoke, tmp_path: Path) -> None:
+    data = tmp_path / "bad.jsonl"
+    data.write_text('{"text": "fine"}\n{"txt": 1}\n')
+    result = invoke("tokenizer", "--data", data, "--out", tmp_path / "out" / "t")
+    assert result.exit_code == 1
+    assert 'line 2: neither "text" nor "messages"' in result.output
+    data.write_text('{"text": "fine"}\n')
+    result = invoke("tokenizer", "--data", data, "--out", tmp_path / "out" / "t")
+    assert result.exit_code == 1
+    assert "not a vocab_size of 32768" in result.output
+    assert not list((tmp_path / "out").iterdir())
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
         (["data", "stdlib", "--out", "x", "--split", "test"], 2, "'test' is not train or held-out"),
+        (["data", "packages", "--out", "x", "--split", "test"], 2, "'test' is not train or held-out"),
+        (["data", "packages", "--out", "x", "--max-mb", "0"], 2, "0 is not above 0"),
+        (["tokenizer", "--data", "nothing.jsonl", "--out", "x"], 1, "nothing.jsonl cannot be read"),
+        (["tokenizer", "--data", "nothing.jsonl", "--out", "x", "--vocab-size", "9"], 1, "vocab_size is 9"),
         (["train", "autoencoder", "--steps", "1", "--epochs", "1"], 2, "not both"),
         (["run", "--recipe", "tiny", "--keep-serving"], 2, "--status-port"),
         (["run", "--recipe", "none"], 1, "error: there is no recipe 'none'"),
@@ -90,8 +138,9 @@ def test_errors_are_one_clear_message_and_the_right_code(
 
 
 def test_help_of_every_command_shows(invoke: Invoke) -> None:
-    for command in ([], ["pack"], ["run"], ["data", "stdlib"], ["train", "autoencoder"], ["train", "student"]):
-        result = invoke(*command, "--help")
+    commands = "", "pack", "run", "tokenizer", "data stdlib", "data packages", "train autoencoder", "train student"
+    for command in commands:
+        result = invoke(*command.split(), "--help")
         assert result.exit_code == 0
         assert "Usage" in result.output
 

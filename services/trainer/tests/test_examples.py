@@ -34,7 +34,7 @@ def model(make_run: Any) -> LatentModel:
     recipe = make_run().recipe
     torch.manual_seed(0)
     autoencoder = Autoencoder(recipe.autoencoder_config(VOCAB, PAD))
-    return LatentModel(autoencoder, Student(recipe.student_config(VOCAB, PAD, EOS, 16))).eval()
+    return LatentModel(autoencoder, Student(recipe.student_config(PAD, EOS, autoencoder.config))).eval()
 
 
 @torch.no_grad()

@@ -14,7 +14,9 @@ def test_the_shipped_recipes_load(name: str) -> None:
     recipe = load_recipe(name, FOLDER)
     assert recipe.name == name
     assert recipe.chunk_size == 8
-    assert recipe.student_config(4096, 1, 0, 64).max_chunks == recipe.data.sequence_length // 8
+    assert (
+        recipe.student_config(1, 0, recipe.autoencoder_config(4096, 1)).max_chunks == recipe.data.sequence_length // 8
+    )
 
 
 def test_overrides_reach_their_field() -> None:
@@ -35,12 +37,26 @@ def test_overrides_reach_their_field() -> None:
         ({"student.model.vocab_size": 9}, r"student\.model\.vocab_size is 9: it follows from"),
         ({"student.weights.energy": 1.0}, r"energy=1\.0 needs student\.model\.head='energy'"),
         ({"student.weights": {"ce": 0, "kd": 0, "mse": 0}}, "all 0"),
+        (
+            {"student.objective": "chunk"},
+            r"student\.objective is 'chunk'; choose one of regressed-latent, energy",
+        ),
+        ({"teacher.targets": "text"}, r"kd=1\.0 with teacher\.targets='text'.*objective chunk-ce"),
         ({"name.x": 1}, r"name\.x: name is a value"),
     ],
 )
 def test_wrong_values_are_named(overrides: dict[str, object], message: str) -> None:
     with pytest.raises(TrainerError, match=message):
         load_recipe("demo", FOLDER, overrides)
+
+
+def test_a_token_level_student_has_the_students_backbone_and_as_many_tokens() -> None:
+    recipe = load_recipe("demo", FOLDER, {"student.model.num_layers": 2})
+    config = recipe.token_level_config(4096, 1, 0)
+    student = recipe.student_config(1, 0, recipe.autoencoder_config(4096, 1))
+    for name in ("num_layers", "hidden_size", "intermediate_size", "num_heads", "rope_theta"):
+        assert getattr(config, name) == getattr(student, name), name
+    assert config.max_tokens == student.max_chunks * student.chunk_size == 2048
 
 
 def test_an_unknown_recipe_says_which_there_are(tmp_path: Path) -> None:

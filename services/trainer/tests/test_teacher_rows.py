@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from latentforge.model.sparse_kd import sparse_kd
+from latentforge.trainer.batches import training_batch, training_sequences
 from latentforge.trainer.errors import TrainerError
 from latentforge.trainer.interrupt import Interrupted
 from latentforge.trainer.packing import PackedData
-from latentforge.trainer.targets import training_batch, training_sequences
 from latentforge.trainer.teacher_link import TeacherLink, TeacherLostError
 from latentforge.trainer.teacher_rows import TeacherRows, kd_targets
 

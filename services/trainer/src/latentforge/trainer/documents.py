@@ -3,12 +3,13 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from latentforge.core.corpus import Split, source_files, stdlib_root
+from latentforge.core.packages import PackageFile, Packages
 from latentforge.trainer.errors import TrainerError
 
 EXPECTED = 'one JSON object per line, {"text": "..."} or {"messages": [{"role": "user", "content": "..."}, ...]}'
@@ -29,6 +30,11 @@ class Document:
     def content(self) -> str:
         """What a document is told apart by."""
         return self.text if self.text is not None else json.dumps(self.messages, sort_keys=True)
+
+    @property
+    def words(self) -> str:
+        """Its text, or what its messages say, without names and roles."""
+        return self.text if self.text is not None else "\n".join(m["content"] for m in self.messages or ())
 
 
 def read_documents(path: Path) -> Iterator[Document]:
@@ -85,6 +91,56 @@ def write_stdlib(out: Path, split: Split) -> int:
     return len(lines)
 
 
+@dataclass(frozen=True)
+class Written:
+    """What came of a file: ``num_bytes`` of text in UTF-8; ``cut`` where more was there than was allowed."""
+
+    num_documents: int
+    num_bytes: int
+    cut: bool
+
+
+def write_packages(
+    out: Path,
+    packages: Packages,
+    split: Split,
+    candidates: Sequence[PackageFile],
+    *,
+    max_bytes: int | None = None,
+    on_bytes: Callable[[int], None] = lambda num_bytes: None,
+) -> Written:
+    """Writes installed packages' files as JSONL, in the candidates' order.
+
+    Args:
+        out: the file, which appears whole or not at all.
+        packages: where the candidates are from.
+        split: theirs.
+        candidates: what to write, less what :meth:`Packages.files` leaves out.
+        max_bytes: ends before the text, in UTF-8, is larger; None writes all.
+        on_bytes: told the size of each candidate that was read.
+
+    Raises:
+        TrainerError: nothing remains to be written.
+    """
+    num_documents = num_bytes = 0
+    cut = False
+
+    def lines() -> Iterator[str]:
+        nonlocal num_documents, num_bytes, cut
+        for file in packages.files(split, candidates, on_bytes=on_bytes):
+            size = len(file.text.encode())
+            if cut := max_bytes is not None and num_bytes + size > max_bytes:
+                break
+            num_documents, num_bytes = num_documents + 1, num_bytes + size
+            yield json.dumps({"text": file.text, "name": file.name})
+        if not num_documents:
+            limit = "" if max_bytes is None else f" within {max_bytes / 1e6:g} MB"
+            raise TrainerError(f"no Python file of the {split} split{limit} in {', '.join(map(str, packages.roots))}")
+
+    _write_lines(out, lines())
+    return Written(num_documents, num_bytes, cut)
+
+
 def split_held_out(source: Path, train: Path, held_out: Path, *, min_characters: int) -> tuple[int, int]:
     """Divides a JSONL file by a hash of each document's content: 5 % is held out, or what ``min_characters`` needs.
 
@@ -131,9 +187,12 @@ def _content_hash(document: Document) -> int:
     return int.from_bytes(hashlib.sha256(document.content.encode()).digest()[:8], "big")
 
 
-def _write_lines(path: Path, lines: list[str]) -> None:
+def _write_lines(path: Path, lines: Iterable[str]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.writelines(line + "\n" for line in lines)
-    temporary.replace(path)
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.writelines(line + "\n" for line in lines)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

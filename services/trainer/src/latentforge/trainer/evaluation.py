@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 
 from latentforge.model.autoencoder import Autoencoder
 from latentforge.model.latent_model import LatentModel
-from latentforge.model.losses import ObjectiveWeights, StudentBatch, student_loss
+from latentforge.model.losses import ObjectiveWeights, StudentBatch, loss_of
+from latentforge.model.token_level import TokenLevelModel
 from latentforge.trainer.order import step_generator
 from latentforge.trainer.packing import PackedData
 
@@ -34,7 +35,7 @@ def evaluate_autoencoder(
     """
     autoencoder.eval()
     k = autoencoder.config.chunk_size
-    device = autoencoder.log_scale.device
+    device = autoencoder.mask_embedding.device
     num_chunks = len(data.tokens) // k
     count = min(num_chunks, max_chunks or num_chunks)
     picked = np.linspace(0, num_chunks - 1, count).astype(np.int64)
@@ -60,30 +61,31 @@ def evaluate_autoencoder(
 
 @torch.no_grad()
 def evaluate_student(
-    model: LatentModel, batches: Sequence[StudentBatch], seed: int, device: torch.device
+    model: LatentModel | TokenLevelModel, batches: Sequence[StudentBatch], seed: int, device: torch.device
 ) -> dict[str, float]:
-    """CE and KD in nats per token and MSE per dimension, over held-out batches.
+    """Figures on held-out batches: CE in nats per token, KD where there are rows, MSE per dimension of a latent.
 
     CE is over the valid tokens, those that the teacher has rows for, so that it compares with the teacher's and the
     unigram's.
 
     Args:
         model: left in evaluation mode.
-        batches: with rows.
+        batches: all with rows, or none.
         seed: of an energy head's noise.
         device: the model's.
     """
     model.eval()
     k = model.chunk_size
-    weights = ObjectiveWeights(ce=1.0, kd=1.0, mse=1.0)
-    sums, amounts = {"ce": 0.0, "kd": 0.0, "mse": 0.0}, {"ce": 0, "kd": 0, "mse": 0}
+    weights = ObjectiveWeights(ce=1.0, kd=float(batches[0].kd is not None), mse=float(isinstance(model, LatentModel)))
+    terms = [name for name, weight in vars(weights).items() if weight]
+    sums, amounts = dict.fromkeys(terms, 0.0), dict.fromkeys(terms, 0)
     for i, batch in enumerate(batches):
-        loss = student_loss(model, to_device(batch, device), weights, step_generator(seed, i, device))
+        loss = loss_of(model, to_device(batch, device), weights, step_generator(seed, i, device))
         chunks = batch.chunk_valid if batch.chunk_valid is not None else batch.valid.unflatten(1, (-1, k)).any(-1)
-        tokens = int(batch.valid.sum())
-        for name, amount in (("ce", tokens), ("kd", tokens), ("mse", int(chunks.sum()))):
-            sums[name] += amount * float(getattr(loss, name))
-            amounts[name] += amount
+        amount = {"ce": int(batch.valid.sum()), "kd": int(batch.valid.sum()), "mse": int(chunks.sum())}
+        for name in terms:
+            sums[name] += amount[name] * float(getattr(loss, name))
+            amounts[name] += amount[name]
     return {name: value / max(amounts[name], 1) for name, value in sums.items()}
 
 

@@ -11,7 +11,7 @@ from latentforge.trainer.run_context import RunContext
 from latentforge.trainer.targets import meet_teacher
 from latentforge.trainer.teacher_link import TeacherLink
 from latentforge.trainer.train_autoencoder import train_autoencoder
-from latentforge.trainer.train_student import RESULT, train_student
+from latentforge.trainer.train_student import result_file, train_student
 
 SUMMARY = "summary.json"
 
@@ -35,7 +35,7 @@ def run_pipeline(
         Interrupted: asked to stop; the same command goes on.
     """
     started = time.monotonic()
-    if not (run.folder / RESULT).is_file():
+    if run.recipe.teacher.targets != "text" and not result_file(run, "student").is_file():
         # A teacher that cannot be used is better known before the autoencoder has trained for minutes.
         _meet_teacher(run)
     train, check = run_data(run, data, held_out)
@@ -60,6 +60,8 @@ def targets_line(summary: dict[str, Any]) -> str:
             f"generated: {made['continuations']:,} continuations of {made['prompts']:,} prompts, "
             f"{made['tokens']:,} tokens; {made['dropped']:,} dropped"
         )
+    if summary["targets"] == "text":
+        return "no teacher was asked"
     cache = summary["cache"]
     return (
         f"cache: {cache['hits']} of {cache['hits'] + cache['misses']} sequences and {cache['rows_from_cache']:,} of "
@@ -77,7 +79,12 @@ def _summary(
     run: RunContext, autoencoder: dict[str, Any], student: dict[str, Any], data_seconds: float
 ) -> dict[str, Any]:
     curve = student["curve"]
-    ends = {f"{name}_{end}": curve[i][name] for name in ("kd", "ce", "mse") for end, i in (("first", 0), ("last", -1))}
+    ends = {
+        f"{name}_{end}": curve[i][name]
+        for name in ("kd", "ce", "mse")
+        for end, i in (("first", 0), ("last", -1))
+        if name in curve[i]
+    }
     return {
         "run": run.name,
         "recipe": run.recipe.model_dump(),

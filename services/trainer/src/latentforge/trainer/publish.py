@@ -25,6 +25,14 @@ _TOKENIZER_FILES = (
 )
 
 
+def copy_tokenizer(source: Path, target: Path) -> None:
+    """Copies a tokenizer's files, and nothing else of its folder, to a new folder."""
+    target.mkdir()
+    for name in _TOKENIZER_FILES:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, target / name)
+
+
 def publish_steps(recipe: StudentRecipe) -> list[int]:
     """The steps after which a checkpoint is published: the last one, an early one, and those between at equal
     distances.
@@ -74,10 +82,7 @@ class Publisher:
         def write(folder: Path) -> None:
             save_pretrained(model.autoencoder, folder / "autoencoder")
             save_pretrained(model.student, folder / "student")
-            (folder / "tokenizer").mkdir()
-            for name in _TOKENIZER_FILES:
-                if (self.tokenizer.folder / name).is_file():
-                    shutil.copyfile(self.tokenizer.folder / name, folder / "tokenizer" / name)
+            copy_tokenizer(self.tokenizer.folder, folder / "tokenizer")
 
         place = publish_checkpoint(self.root, self.run, step, draft, write)
         return f"{self.run}/{place.name}"

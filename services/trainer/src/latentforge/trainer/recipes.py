@@ -8,8 +8,9 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from latentforge.core.sparse_rows import LogprobDtype
-from latentforge.model.config import AutoencoderConfig, StudentConfig
+from latentforge.model.config import AutoencoderConfig, BackboneConfig, StudentConfig, TokenLevelConfig
 from latentforge.trainer.errors import TrainerError
+from latentforge.trainer.objectives import DEFAULT_OBJECTIVE, OBJECTIVES, apply_objective
 
 PositiveInt = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -79,11 +80,11 @@ class AutoencoderRecipe(_Section):
 
 
 class WeightsRecipe(_Section):
-    """Weights of the student's loss terms."""
+    """Weights of the student's loss terms; the objective decides those that are not set."""
 
     ce: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
     kd: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
-    mse: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.1
+    mse: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     energy: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
 
 
@@ -91,9 +92,12 @@ class StudentRecipe(_Section):
     """The student and its training.
 
     Attributes:
+        objective: what it learns from (see objectives.py); decides weights, head and rows where those are not set.
         model: fields of StudentConfig besides vocab_size, chunk_size, latent_size, pad_id and eos_id.
         optim: optimizer and schedule.
         weights: weights of the loss terms.
+        init_backbone: a folder with a token-level student, or a Qwen3 model of transformers, whose backbone it starts
+            from; its sizes must be the same.
         phase_probability: share of sequences whose first chunk is left-padded by 1 … K−1 pads.
         validate_every, save_every: steps between validations and saves.
         validation_sequences: held-out sequences of a validation.
@@ -102,9 +106,11 @@ class StudentRecipe(_Section):
         golden_prompt, golden_tokens: the greedy continuation that a checkpoint's manifest carries.
     """
 
+    objective: str = DEFAULT_OBJECTIVE
     model: dict[str, Any]
     optim: OptimRecipe
     weights: WeightsRecipe = WeightsRecipe()
+    init_backbone: Path | None = None
     phase_probability: Share = 0.5
     validate_every: PositiveInt = 50
     save_every: PositiveInt = 50
@@ -144,13 +150,13 @@ class TeacherRecipe(_Section):
 
     Attributes:
         targets: score: its rows on the data; generate: its own text and its rows on that; auto: score where the
-            teacher can.
+            teacher can; text: the data alone, no teacher.
         top_k: entries per row.
         logprob_dtype: how logprobs travel, and are stored.
         generate: what generate asks for.
     """
 
-    targets: Literal["auto", "score", "generate"] = "auto"
+    targets: Literal["auto", "score", "generate", "text"] = "auto"
     top_k: PositiveInt = 20
     logprob_dtype: LogprobDtype = "float16"
     generate: GenerateRecipe = GenerateRecipe()
@@ -184,10 +190,17 @@ class Recipe(_Section):
         length, k = self.data.sequence_length, self.chunk_size
         if length % k or length < 2 * k:
             raise ValueError(f"data.sequence_length={length} is not a multiple (2 or more) of chunk_size={k}")
+        if self.student.objective not in OBJECTIVES:
+            raise ValueError(f"student.objective is {self.student.objective!r}; choose one of {', '.join(OBJECTIVES)}")
         weights, head = self.student.weights, self.student.model.get("head", "deterministic")
         if weights.energy and head != "energy":
             raise ValueError(
                 f"student.weights.energy={weights.energy} needs student.model.head='energy', which is {head!r}"
+            )
+        if self.teacher.targets == "text" and weights.kd:
+            raise ValueError(
+                f"student.weights.kd={weights.kd} with teacher.targets='text': without a teacher there is nothing to "
+                "distil; set the weight to 0, or choose the objective chunk-ce"
             )
         if not any(weights.model_dump().values()):
             raise ValueError("student.weights are all 0; give at least one term a weight")
@@ -201,19 +214,30 @@ class Recipe(_Section):
             {"vocab_size": self.vocab_size or vocab_size, "chunk_size": self.chunk_size, "pad_id": pad_id},
         )
 
-    def student_config(self, vocab_size: int, pad_id: int, eos_id: int, latent_size: int) -> StudentConfig:
+    def student_config(self, pad_id: int, eos_id: int, autoencoder: AutoencoderConfig) -> StudentConfig:
+        """Of a student that is trained with this autoencoder."""
+        chosen = {"max_chunks": self.data.sequence_length // self.chunk_size, **self.student.model}
+        rows = chosen.get("rows")
+        if isinstance(rows, dict) and rows.get("kind") == "tuned":
+            chosen["rows"] = {"autoencoder": autoencoder, **rows}
         return _build(
             StudentConfig,
             "student.model",
-            {"max_chunks": self.data.sequence_length // self.chunk_size, **self.student.model},
+            chosen,
             {
-                "vocab_size": self.vocab_size or vocab_size,
+                "vocab_size": autoencoder.vocab_size,
                 "chunk_size": self.chunk_size,
-                "latent_size": latent_size,
+                "latent_size": autoencoder.latent_size,
                 "pad_id": pad_id,
                 "eos_id": eos_id,
             },
         )
+
+    def token_level_config(self, vocab_size: int, pad_id: int, eos_id: int) -> TokenLevelConfig:
+        """Of a token-level student with the student's backbone."""
+        sizes = {name: value for name, value in self.student.model.items() if name in BackboneConfig.model_fields}
+        ids = {"vocab_size": self.vocab_size or vocab_size, "pad_id": pad_id, "eos_id": eos_id}
+        return _build(TokenLevelConfig, "student.model", sizes, ids | {"max_tokens": self.data.sequence_length})
 
 
 def _build(config: type[C], section: str, chosen: Mapping[str, Any], fixed: dict[str, Any]) -> C:
@@ -247,17 +271,19 @@ def load_recipe(name: str, folder: Path, overrides: Mapping[str, Any] | None = N
         raise TrainerError(f"there is no recipe {name!r} ({path}); known: {known}") from None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise TrainerError(f"{path}: {error}") from None
-    for key, value in (overrides or {}).items():
-        if value is not None:
-            _set(values, key, value)
+    given = {key: value for key, value in (overrides or {}).items() if value is not None}
+    asked = given.pop("student.objective", None)
+    if isinstance(student := values.get("student"), dict):
+        apply_objective(student, asked)
+    for key, value in given.items():
+        _set(values, key, value)
     try:
         recipe = Recipe.model_validate(values)
     except ValidationError as error:
         raise TrainerError(f"recipe {path}:\n{_describe(error)}") from None
     # Sizes that follow from the tokenizer stand in here: what can be wrong in a recipe's models is found before any
     # work.
-    recipe.autoencoder_config(2**20, 1)
-    recipe.student_config(2**20, 1, 0, 1)
+    recipe.student_config(1, 0, recipe.autoencoder_config(2**20, 1))
     return recipe
 
 

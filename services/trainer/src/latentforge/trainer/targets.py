@@ -1,40 +1,36 @@
-"""What the student learns from: batches with the teacher's rows on them, from one of two sources.
+"""What the student learns from: batches with the teacher's rows on them, or of the data alone.
 
 ``score``: the data's sequences, with the rows that the teacher gives for them. ``generate``: what the teacher writes
-after prompts made of the data, with its rows for that.
+after prompts made of the data, with its rows for that. ``text``: the data alone, without any teacher.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any, Literal, Protocol
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from latentforge.core.sparse_rows import SparseRows
-from latentforge.model.chunks import shift_right
 from latentforge.model.losses import StudentBatch
 from latentforge.teacher.v1 import teacher_pb2 as pb
+from latentforge.trainer.batches import held_out_batch, held_out_sequences, training_batch, training_sequences
 from latentforge.trainer.collect import collect, identity, open_store
 from latentforge.trainer.errors import TrainerError
 from latentforge.trainer.examples import Examples
-from latentforge.trainer.order import batch_indices, phase
 from latentforge.trainer.packing import PackedData
 from latentforge.trainer.prompts import Prompt, Split, choose_prompts
 from latentforge.trainer.run_context import RunContext
 from latentforge.trainer.teacher_link import TeacherLink
-from latentforge.trainer.teacher_rows import CacheCount, TeacherRows, kd_targets
+from latentforge.trainer.teacher_rows import CacheCount, TeacherRows
 
-Kind = Literal["score", "generate"]
+Kind = Literal["score", "generate", "text"]
 
 
 class TargetSource(Protocol):
     """Batches as a function of the step, so that a resumed run sees what an uninterrupted one would have seen.
 
     Attributes:
-        kind: score or generate.
+        kind: score, generate or text.
         token_counts: how often each token stands in what is learnt, int64 [V].
     """
 
@@ -69,7 +65,7 @@ class TargetSource(Protocol):
 
 
 def meet_teacher(run: RunContext, link: TeacherLink) -> tuple[pb.GetTeacherResponse, Kind]:
-    """Asks what the teacher is and which source it can be.
+    """Asks what the teacher is and which source it can be, where one is wanted.
 
     Raises:
         TrainerError: it does not fit this run, or can do neither, or not what the recipe asks for.
@@ -118,12 +114,7 @@ class ScoredTargets:
         steps = range(step, self._run.recipe.student.optim.steps)
         sequences = (training_sequences(self._run, self._train, s) for s in steps)
         stream = self._rows.stream(sequences) if with_rows else None
-        check = []
-        for sequence, rows in zip(self._check, self._rows.take(asked), strict=True):
-            # The first token has no context, so the teacher says nothing about it.
-            valid = torch.ones(1, len(sequence), dtype=torch.bool)
-            valid[:, 0] = False
-            check.append(StudentBatch(sequence[None], valid, kd_targets([rows], len(sequence), [0])))
+        check = [held_out_batch(*pair) for pair in zip(self._check, self._rows.take(asked), strict=True)]
         return check, (training_batch(self._run, self._train, s, next(stream) if stream else None) for s in steps)
 
     def num_tokens(self, steps: int) -> int:
@@ -150,6 +141,42 @@ class ScoredTargets:
                 "saved_seconds": round(stats.saved_seconds, 2),
             }
         }
+
+    def close(self) -> None: ...
+
+
+class TextTargets:
+    """The data's sequences without rows: a student of nobody."""
+
+    kind: Kind = "text"
+
+    def __init__(self, run: RunContext, train: PackedData, held_out: PackedData) -> None:
+        self._run, self._train = run, train
+        self._check = held_out_sequences(held_out, run.recipe.student.validation_sequences)
+        self.token_counts = np.bincount(train.tokens, minlength=run.vocab_size)
+
+    def identity(self) -> dict[str, Any]:
+        return {"targets": self.kind}
+
+    def begin(self, step: int, *, with_rows: bool) -> tuple[list[StudentBatch], Iterator[StudentBatch]]:
+        assert not with_rows
+        steps = range(step, self._run.recipe.student.optim.steps)
+        check = [held_out_batch(sequence, None) for sequence in self._check]
+        return check, (training_batch(self._run, self._train, s, None) for s in steps)
+
+    def num_tokens(self, steps: int) -> int:
+        return steps * self._run.recipe.student.optim.batch_size * self._train.meta.sequence_length
+
+    def progress(self) -> dict[str, Any]:
+        return {}
+
+    def restore(self, progress: dict[str, Any]) -> None: ...
+
+    def note(self) -> str:
+        return ""
+
+    def report(self) -> dict[str, Any]:
+        return {}
 
     def close(self) -> None: ...
 
@@ -259,29 +286,3 @@ def target_source(
         return ScoredTargets(run, link, train, held_out)
     run.console.print(f"the student learns from text that {answer.model} writes ({answer.backend})", highlight=False)
     return GeneratedTargets(run, link, train, held_out, answer, fresh=fresh)
-
-
-def held_out_sequences(data: PackedData, count: int) -> list[Tensor]:
-    """Up to ``count`` sequences, evenly spread, int64 [L] each."""
-    picked = np.unique(np.linspace(0, len(data) - 1, min(count, len(data))).astype(np.int64))
-    return [data.sequence(int(i)) for i in picked]
-
-
-def training_sequences(run: RunContext, data: PackedData, step: int) -> list[Tensor]:
-    """The sequences of one step as they are packed: what the teacher is asked about."""
-    indices = batch_indices(len(data), run.recipe.student.optim.batch_size, run.recipe.seed, step)
-    return [data.sequence(int(i)) for i in indices]
-
-
-def training_batch(run: RunContext, data: PackedData, step: int, rows: Sequence[SparseRows] | None) -> StudentBatch:
-    """The batch of one step: sequences, masks and rows, each sequence shifted by a phase of its own."""
-    recipe, seed = run.recipe, run.recipe.seed
-    sequences = training_sequences(run, data, step)
-    pads = [
-        phase(recipe.student.phase_probability, recipe.chunk_size, seed, step, row) for row in range(len(sequences))
-    ]
-    shifted = list(zip(sequences, pads, strict=True))
-    tokens = torch.stack([shift_right(s, p, run.tokenizer.pad_id) for s, p in shifted])
-    valid = torch.stack([shift_right(torch.ones(len(s), dtype=torch.bool), p, False) for s, p in shifted])
-    kd = kd_targets(rows, tokens.shape[1], pads) if rows is not None else None
-    return StudentBatch(tokens, valid, kd)

@@ -74,6 +74,19 @@ class TextTokenizer:
         text: str = self._tokenizer.decode(ids)
         return text
 
+    def num_bytes(self, ids: Sequence[int]) -> int:
+        """UTF-8 bytes of the text that ids stand for; special tokens have none.
+
+        With a byte-level tokenizer, a token that is a part of a character has the bytes of that part.
+        """
+        text_ids = [i for i in ids if i not in self.special_ids]
+        if type(self._backend.decoder).__name__ == "ByteLevel":
+            # Such a tokenizer spells every byte as one character.
+            spelled: list[str] = [self._backend.id_to_token(i) or "" for i in text_ids]
+            return sum(map(len, spelled))
+        text: str = self._backend.decode(text_ids, skip_special_tokens=False)
+        return len(text.encode())
+
     def _encode(self, texts: Sequence[str], *, special_tokens_are_text: bool) -> list[list[int]]:
         self._backend.encode_special_tokens = special_tokens_are_text
         try:

@@ -1,36 +1,29 @@
-"""The student's training: text and the teacher's rows in, published checkpoints out."""
+"""A student's training: text and the teacher's rows in; published checkpoints, or a token-level student, out."""
 
 import hashlib
 import json
-import time
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from latentforge.core.manifest import TeacherId, list_checkpoints
+from latentforge.core.manifest import TeacherId
 from latentforge.core.records import write_atomically
 from latentforge.model.autoencoder import Autoencoder
 from latentforge.model.io import WEIGHTS_FILE, load_autoencoder
-from latentforge.model.latent_model import LatentModel
-from latentforge.model.losses import ObjectiveWeights, StudentBatch, student_loss
-from latentforge.model.student import Student
 from latentforge.teacher.v1 import teacher_pb2 as pb
 from latentforge.trainer.errors import TrainerError
-from latentforge.trainer.evaluation import evaluate_student, teacher_nll, to_device, unigram_ce
-from latentforge.trainer.interrupt import Interrupted
-from latentforge.trainer.optimisation import Optimisation, autocast
-from latentforge.trainer.order import step_generator
+from latentforge.trainer.learners import LatentLearner, TokenLevelLearner
 from latentforge.trainer.packing import PackedData, check_data
-from latentforge.trainer.progress import StageProgress
-from latentforge.trainer.publish import Publisher, publish_steps
 from latentforge.trainer.run_context import RunContext
 from latentforge.trainer.state import StageState
-from latentforge.trainer.targets import TargetSource, meet_teacher, target_source
-from latentforge.trainer.teacher_link import TeacherLink, TeacherLostError
+from latentforge.trainer.student_training import Learner, StudentTraining, teacher_id
+from latentforge.trainer.targets import TargetSource, TextTargets, meet_teacher, target_source
+from latentforge.trainer.teacher_link import TeacherLink
 
-RESULT = "student.json"
+MakeLearner = Callable[[torch.Tensor, TeacherId], Learner]
 
 
 def train_student(
@@ -53,8 +46,8 @@ def train_student(
         fresh: the teacher's text is collected anew where what is there is of another teacher or other settings.
 
     Returns:
-        steps, tokens, seconds, curve (held-out figures by step), unigram_ce, targets, teacher, cache or generated, and
-        checkpoints.
+        steps, tokens, seconds, curve (held-out figures by step), unigram_ce, targets, teacher (None without one), cache
+        or generated, and checkpoints.
 
     Raises:
         TrainerError: data, recipe, autoencoder, teacher and saved state do not fit, the loss is not finite, or the
@@ -62,170 +55,79 @@ def train_student(
         Interrupted: asked to stop; the state is saved and the student published.
     """
     autoencoder = fitting_autoencoder(run, autoencoder_folder, latent_size)
+    identity = {
+        "autoencoder_sha256": hashlib.sha256((autoencoder_folder / WEIGHTS_FILE).read_bytes()).hexdigest(),
+    }
+
+    def make(token_counts: torch.Tensor, teacher: TeacherId) -> LatentLearner:
+        return LatentLearner(run, autoencoder, token_counts, teacher)
+
+    return _train(run, train, held_out, LatentLearner.stage, identity, make, fresh=fresh)
+
+
+def train_token_level(
+    run: RunContext, train: PackedData, held_out: PackedData, *, fresh: bool = False
+) -> dict[str, Any]:
+    """As :func:`train_student`, for a student that writes one token a step; it needs no autoencoder.
+
+    It has the recipe's backbone, and learns the recipe's CE and KD from the same batches.
+    """
+
+    def make(token_counts: torch.Tensor, teacher: TeacherId) -> TokenLevelLearner:
+        return TokenLevelLearner(run, token_counts)
+
+    return _train(run, train, held_out, TokenLevelLearner.stage, {}, make, fresh=fresh)
+
+
+def result_file(run: RunContext, stage: str) -> Path:
+    """Where a finished stage's figures are."""
+    return run.folder / f"{stage}.json"
+
+
+def _train(
+    run: RunContext,
+    train: PackedData,
+    held_out: PackedData,
+    stage: str,
+    more_identity: dict[str, Any],
+    make: MakeLearner,
+    *,
+    fresh: bool,
+) -> dict[str, Any]:
     for data in (train, held_out):
         check_data(data, run.tokenizer, run.recipe.chunk_size)
     asked = run.recipe.teacher.targets
     identity = run.identity("student") | {
         "teacher": run.recipe.teacher.model_dump(exclude={"generate"} if asked == "score" else None),
         "train": train.identity(),
-        "autoencoder_sha256": hashlib.sha256((autoencoder_folder / WEIGHTS_FILE).read_bytes()).hexdigest(),
+        **more_identity,
     }
-    state = StageState(run.folder / "state" / "student", identity)
-    if (run.folder / RESULT).is_file():
-        run.console.print(f"student: finished before, {run.folder / RESULT}", highlight=False)
-        finished: dict[str, Any] = json.loads((run.folder / RESULT).read_text(encoding="utf-8"))
+    state = StageState(run.folder / "state" / stage, identity)
+    path = result_file(run, stage)
+    if path.is_file():
+        run.console.print(f"{stage}: finished before, {path}", highlight=False)
+        finished: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         return finished
     run.use_threads(beside_gateway=True)
-    with TeacherLink.of(run.settings, run.stop) as link:
-        answer, kind = meet_teacher(run, link)
-        with closing(target_source(run, link, train, held_out, answer, kind, fresh=fresh)) as source:
-            training = StudentTraining(run, source, autoencoder, answer, state)
-            training.load()
-            training.loop()
-            result = training.result()
-    write_atomically(run.folder / RESULT, json.dumps(result, indent=1) + "\n")
+    if asked == "text":
+        result = _learn(run, TextTargets(run, train, held_out), None, make, state)
+    else:
+        with TeacherLink.of(run.settings, run.stop) as link:
+            answer, kind = meet_teacher(run, link)
+            with closing(target_source(run, link, train, held_out, answer, kind, fresh=fresh)) as source:
+                result = _learn(run, source, answer, make, state)
+    write_atomically(path, json.dumps(result, indent=1) + "\n")
     return result
 
 
-class StudentTraining:
-    """One student's training from one source: what the loop needs and what it leaves behind."""
-
-    def __init__(
-        self,
-        run: RunContext,
-        source: TargetSource,
-        autoencoder: Autoencoder,
-        answer: pb.GetTeacherResponse,
-        state: StageState,
-    ) -> None:
-        self.run, self.source, self.answer, self.state = run, source, answer, state
-        self.recipe, self.seed = run.recipe.student, run.recipe.seed
-        ids, settings = run.tokenizer, run.settings
-        torch.manual_seed(self.seed)
-        student = Student(
-            run.recipe.student_config(ids.vocab_size, ids.pad_id, ids.eos_id, autoencoder.config.latent_size)
-        )
-        student.chunk_decoder.set_token_counts(torch.from_numpy(source.token_counts))
-        self.model = LatentModel(autoencoder, student).to(run.device).train()
-        self.optimisation = Optimisation(self.model, self.recipe.optim)
-        self.weights = ObjectiveWeights(**self.recipe.weights.model_dump())
-        self.teacher_id = TeacherId(backend=answer.backend, model=answer.model, revision=answer.revision)
-        golden = self.recipe.golden_prompt, self.recipe.golden_tokens
-        self.publisher = Publisher(settings.checkpoints_dir, run.name, ids, self.teacher_id, *golden)
-        self.step = 0
-        self.curve: list[dict[str, float]] = []
-        self._seconds_before, self._started = 0.0, time.monotonic()
-
-    def load(self) -> None:
-        """Goes on from what an earlier process saved, if it did.
-
-        Raises:
-            TrainerError: it learnt from another teacher or other text.
-        """
-        found = self.state.load(self.model, self.optimisation)
-        if found is None:
-            return
-        self.step, saved = found
-        if saved["teacher"] != self.teacher_id.model_dump():
-            raise TrainerError(
-                f"this run learns from {saved['teacher']}, {self.run.settings.gateway_target} is "
-                f"{self.teacher_id.model_dump()}; start that gateway, or start anew with --fresh or --run NAME"
-            )
-        if saved["source"] != self.source.identity():
-            raise TrainerError(
-                f"this run was begun with {saved['source']}, now it is {self.source.identity()}; "
-                "go on with what it was, or start anew with --fresh or --run NAME"
-            )
-        self.curve = saved["curve"]
-        self.source.restore(saved["progress"])
-        self._seconds_before = float(saved["seconds"])
-
-    def loop(self) -> None:
-        """Steps, validates, publishes and saves until the recipe's last step.
-
-        Raises:
-            Interrupted, TeacherLostError: after saving and publishing what is there.
-        """
-        run, recipe = self.run, self.recipe
-        with StageProgress(
-            run.folder, "student", recipe.optim.steps, run.status, first=self.step, console=run.console
-        ) as progress:
-            try:
-                self.check, batches = self.source.begin(self.step, with_rows=bool(self.weights.kd))
-                if self.step == 0:
-                    self._validate(progress)
-                while self.step < recipe.optim.steps:
-                    if run.stop():
-                        raise Interrupted
-                    batch = to_device(next(batches), run.device)
-                    values = self._take_step(batch)
-                    progress.step(self.step, values, batch.tokens.numel(), note=self.source.note())
-                    if self.step % recipe.validate_every == 0 or self.step == recipe.optim.steps:
-                        self._validate(progress)
-                    if self.step in publish_steps(recipe):
-                        self._publish(progress)
-                    if self.step % recipe.save_every == 0:
-                        self._save()
-            except (Interrupted, TeacherLostError):
-                self._save()
-                if self.step:
-                    self._publish(progress)
-                raise
-            self._save()
-
-    def result(self) -> dict[str, Any]:
-        """What the run's table and its readers are told."""
-        places = list_checkpoints(self.run.settings.checkpoints_dir / self.run.name)
-        return {
-            "steps": self.step,
-            "tokens": self.source.num_tokens(self.step),
-            "seconds": self._spent(),
-            "curve": self.curve,
-            "unigram_ce": unigram_ce(self.source.token_counts, self.check),
-            "held_out_tokens": sum(int(batch.valid.sum()) for batch in self.check),
-            "targets": self.source.kind,
-            "teacher": {
-                **self.teacher_id.model_dump(),
-                "fingerprint": self.answer.tokenizer_fingerprint,
-                "held_out_nll": teacher_nll(self.check),
-            },
-            **self.source.report(),
-            "checkpoints": [f"{self.run.name}/{place.name}" for place in places],
-        }
-
-    def _take_step(self, batch: StudentBatch) -> dict[str, float]:
-        run, step = self.run, self.step
-        with autocast(run.recipe, run.device):
-            loss = student_loss(self.model, batch, self.weights, step_generator(self.seed, step, run.device))
-        parts = {"loss": loss.total, "ce": loss.ce, "kd": loss.kd, "mse": loss.mse, "energy": loss.energy}
-        values = self.optimisation.step(step, loss.total, parts)
-        self.step += 1
-        return values
-
-    def _validate(self, progress: StageProgress) -> None:
-        figures = evaluate_student(self.model, self.check, self.seed, self.run.device)
-        self.model.train()
-        self.curve.append({"step": self.step, **figures})
-        progress.validation(self.step, figures)
-
-    def _publish(self, progress: StageProgress) -> None:
-        last = self.curve[-1] if self.curve else {}
-        figures = {f"held_out_{name}": value for name, value in last.items() if name != "step"}
-        progress.say(f"published {self.publisher.publish(self.model, self.step, figures)}")
-        self.model.train()
-
-    def _save(self) -> None:
-        progressed = {
-            "curve": self.curve,
-            "source": self.source.identity(),
-            "progress": self.source.progress(),
-            "seconds": self._spent(),
-            "teacher": self.teacher_id.model_dump(),
-        }
-        self.state.save(self.step, self.model, self.optimisation, progressed)
-
-    def _spent(self) -> float:
-        return round(self._seconds_before + time.monotonic() - self._started, 2)
+def _learn(
+    run: RunContext, source: TargetSource, answer: pb.GetTeacherResponse | None, make: MakeLearner, state: StageState
+) -> dict[str, Any]:
+    learner = make(torch.from_numpy(source.token_counts), teacher_id(answer))
+    training = StudentTraining(run, source, learner, answer, state)
+    training.load()
+    training.loop()
+    return training.result()
 
 
 def fitting_autoencoder(run: RunContext, folder: Path, latent_size: int | None) -> Autoencoder:

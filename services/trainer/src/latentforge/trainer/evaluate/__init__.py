@@ -1,0 +1,1 @@
+"""What `trainer evaluate` measures, each measure importable by itself."""

@@ -1,0 +1,242 @@
+"""One evaluation from beginning to end: everything that applies to a model, into one results file."""
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from latentforge.core.records import cpu_description, write_results
+from latentforge.model.latent_model import LatentModel
+from latentforge.model.losses import StudentBatch
+from latentforge.model.metrics.brier import BrierScore
+from latentforge.trainer.batches import held_out_sequences
+from latentforge.trainer.errors import TrainerError
+from latentforge.trainer.evaluate.brier import choose_prefixes, evaluate_brier, model_draw
+from latentforge.trainer.evaluate.checkpoint import Subject
+from latentforge.trainer.evaluate.generations import (
+    TEMPERATURES,
+    PromptSet,
+    Text,
+    TextScore,
+    choose_prompts,
+    evaluate_generations,
+    score_texts,
+)
+from latentforge.trainer.evaluate.likelihood import Likelihood, evaluate_likelihood, teacher_likelihood
+from latentforge.trainer.evaluate.mixture import evaluate_mixture
+from latentforge.trainer.evaluate.reconstruction import evaluate_reconstruction
+from latentforge.trainer.evaluate.report import Figures, Row, figure_rows
+from latentforge.trainer.evaluate.stages import stage
+from latentforge.trainer.evaluate.teacher import EvaluationTeacher
+from latentforge.trainer.packing import PackedData
+from latentforge.trainer.settings import TrainerSettings
+from latentforge.trainer.teacher_rows import kd_targets
+
+
+@dataclass(frozen=True)
+class Options:
+    """How much is looked at; the defaults are what figures are compared at.
+
+    Attributes:
+        sequences: of the likelihood, evenly spread.
+        bound_chunks: chunks of an energy head's bounds.
+        brier_positions, brier_samples: places in the text, and samples at each; 0 positions leave BrierLM out.
+        prompts, prompt_tokens, new_tokens: of the generations; 0 prompts leave them out.
+        top_k: entries of a teacher's row.
+        seed: of everything random.
+    """
+
+    sequences: int = 40
+    bound_chunks: int = 512
+    brier_positions: int = 256
+    brier_samples: int = 4
+    prompts: int = 32
+    prompt_tokens: int = 64
+    new_tokens: int = 128
+    top_k: int = 20
+    seed: int = 0
+
+
+def run_evaluation(
+    subject: Subject,
+    data: PackedData,
+    options: Options,
+    settings: TrainerSettings,
+    *,
+    with_teacher: bool,
+    out: Path,
+    command: str,
+    console: Console,
+) -> tuple[Path, list[Row]]:
+    """Measures, and writes ``out/eval_<time>.json``; gives its path and rows.
+
+    Raises:
+        TrainerError: the data, the teacher and the subject do not fit, or the teacher is needed and none answers.
+        TeacherError: the teacher refused, or the gateway is lost.
+        ValueError: too little data for an interval.
+    """
+    if subject.model is None and not with_teacher:
+        raise TrainerError("--no-teacher leaves out the teacher, which is to be evaluated; leave the option out")
+    if subject.model is not None:
+        if torch.cuda.is_available():
+            torch.cuda.set_per_process_memory_fraction(settings.cuda_memory_fraction)
+        subject.model.to(_device())
+    vocab_size = None if subject.model is None else subject.model.vocab_size
+    teacher_or_none: AbstractContextManager[EvaluationTeacher | None] = nullcontext()
+    if with_teacher:
+        teacher_or_none = EvaluationTeacher(settings, subject.tokenizer, vocab_size, options.top_k)
+    with teacher_or_none as teacher:
+        figures = _Evaluation(subject, data, options, teacher, console).run()
+        about_teacher = None if teacher is None else teacher.name
+    rows = figure_rows(figures, options.seed)
+    path = write_results(
+        out,
+        "eval",
+        command=command,
+        device=_device_name(),
+        seed=options.seed,
+        rows=rows,
+        checkpoint={
+            "id": subject.id,
+            "kind": subject.kind,
+            "chunk_size": subject.chunk_size,
+            "parameters": None if subject.model is None else sum(p.numel() for p in subject.model.parameters()),
+            "tokenizer_fingerprint": subject.tokenizer.fingerprint,
+        },
+        teacher=about_teacher,
+        data={
+            "folder": str(data.folder),
+            "source": data.meta.source,
+            "source_sha256": data.meta.source_sha256,
+            "split": data.meta.split,
+            "sequence_length": data.meta.sequence_length,
+            "tokens": len(figures.likelihood.nats),
+        },
+        options=asdict(options),
+    )
+    return path, rows
+
+
+class _Evaluation:
+    def __init__(
+        self,
+        subject: Subject,
+        data: PackedData,
+        options: Options,
+        teacher: EvaluationTeacher | None,
+        console: Console,
+    ) -> None:
+        self._subject, self._data, self._options = subject, data, options
+        self._teacher, self._console = teacher, console
+        self._sequences = held_out_sequences(data, options.sequences)
+
+    def run(self) -> Figures:
+        options, model = self._options, self._subject.model
+        # Chosen first: what is too short is said before anything is computed.
+        prompts = None
+        if options.prompts:
+            prompts = choose_prompts(self._data, options.prompts, options.prompt_tokens, options.new_tokens)
+        brier = self._brier()
+        batches = self._batches()
+        bounds: dict[int, Likelihood] = {}
+        if model is None:
+            likelihood = teacher_likelihood(batches)
+        else:
+            with stage(self._console, "likelihood", len(batches)) as advance:
+                likelihood = evaluate_likelihood(model, batches, seed=options.seed, on_batch=advance)
+        if isinstance(model, LatentModel) and model.student.config.head == "energy":
+            with stage(self._console, "mixture bound", len(batches)) as advance:
+                bounds = evaluate_mixture(
+                    model, batches, num_chunks=options.bound_chunks, seed=options.seed, on_batch=advance
+                )
+        tightest = bounds[max(bounds)] if bounds else likelihood
+        figures = Figures(
+            likelihood, tightest.bits_per_byte(self._subject.tokenizer.num_bytes, options.seed), bounds, brier
+        )
+        if isinstance(model, LatentModel):
+            with stage(self._console, "reconstruction", len(batches)) as advance:
+                figures.reconstruction = evaluate_reconstruction(model, batches, seed=options.seed, on_batch=advance)
+        if prompts is not None:
+            figures.generations, figures.reference = self._generations(prompts)
+        return figures
+
+    def _batches(self) -> list[StudentBatch]:
+        """One sequence each; the first token has no context, so that nobody is asked about it."""
+        batches = []
+        if self._teacher is not None:
+            with stage(self._console, "teacher's rows", len(self._sequences)) as advance:
+                rows = self._teacher.rows([s.tolist() for s in self._sequences], on_sequence=advance)
+        for index, sequence in enumerate(self._sequences):
+            valid = torch.ones(1, len(sequence), dtype=torch.bool)
+            valid[:, 0] = False
+            kd = None if self._teacher is None else kd_targets([rows[index]], len(sequence), [0])
+            batches.append(StudentBatch(sequence[None], valid, kd))
+        return batches
+
+    def _brier(self) -> BrierScore | None:
+        options, model, k = self._options, self._subject.model, self._subject.chunk_size
+        if not options.brier_positions or (model is None and not self._can_sample("BrierLM")):
+            return None
+        groups = choose_prefixes(
+            self._sequences,
+            options.brier_positions,
+            chunk_size=k,
+            prefix_tokens=options.prompt_tokens,
+            eos_id=self._subject.tokenizer.eos_id,
+            seed=options.seed,
+        )
+        if model is not None:
+            draw = model_draw(model, options.brier_samples)
+            with stage(self._console, "BrierLM", len(groups)) as advance:
+                return evaluate_brier(draw, groups, chunk_size=k, seed=options.seed, on_group=advance)
+        assert self._teacher is not None
+        with stage(self._console, "BrierLM", sum(len(g.prefixes) for g in groups)) as advance:
+            draw = self._teacher.draw(options.brier_samples, on_prompt=advance)
+            return evaluate_brier(draw, groups, chunk_size=k, seed=options.seed)
+
+    def _generations(self, prompts: PromptSet) -> tuple[dict[float, TextScore], TextScore]:
+        options, eos_id = self._options, self._subject.tokenizer.eos_id
+        score = None if self._teacher is None else self._teacher.score
+        references = [Text(ids, False) for ids in prompts.references.tolist()]
+        reference = score_texts(prompts.prompts, references, eos_id, score, seed=options.seed)
+        if self._subject.model is not None:
+            with stage(self._console, "generations", len(TEMPERATURES)) as advance:
+                found = evaluate_generations(
+                    self._subject.model,
+                    prompts.prompts,
+                    options.new_tokens,
+                    score=score,
+                    seed=options.seed,
+                    on_temperature=advance,
+                )
+            return found, reference
+        return (self._teacher_generations(prompts.prompts) if self._can_sample("generations") else {}), reference
+
+    def _teacher_generations(self, prompts: Tensor) -> dict[float, TextScore]:
+        options, teacher = self._options, self._teacher
+        assert teacher is not None
+        found = {}
+        with stage(self._console, "generations", len(TEMPERATURES) * len(prompts)) as advance:
+            for temperature in TEMPERATURES:
+                texts = teacher.continuations(prompts, options.new_tokens, temperature, options.seed, on_prompt=advance)
+                own = [text for (text,) in texts]
+                eos_id = self._subject.tokenizer.eos_id
+                found[temperature] = score_texts(prompts, own, eos_id, teacher.score, seed=options.seed)
+        return found
+
+    def _can_sample(self, what: str) -> bool:
+        if self._teacher is not None and self._teacher.about.can_generate:
+            return True
+        self._console.print(f"warning: this teacher cannot generate; {what} of its own are left out", highlight=False)
+        return False
+
+
+def _device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _device_name() -> str:
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else cpu_description()

@@ -1,0 +1,73 @@
+"""Tiny models over the tests' tokenizer, and held-out batches with the known teacher's rows."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from latentforge.model.autoencoder import Autoencoder
+from latentforge.model.config import AutoencoderConfig, ChunkDecoderConfig, StudentConfig
+from latentforge.model.latent_model import LatentModel
+from latentforge.model.losses import StudentBatch
+from latentforge.model.student import Student
+from latentforge.model.token_level import TokenLevelModel, token_level_config
+from latentforge.trainer.packing import PackedData
+from latentforge.trainer.teacher_rows import kd_targets
+
+V, K, TOP_K = 260, 4, 4
+
+MakeLatent = Callable[..., LatentModel]
+
+
+def _student_config(**changes: Any) -> StudentConfig:
+    sizes = {"hidden_size": 16, "num_layers": 1, "num_heads": 2, "num_kv_heads": 1, "head_dim": 8}
+    more = {"intermediate_size": 16, "embed_size": 8, "max_chunks": 32, "latent_size": 8, "chunk_size": K}
+    decoder = ChunkDecoderConfig(width=8, rank=4)
+    return StudentConfig(
+        **{"vocab_size": V, "pad_id": 1, "eos_id": 0, "chunk_decoder": decoder, **sizes, **more, **changes}
+    )
+
+
+def _randomise(module: torch.nn.Module) -> None:
+    # Parts start at zero or small; random ones leave no path unused and no two tokens alike.
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.normal_(std=parameter.shape[-1] ** -0.5 if parameter.ndim == 2 else 0.5)
+
+
+@pytest.fixture
+def make_latent() -> MakeLatent:
+    """A tiny random pair; keywords change the student's config."""
+
+    def make(**changes: Any) -> LatentModel:
+        torch.manual_seed(3)
+        sizes = {"hidden_size": 8, "chunk_hidden_size": 16, "intermediate_size": 8, "latent_size": 8}
+        autoencoder = Autoencoder(AutoencoderConfig(vocab_size=V, chunk_size=K, pad_id=1, **sizes))
+        model = LatentModel(autoencoder, Student(_student_config(**changes))).eval()
+        _randomise(model.student)
+        return model
+
+    return make
+
+
+@pytest.fixture
+def token_level() -> TokenLevelModel:
+    torch.manual_seed(4)
+    model = TokenLevelModel(token_level_config(_student_config())).eval()
+    _randomise(model)
+    return model
+
+
+@pytest.fixture
+def batches(packed: PackedData, known_rows: Any) -> list[StudentBatch]:
+    """Three sequences of 32 tokens with rows; of the last one some more tokens are not counted."""
+    found = []
+    for i in range(3):
+        sequence = packed.sequence(i)
+        valid = torch.ones(1, 32, dtype=torch.bool)
+        valid[:, 0] = False
+        rows = known_rows("").rows(sequence.tolist(), TOP_K)
+        found.append(StudentBatch(sequence[None], valid, kd_targets([rows], 32, [0])))
+    found[2].valid[:, 9:14] = False
+    return found

@@ -1,0 +1,222 @@
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from latentforge.core.manifest import TeacherId
+from latentforge.model.io import save_pretrained
+from latentforge.model.latent_model import LatentModel
+from latentforge.model.token_level import TokenLevelModel
+from latentforge.trainer.cli import app
+from latentforge.trainer.packing import PackedData, pack_jsonl
+from latentforge.trainer.publish import Publisher
+from latentforge.trainer.tokenizer import TextTokenizer
+
+SMALL = [
+    "--sequences",
+    "5",
+    "--brier-positions",
+    "32",
+    "--brier-samples",
+    "3",
+    "--prompts",
+    "4",
+    "--prompt-tokens",
+    "8",
+]
+SMALL += ["--new-tokens", "10", "--top-k", "4", "--bound-chunks", "16"]
+Evaluate = Callable[..., tuple[Result, dict[str, Any]]]
+
+
+@pytest.fixture
+def held_out(tmp_path: Path, corpus: Path, tokenizer: TextTokenizer) -> Path:
+    pack_jsonl(corpus, tmp_path / "held", tokenizer, sequence_length=32, chunk_size=4, split="held-out")
+    return tmp_path / "held"
+
+
+@pytest.fixture
+def evaluate(tmp_path: Path, tokenizer_folder: Path, known_teacher: Any, monkeypatch: pytest.MonkeyPatch) -> Evaluate:
+    """Runs the command and gives what it wrote."""
+    environment = {
+        "RUNS_DIR": str(tmp_path / "runs"),
+        "CHECKPOINTS_DIR": str(tmp_path / "checkpoints"),
+        "TOKENIZER_PATH": str(tokenizer_folder),
+        "GATEWAY_TARGET": f"127.0.0.1:{known_teacher.port}",
+        "NO_COLOR": "1",
+        "COLUMNS": "60",
+    }
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+
+    def run(*arguments: object) -> tuple[Result, dict[str, Any]]:
+        out = tmp_path / "results"
+        shutil.rmtree(out, ignore_errors=True)
+        result = CliRunner().invoke(app, ["evaluate", *map(str, arguments), "--out", str(out), *SMALL])
+        written = list(out.glob("eval_*.json"))
+        return result, json.loads(written[0].read_text()) if written else {}
+
+    return run
+
+
+def publish(root: Path, tokenizer: TextTokenizer, model: LatentModel, step: int) -> None:
+    teacher = TeacherId(backend="known", model="closed-form", revision="1")
+    Publisher(root, "run", tokenizer, teacher, "def", 4).publish(model, step, {})
+
+
+def rows_of(record: dict[str, Any]) -> dict[str, Any]:
+    return {row["id"]: row for row in record["rows"]}
+
+
+GENERATION_IDS = {
+    f"{setting}_{what}"
+    for setting in ("gen_t1", "gen_t07", "gen_greedy", "reference")
+    for what in ("teacher_nats", "distinct_3", "repetition", "mean_length")
+}
+BRIER_IDS = {"brier_lm", "brier_1", "brier_2", "brier_3", "brier_4", "brier_8"}
+TEACHER_IDS = {"teacher_nats_per_token", "kl_to_teacher"}
+RECONSTRUCTION_IDS = {"ae_clean", "ae_noisy", "ae_at_student", "ae_margin", "ae_active_dims", "latent_mse"}
+LIKELIHOOD_IDS = {"nats_per_token", "bits_per_byte", "calibration_error"}
+
+
+def test_a_published_student(
+    evaluate: Evaluate, make_latent: Any, tokenizer: TextTokenizer, held_out: Path, tmp_path: Path
+) -> None:
+    for step in (9, 10):
+        publish(tmp_path / "checkpoints", tokenizer, make_latent(), step)
+    result, record = evaluate("run", held_out)
+    assert result.exit_code == 0, result.output
+    rows = rows_of(record)
+    positions = {f"nats_per_token_k{k}" for k in range(4)}
+    assert set(rows) == LIKELIHOOD_IDS | positions | TEACHER_IDS | BRIER_IDS | GENERATION_IDS | RECONSTRUCTION_IDS
+    assert record["checkpoint"]["id"] == "run/step-00000010"
+    assert record["checkpoint"]["kind"] == "student"
+    assert record["data"]["tokens"] == 5 * 31
+    assert record["options"]["brier_samples"] == 3
+    assert record["teacher"] == "closed-form (known, 1)"
+    nats = rows["nats_per_token"]
+    assert nats["low"] < nats["value"] < nats["high"]
+    assert nats["ratio"] == pytest.approx(rows["teacher_nats_per_token"]["value"] / nats["value"])
+    assert rows["kl_to_teacher"]["value"] > 0
+    for row in rows.values():
+        assert row["id"] in result.output
+        assert f"{row['value']:.4f}" in result.output or row["value"] >= 100
+    for name in ("newest", tmp_path / "checkpoints" / "run", tmp_path / "checkpoints" / "run" / "step-00000010"):
+        again = rows_of(evaluate(name, held_out)[1])
+        assert again == rows
+
+
+def test_a_student_with_the_energy_head_is_bounded(
+    evaluate: Evaluate, make_latent: Any, tokenizer: TextTokenizer, held_out: Path, tmp_path: Path
+) -> None:
+    model = make_latent(head="energy", energy_noise_size=4, energy_blocks=1)
+    publish(tmp_path / "checkpoints", tokenizer, model, 1)
+    result, record = evaluate("newest", held_out)
+    assert result.exit_code == 0, result.output
+    rows = rows_of(record)
+    assert {f"nats_per_token_bound_n{n}" for n in (1, 8, 32, 128)} <= set(rows)
+    assert {"kl_to_teacher_one_latent", "bits_per_byte_bound_n128", "nats_per_token_bound_n128_k3"} <= set(rows)
+    assert not set(rows) & {"nats_per_token", "kl_to_teacher", "bits_per_byte"}
+
+
+def test_a_token_level_student_on_a_jsonl_file_without_a_teacher(
+    evaluate: Evaluate, token_level: TokenLevelModel, tokenizer: TextTokenizer, corpus: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "token-level"
+    save_pretrained(token_level, folder)
+    shutil.copytree(tokenizer.folder, folder / "tokenizer")
+    arguments = (folder, corpus, "--no-teacher", "--sequence-length", "32", "--gateway", "127.0.0.1:9")
+    result, record = evaluate(*arguments, "--tokenizer", tmp_path)
+    assert result.exit_code == 0, result.output
+    rows = rows_of(record)
+    without = {i for i in GENERATION_IDS if not i.endswith("teacher_nats")}
+    assert set(rows) == LIKELIHOOD_IDS | BRIER_IDS | without
+    assert record["checkpoint"]["kind"] == "token-level"
+    assert record["teacher"] is None
+    assert rows_of(evaluate(*arguments)[1]) == rows
+
+
+def test_the_teacher_itself(evaluate: Evaluate, held_out: Path, known_teacher: Any) -> None:
+    result, record = evaluate("teacher", held_out)
+    assert result.exit_code == 0, result.output
+    rows = rows_of(record)
+    assert set(rows) == LIKELIHOOD_IDS | BRIER_IDS | GENERATION_IDS
+    # It draws from its own rows, about 2.3 nats; an end of text is in their tail.
+    assert 1.0 < rows["gen_t1_teacher_nats"]["value"] < 4
+    assert rows["reference_teacher_nats"]["value"] > 5
+    asked = [list(request.token_ids.ids) for request in known_teacher.generated]
+    assert {len(ids) for ids in asked} == {8, *range(8, 16)}
+    assert {round(request.temperature, 3) for request in known_teacher.generated} == {1.0, 0.7, 0.0}
+
+
+def test_of_training_data_only_the_held_out_end_is_taken(
+    evaluate: Evaluate, make_latent: Any, tokenizer: TextTokenizer, packed: PackedData, tmp_path: Path
+) -> None:
+    publish(tmp_path / "checkpoints", tokenizer, make_latent(), 1)
+    result, record = evaluate("run", packed.folder)
+    assert result.exit_code == 0, result.output
+    num = len(packed) * 5 // 100
+    assert f"the last {num} of its sequences" in result.output
+    assert record["data"]["split"] == f"train[{len(packed) - num}:{len(packed)}]"
+
+
+def test_what_the_run_held_out_is_the_default(
+    evaluate: Evaluate, make_latent: Any, tokenizer: TextTokenizer, held_out: Path, tmp_path: Path
+) -> None:
+    publish(tmp_path / "checkpoints", tokenizer, make_latent(), 1)
+    result, _ = evaluate("run")
+    assert result.exit_code == 1
+    assert "there is no held-out data at" in result.output
+    shutil.copytree(held_out, tmp_path / "runs" / "run" / "data" / "held-out")
+    result, record = evaluate("run")
+    assert result.exit_code == 0, result.output
+    assert record["data"]["folder"].endswith("runs/run/data/held-out")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nothing"], "'nothing' is no published checkpoint, no run of"),
+        (["newest"], "nothing is published in CHECKPOINTS_DIR="),
+        (["teacher"], "give DATA, a packed folder or a JSONL file"),
+        (["teacher", "HELD_OUT", "--no-teacher"], "--no-teacher leaves out the teacher"),
+        (["teacher", "HELD_OUT", "--sequence-length", "64"], "is packed already"),
+        (["teacher", "missing.jsonl"], "missing.jsonl is no file"),
+        (["teacher", "HELD_OUT", "--gateway", "127.0.0.1:9"], "`make eval` starts one for as long as it takes"),
+    ],
+)
+def test_errors_are_one_clear_message(evaluate: Evaluate, held_out: Path, arguments: list[str], message: str) -> None:
+    result, _ = evaluate(*(str(held_out) if a == "HELD_OUT" else a for a in arguments))
+    assert result.exit_code == 1, result.output
+    assert message in result.output.replace("\n", " ")
+    assert "Traceback" not in result.output
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"max_top_k": 3}, "--top-k is 4, but the teacher closed-form (known) at"),
+        ({"can_score": False}, "cannot score given text"),
+        ({"vocab_size": 300}, "has an output layer of 300 ids, the model has 260"),
+        ({"fingerprint": "other"}, "has the tokenizer fingerprint other"),
+    ],
+)
+def test_a_teacher_that_does_not_fit_is_refused(
+    evaluate: Evaluate,
+    make_latent: Any,
+    tokenizer: TextTokenizer,
+    held_out: Path,
+    tmp_path: Path,
+    known_teacher: Any,
+    changes: dict[str, Any],
+    message: str,
+) -> None:
+    publish(tmp_path / "checkpoints", tokenizer, make_latent(), 1)
+    for name, value in changes.items():
+        setattr(known_teacher, name, value)
+    result, _ = evaluate("run", held_out)
+    assert result.exit_code == 1
+    assert message in result.output

@@ -1,0 +1,69 @@
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from latentforge.trainer.errors import TrainerError
+from latentforge.trainer.evaluate.generations import Text, choose_prompts, evaluate_generations, score_texts
+from latentforge.trainer.packing import PackedData
+
+
+def constant_score(sequences: list[list[int]], prompt_tokens: int) -> list[NDArray[np.float32]]:
+    """Every token has probability exp(-id)."""
+    return [-np.array(ids[prompt_tokens:], dtype=np.float32) for ids in sequences]
+
+
+def test_texts_are_scored_behind_their_prompts_with_the_end_but_counted_without() -> None:
+    prompts = torch.tensor([[100, 100], [200, 200], [250, 250]])
+    texts = [Text([1, 2, 3, 4], False), Text([5], True), Text([], True)]
+    found = score_texts(prompts, texts, 7, constant_score)
+    assert found.teacher_nats is not None
+    assert found.teacher_nats.value == pytest.approx((1 + 2 + 3 + 4 + 5 + 7 + 7) / 7)
+    assert found.mean_length == pytest.approx(5 / 3)
+    assert found.distinct_3 == 1
+    assert score_texts(prompts, texts, 7, None).teacher_nats is None
+
+
+@pytest.mark.parametrize("kind", ["latent", "token-level"])
+def test_a_model_writes_at_every_temperature(kind: str, make_latent: Any, token_level: Any, packed: PackedData) -> None:
+    model = make_latent() if kind == "latent" else token_level
+    prompts = choose_prompts(packed, 4, 8, 12)
+    seen: list[list[list[int]]] = []
+
+    def score(sequences: list[list[int]], prompt_tokens: int) -> list[NDArray[np.float32]]:
+        seen.append(sequences)
+        return constant_score(sequences, prompt_tokens)
+
+    found = evaluate_generations(model, prompts.prompts, 12, score=score)
+    assert list(found) == [1.0, 0.7, 0.0]
+    assert seen[0] != seen[1] != seen[2]
+    for sequences in seen:
+        assert [ids[:8] for ids in sequences] == prompts.prompts.tolist()
+        assert all(9 <= len(ids) <= 20 for ids in sequences)
+    assert all(math.isfinite(s.teacher_nats.value) for s in found.values() if s.teacher_nats)
+    again = evaluate_generations(model, prompts.prompts, 12, score=score)
+    assert again == found
+
+
+def test_prompts_are_beginnings_of_documents_first(packed: PackedData) -> None:
+    chosen = choose_prompts(packed, 20, 8, 12)
+    documents = {tuple(ids) for ids in packed.document_beginnings(20) if len(ids) == 20}
+    assert chosen.prompts.shape == (20, 8)
+    assert chosen.references.shape == (20, 12)
+    assert {tuple(row) for row in torch.cat([chosen.prompts, chosen.references], 1).tolist()} <= documents
+
+
+def test_sequences_fill_up_where_documents_are_too_few(packed: PackedData) -> None:
+    few = packed.part(3, 40)
+    num_documents = sum(len(ids) == 32 for ids in few.document_beginnings(32))
+    chosen = choose_prompts(few, num_documents + 5, 20, 12)
+    assert len(chosen.prompts) == num_documents + 5
+    assert not (chosen.references == few.meta.eos_id).any()
+
+
+def test_no_text_that_is_long_enough_is_an_error(packed: PackedData) -> None:
+    with pytest.raises(TrainerError, match=r"fewer than 2 texts of 64 \+ 5000 tokens"):
+        choose_prompts(packed, 4, 64, 5000)
