@@ -74,14 +74,23 @@ train-ae: $(READY) ## Train the autoencoder: runs/toy/autoencoder/
 
 .PHONY: train-student
 train-student: $(READY) ## Train the student and publish checkpoints/toy/; starts a gateway where none answers
-#: KD_W= MSE_W= CE_W= STEPS= K= D= BATCH_SIZE=   default: the recipe's
+#: OBJECTIVE=   trainer train student --help lists them   KD_W= MSE_W= CE_W= STEPS= K= D= BATCH_SIZE=   default: the recipe's
 #: TARGETS=auto   score: rows on the data; generate: the teacher writes, after PROMPTS= prompts; auto: what it can
 #: AE_CKPT=runs/toy/autoencoder DATA=data/packed_toy RECIPE=demo RUN=toy FRESH=1
 #: SET='teacher.generate.max_tokens=64 student.optim.lr=0.002'   any values of the recipe
 #: GATEWAY_TARGET=localhost:50051
 	@$(BIN)/python -m tools.gateway -- $(BIN)/trainer train student $(TRAINING) $(call option,--steps,$(STEPS)) \
 		$(call option,--kd-w,$(KD_W)) $(call option,--mse-w,$(MSE_W)) $(call option,--ce-w,$(CE_W)) \
-		$(call option,--ae-checkpoint,$(AE_CKPT)) $(call option,--targets,$(TARGETS)) $(call option,--prompts,$(PROMPTS))
+		$(call option,--ae-checkpoint,$(AE_CKPT)) $(call option,--targets,$(TARGETS)) $(call option,--prompts,$(PROMPTS)) \
+		$(call option,--objective,$(OBJECTIVE))
+
+.PHONY: train-token-level
+train-token-level: $(READY) ## Train the rival, a student that writes one token a step: runs/toy/token-level/
+#: KD_W= CE_W= STEPS= BATCH_SIZE= TARGETS= DATA=data/packed_toy RECIPE=demo RUN=toy FRESH=1 SET='student.model.num_layers=2'
+	@$(BIN)/python -m tools.gateway -- $(BIN)/trainer train token-level --recipe $(or $(RECIPE),demo) --run $(or $(RUN),toy) \
+		--data '$(or $(DATA),$(PACKED))' $(if $(FRESH),--fresh) $(foreach value,$(SET),--set '$(value)') \
+		$(call option,--steps,$(STEPS)) $(call option,--batch-size,$(BATCH_SIZE)) $(call option,--kd-w,$(KD_W)) \
+		$(call option,--ce-w,$(CE_W)) $(call option,--targets,$(TARGETS)) $(call option,--prompts,$(PROMPTS))
 
 .PHONY: train-student-venice train-student-vllm-local train-student-vllm-remote
 train-student-venice: ## The same with the Venice API as the teacher
@@ -119,12 +128,36 @@ bench: $(READY) ## Measure decoding beside a token-level model: results/bench_<t
 	@$(BIN)/inference bench --prompts-file '$(or $(PROMPTS_FILE),prompts.txt)' $(call option,--max-tokens,$(MAX_TOKENS)) \
 		$(call option,--temp,$(TEMP)) $(call option,--top-p,$(TOP_P)) $(call option,--seed,$(SEED))
 
+.PHONY: eval
+eval: $(READY) ## Measure a model on held-out data: results/eval_<time>.json; starts a gateway where none answers
+#: CHECKPOINT=newest   a published checkpoint's folder, a run, a token-level student's folder, or teacher
+#: DATA=   a packed folder or a JSONL file; default: what the checkpoint's run held out
+#: SEED=0 OUT=results GATEWAY_TARGET=localhost:50051   ARGS='--sequences 40'   trainer evaluate --help lists them
+	@$(BIN)/python -m tools.gateway -- $(BIN)/trainer evaluate '$(or $(CHECKPOINT),newest)' $(if $(DATA),'$(DATA)') \
+		$(call option,--seed,$(SEED)) $(call option,--out,$(OUT)) $(ARGS)
+
 .PHONY: bench-gateway
 bench-gateway: $(READY_DEV) ## Measure the gateway beside vLLM asked directly and LiteLLM's cache: results/bench_gateway_<time>.json
 #: ARGS=   such as --quick; python -m tools.bench_gateway --help lists them
 	@$(BIN)/python -m tools.vllm_env
 	@$(BIN)/python -m tools.litellm_env
 	@$(BIN)/python -m tools.bench_gateway $(ARGS)
+
+.PHONY: pareto compare autoencoders
+pareto: $(READY_DEV) ## Quality against speed, latent students beside token-level ones: results/pareto_<time>.json and .png
+#: SCALE=cpu   smoke: minutes; cpu: two hours of two cores; gpu: larger. Stopped, the same command goes on
+#: ARGS=   such as --publish docs/results; python -m tools.experiments pareto --help lists them
+pareto:
+	@$(EXPERIMENT) pareto --scale $(or $(SCALE),cpu) $(ARGS)
+compare: $(READY_DEV) ## Objectives beside each other at the same tokens: results/objectives_<time>.json
+#: WHAT=objectives   or decoders, or rows   SCALE=cpu ARGS=
+compare:
+	@$(EXPERIMENT) compare $(or $(WHAT),objectives) --scale $(or $(SCALE),cpu) $(ARGS)
+autoencoders: $(READY_DEV) ## Autoencoders over K, D and width: results/autoencoders_<time>.json
+#: SCALE=cpu ARGS=
+autoencoders:
+	@$(BIN)/python -m tools.experiments autoencoders --scale $(or $(SCALE),cpu) $(ARGS)
+EXPERIMENT = $(BIN)/python -m tools.gateway -- $(BIN)/python -m tools.experiments
 
 ##@ Checks and tests
 

@@ -1,0 +1,53 @@
+"""make pareto SCALE=smoke, for real: text, autoencoders, both kinds of student, evaluations, chart; then again."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tools.demo.settings import ROOT
+
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(1500)]
+
+
+def run(folder: Path) -> subprocess.CompletedProcess[str]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    python = [sys.executable, "-m"]
+    options = ["--scale", "smoke", "--folder", str(folder / "work"), "--results", str(folder / "results")]
+    environment = {"GATEWAY_PORT": str(port), "CACHE_URL": f"sqlite:///{folder}/cache.sqlite", "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [*python, "tools.gateway", "--", *python, "tools.experiments", "pareto", *options],
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        text=True,
+        capture_output=True,
+        check=False,
+    )
+
+
+def test_the_whole_chart_and_again_without_training(tmp_path: Path) -> None:
+    first = run(tmp_path)
+    assert first.returncode == 0, first.stderr
+    (path,) = (tmp_path / "results").glob("pareto_*.json")
+    assert path.with_suffix(".png").read_bytes()[:4] == b"\x89PNG"
+    result = json.loads(path.read_text())
+    assert {"gap_k4", "gap_k8", "pareto_k4", "pareto_k8", "decode_k4", "decode_k8", "fast_k8"} <= {
+        row["id"] for row in result["rows"]
+    }
+    assert {"commit", "command", "date", "device", "seed"} <= result.keys()
+    for model in result["models"]:
+        figures = model["evaluations"]["stdlib"]
+        assert 4 < figures["nats_per_token"]["value"] < 11, model["run"]
+        assert ("kl_to_teacher" in figures) == (model["vocabulary"] == "demo")
+        assert model["speed"]["one"][0] > 0
+        assert model["evaluations"]["packages"]["nats_per_token"]["value"] > 4
+    again = run(tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert f"students: {len(result['models'])} of {len(result['models'])} done before" in again.stderr
+    assert "train " not in again.stderr

@@ -1,0 +1,159 @@
+"""Experiments: what is planned, how jobs are run, and what the bars say of figures that are known."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from latentforge.trainer import objectives as trainer_objectives
+from tools.experiments.chart import draw
+from tools.experiments.commands import Job, Places, evaluation_job, student_job
+from tools.experiments.figures import Measured, objective_rows, pareto_rows, read_evaluation
+from tools.experiments.jobs import run_jobs
+from tools.experiments.plan import (
+    COMPARISONS,
+    OBJECTIVES,
+    SCALES,
+    Model,
+    ScaleName,
+    Size,
+    Vocabulary,
+    pareto_models,
+    seed_models,
+)
+from tools.experiments.speed import Speed
+from tools.processes import ChildError, Children
+
+SIZE = Size(2, 128)
+VOCABULARIES: tuple[Vocabulary, ...] = ("demo", "large")
+
+
+def measured(
+    k: int, nats: float, pace: float, size: Size = SIZE, seed: int = 0, words: Vocabulary = "demo"
+) -> Measured:
+    model = Model("pareto", "token-level" if k == 1 else "student", words, size, 1000, k, seed=seed)
+    rows = {"nats_per_token": {"value": nats}}
+    speed = Speed((pace, 0.9 * pace, 1.1 * pace), (4 * pace, pace, 5 * pace), 1e6, 10) if seed == 0 else None
+    return Measured(model, {"stdlib": rows, "packages": rows}, speed)
+
+
+@pytest.mark.parametrize("name", SCALES)
+def test_a_scale_has_what_the_chart_needs(name: ScaleName) -> None:
+    scale = SCALES[name]
+    models = [*pareto_models(scale), *seed_models(scale), *(m for make in COMPARISONS.values() for m in make(scale))]
+    assert len({model.run for model in models}) == len(models)
+    for vocabulary in ("demo", "large"):
+        of = [m for m in pareto_models(scale) if m.vocabulary == vocabulary]
+        assert {m.size for m in of if m.kind == "student"} <= {m.size for m in of if m.kind == "token-level"}
+        assert {m.tokens for m in of} == {scale.tokens[vocabulary]}
+    if name != ScaleName.smoke:
+        assert {m.k for m in models} == {1, 2, 4, 8}
+        assert len(scale.token_sizes) >= 4
+        assert len(scale.student_sizes) >= 3
+        assert len(scale.seeds) == 3
+
+
+def test_the_gap_is_the_mean_over_seeds_of_the_same_backbone() -> None:
+    rows = pareto_rows(
+        [
+            *(measured(1, 4.0 + 0.1 * seed, 100, seed=seed) for seed in range(3)),
+            *(measured(8, 4.3 + 0.2 * seed, 400, seed=seed) for seed in range(3)),
+            measured(8, 9.0, 400, size=Size(4, 256)),
+            measured(1, 3.0, 50, size=Size(4, 256)),
+        ]
+    )
+    (gap,) = [row for row in rows if row["id"] == "gap_k8"]
+    assert gap["value"] == pytest.approx((0.3 + 0.4 + 0.5) / 3)
+    assert (gap["low"], gap["high"], gap["seeds"], gap["size"]) == (pytest.approx(0.3), pytest.approx(0.5), 3, "2x128")
+
+
+def test_objectives_are_compared_seed_by_seed() -> None:
+    def of(objective: str, seed: int, nats: float, kl: float) -> Measured:
+        model = Model(objective, "student", "demo", SIZE, 1000, 8, objective, seed)
+        return Measured(model, {"stdlib": {"nats_per_token": {"value": nats}, "kl_to_teacher": {"value": kl}}})
+
+    rows = objective_rows(
+        [
+            *(of("regressed-latent", s, 6.0 + s, 3.0) for s in range(2)),
+            *(of("chunk-ce", s, 5.0, 2.0 + s) for s in range(2)),
+            *(of("chunk-kd", s, 4.5 - s, 1.5) for s in range(2)),
+        ]
+    )
+    values = {row["id"]: (row["value"], row["low"], row["high"]) for row in rows}
+    assert values == {
+        "vs_seed_objective": (2.5, 1.5, 3.5),
+        "kd_bound": (1.0, 0.5, 1.5),
+        "kd_kl": (1.0, 0.5, 1.5),
+    }
+
+
+def test_the_compared_objectives_are_the_trainers() -> None:
+    assert set(OBJECTIVES) == set(trainer_objectives.OBJECTIVES)
+
+
+def test_a_size_is_beaten_in_both_speed_and_quality_or_not_at_all() -> None:
+    rivals = [
+        measured(1, 5.0, 300, size=Size(1, 64)),
+        measured(1, 4.5, 200, size=Size(2, 128)),
+        measured(1, 4.0, 100, size=Size(4, 256)),
+        measured(1, 4.9, 900, size=Size(1, 128)),
+    ]
+    rows = pareto_rows([*rivals, measured(4, 4.4, 350, size=Size(4, 256)), measured(4, 3.0, 10)])
+    (row,) = [row for row in rows if row["id"] == "pareto_k4"]
+    assert (row["value"], sorted(row["beaten"])) == (2, ["1x64", "2x128"])
+
+
+def test_decode_speed_is_compared_at_the_large_vocabulary_and_the_same_backbone() -> None:
+    rows = pareto_rows(
+        [
+            measured(1, 5.0, 100, words="large"),
+            measured(8, 5.2, 450, words="large"),
+            measured(8, 5.2, 999),
+            measured(1, 5, 1),
+        ]
+    )
+    (row,) = [row for row in rows if row["id"] == "decode_k8"]
+    assert row["ratio"] == pytest.approx(4.5)
+    assert (row["nats_per_token"], row["rival_nats_per_token"]) == (5.2, 5.0)
+    assert row["low"] == pytest.approx(0.9 * 450 / 110)
+
+
+def test_an_energy_models_nats_are_its_tightest_bound(tmp_path: Path) -> None:
+    rows = [{"id": f"nats_per_token_bound_n{n}", "value": v} for n, v in ((1, 7.0), (128, 6.0))]
+    (tmp_path / "eval_20260101_000000.json").write_text(json.dumps({"rows": [{"id": "x", "value": 0}]}))
+    (tmp_path / "eval_20260102_000000.json").write_text(json.dumps({"rows": rows}))
+    model = Model("energy", "student", "demo", SIZE, 1000, 8)
+    assert Measured(model, {"stdlib": read_evaluation(tmp_path)}).nats == 6.0
+
+
+def test_without_a_teacher_nobody_is_asked_for_one(tmp_path: Path) -> None:
+    places, scale = Places(tmp_path), SCALES[ScaleName.smoke]
+    for kind, k in (("token-level", 1), ("student", 8)):
+        model = Model("pareto", kind, "large", SIZE, 1000, k)  # type: ignore[arg-type]
+        assert "teacher.targets=text" in student_job(places, scale, model).command
+        assert "--no-teacher" in evaluation_job(places, scale, model, "stdlib").command
+
+
+def test_jobs_that_are_done_are_left_alone_and_a_failure_is_told(tmp_path: Path) -> None:
+    def job(name: str, code: str) -> Job:
+        return Job(name, [sys.executable, "-c", code], tmp_path / name)
+
+    touch = f"import pathlib; pathlib.Path({str(tmp_path)!r}, {{!r}}).touch()"
+    (tmp_path / "before").touch()
+    jobs = [job("before", "raise SystemExit(3)"), job("one", touch.format("one")), job("two", touch.format("two"))]
+    console = Console(quiet=True)
+    with Children(tmp_path / "logs") as children:
+        run_jobs(children, jobs, at_once=2, console=console, what="jobs")
+        assert (tmp_path / "two").exists()
+        with pytest.raises(ChildError, match=r"bad.*exit code 3"):
+            run_jobs(children, [job("bad", "raise SystemExit(3)")], at_once=1, console=console, what="jobs")
+        with pytest.raises(ChildError, match="idle ended well, but left no"):
+            run_jobs(children, [job("idle", "")], at_once=1, console=console, what="jobs")
+
+
+def test_the_chart_is_drawn(tmp_path: Path) -> None:
+    models = [measured(k, 4 + k / 10, 100 * k, words=words) for k in (1, 4, 8) for words in VOCABULARIES]
+    draw(models, tmp_path / "charts" / "pareto.png", "a note")
+    assert (tmp_path / "charts" / "pareto.png").read_bytes()[:4] == b"\x89PNG"

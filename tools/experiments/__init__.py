@@ -1,0 +1,1 @@
+"""Experiments: many models, trained by the trainer's own commands, measured side by side."""

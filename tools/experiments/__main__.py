@@ -1,0 +1,135 @@
+"""``python -m tools.experiments pareto|compare|autoencoders``: trains, measures, and writes figures and chart."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from latentforge.core.records import cpu_description, result_row, write_results
+from tools.experiments.chart import draw
+from tools.experiments.experiment import Experiment
+from tools.experiments.figures import objective_rows, pareto_rows
+from tools.experiments.plan import (
+    COMPARISONS,
+    AutoencoderPlan,
+    Comparison,
+    ScaleName,
+    autoencoder_plans,
+    pareto_models,
+    seed_models,
+)
+from tools.experiments.report import command_line, models_table, print_rows, write_models
+from tools.processes import ChildError, StoppedError
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, help="Experiments, from data to figures; resumable.")
+ScaleOption = Annotated[ScaleName, typer.Option("--scale", help="How large.")]
+FolderOption = Annotated[
+    Path | None, typer.Option("--folder", help="Where everything is kept.", show_default="runs/experiments-SCALE")
+]
+AtOnceOption = Annotated[
+    int, typer.Option("--at-once", min=1, help="Jobs side by side, one thread each.", show_default="the cores")
+]
+ResultsOption = Annotated[Path, typer.Option("--results", help="Where the results file goes.")]
+_CORES = len(os.sched_getaffinity(0))
+
+
+def _console() -> Console:
+    """A file takes wide tables."""
+    return Console(stderr=True, width=None if sys.stderr.isatty() else 170)
+
+
+@app.command()
+def pareto(
+    scale: ScaleOption = ScaleName.cpu,
+    folder: FolderOption = None,
+    at_once: AtOnceOption = _CORES,
+    results: ResultsOption = Path("results"),
+    publish: Annotated[
+        Path | None, typer.Option("--publish", help="Also write pareto.png and student.json to this folder.")
+    ] = None,
+) -> None:
+    """Latent students beside token-level ones: quality against speed and against training."""
+    console = _console()
+    experiment = Experiment(scale, folder, at_once, console)
+    models = [*pareto_models(experiment.scale), *seed_models(experiment.scale)]
+    experiment.make(models)
+    measured = experiment.measured(models, timed=True)
+    rows = pareto_rows(measured)
+    path = write_models(results, "pareto", rows, measured, scale)
+    note = f"python -m tools.experiments pareto --scale {scale}; {cpu_description()}, one thread"
+    draw(measured, path.with_suffix(".png"), note)
+    console.print(models_table(measured))
+    print_rows(console, rows)
+    console.print(f"{path}\n{path.with_suffix('.png')}", highlight=False)
+    if publish is not None:
+        publish.mkdir(parents=True, exist_ok=True)
+        (publish / "student.json").write_bytes(path.read_bytes())
+        (publish / "pareto.png").write_bytes(path.with_suffix(".png").read_bytes())
+
+
+@app.command()
+def compare(
+    what: Annotated[Comparison, typer.Argument(help="What is varied.")],
+    scale: ScaleOption = ScaleName.cpu,
+    folder: FolderOption = None,
+    at_once: AtOnceOption = _CORES,
+    results: ResultsOption = Path("results"),
+) -> None:
+    """Objectives, chunk decoders or rows of logits beside each other, at the same size and tokens, K=8."""
+    console = _console()
+    experiment = Experiment(scale, folder, at_once, console)
+    models = COMPARISONS[what](experiment.scale)
+    experiment.make(models)
+    measured = experiment.measured(models, timed=what is not Comparison.objectives)
+    rows = objective_rows(measured) if what is Comparison.objectives else []
+    path = write_models(results, what, rows, measured, scale)
+    console.print(models_table(measured))
+    print_rows(console, rows)
+    console.print(str(path), highlight=False)
+
+
+@app.command()
+def autoencoders(
+    scale: ScaleOption = ScaleName.cpu,
+    folder: FolderOption = None,
+    at_once: AtOnceOption = _CORES,
+    results: ResultsOption = Path("results"),
+) -> None:
+    """Autoencoders over K, over D and over their width: what they bring back of held-out text."""
+    console = _console()
+    experiment = Experiment(scale, folder, at_once, console)
+    found = experiment.make_autoencoders(autoencoder_plans())
+    rows = []
+    for name, figure in (("ae_clean", "token_exact"), ("ae_noisy", "token_exact_noisy")):
+        default = next(f for f in found if f["run"] == AutoencoderPlan("demo", 8).run)
+        rows.append(result_row(name, default[figure], "share of tokens"))
+    path = write_results(
+        results, "autoencoders", command=command_line(), device=cpu_description(), seed=0, rows=rows, models=found
+    )
+    table = Table(title="held-out tokens that come back")
+    shares = ("token_exact", "token_exact_noisy", "chunk_exact", "chunk_exact_noisy")
+    figures = ("k", "d", "hidden_size", *shares, "seconds")
+    for name in figures:
+        table.add_column(name, justify="right")
+    for f in found:
+        table.add_row(*(f"{f[name]:.5f}" if name in shares else f"{f[name]:.0f}" for name in figures))
+    console.print(table)
+    print_rows(console, rows)
+    console.print(str(path), highlight=False)
+
+
+if __name__ == "__main__":
+    try:
+        app(standalone_mode=False)
+    except typer.Exit as done:
+        sys.exit(done.exit_code)
+    except StoppedError as stopped:
+        sys.stderr.write("stopped; the same command goes on\n")
+        sys.exit(stopped.exit_code)
+    except ChildError as error:
+        sys.stderr.write(f"error: {error}\n")
+        sys.exit(1)

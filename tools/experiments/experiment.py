@@ -1,0 +1,100 @@
+"""One experiment from text to figures; what is done is not done again."""
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from tools.experiments import commands
+from tools.experiments.commands import HELD_OUT, Job, Places
+from tools.experiments.figures import Measured, read_evaluation
+from tools.experiments.jobs import run_jobs
+from tools.experiments.plan import SCALES, AutoencoderPlan, Model, Scale, ScaleName, Vocabulary
+from tools.experiments.speed import measure_speed
+from tools.processes import Children, stop_on_signals
+
+
+class Experiment:
+    """One scale's data and models in one folder."""
+
+    def __init__(self, scale: ScaleName, folder: Path | None, at_once: int, console: Console) -> None:
+        self.scale: Scale = SCALES[scale]
+        self.places = Places(folder or Path("runs") / f"experiments-{scale}")
+        self.at_once, self.console = at_once, console
+        self.environment = {
+            "RUNS_DIR": str(self.places.runs),
+            # Not where inference looks.
+            "CHECKPOINTS_DIR": str(self.places.checkpoints),
+            "TRAINER_THREADS": "1",
+            "OMP_NUM_THREADS": "1",
+            "OMP_WAIT_POLICY": "PASSIVE",
+        }
+
+    def make(self, models: Sequence[Model]) -> None:
+        """Data, autoencoders, students and evaluations, as far as they are not there."""
+        places, scale = self.places, self.scale
+        vocabularies: list[Vocabulary] = [v for v in scale.tokens if any(m.vocabulary == v for m in models)]
+        with stop_on_signals(), Children(places.root / "logs", env=self.environment) as children:
+            self._run(children, commands.text_jobs(places, scale), "text")
+            if "large" in vocabularies:
+                self._join_text()
+                self._run(children, [commands.tokenizer_job(places, scale)], "tokenizer")
+            for vocabulary in vocabularies:
+                self._run(children, commands.packing_jobs(places, scale, vocabulary), "packing")
+            plans = dict.fromkeys(AutoencoderPlan(m.vocabulary, m.k) for m in models if m.kind == "student")
+            self._autoencoders(children, list(plans))
+            # The longest first, so that the last minutes are not one job's.
+            students = sorted(models, key=lambda m: -m.size.layers * m.size.width**2)
+            self._run(children, [commands.student_job(places, scale, m) for m in students], "students")
+            evaluations = [commands.evaluation_job(places, scale, m, text) for text in HELD_OUT for m in models]
+            self._run(children, evaluations, "evaluations")
+
+    def make_autoencoders(self, plans: Sequence[AutoencoderPlan]) -> list[dict[str, Any]]:
+        """Trains autoencoders of the demo's vocabulary, as far as they are not there; gives their evaluations."""
+        with stop_on_signals(), Children(self.places.root / "logs", env=self.environment) as children:
+            self._run(children, commands.text_jobs(self.places, self.scale), "text")
+            self._run(children, commands.packing_jobs(self.places, self.scale, "demo"), "packing")
+            self._autoencoders(children, plans)
+        found = (self.places.autoencoder(plan) / "evaluation.json" for plan in plans)
+        return [
+            {"run": plan.run, "hidden_size": plan.hidden_size} | json.loads(path.read_text(encoding="utf-8"))
+            for plan, path in zip(plans, found, strict=True)
+        ]
+
+    def _autoencoders(self, children: Children, plans: Sequence[AutoencoderPlan]) -> None:
+        jobs = [commands.autoencoder_job(self.places, self.scale, plan) for plan in plans]
+        self._run(children, jobs, "autoencoders")
+
+    def measured(self, models: Iterable[Model], *, timed: bool, seed: int = 0) -> list[Measured]:
+        """What came out; speeds of the models of the first seed."""
+        speeds = {}
+        chosen = list(models)
+        if timed:
+            folders = {m.run: self.places.trained(m) for m in chosen if m.seed == 0}
+            speeds = measure_speed(
+                folders,
+                new_tokens=self.scale.speed_tokens,
+                repeats=self.scale.speed_repeats,
+                seed=seed,
+                console=self.console,
+            )
+        return [
+            Measured(m, {text: read_evaluation(self.places.evaluated(m, text)) for text in HELD_OUT}, speeds.get(m.run))
+            for m in chosen
+        ]
+
+    def _run(self, children: Children, jobs: Sequence[Job], what: str) -> None:
+        run_jobs(children, jobs, at_once=self.at_once, console=self.console, what=what)
+
+    def _join_text(self) -> None:
+        """The large vocabulary's text: the standard library and the packages."""
+        path = self.places.text("vocabulary")
+        if path.exists():
+            return
+        temporary = path.with_suffix(".part")
+        with temporary.open("wb") as file:
+            for name in ("stdlib-train", "packages-train"):
+                file.write(self.places.text(name).read_bytes())
+        temporary.rename(path)

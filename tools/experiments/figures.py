@@ -1,0 +1,160 @@
+"""What was measured of every model, and what the bars ask about it."""
+
+import json
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from latentforge.core.records import result_row
+from tools.experiments.plan import Model, Size
+from tools.experiments.speed import Speed
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One model with its evaluations by held-out text and its speed; None where it was not timed."""
+
+    model: Model
+    evaluations: dict[str, dict[str, Row]]
+    speed: Speed | None = None
+
+    def value(self, name: str, held_out: str = "stdlib") -> float | None:
+        """A figure of its evaluation; None where it has none."""
+        row = self.evaluations[held_out].get(name)
+        return None if row is None else float(row["value"])
+
+    @property
+    def nats(self) -> float:
+        """Held-out nats/token, of the tightest bound where there is no exact likelihood."""
+        rows = self.evaluations["stdlib"]
+        exact = rows.get("nats_per_token")
+        found = [exact] if exact else [row for name, row in rows.items() if name.startswith("nats_per_token_bound_n")]
+        return min(float(row["value"]) for row in found)
+
+    def record(self) -> dict[str, Any]:
+        """Everything, for the results file."""
+        about = asdict(self.model) | {"run": self.model.run, "size": str(self.model.size)}
+        return about | {"evaluations": self.evaluations, "speed": asdict(self.speed) if self.speed else None}
+
+
+def read_evaluation(folder: Path) -> dict[str, Row]:
+    """The newest evaluation in a folder, its rows by id."""
+    newest = max(folder.glob("eval_*.json"))
+    return {row["id"]: row for row in json.loads(newest.read_text(encoding="utf-8"))["rows"]}
+
+
+def pareto_rows(measured: Sequence[Measured]) -> list[Row]:
+    """The bars about the chart: gaps, beaten sizes, speeds."""
+    rows: list[Row] = []
+    for k in (4, 8):
+        rows += _gap(measured, k)
+    for k in (4, 8):
+        rows += _beaten(measured, k)
+    for k in (4, 8):
+        rows += _decode(measured, k)
+    return rows
+
+
+def objective_rows(measured: Sequence[Measured]) -> list[Row]:
+    """The bars about objectives: the best one against the regressed latent, and KD against CE alone, over the seeds."""
+    by_name: dict[str, list[Measured]] = {}
+    for m in measured:
+        by_name.setdefault(m.model.group, []).append(m)
+    nats = {name: [m.nats for m in of] for name, of in by_name.items()}
+    best = min(nats, key=lambda name: statistics.mean(nats[name]))
+    saved = [first - second for first, second in zip(nats["regressed-latent"], nats[best], strict=True)]
+    rows = [result_row("vs_seed_objective", statistics.mean(saved), "nats/token", low=min(saved), high=max(saved))]
+    rows[0] |= {"best": best}
+    for name, figure in (("kd_bound", "nats_per_token"), ("kd_kl", "kl_to_teacher")):
+        pairs = [
+            (with_kd.value(figure), without.value(figure))
+            for with_kd, without in zip(by_name["chunk-kd"], by_name["chunk-ce"], strict=True)
+        ]
+        better = [theirs - ours for ours, theirs in pairs if ours is not None and theirs is not None]
+        rows.append(result_row(name, statistics.mean(better), "nats/token", low=min(better), high=max(better)))
+    return rows
+
+
+def _gap(measured: Sequence[Measured], k: int) -> list[Row]:
+    """Nats/token above the token-level student of the same backbone, over the seeds; the demo's vocabulary."""
+    found = []
+    for size, seeds in _by_size(m for m in measured if m.model.k == k and m.model.vocabulary == "demo").items():
+        gaps = [m.nats - rival.nats for m in seeds if (rival := _rival(measured, m)) is not None]
+        if gaps:
+            found.append((len(gaps), size, gaps))
+    if not found:
+        return []
+    # Where most seeds were trained.
+    _, size, gaps = max(found, key=lambda entry: entry[0])
+    row = result_row(f"gap_k{k}", statistics.mean(gaps), "nats/token", low=min(gaps), high=max(gaps))
+    return [row | {"size": str(size), "seeds": len(gaps)}]
+
+
+def _beaten(measured: Sequence[Measured], k: int) -> list[Row]:
+    """How many token-level sizes the best student beats in both one-request speed and held-out nats/token."""
+    rows = []
+    for vocabulary in ("demo", "large"):
+        mine = [m for m in measured if _timed(m) and m.model.k == k and m.model.vocabulary == vocabulary]
+        rivals = [m for m in measured if _timed(m) and m.model.k == 1 and m.model.vocabulary == vocabulary]
+        if not mine or not rivals:
+            continue
+        beaten = {m.model.run: [str(r.model.size) for r in rivals if beats(m, r)] for m in mine}
+        best = max(beaten, key=lambda run: len(beaten[run]))
+        suffix = "" if vocabulary == "demo" else "_large"
+        row = result_row(f"pareto_k{k}{suffix}", len(beaten[best]), "token-level sizes")
+        rows.append(row | {"student": best, "beaten": beaten[best]})
+    return rows
+
+
+def beats(student: Measured, rival: Measured) -> bool:
+    assert student.speed is not None
+    assert rival.speed is not None
+    return student.speed.one[0] > rival.speed.one[0] and student.nats < rival.nats
+
+
+def _decode(measured: Sequence[Measured], k: int) -> list[Row]:
+    """Tokens/s of the large vocabulary's students beside the token-level one with the same backbone."""
+    rows = []
+    for m in measured:
+        rival = _rival(measured, m)
+        if not _timed(m) or m.model.k != k or m.model.vocabulary != "large" or rival is None or not _timed(rival):
+            continue
+        assert m.speed is not None
+        assert rival.speed is not None
+        row = result_row(
+            "fast_k8" if m.model.group == "fast" else f"decode_k{k}",
+            m.speed.one[0],
+            "tokens/s",
+            rival=f"token-level {rival.model.size}",
+            rival_value=rival.speed.one[0],
+            low=m.speed.one[1] / rival.speed.one[2],
+            high=m.speed.one[2] / rival.speed.one[1],
+        )
+        rows.append(row | {"size": str(m.model.size), "nats_per_token": m.nats, "rival_nats_per_token": rival.nats})
+    return rows
+
+
+def _timed(measured: Measured) -> bool:
+    return measured.speed is not None
+
+
+def _rival(measured: Sequence[Measured], student: Measured) -> Measured | None:
+    """The token-level student of the same backbone, vocabulary, tokens and seed."""
+    for other in measured:
+        ours, theirs = student.model, other.model
+        if theirs.kind == "token-level" and all(
+            getattr(ours, name) == getattr(theirs, name) for name in ("vocabulary", "size", "tokens", "seed")
+        ):
+            return other
+    return None
+
+
+def _by_size(measured: Iterable[Measured]) -> dict[Size, list[Measured]]:
+    found: dict[Size, list[Measured]] = {}
+    for m in measured:
+        found.setdefault(m.model.size, []).append(m)
+    return found

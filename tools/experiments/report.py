@@ -1,0 +1,53 @@
+"""What an experiment prints and writes."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from latentforge.core.records import cpu_description, write_results
+from tools.experiments.figures import Measured
+
+
+def command_line() -> str:
+    return " ".join(["python -m tools.experiments", *sys.argv[1:]])
+
+
+def write_models(folder: Path, name: str, rows: list[dict[str, Any]], measured: Sequence[Measured], scale: str) -> Path:
+    return write_results(
+        folder,
+        name,
+        command=command_line(),
+        device=cpu_description(),
+        seed=0,
+        rows=rows,
+        scale=scale,
+        models=[m.record() for m in measured],
+    )
+
+
+def models_table(measured: Sequence[Measured]) -> Table:
+    table = Table(title="held-out standard library")
+    names = ("run", "tokens", "nats/token", "KL to teacher", "T=0.7, teacher's nats", "BrierLM", "packages: nats/token")
+    for name in (*names, "tokens/s", "16 at once", "MFLOP/token"):
+        table.add_column(name, justify="left" if name == "run" else "right")
+    for m in measured:
+        figures = m.nats, m.value("kl_to_teacher"), m.value("gen_t07_teacher_nats"), m.value("brier_lm")
+        packages = m.value("nats_per_token", "packages")
+        speed = (m.speed.one[0], m.speed.many[0], m.speed.training_flops / 1e6) if m.speed else (None, None, None)
+        cells = [*(_number(f, 3) for f in (*figures, packages)), *(_number(s, 1) for s in speed)]
+        table.add_row(m.model.run, f"{m.model.tokens:,}", *cells)
+    return table
+
+
+def print_rows(console: Console, rows: Sequence[dict[str, Any]]) -> None:
+    for row in rows:
+        ratio = "" if row["ratio"] is None else f", {row['ratio']:.2f} times {row['rival']}"
+        console.print(f"{row['id']}: {row['value']:.4g} {row['unit']}{ratio}", highlight=False)
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "" if value is None else f"{value:,.{digits}f}"
