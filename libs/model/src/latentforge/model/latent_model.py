@@ -76,16 +76,27 @@ class LatentModel(nn.Module):
 
     def output(self, tokens: Tensor, hidden: Tensor, latents: Tensor) -> OutputLayer:
         """The output layer and what it reads, b·t·K rows of it; arguments as in :meth:`logits_of`."""
-        rows, table = self.rows(hidden, latents).flatten(0, -2), self.row_table
+        embedded = self.student.embed(tokens)
+        previous = self.student.windows(embedded)
+        return self.output_of_chunks(*(part.flatten(0, 1) for part in (hidden, latents, previous, embedded)))
+
+    def output_of_chunks(self, hidden: Tensor, latents: Tensor, previous: Tensor, current: Tensor) -> OutputLayer:
+        """The output layer and what it reads, n·K rows of it, for any n chunks.
+
+        Args:
+            hidden: backbone states that predict the chunks, float [n, h].
+            latents: float [n, D].
+            previous: embedded tokens of the chunk decoder's window before each, float [n, W·K, e].
+            current: embedded tokens of the chunks themselves, float [n, K, e].
+        """
+        rows, table = self.rows(hidden, latents).flatten(0, 1), self.row_table
         num_fixed = 0 if table.requires_grad else table.shape[1]
         decoder = self.student.chunk_decoder
         if decoder is None:
             return OutputLayer(rows, table, self.student.bias, num_fixed)
-        embedded = self.student.embed(tokens)
-        previous = self.student.windows(embedded).flatten(0, 1)
-        corrections = decoder(self.context(hidden, latents).flatten(0, 1), previous, embedded.flatten(0, 1))
-        inputs = torch.cat([rows, corrections.flatten(0, 1)], 1)
-        return OutputLayer(inputs, torch.cat([table, decoder.output.weight], 1), self.student.bias, num_fixed)
+        corrections = decoder(self.context(hidden, latents), previous, current).flatten(0, 1)
+        weight = torch.cat([table, decoder.output.weight], 1)
+        return OutputLayer(torch.cat([rows, corrections], 1), weight, self.student.bias, num_fixed)
 
     def rows(self, hidden: Tensor, latents: Tensor) -> Tensor:
         """What ``row_table`` [V, w] is applied to, [..., K, w], from hidden [..., h] and latents [..., D]."""

@@ -9,7 +9,6 @@ from torch import Tensor
 from latentforge.model.latent_model import LatentModel
 from latentforge.model.losses import StudentBatch
 from latentforge.model.metrics.mixture import nested_mixture
-from latentforge.model.output_loss import OutputLayer
 from latentforge.trainer.errors import TrainerError
 from latentforge.trainer.evaluate.likelihood import Likelihood, check_lengths, device_of_model, logits_in_blocks
 from latentforge.trainer.order import step_generator
@@ -87,7 +86,8 @@ def _log_probs(
     for first in range(0, draws, _DRAWS_AT_ONCE):
         num = min(_DRAWS_AT_ONCE, draws - first)
         latents = student.head(hidden, num, generator).flatten(0, 1)
-        layer = _output(model, hidden.repeat(num, 1), latents, previous.repeat(num, 1, 1), current.repeat(num, 1, 1))
+        read = previous.repeat(num, 1, 1), current.repeat(num, 1, 1)
+        layer = model.output_of_chunks(hidden.repeat(num, 1), latents, *read)
         wanted = realised.flatten().repeat(num)
         values = torch.empty(len(wanted), device=tokens.device)
 
@@ -98,13 +98,3 @@ def _log_probs(
         found.append(values.view(num, -1, k).cpu())
     # Rounding may leave the log probability of a certain token a little above 0.
     return torch.cat(found).clamp(max=0)
-
-
-def _output(model: LatentModel, hidden: Tensor, latents: Tensor, previous: Tensor, current: Tensor) -> OutputLayer:
-    """As ``LatentModel.output``, for n chunks that are no sequence."""
-    rows, decoder = model.rows(hidden, latents).flatten(0, 1), model.student.chunk_decoder
-    if decoder is None:
-        return OutputLayer(rows, model.row_table, model.student.bias)
-    corrections = decoder(model.context(hidden, latents), previous, current).flatten(0, 1)
-    weight = torch.cat([model.row_table, decoder.output.weight], 1)
-    return OutputLayer(torch.cat([rows, corrections], 1), weight, model.student.bias)
