@@ -120,6 +120,7 @@ def student_job(places: Places, scale: Scale, model: Model) -> Job:
         "student.optim.lr": scale.learning_rates[model.kind],
         "student.publish_every": model.tokens,
         **({"teacher.targets": "text"} if model.vocabulary == "large" else {}),
+        **({"student.init_backbone": places.runs / model.backbone_of / "token-level"} if model.backbone_of else {}),
         **model.size.values(),
         **model.changes,
     }

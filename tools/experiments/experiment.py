@@ -45,9 +45,11 @@ class Experiment:
                 self._run(children, commands.packing_jobs(places, scale, vocabulary), "packing")
             plans = dict.fromkeys(AutoencoderPlan(m.vocabulary, m.k) for m in models if m.kind == "student")
             self._autoencoders(children, list(plans))
-            # The longest first, so that the last minutes are not one job's.
-            students = sorted(models, key=lambda m: -m.size.layers * m.size.width**2)
-            self._run(children, [commands.student_job(places, scale, m) for m in students], "students")
+            # A student may start from a token-level one.
+            for kind in ("token-level", "student"):
+                # The longest first, so that the last minutes are not one job's.
+                of = sorted((m for m in models if m.kind == kind), key=lambda m: -m.size.layers * m.size.width**2)
+                self._run(children, [commands.student_job(places, scale, m) for m in of], f"{kind} models")
             evaluations = [commands.evaluation_job(places, scale, m, text) for text in HELD_OUT for m in models]
             self._run(children, evaluations, "evaluations")
 

@@ -20,6 +20,7 @@ class Comparison(StrEnum):
     objectives = "objectives"
     decoders = "decoders"
     rows = "rows"
+    init = "init"
 
 
 Vocabulary = Literal["demo", "large"]
@@ -62,6 +63,7 @@ class Model:
         objective: its name, of a latent student.
         seed: of weights, order and noise.
         changes: further values of the recipe.
+        backbone_of: the run of the token-level student whose backbone it starts from.
     """
 
     group: str
@@ -73,6 +75,7 @@ class Model:
     objective: str | None = None
     seed: int = 0
     changes: dict[str, Any] = field(default_factory=dict, hash=False)
+    backbone_of: str | None = None
 
     @property
     def run(self) -> str:
@@ -271,10 +274,17 @@ def row_models(scale: Scale) -> list[Model]:
     return [_ablation(scale, name, "large", changes=values) for name, values in _ROWS.items()]
 
 
+def init_models(scale: Scale) -> list[Model]:
+    """A student from scratch, one whose backbone starts from the token-level student's, and that one."""
+    rival = Model("init", "token-level", "demo", scale.ablation_size, scale.ablation_tokens)
+    return [rival, _ablation(scale, "scratch", "demo"), _ablation(scale, "init", "demo", backbone_of=rival.run)]
+
+
 COMPARISONS: dict[Comparison, Callable[[Scale], list[Model]]] = {
     Comparison.objectives: objective_models,
     Comparison.decoders: decoder_models,
     Comparison.rows: row_models,
+    Comparison.init: init_models,
 }
 
 
