@@ -35,6 +35,19 @@ def test_nothing_is_served_from_a_folder_that_does_not_exist(registry: Registry,
     assert registry.waiting_for == f"a first checkpoint in {checkpoints}"
 
 
+def test_a_fallback_is_served_until_there_is_a_checkpoint(checkpoints: Path, publish: Publish, tmp_path: Path) -> None:
+    publish(7, run="shipped")
+    shipped = tmp_path / "models" / "shipped"
+    shipped.parent.mkdir()
+    (checkpoints / "shipped").rename(shipped)
+    registry = Registry(checkpoints, None, torch.device("cpu"), fallback=shipped)
+    assert served(registry) == "shipped/step-00000007"
+    publish(1)
+    assert served(registry) == "demo/step-00000001"
+    missing = Registry(checkpoints, "other", torch.device("cpu"), fallback=tmp_path / "nothing")
+    assert served(missing) is None
+
+
 def test_the_newest_is_loaded_and_a_newer_one_is_swapped_in(registry: Registry, publish: Publish) -> None:
     publish(1)
     assert served(registry) == "demo/step-00000001"

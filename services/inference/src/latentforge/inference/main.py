@@ -44,7 +44,8 @@ def build_registry(settings: Settings) -> Registry:
     """A registry that has not looked at the folder yet; also sets torch's threads."""
     if settings.torch_threads:
         torch.set_num_threads(settings.torch_threads)
-    return Registry(settings.checkpoints_dir, settings.checkpoint_run, pick_device(settings.device))
+    device = pick_device(settings.device)
+    return Registry(settings.checkpoints_dir, settings.checkpoint_run, device, fallback=settings.fallback_run)
 
 
 def build(settings: Settings) -> Service:

@@ -45,12 +45,14 @@ class Registry:
         root: the checkpoints folder; it may not exist yet.
         run: serves this run only; None follows the run that published last.
         device: where models run.
+        fallback: a run's folder that is served while ``root`` has nothing.
     """
 
-    def __init__(self, root: Path, run: str | None, device: torch.device) -> None:
+    def __init__(self, root: Path, run: str | None, device: torch.device, fallback: Path | None = None) -> None:
         self.root = root
         self.run = run
         self.device = device
+        self.fallback = fallback
         self.problem: str | None = None
         self.swaps: deque[Swap] = deque(maxlen=_KEPT_SWAPS)
         # Place, stamp and snapshot change together, in one assignment.
@@ -129,6 +131,7 @@ class Registry:
         """The places to serve from, most wanted first; a pinned run offers its pinned checkpoint only."""
         chosen = chosen_checkpoint(self.root, self.run)
         if chosen is None:
+            yield from reversed(list_checkpoints(self.fallback) if self.fallback else [])
             return
         yield from _of_run(chosen)
         if self.run is None:

@@ -14,6 +14,7 @@ class Settings(ServiceSettings):
     Attributes:
         checkpoints_dir: the folder that holds ``<run>/step-00001200/``.
         checkpoint_run: serves this run only; unset follows the run that published last.
+        fallback_run: a run's folder, ``step-00001200/`` in it, that is served while the checkpoints folder has nothing.
         poll_seconds: seconds between two looks at the folder.
         host: address to listen on; 0.0.0.0 for every one.
         port: port to listen on; 0 takes a free one.
@@ -30,6 +31,7 @@ class Settings(ServiceSettings):
 
     checkpoints_dir: Path = Path("checkpoints")
     checkpoint_run: str | None = None
+    fallback_run: Path | None = None
     poll_seconds: float = Field(default=1.0, gt=0, le=3600)
     host: str = "127.0.0.1"
     port: int = Field(default=7860, ge=0, le=65535)
