@@ -10,19 +10,12 @@ from rich.console import Console
 from latentforge.trainer import objectives as trainer_objectives
 from tools.experiments.chart import draw
 from tools.experiments.commands import Job, Places, evaluation_job, student_job
+from tools.experiments.comparisons import COMPARISONS, OBJECTIVES
 from tools.experiments.figures import Measured, objective_rows, pareto_rows, read_evaluation
 from tools.experiments.jobs import run_jobs
-from tools.experiments.plan import (
-    COMPARISONS,
-    OBJECTIVES,
-    SCALES,
-    Model,
-    ScaleName,
-    Size,
-    Vocabulary,
-    pareto_models,
-    seed_models,
-)
+from tools.experiments.pareto import pareto_models, seed_models
+from tools.experiments.plan import Model, Size, Vocabulary
+from tools.experiments.scales import SCALES, ScaleName
 from tools.experiments.speed import Speed
 from tools.processes import ChildError, Children
 

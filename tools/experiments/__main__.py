@@ -11,18 +11,13 @@ from rich.table import Table
 
 from latentforge.core.records import cpu_description, result_row, write_results
 from tools.experiments.chart import draw
+from tools.experiments.comparisons import COMPARISONS, Comparison, autoencoder_plans
 from tools.experiments.experiment import Experiment
 from tools.experiments.figures import objective_rows, pareto_rows
-from tools.experiments.plan import (
-    COMPARISONS,
-    AutoencoderPlan,
-    Comparison,
-    ScaleName,
-    autoencoder_plans,
-    pareto_models,
-    seed_models,
-)
+from tools.experiments.pareto import pareto_models, seed_models
+from tools.experiments.plan import AutoencoderPlan
 from tools.experiments.report import command_line, models_table, print_rows, write_models
+from tools.experiments.scales import ScaleName
 from tools.processes import ChildError, StoppedError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Experiments, from data to figures; resumable.")
@@ -84,7 +79,7 @@ def compare(
     experiment = Experiment(scale, folder, at_once, console)
     models = COMPARISONS[what](experiment.scale)
     experiment.make(models)
-    measured = experiment.measured(models, timed=what is not Comparison.objectives)
+    measured = experiment.measured(models, timed=what in (Comparison.decoders, Comparison.rows))
     rows = objective_rows(measured) if what is Comparison.objectives else []
     path = write_models(results, what, rows, measured, scale)
     console.print(models_table(measured))

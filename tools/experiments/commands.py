@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tools.experiments.plan import AutoencoderPlan, Model, Scale, Vocabulary
+from tools.experiments.plan import AutoencoderPlan, Model, Vocabulary
+from tools.experiments.scales import Scale
 
 _RECIPE = Path(__file__).with_name("recipe.toml")
 _TEACHER = Path("models") / "stdlib-teacher"

@@ -11,7 +11,8 @@ from tools.experiments import commands
 from tools.experiments.commands import HELD_OUT, Job, Places
 from tools.experiments.figures import Measured, read_evaluation
 from tools.experiments.jobs import run_jobs
-from tools.experiments.plan import SCALES, AutoencoderPlan, Model, Scale, ScaleName, Vocabulary
+from tools.experiments.plan import AutoencoderPlan, Model, Vocabulary
+from tools.experiments.scales import SCALES, Scale, ScaleName
 from tools.experiments.speed import measure_speed
 from tools.processes import Children, stop_on_signals
 

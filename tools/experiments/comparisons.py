@@ -1,0 +1,108 @@
+"""What is compared, one thing varied at a time, at a scale's ablation size and tokens."""
+
+from collections.abc import Callable
+from enum import StrEnum
+from typing import Any
+
+from tools.experiments.plan import DECODER, AutoencoderPlan, Kind, Model, Vocabulary
+from tools.experiments.scales import Scale
+
+OBJECTIVES = (
+    "regressed-latent",
+    "energy",
+    "chunk-ce",
+    "chunk-kd",
+    "chunk-kd-tuned",
+    "chunk-kd-linear",
+    "chunk-kd-latent",
+    "chunk-kd-mse",
+    "chunk-kd-energy",
+)
+_DECODERS: dict[str, dict[str, Any]] = {
+    "gru256": {},
+    "gru128": {"width": 128},
+    "gru256x2": {"num_layers": 2},
+    "rank64": {"rank": 64},
+    "rank32": {"rank": 32},
+    "window0": {"window": 0},
+    "window2": {"window": 2},
+    "transformer192": {"kind": "transformer", "width": 192},
+    "transformer192x2": {"kind": "transformer", "width": 192, "num_layers": 2},
+}
+_ROWS: dict[str, dict[str, Any]] = {
+    f"{kind}-rank{rank}": {"student.model.rows.kind": kind, f"{DECODER}rank": rank}
+    for rank in (32, 128)
+    for kind in ("autoencoder", "tuned", "linear")
+}
+
+
+class Comparison(StrEnum):
+    """What is varied while everything else stays."""
+
+    objectives = "objectives"
+    decoders = "decoders"
+    rows = "rows"
+    init = "init"
+    rates = "rates"
+
+
+def objective_models(scale: Scale) -> list[Model]:
+    """One student per objective and seed."""
+    return [
+        _ablation(scale, objective, "demo", objective=objective, seed=seed)
+        for seed in scale.seeds
+        for objective in OBJECTIVES
+    ]
+
+
+def decoder_models(scale: Scale) -> list[Model]:
+    """Chunk decoders beside each other, each of which differs from the first in one thing."""
+    return [
+        _ablation(scale, name, "demo", changes={DECODER + field: value for field, value in values.items()})
+        for name, values in _DECODERS.items()
+    ]
+
+
+def row_models(scale: Scale) -> list[Model]:
+    """Whether rows from the latent earn their place at the large vocabulary, beside corrections of two ranks."""
+    return [_ablation(scale, name, "large", changes=values) for name, values in _ROWS.items()]
+
+
+def init_models(scale: Scale) -> list[Model]:
+    """A student from scratch, one whose backbone starts from the token-level student's, and that one."""
+    rival = Model("init", "token-level", "demo", scale.ablation_size, scale.ablation_tokens)
+    return [rival, _ablation(scale, "scratch", "demo"), _ablation(scale, "init", "demo", backbone_of=rival.run)]
+
+
+def rate_models(scale: Scale) -> list[Model]:
+    """Both kinds of student at learning rates around the one that the scale gives them."""
+
+    def at(kind: Kind, factor: float) -> Model:
+        rate = factor * scale.learning_rates[kind]
+        k = 1 if kind == "token-level" else 8
+        changes = {"student.optim.lr": rate}
+        size, tokens = scale.ablation_size, scale.ablation_tokens
+        return Model(f"rate{rate:g}", kind, "demo", size, tokens, k, changes=changes)
+
+    return [at(kind, factor) for kind in scale.learning_rates for factor in (0.5, 1.0, 2.0)]
+
+
+COMPARISONS: dict[Comparison, Callable[[Scale], list[Model]]] = {
+    Comparison.objectives: objective_models,
+    Comparison.decoders: decoder_models,
+    Comparison.rows: row_models,
+    Comparison.init: init_models,
+    Comparison.rates: rate_models,
+}
+
+
+def autoencoder_plans() -> list[AutoencoderPlan]:
+    """Over K at D = 32·K; over D and over the width at K=8."""
+    over_k = [AutoencoderPlan("demo", k) for k in (2, 4, 8, 16)]
+    over_d = [AutoencoderPlan("demo", 8, latent_size=d) for d in (64, 128, 512)]
+    over_width = [AutoencoderPlan("demo", 8, hidden_size=width) for width in (32, 128)]
+    return [*over_k, *over_d, *over_width]
+
+
+def _ablation(scale: Scale, group: str, vocabulary: Vocabulary, **more: Any) -> Model:
+    return Model(group, "student", vocabulary, scale.ablation_size, scale.ablation_tokens, 8, **more)

@@ -1,0 +1,43 @@
+"""The models of the Pareto chart."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from tools.experiments.plan import DECODER, Model, Size, Vocabulary
+from tools.experiments.scales import Scale
+
+
+def pareto_models(scale: Scale) -> Iterator[Model]:
+    """The chart's models: every token-level size and every student, at both vocabularies."""
+    for vocabulary, tokens in scale.tokens.items():
+        for size in scale.token_sizes:
+            yield _token_level(vocabulary, size, tokens)
+        for k in scale.chunk_sizes:
+            for size in scale.student_sizes:
+                yield _student(vocabulary, size, tokens, k)
+    yield fast_model(scale)
+
+
+def fast_model(scale: Scale) -> Model:
+    """The fastest setting: the largest backbone at K=8, beside a small decoder and a thin correction."""
+    changes = {f"{DECODER}width": 128, f"{DECODER}rank": 32}
+    return Model("fast", "student", "large", scale.student_sizes[-1], scale.tokens["large"], 8, changes=changes)
+
+
+def seed_models(scale: Scale) -> Iterator[Model]:
+    """More seeds of the pairs whose difference is a bar's: the middle size at K=4 and 8, and its rival."""
+    size = scale.student_sizes[len(scale.student_sizes) // 2]
+    for seed in scale.seeds[1:]:
+        yield replace(_token_level("demo", size, scale.tokens["demo"]), seed=seed)
+        for k in (4, 8):
+            yield replace(_student("demo", size, scale.tokens["demo"], k), seed=seed)
+
+
+def _token_level(vocabulary: Vocabulary, size: Size, tokens: int) -> Model:
+    return Model("pareto", "token-level", vocabulary, size, tokens)
+
+
+def _student(vocabulary: Vocabulary, size: Size, tokens: int, k: int) -> Model:
+    # The correction is read whole for every token: at a large vocabulary its rank decides the speed.
+    changes = {f"{DECODER}rank": 64} if vocabulary == "large" else {}
+    return Model("pareto", "student", vocabulary, size, tokens, k, changes=changes)
