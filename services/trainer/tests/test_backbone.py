@@ -34,7 +34,7 @@ def test_a_token_level_students_layers_are_taken_over(tmp_path: Path) -> None:
 def test_the_layers_of_a_model_of_transformers_are_taken_over(tmp_path: Path) -> None:
     target = token_level(2)
     torch.manual_seed(1)
-    source = Qwen3ForCausalLM(backbone_config(target.config, vocab_size=50))
+    source = Qwen3ForCausalLM(backbone_config(target.config, 32, vocab_size=50))
     source.save_pretrained(tmp_path)
     load_backbone(target.backbone, tmp_path)
     for name, value in target.backbone.state_dict().items():

@@ -163,11 +163,10 @@ def _check(model: LatentModel | TokenLevelModel, prompts: Tensor, num_tokens: in
             "use this model's tokenizer"
         )
     k = model.chunk_size
-    context = k * (model.student if isinstance(model, LatentModel) else model).config.max_positions
     length = prompts.shape[1]
     wanted = length + left_pad_count(length, k) + num_tokens
-    if wanted > context:
+    if wanted > model.max_tokens:
         raise ValueError(
             f"prompts of {length} tokens and num_tokens={num_tokens} take {wanted} with the pads of the first chunk, "
-            f"but this model's context is {context}; shorten one of them"
+            f"but this model's context is {model.max_tokens}; shorten one of them"
         )

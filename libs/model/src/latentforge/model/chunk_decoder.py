@@ -1,5 +1,6 @@
 """The causal decoder inside a chunk: what makes K rows of logits a distribution over chunks."""
 
+from abc import ABC, abstractmethod
 from typing import Any, NamedTuple
 
 import torch
@@ -10,7 +11,7 @@ from latentforge.model.config import StudentConfig
 from latentforge.model.layers import TABLE_SCALE, SwiGLU
 
 
-class ChunkDecoder(nn.Module):
+class ChunkDecoder(nn.Module, ABC):
     """Corrects row k of a chunk's logits by a low-rank function of what came before token k.
 
     It starts from a context (the backbone's hidden state, or the latent), reads the tokens of the previous chunks in
@@ -40,21 +41,21 @@ class ChunkDecoder(nn.Module):
         """
         return self._reduce(self.states(context, previous, current))
 
+    @abstractmethod
     def states(self, context: Tensor, previous: Tensor, current: Tensor) -> Tensor:
         """Its state before each token of the chunk, float [n, K, width]; arguments as in :meth:`forward`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def first_state(self, context: Tensor, previous: Tensor) -> Any:
         """The state before a chunk's first token, from context [n, c] and previous [n, W·K, e]."""
-        raise NotImplementedError
 
+    @abstractmethod
     def next_state(self, state: Any, embedded: Tensor) -> Any:
         """The state after one more token, from its embedding [n, e]."""
-        raise NotImplementedError
 
+    @abstractmethod
     def correction(self, state: Any) -> Tensor:
         """Maps a state to [n, rank], to be multiplied by ``output.weight``."""
-        raise NotImplementedError
 
     def _reduce(self, states: Tensor) -> Tensor:
         reduced: Tensor = self.reduce(states) * TABLE_SCALE

@@ -128,11 +128,6 @@ class BackboneConfig(_Config):
     intermediate_size: int = Field(ge=1)
     rope_theta: float = Field(default=10_000.0, gt=0)
 
-    @property
-    def max_positions(self) -> int:
-        """Steps that the backbone makes at most."""
-        raise NotImplementedError
-
     @model_validator(mode="after")
     def _check(self) -> Self:
         _check_id("pad_id", self.pad_id, self.vocab_size)
@@ -161,10 +156,6 @@ class TokenLevelConfig(BackboneConfig):
 
     max_tokens: int = Field(ge=2)
 
-    @property
-    def max_positions(self) -> int:
-        return self.max_tokens
-
 
 class StudentConfig(BackboneConfig):
     """Sizes of the student.
@@ -190,10 +181,6 @@ class StudentConfig(BackboneConfig):
     energy_blocks: int = Field(default=4, ge=1)
     chunk_decoder: ChunkDecoderConfig = ChunkDecoderConfig()
     rows: RowsConfig = RowsConfig()
-
-    @property
-    def max_positions(self) -> int:
-        return self.max_chunks
 
 
 def _check_id(field: str, value: int, vocab_size: int) -> None:

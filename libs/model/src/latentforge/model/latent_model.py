@@ -48,6 +48,11 @@ class LatentModel(nn.Module):
     def vocab_size(self) -> int:
         return self.student.config.vocab_size
 
+    @property
+    def max_tokens(self) -> int:
+        """The longest text that it reads and writes, pads of the first chunk included."""
+        return self.student.config.max_chunks * self.chunk_size
+
     def train(self, mode: bool = True) -> "LatentModel":
         super().train(mode)
         self.autoencoder.eval()

@@ -30,7 +30,7 @@ class Student(nn.Module):
         self.chunk_down = nn.Linear(2 * config.hidden_size, config.hidden_size)
         self.chunk_norm = nn.RMSNorm(config.hidden_size, eps=1e-6)
         self.start = nn.Parameter(torch.randn(config.hidden_size))
-        self.backbone = Qwen3Model(backbone_config(config, vocab_size=1))
+        self.backbone = Qwen3Model(backbone_config(config, config.max_chunks))
         # Only inputs_embeds go in; a table of token embeddings would be a parameter without a gradient.
         self.backbone.embed_tokens = None  # type: ignore[assignment]
         self.head = build_head(config)
@@ -87,7 +87,7 @@ def run_qwen3(backbone: Qwen3Model, inputs: Tensor, cache: Any = None) -> Tensor
     return hidden
 
 
-def backbone_config(config: BackboneConfig, vocab_size: int) -> Qwen3Config:
+def backbone_config(config: BackboneConfig, max_positions: int, vocab_size: int = 1) -> Qwen3Config:
     """The Qwen3 configuration of a student's width and depth."""
     qwen = Qwen3Config(
         vocab_size=vocab_size,
@@ -97,7 +97,7 @@ def backbone_config(config: BackboneConfig, vocab_size: int) -> Qwen3Config:
         num_attention_heads=config.num_heads,
         num_key_value_heads=config.num_kv_heads,
         head_dim=config.head_dim,
-        max_position_embeddings=config.max_positions,
+        max_position_embeddings=max_positions,
         rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
         tie_word_embeddings=True,
         pad_token_id=None,

@@ -33,7 +33,7 @@ class TokenLevelModel(nn.Module):
         self.embedding = nn.Embedding(config.vocab_size, config.hidden_size)
         nn.init.normal_(self.embedding.weight, std=1 / TABLE_SCALE)
         self.start = nn.Parameter(torch.randn(config.hidden_size))
-        self.backbone = Qwen3Model(backbone_config(config, vocab_size=1))
+        self.backbone = Qwen3Model(backbone_config(config, config.max_tokens))
         # Only inputs_embeds go in; a table of token embeddings would be a parameter without a gradient.
         self.backbone.embed_tokens = None  # type: ignore[assignment]
         self.output_table = nn.Embedding(config.vocab_size, config.hidden_size)
@@ -43,6 +43,11 @@ class TokenLevelModel(nn.Module):
     @property
     def vocab_size(self) -> int:
         return self.config.vocab_size
+
+    @property
+    def max_tokens(self) -> int:
+        """The longest text that it reads and writes."""
+        return self.config.max_tokens
 
     @torch.no_grad()
     def set_token_counts(self, counts: Tensor) -> None:

@@ -36,7 +36,7 @@ class Snapshot:
     @property
     def max_context_tokens(self) -> int:
         """Tokens of prompt, padded to whole chunks, and answer together."""
-        return self.generator.config.max_chunks * self.manifest.chunk_size
+        return self.generator.model.max_tokens
 
     def encode(self, text: str) -> list[int]:
         """The ids that the student was trained on for ``text``: nothing is put before or after them."""

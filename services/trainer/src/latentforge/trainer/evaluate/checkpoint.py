@@ -170,8 +170,4 @@ def _packed(
 
 def _context(subject: Subject) -> int:
     """The most tokens that a subject reads."""
-    model = subject.model
-    if model is None:
-        return _LONGEST
-    config = model.config if isinstance(model, TokenLevelModel) else model.student.config
-    return config.max_positions * model.chunk_size
+    return _LONGEST if subject.model is None else subject.model.max_tokens

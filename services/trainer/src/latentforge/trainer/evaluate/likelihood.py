@@ -156,13 +156,12 @@ def device_of_model(model: Model) -> torch.device:
 def check_lengths(model: Model, length: int) -> None:
     """Raises TrainerError unless the model can read sequences of so many tokens."""
     k = model.chunk_size
-    config = model.student.config if isinstance(model, LatentModel) else model.config
     if length % k:
         raise TrainerError(f"sequences of {length} tokens are no multiple of K={k}; pack the data with --k {k}")
-    if length > config.max_positions * k:
+    if length > model.max_tokens:
         raise TrainerError(
-            f"sequences of {length} tokens, but the model's context is {config.max_positions * k}; "
-            f"pack the data with --sequence-length {config.max_positions * k} or less"
+            f"sequences of {length} tokens, but the model's context is {model.max_tokens}; "
+            f"pack the data with --sequence-length {model.max_tokens} or less"
         )
 
 
