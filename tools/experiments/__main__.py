@@ -73,11 +73,14 @@ def compare(
     folder: FolderOption = None,
     at_once: AtOnceOption = _CORES,
     results: ResultsOption = Path("results"),
+    seeds: Annotated[
+        int | None, typer.Option("--seeds", min=1, help="How many seeds at most.", show_default="the scale's")
+    ] = None,
 ) -> None:
     """Objectives, chunk decoders or rows of logits beside each other, at the same size and tokens, K=8."""
     console = _console()
     experiment = Experiment(scale, folder, at_once, console)
-    models = COMPARISONS[what](experiment.scale)
+    models = [m for m in COMPARISONS[what](experiment.scale) if m.seed in experiment.scale.seeds[:seeds]]
     experiment.make(models)
     measured = experiment.measured(models, timed=what in (Comparison.decoders, Comparison.rows))
     rows = objective_rows(measured) if what is Comparison.objectives else []

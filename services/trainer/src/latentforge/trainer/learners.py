@@ -1,7 +1,6 @@
 """The two kinds of student that the training loop can teach."""
 
 import shutil
-from pathlib import Path
 
 import torch
 
@@ -77,4 +76,4 @@ class TokenLevelLearner:
         return str(self._folder)
 
     def places(self) -> list[str]:
-        return [str(self._folder)] if Path(self._folder).is_dir() else []
+        return [str(self._folder)] if self._folder.is_dir() else []
