@@ -12,7 +12,7 @@ from tools.experiments.chart import draw
 from tools.experiments.commands import Job, Places, evaluation_job, student_job
 from tools.experiments.comparisons import COMPARISONS, OBJECTIVES
 from tools.experiments.figures import Measured, objective_rows, pareto_rows, read_evaluation
-from tools.experiments.jobs import run_jobs
+from tools.experiments.jobs import StaleError, run_jobs
 from tools.experiments.pareto import pareto_models, seed_models
 from tools.experiments.plan import Model, Size, Vocabulary
 from tools.experiments.scales import SCALES, ScaleName
@@ -133,17 +133,23 @@ def test_jobs_that_are_done_are_left_alone_and_a_failure_is_told(tmp_path: Path)
     def job(name: str, code: str) -> Job:
         return Job(name, [sys.executable, "-c", code], tmp_path / name)
 
+    def run(*jobs: Job) -> None:
+        run_jobs(children, jobs, records=tmp_path / "records", at_once=2, console=Console(quiet=True), what="jobs")
+
     touch = f"import pathlib; pathlib.Path({str(tmp_path)!r}, {{!r}}).touch()"
     (tmp_path / "before").touch()
-    jobs = [job("before", "raise SystemExit(3)"), job("one", touch.format("one")), job("two", touch.format("two"))]
-    console = Console(quiet=True)
     with Children(tmp_path / "logs") as children:
-        run_jobs(children, jobs, at_once=2, console=console, what="jobs")
+        run(job("before", "raise SystemExit(3)"), job("one", touch.format("one")), job("two", touch.format("two")))
         assert (tmp_path / "two").exists()
+        run(job("one", touch.format("one")))
+        with pytest.raises(
+            StaleError, match=r"one was made by .* now .*raise SystemExit.*another --folder"
+        ):
+            run(job("one", "raise SystemExit(3)"))
         with pytest.raises(ChildError, match=r"bad.*exit code 3"):
-            run_jobs(children, [job("bad", "raise SystemExit(3)")], at_once=1, console=console, what="jobs")
+            run(job("bad", "raise SystemExit(3)"))
         with pytest.raises(ChildError, match="idle ended well, but left no"):
-            run_jobs(children, [job("idle", "")], at_once=1, console=console, what="jobs")
+            run(job("idle", ""))
 
 
 def test_the_chart_is_drawn(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from tools.experiments.chart import draw
 from tools.experiments.comparisons import COMPARISONS, Comparison, autoencoder_plans
 from tools.experiments.experiment import Experiment
 from tools.experiments.figures import objective_rows, pareto_rows
+from tools.experiments.jobs import StaleError
 from tools.experiments.pareto import pareto_models, seed_models
 from tools.experiments.plan import AutoencoderPlan
 from tools.experiments.report import command_line, models_table, print_rows, write_models
@@ -128,6 +129,6 @@ if __name__ == "__main__":
     except StoppedError as stopped:
         sys.stderr.write("stopped; the same command goes on\n")
         sys.exit(stopped.exit_code)
-    except ChildError as error:
+    except (ChildError, StaleError) as error:
         sys.stderr.write(f"error: {error}\n")
         sys.exit(1)

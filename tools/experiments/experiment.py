@@ -89,7 +89,8 @@ class Experiment:
         ]
 
     def _run(self, children: Children, jobs: Sequence[Job], what: str) -> None:
-        run_jobs(children, jobs, at_once=self.at_once, console=self.console, what=what)
+        records = self.places.root / "commands"
+        run_jobs(children, jobs, records=records, at_once=self.at_once, console=self.console, what=what)
 
     def _join_text(self) -> None:
         """The large vocabulary's text: the standard library and the packages."""
