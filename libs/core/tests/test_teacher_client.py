@@ -101,8 +101,9 @@ class Scripted(teacher_pb2_grpc.TeacherServiceServicer):
         for index, sequence in enumerate(request.sequences):
             what = None if step is None else step[index]
             if isinstance(what, threading.Event):
-                # Set when the caller is gone, which is waited for.
-                context.add_callback(what.set)
+                # Set when the caller is gone, which is waited for; who is gone already calls nothing back.
+                if not context.add_callback(what.set):
+                    what.set()
                 what.wait(10)
                 return
             if isinstance(what, tuple):
