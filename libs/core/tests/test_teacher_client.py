@@ -98,12 +98,13 @@ class Scripted(teacher_pb2_grpc.TeacherServiceServicer):
 
     def ScoreBatch(self, request: Any, context: Any) -> Iterator[pb.ScoreBatchResponse]:  # noqa: N802
         step = self._step(request, context)
+        for gone in step or ():
+            if isinstance(gone, threading.Event):
+                # Set when the caller is gone; said before anything is answered, since nothing runs after that.
+                context.add_callback(gone.set)
         for index, sequence in enumerate(request.sequences):
             what = None if step is None else step[index]
             if isinstance(what, threading.Event):
-                # Set when the caller is gone, which is waited for; who is gone already calls nothing back.
-                if not context.add_callback(what.set):
-                    what.set()
                 what.wait(10)
                 return
             if isinstance(what, tuple):
