@@ -67,11 +67,16 @@ def test_objectives_are_compared_seed_by_seed() -> None:
         model = Model(objective, "student", "demo", SIZE, 1000, 8, objective, seed)
         return Measured(model, {"stdlib": {"nats_per_token": {"value": nats}, "kl_to_teacher": {"value": kl}}})
 
+    def bound_of(objective: str, seed: int, nats: float) -> Measured:
+        model = Model(objective, "student", "demo", SIZE, 1000, 8, objective, seed)
+        return Measured(model, {"stdlib": {"nats_per_token_bound_n128": {"value": nats}}})
+
     rows = objective_rows(
         [
             *(of("regressed-latent", s, 6.0 + s, 3.0) for s in range(2)),
             *(of("chunk-ce", s, 5.0, 2.0 + s) for s in range(2)),
             *(of("chunk-kd", s, 4.5 - s, 1.5) for s in range(2)),
+            *(bound_of("energy", s, 1.0) for s in range(2)),
         ]
     )
     values = {row["id"]: (row["value"], row["low"], row["high"]) for row in rows}
@@ -142,9 +147,7 @@ def test_jobs_that_are_done_are_left_alone_and_a_failure_is_told(tmp_path: Path)
         run(job("before", "raise SystemExit(3)"), job("one", touch.format("one")), job("two", touch.format("two")))
         assert (tmp_path / "two").exists()
         run(job("one", touch.format("one")))
-        with pytest.raises(
-            StaleError, match=r"one was made by .* now .*raise SystemExit.*another --folder"
-        ):
+        with pytest.raises(StaleError, match=r"one was made by .* now .*raise SystemExit.*another --folder"):
             run(job("one", "raise SystemExit(3)"))
         with pytest.raises(ChildError, match=r"bad.*exit code 3"):
             run(job("bad", "raise SystemExit(3)"))
