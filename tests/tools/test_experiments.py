@@ -120,6 +120,7 @@ def test_decode_speed_is_compared_at_the_large_vocabulary_and_the_same_backbone(
 
 def test_an_energy_models_nats_are_its_tightest_bound(tmp_path: Path) -> None:
     rows = [{"id": f"nats_per_token_bound_n{n}", "value": v} for n, v in ((1, 7.0), (128, 6.0))]
+    rows.append({"id": "nats_per_token_bound_n128_k3", "value": 5.0})
     (tmp_path / "eval_20260101_000000.json").write_text(json.dumps({"rows": [{"id": "x", "value": 0}]}))
     (tmp_path / "eval_20260102_000000.json").write_text(json.dumps({"rows": rows}))
     model = Model("energy", "student", "demo", SIZE, 1000, 8)

@@ -1,6 +1,7 @@
 """What was measured of every model, and what the bars ask about it."""
 
 import json
+import re
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -12,6 +13,8 @@ from tools.experiments.plan import Model, Size
 from tools.experiments.speed import Speed
 
 Row = dict[str, Any]
+# Not those of single positions in the chunk.
+_BOUND = re.compile(r"nats_per_token_bound_n\d+")
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,7 @@ class Measured:
         """Held-out nats/token, of the tightest bound where there is no exact likelihood."""
         rows = self.evaluations["stdlib"]
         exact = rows.get("nats_per_token")
-        found = [exact] if exact else [row for name, row in rows.items() if name.startswith("nats_per_token_bound_n")]
+        found = [exact] if exact else [row for name, row in rows.items() if _BOUND.fullmatch(name)]
         return min(float(row["value"]) for row in found)
 
     def record(self) -> dict[str, Any]:
