@@ -62,7 +62,8 @@ class Manifest(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    format_version: Literal[1] = 1
+    # 2: the autoencoder's decoder and the student's rows and bias are parts of their own.
+    format_version: Literal[2] = 2
     run: str
     step: int = Field(ge=0)
     chunk_size: int = Field(ge=1)
@@ -165,7 +166,9 @@ def read_manifest(place: Path) -> Manifest:
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from None
     except ValidationError as error:
-        raise CheckpointError(f"{path} is not a manifest: {describe_errors(error)}") from None
+        raise CheckpointError(
+            f"{path} is not a manifest of this version: {describe_errors(error)}; publish it anew"
+        ) from None
     if place.name != step_folder(manifest.step):
         raise CheckpointError(f"{path} says step {manifest.step}, which belongs in {step_folder(manifest.step)}/")
     return manifest
