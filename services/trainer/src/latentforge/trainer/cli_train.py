@@ -111,7 +111,12 @@ def student(
         typer.Option("--ae-checkpoint", help="A trained autoencoder's folder.", show_default="runs/RUN/autoencoder"),
     ] = None,
     objective: Annotated[
-        str | None, typer.Option("--objective", help=f"One of {', '.join(OBJECTIVES)}.", show_default="the recipe's")
+        str | None,
+        typer.Option(
+            "--objective",
+            help="; ".join(f"{name}: {o.about}" for name, o in OBJECTIVES.items()),
+            show_default="the recipe's",
+        ),
     ] = None,
     gateway: GatewayOption = None,
     k: KOption = None,
