@@ -42,6 +42,7 @@ def test_overrides_reach_their_field() -> None:
             r"student\.objective is 'chunk'; choose one of regressed-latent, energy",
         ),
         ({"teacher.targets": "text"}, r"kd=1\.0 with teacher\.targets='text'.*objective chunk-ce"),
+        ({"student.model.chunk_decoder.kind": "none"}, r"objective='chunk-kd' with .*kind='none': it needs a chunk"),
         ({"name.x": 1}, r"name\.x: name is a value"),
     ],
 )

@@ -192,6 +192,13 @@ class Recipe(_Section):
             raise ValueError(f"data.sequence_length={length} is not a multiple (2 or more) of chunk_size={k}")
         if self.student.objective not in OBJECTIVES:
             raise ValueError(f"student.objective is {self.student.objective!r}; choose one of {', '.join(OBJECTIVES)}")
+        decoder = self.student.model.get("chunk_decoder", {})
+        kind = decoder.get("kind") if isinstance(decoder, dict) else None
+        if self.student.objective.startswith("chunk-") and kind == "none":
+            raise ValueError(
+                f"student.objective={self.student.objective!r} with student.model.chunk_decoder.kind='none': it needs "
+                "a chunk decoder; set kind to 'gru' or 'transformer', or choose the objective regressed-latent"
+            )
         weights, head = self.student.weights, self.student.model.get("head", "deterministic")
         if weights.energy and head != "energy":
             raise ValueError(
