@@ -118,7 +118,7 @@ def student_job(places: Places, scale: Scale, model: Model) -> Job:
     values = {
         "seed": model.seed,
         "student.optim.steps": max(1, model.tokens // scale.sequence_length),
-        "student.optim.lr": scale.learning_rates[model.kind],
+        "student.optim.lr": scale.learning_rate,
         "student.publish_every": model.tokens,
         **({"teacher.targets": "text"} if model.vocabulary == "large" else {}),
         **({"student.init_backbone": places.runs / model.backbone_of / "token-level"} if model.backbone_of else {}),

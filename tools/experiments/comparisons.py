@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from enum import StrEnum
-from typing import Any
+from typing import Any, get_args
 
 from tools.experiments.plan import DECODER, AutoencoderPlan, Kind, Model, Vocabulary
 from tools.experiments.scales import Scale
@@ -75,16 +75,16 @@ def init_models(scale: Scale) -> list[Model]:
 
 
 def rate_models(scale: Scale) -> list[Model]:
-    """Both kinds of student at learning rates around the one that the scale gives them."""
+    """Both kinds of student at learning rates around the one that all experiments take."""
 
     def at(kind: Kind, factor: float) -> Model:
-        rate = factor * scale.learning_rates[kind]
+        rate = factor * scale.learning_rate
         k = 1 if kind == "token-level" else 8
         changes = {"student.optim.lr": rate}
         size, tokens = scale.ablation_size, scale.ablation_tokens
         return Model(f"rate{rate:g}", kind, "demo", size, tokens, k, changes=changes)
 
-    return [at(kind, factor) for kind in scale.learning_rates for factor in (0.5, 1.0, 2.0)]
+    return [at(kind, factor) for kind in get_args(Kind) for factor in (0.5, 1.0, 2.0)]
 
 
 COMPARISONS: dict[Comparison, Callable[[Scale], list[Model]]] = {

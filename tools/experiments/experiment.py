@@ -43,16 +43,20 @@ class Experiment:
                 self._join_text()
                 self._run(children, [commands.tokenizer_job(places, scale)], "tokenizer")
             for vocabulary in vocabularies:
-                self._run(children, commands.packing_jobs(places, scale, vocabulary), "packing")
-            plans = dict.fromkeys(AutoencoderPlan(m.vocabulary, m.k) for m in models if m.kind == "student")
-            self._autoencoders(children, list(plans))
-            # A student may start from a token-level one.
-            for kind in ("token-level", "student"):
-                # The longest first, so that the last minutes are not one job's.
-                of = sorted((m for m in models if m.kind == kind), key=lambda m: -m.size.layers * m.size.width**2)
-                self._run(children, [commands.student_job(places, scale, m) for m in of], f"{kind} models")
-            evaluations = [commands.evaluation_job(places, scale, m, text) for text in HELD_OUT for m in models]
-            self._run(children, evaluations, "evaluations")
+                self._make_vocabulary(children, vocabulary, [m for m in models if m.vocabulary == vocabulary])
+
+    def _make_vocabulary(self, children: Children, vocabulary: Vocabulary, models: Sequence[Model]) -> None:
+        places, scale = self.places, self.scale
+        self._run(children, commands.packing_jobs(places, scale, vocabulary), f"packing, {vocabulary}")
+        plans = dict.fromkeys(AutoencoderPlan(vocabulary, m.k) for m in models if m.kind == "student")
+        self._autoencoders(children, list(plans))
+        # A student may start from a token-level one.
+        for kind in ("token-level", "student"):
+            # The longest first, so that the last minutes are not one job's.
+            of = sorted((m for m in models if m.kind == kind), key=lambda m: -m.size.layers * m.size.width**2)
+            self._run(children, [commands.student_job(places, scale, m) for m in of], f"{kind} models, {vocabulary}")
+        evaluations = [commands.evaluation_job(places, scale, m, text) for text in HELD_OUT for m in models]
+        self._run(children, evaluations, f"evaluations, {vocabulary}")
 
     def make_autoencoders(self, plans: Sequence[AutoencoderPlan]) -> list[dict[str, Any]]:
         """Trains autoencoders of the demo's vocabulary, as far as they are not there; gives their evaluations."""

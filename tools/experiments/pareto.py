@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 from tools.experiments.plan import DECODER, Model, Size, Vocabulary
 from tools.experiments.scales import Scale
@@ -15,13 +16,7 @@ def pareto_models(scale: Scale) -> Iterator[Model]:
         for k in scale.chunk_sizes:
             for size in scale.student_sizes:
                 yield _student(vocabulary, size, tokens, k)
-    yield fast_model(scale)
-
-
-def fast_model(scale: Scale) -> Model:
-    """The fastest setting: the largest backbone at K=8, beside a small decoder and a thin correction."""
-    changes = {f"{DECODER}width": 128, f"{DECODER}rank": 32}
-    return Model("fast", "student", "large", scale.student_sizes[-1], scale.tokens["large"], 8, changes=changes)
+    yield from _fast_models(scale)
 
 
 def seed_models(scale: Scale) -> Iterator[Model]:
@@ -38,6 +33,16 @@ def _token_level(vocabulary: Vocabulary, size: Size, tokens: int) -> Model:
 
 
 def _student(vocabulary: Vocabulary, size: Size, tokens: int, k: int) -> Model:
-    # The correction is read whole for every token: at a large vocabulary its rank decides the speed.
-    changes = {f"{DECODER}rank": 64} if vocabulary == "large" else {}
-    return Model("pareto", "student", vocabulary, size, tokens, k, changes=changes)
+    return Model("pareto", "student", vocabulary, size, tokens, k, changes=_changes(vocabulary))
+
+
+def _fast_models(scale: Scale) -> Iterator[Model]:
+    """The fastest setting and its rival: a backbone so large that its steps are most of the time."""
+    tokens = scale.tokens["large"]
+    yield Model("fast", "token-level", "large", scale.fast_size, tokens)
+    yield Model("fast", "student", "large", scale.fast_size, tokens, 8, changes=_changes("large"))
+
+
+def _changes(vocabulary: Vocabulary) -> dict[str, Any]:
+    """The correction is read whole for every token: at a large vocabulary its rank decides the speed."""
+    return {f"{DECODER}rank": 32} if vocabulary == "large" else {}

@@ -1,9 +1,9 @@
 """How large an experiment is."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 
-from tools.experiments.plan import Kind, Size, Vocabulary
+from tools.experiments.plan import Size, Vocabulary
 
 
 class ScaleName(StrEnum):
@@ -21,6 +21,7 @@ class Scale:
     Attributes:
         token_sizes: of the token-level students.
         student_sizes: of the latent ones.
+        fast_size: of the fastest setting and its rival; the larger the backbone, the nearer the ratio comes to K.
         chunk_sizes: K.
         tokens: that every model learns from, by vocabulary.
         autoencoder_steps: of every autoencoder.
@@ -31,11 +32,12 @@ class Scale:
         sequence_length: of the data.
         large_vocabulary, package_megabytes: of the second vocabulary, and the text that it is made of besides the
             standard library.
-        learning_rates: of both kinds of student; each does best with its own (docs/results).
+        learning_rate: of both kinds of student.
     """
 
     token_sizes: tuple[Size, ...]
     student_sizes: tuple[Size, ...]
+    fast_size: Size
     chunk_sizes: tuple[int, ...]
     tokens: dict[Vocabulary, int]
     autoencoder_steps: int
@@ -48,7 +50,7 @@ class Scale:
     sequence_length: int = 2048
     large_vocabulary: int = 32768
     package_megabytes: int = 20
-    learning_rates: dict[Kind, float] = field(default_factory=lambda: {"student": 0.008, "token-level": 0.016})
+    learning_rate: float = 0.016
 
 
 _EVALUATION = {"--sequences": 20, "--bound-chunks": 128, "--brier-positions": 256, "--prompts": 32, "--new-tokens": 128}
@@ -57,6 +59,7 @@ SCALES: dict[ScaleName, Scale] = {
     ScaleName.smoke: Scale(
         token_sizes=(Size(1, 64), Size(2, 64)),
         student_sizes=(Size(1, 64),),
+        fast_size=Size(2, 128),
         chunk_sizes=(4, 8),
         tokens={"demo": 8_192, "large": 8_192},
         autoencoder_steps=10,
@@ -73,8 +76,9 @@ SCALES: dict[ScaleName, Scale] = {
     ScaleName.cpu: Scale(
         token_sizes=(Size(1, 64), Size(1, 128), Size(2, 128), Size(3, 192), Size(4, 256)),
         student_sizes=(Size(2, 128), Size(3, 192), Size(4, 256)),
+        fast_size=Size(8, 512),
         chunk_sizes=(2, 4, 8),
-        tokens={"demo": 1_228_800, "large": 409_600},
+        tokens={"demo": 819_200, "large": 204_800},
         autoencoder_steps=300,
         ablation_size=Size(3, 128),
         ablation_tokens=409_600,
@@ -86,6 +90,7 @@ SCALES: dict[ScaleName, Scale] = {
     ScaleName.gpu: Scale(
         token_sizes=(Size(2, 128), Size(4, 256), Size(6, 384), Size(8, 512), Size(12, 768)),
         student_sizes=(Size(4, 256), Size(8, 512), Size(12, 768)),
+        fast_size=Size(16, 1024),
         chunk_sizes=(2, 4, 8),
         tokens={"demo": 20_480_000, "large": 20_480_000},
         autoencoder_steps=3000,

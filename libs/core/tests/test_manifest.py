@@ -121,8 +121,8 @@ def test_a_moved_checkpoint_is_refused(tmp_path: Path) -> None:
 def test_an_unknown_format_is_refused(tmp_path: Path) -> None:
     place = publish(tmp_path, 7)
     content = json.loads((place / "manifest.json").read_text())
-    (place / "manifest.json").write_text(json.dumps(content | {"format_version": 1}))
-    with pytest.raises(CheckpointError, match="format_version is 1"):
+    (place / "manifest.json").write_text(json.dumps(content | {"format_version": 2}))
+    with pytest.raises(CheckpointError, match="format_version is 2"):
         read_manifest(place)
 
 

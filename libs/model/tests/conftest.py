@@ -7,7 +7,7 @@ import torch
 from latentforge.model.autoencoder import Autoencoder
 from latentforge.model.config import AutoencoderConfig, ChunkDecoderConfig, StudentConfig
 from latentforge.model.latent_model import LatentModel
-from latentforge.model.layers import TABLE_SCALE
+from latentforge.model.layers import TABLE_SCALE, output_scale
 from latentforge.model.student import Student
 
 V, K, D = 64, 4, 16
@@ -48,7 +48,7 @@ def make_model() -> MakeModel:
             student = model.student
             for part in (student.chunk_decoder, student.rows if student.config.rows.kind == "linear" else None):
                 if part is not None:
-                    part.output.weight /= TABLE_SCALE
+                    part.output.weight /= output_scale(part.output.weight.shape[1])
             student.embedding.weight /= TABLE_SCALE
             student.bias.normal_()
         return model

@@ -126,7 +126,7 @@ def test_the_rival_has_the_same_backbone_and_contract(student_config: Callable[.
     torch.manual_seed(0)
     config = student_config(max_chunks=8)
     rival = TokenLevelModel(token_level_config(config))
-    rival.output_table.weight.data.normal_()
+    rival.output_table.weight.data.normal_(std=0.1)
     rival.bias.data.normal_()
     assert (rival.config.hidden_size, rival.config.num_layers) == (config.hidden_size, config.num_layers)
     generator = TokenGenerator(rival)

@@ -9,6 +9,7 @@ import torch
 from latentforge.model.autoencoder import Autoencoder
 from latentforge.model.config import AutoencoderConfig, ChunkDecoderConfig, StudentConfig
 from latentforge.model.latent_model import LatentModel
+from latentforge.model.layers import output_scale
 from latentforge.model.losses import StudentBatch
 from latentforge.model.student import Student
 from latentforge.model.token_level import TokenLevelModel, token_level_config
@@ -36,6 +37,12 @@ def _randomise(module: torch.nn.Module) -> None:
             parameter.normal_(std=parameter.shape[-1] ** -0.5 if parameter.ndim == 2 else 0.5)
 
 
+@torch.no_grad()
+def _divide(table: torch.nn.Embedding) -> None:
+    # So small a width is scaled up so much that every distribution would be one token.
+    table.weight /= output_scale(table.embedding_dim)
+
+
 @pytest.fixture
 def make_latent() -> MakeLatent:
     """A tiny random pair; keywords change the student's config."""
@@ -46,6 +53,8 @@ def make_latent() -> MakeLatent:
         autoencoder = Autoencoder(AutoencoderConfig(vocab_size=V, chunk_size=K, pad_id=1, **sizes))
         model = LatentModel(autoencoder, Student(_student_config(**changes))).eval()
         _randomise(model.student)
+        if model.student.chunk_decoder is not None:
+            _divide(model.student.chunk_decoder.output)
         return model
 
     return make
@@ -56,6 +65,7 @@ def token_level() -> TokenLevelModel:
     torch.manual_seed(4)
     model = TokenLevelModel(token_level_config(_student_config())).eval()
     _randomise(model)
+    _divide(model.output_table)
     return model
 
 

@@ -63,7 +63,7 @@ class Manifest(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     # 2: the autoencoder's decoder and the student's rows and bias are parts of their own.
-    format_version: Literal[2] = 2
+    format_version: Literal[3] = 3
     run: str
     step: int = Field(ge=0)
     chunk_size: int = Field(ge=1)

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from latentforge.model.config import StudentConfig
-from latentforge.model.layers import TABLE_SCALE, SwiGLU
+from latentforge.model.layers import TABLE_SCALE, SwiGLU, output_scale
 
 
 class ChunkDecoder(nn.Module, ABC):
@@ -26,6 +26,7 @@ class ChunkDecoder(nn.Module, ABC):
         self.start = nn.Linear(config.latent_size if decoder.start == "latent" else config.hidden_size, decoder.width)
         self.reduce = nn.Linear(decoder.width, decoder.rank, bias=False)
         self.output = nn.Embedding(config.vocab_size, decoder.rank)
+        self._output_scale = output_scale(decoder.rank)
         nn.init.normal_(self.output.weight, std=0.02 / TABLE_SCALE)
 
     def forward(self, context: Tensor, previous: Tensor, current: Tensor) -> Tensor:
@@ -58,7 +59,7 @@ class ChunkDecoder(nn.Module, ABC):
         """Maps a state to [n, rank], to be multiplied by ``output.weight``."""
 
     def _reduce(self, states: Tensor) -> Tensor:
-        reduced: Tensor = self.reduce(states) * TABLE_SCALE
+        reduced: Tensor = self.reduce(states) * self._output_scale
         return reduced
 
 

@@ -8,6 +8,8 @@ from torch import Tensor, nn
 # they act learn this much faster, so that one rate serves them and the matrices.
 TABLE_SCALE = 10.0
 
+_OUTPUT_SCALE_WIDTH = 160.0
+
 
 class SwiGLU(nn.Module):
     """``x + down(silu(gate(norm(x))) * up(norm(x)))``: a residual block of a transformer's feed-forward layer.
@@ -28,6 +30,16 @@ class SwiGLU(nn.Module):
         y = self.norm(x)
         out: Tensor = x + self.down(F.silu(self.gate(y)) * self.up(y))
         return out
+
+
+def output_scale(width: int) -> float:
+    """What the inputs of a learnt output table are multiplied by, where they have ``width`` entries: 160 / width.
+
+    One AdamW step moves all entries of a row together, and so a logit by ``width`` times as much: without the division
+    (maximal update parametrisation, Yang et al. 2022) wide models blow up at rates that narrow ones need. The constant
+    was measured (docs/results).
+    """
+    return _OUTPUT_SCALE_WIDTH / width
 
 
 def log_frequencies(counts: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from transformers import Qwen3Model
 
 from latentforge.model.config import BackboneConfig, StudentConfig, TokenLevelConfig
-from latentforge.model.layers import TABLE_SCALE, log_frequencies
+from latentforge.model.layers import TABLE_SCALE, log_frequencies, output_scale
 from latentforge.model.output_loss import OutputLayer
 from latentforge.model.student import backbone_config, run_qwen3
 
@@ -74,7 +74,9 @@ class TokenLevelModel(nn.Module):
 
     def output_of(self, hidden: Tensor) -> OutputLayer:
         """The output layer over hidden states [..., h]."""
-        return OutputLayer(hidden.flatten(0, -2) * TABLE_SCALE, self.output_table.weight, self.bias)
+        return OutputLayer(
+            hidden.flatten(0, -2) * output_scale(self.config.hidden_size), self.output_table.weight, self.bias
+        )
 
     def logits(self, tokens: Tensor) -> Tensor:
         """Logits [b, L, V]; position i is predicted from tokens < i of tokens [b, L]."""
