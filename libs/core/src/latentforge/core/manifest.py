@@ -62,7 +62,8 @@ class Manifest(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    # 2: the autoencoder's decoder and the student's rows and bias are parts of their own.
+    # 2: the autoencoder's decoder and the student's rows and bias are parts of their own. 3: what output tables read
+    # is scaled by their width, so that older weights would give other logits.
     format_version: Literal[3] = 3
     run: str
     step: int = Field(ge=0)

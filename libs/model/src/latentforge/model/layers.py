@@ -37,7 +37,7 @@ def output_scale(width: int) -> float:
 
     One AdamW step moves all entries of a row together, and so a logit by ``width`` times as much: without the division
     (maximal update parametrisation, Yang et al. 2022) wide models blow up at rates that narrow ones need. The constant
-    was measured (docs/results).
+    comes from a few short runs, not from a sweep (docs/results).
     """
     return _OUTPUT_SCALE_WIDTH / width
 
