@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from latentforge.model.config import StudentConfig
-from latentforge.model.layers import TABLE_SCALE, SwiGLU, output_scale
+from latentforge.model.layers import SwiGLU, output_scale, output_table
 
 
 class ChunkDecoder(nn.Module, ABC):
@@ -25,9 +25,8 @@ class ChunkDecoder(nn.Module, ABC):
         self.chunk_size = config.chunk_size
         self.start = nn.Linear(config.latent_size if decoder.start == "latent" else config.hidden_size, decoder.width)
         self.reduce = nn.Linear(decoder.width, decoder.rank, bias=False)
-        self.output = nn.Embedding(config.vocab_size, decoder.rank)
+        self.output = output_table(config.vocab_size, decoder.rank)
         self._output_scale = output_scale(decoder.rank)
-        nn.init.normal_(self.output.weight, std=0.02 / TABLE_SCALE)
 
     def forward(self, context: Tensor, previous: Tensor, current: Tensor) -> Tensor:
         """Corrections for every row of every chunk, teacher-forced.

@@ -42,6 +42,13 @@ def output_scale(width: int) -> float:
     return _OUTPUT_SCALE_WIDTH / width
 
 
+def output_table(vocab_size: int, width: int) -> nn.Embedding:
+    """A learnt output table [V, width] that starts near zero; what it reads is to be scaled by :func:`output_scale`."""
+    table = nn.Embedding(vocab_size, width)
+    nn.init.normal_(table.weight, std=0.002)
+    return table
+
+
 def log_frequencies(counts: Tensor) -> Tensor:
     """Log frequencies of tokens, float32 [V], from how often they stand in a text, int64 [V]; one is added to each."""
     logs = (counts + 1).float().log()

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from latentforge.model.autoencoder import Autoencoder, LatentDecoder
 from latentforge.model.config import StudentConfig
-from latentforge.model.layers import TABLE_SCALE, output_scale
+from latentforge.model.layers import output_scale, output_table
 
 
 class TunedRows(nn.Module):
@@ -36,9 +36,8 @@ class LinearRows(nn.Module):
         super().__init__()
         self.slots = (config.chunk_size, config.rows.width)
         self.map = nn.Linear(config.hidden_size, config.chunk_size * config.rows.width)
-        self.output = nn.Embedding(config.vocab_size, config.rows.width)
+        self.output = output_table(config.vocab_size, config.rows.width)
         self._output_scale = output_scale(config.rows.width)
-        nn.init.normal_(self.output.weight, std=0.02 / TABLE_SCALE)
 
     def forward(self, hidden: Tensor, latents: Tensor) -> Tensor:
         """Maps hidden states [..., h] to rows [..., K, w]; the latents are not read."""

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from transformers import Qwen3Model
 
 from latentforge.model.config import BackboneConfig, StudentConfig, TokenLevelConfig
-from latentforge.model.layers import TABLE_SCALE, log_frequencies, output_scale
+from latentforge.model.layers import TABLE_SCALE, log_frequencies, output_scale, output_table
 from latentforge.model.output_loss import OutputLayer
 from latentforge.model.student import backbone_config, run_qwen3
 
@@ -36,8 +36,7 @@ class TokenLevelModel(nn.Module):
         self.backbone = Qwen3Model(backbone_config(config, config.max_tokens))
         # Only inputs_embeds go in; a table of token embeddings would be a parameter without a gradient.
         self.backbone.embed_tokens = None  # type: ignore[assignment]
-        self.output_table = nn.Embedding(config.vocab_size, config.hidden_size)
-        nn.init.normal_(self.output_table.weight, std=0.02 / TABLE_SCALE)
+        self.output_table = output_table(config.vocab_size, config.hidden_size)
         self.bias = nn.Parameter(torch.zeros(config.vocab_size))
 
     @property
