@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -49,5 +50,8 @@ def test_the_whole_chart_and_again_without_training(tmp_path: Path) -> None:
         assert model["evaluations"]["packages"]["nats_per_token"]["value"] > 4
     again = run(tmp_path)
     assert again.returncode == 0, again.stderr
-    assert "student models: 5 of 5 done before" in again.stderr
+    found = re.findall(r"^(.+): (\d+) of (\d+) done before$", again.stderr, re.MULTILINE)
+    done = {what: (int(number), int(of)) for what, number, of in found}
+    assert {f"{kind} models, {v}" for kind in ("token-level", "student") for v in ("demo", "large")} <= done.keys()
+    assert all(n == of for n, of in done.values()), done
     assert "train " not in again.stderr
