@@ -46,6 +46,7 @@ def test_the_whole_chart_and_again_without_training(tmp_path: Path) -> None:
         figures = model["evaluations"]["stdlib"]
         assert 4 < figures["nats_per_token"]["value"] < 11, model["run"]
         assert ("kl_to_teacher" in figures) == (model["vocabulary"] == "demo")
+        assert 0 < figures["gen_t07_teacher_nats"]["value"] < 30
         assert model["speed"]["one"][0] > 0
         assert model["evaluations"]["packages"]["nats_per_token"]["value"] > 4
     again = run(tmp_path)

@@ -24,10 +24,16 @@ VOCABULARIES: tuple[Vocabulary, ...] = ("demo", "large")
 
 
 def measured(
-    k: int, nats: float, pace: float, size: Size = SIZE, seed: int = 0, words: Vocabulary = "demo"
+    k: int,
+    nats: float,
+    pace: float,
+    size: Size = SIZE,
+    seed: int = 0,
+    words: Vocabulary = "demo",
+    written: float = 2.0,
 ) -> Measured:
     model = Model("pareto", "token-level" if k == 1 else "student", words, size, 1000, k, seed=seed)
-    rows = {"nats_per_token": {"value": nats}}
+    rows = {"nats_per_token": {"value": nats}, "gen_t07_teacher_nats": {"value": written}}
     speed = Speed((pace, 0.9 * pace, 1.1 * pace), (4 * pace, pace, 5 * pace), 1e6, 10) if seed == 0 else None
     return Measured(model, {"stdlib": rows, "packages": rows}, speed)
 
@@ -94,13 +100,13 @@ def test_the_compared_objectives_are_the_trainers() -> None:
 def test_a_size_is_beaten_in_both_speed_and_quality_or_not_at_all() -> None:
     rivals = [
         measured(1, 5.0, 300, size=Size(1, 64)),
-        measured(1, 4.5, 200, size=Size(2, 128)),
+        measured(1, 4.5, 200, size=Size(2, 128), written=1.5),
         measured(1, 4.0, 100, size=Size(4, 256)),
         measured(1, 4.9, 900, size=Size(1, 128)),
     ]
-    rows = pareto_rows([*rivals, measured(4, 4.4, 350, size=Size(4, 256)), measured(4, 3.0, 10)])
+    rows = pareto_rows([*rivals, measured(4, 4.4, 350, size=Size(4, 256), written=1.8), measured(4, 3.0, 10)])
     (row,) = [row for row in rows if row["id"] == "pareto_k4"]
-    assert (row["value"], sorted(row["beaten"])) == (2, ["1x64", "2x128"])
+    assert (row["value"], sorted(row["beaten"]), row["beaten_in_writing"]) == (2, ["1x64", "2x128"], ["1x64"])
 
 
 def test_decode_speed_is_compared_at_the_large_vocabulary_and_the_same_backbone() -> None:
@@ -127,12 +133,15 @@ def test_an_energy_models_nats_are_its_tightest_bound(tmp_path: Path) -> None:
     assert Measured(model, {"stdlib": read_evaluation(tmp_path)}).nats == 6.0
 
 
-def test_without_a_teacher_nobody_is_asked_for_one(tmp_path: Path) -> None:
+def test_a_teacher_of_another_vocabulary_is_only_asked_what_it_can_answer(tmp_path: Path) -> None:
     places, scale = Places(tmp_path), SCALES[ScaleName.smoke]
     for kind, k in (("token-level", 1), ("student", 8)):
         model = Model("pareto", kind, "large", SIZE, 1000, k)  # type: ignore[arg-type]
         assert "teacher.targets=text" in student_job(places, scale, model).command
-        assert "--no-teacher" in evaluation_job(places, scale, model, "stdlib").command
+        command = evaluation_job(places, scale, model, "stdlib").command
+        assert command[-2:] == ["--teacher-tokenizer", str(Path("models") / "stdlib-teacher")]
+        # Nothing is written after these.
+        assert "--no-teacher" in evaluation_job(places, scale, model, "packages").command
 
 
 def test_jobs_that_are_done_are_left_alone_and_a_failure_is_told(tmp_path: Path) -> None:

@@ -71,10 +71,7 @@ def draw(measured: Sequence[Measured], path: Path, note: str) -> None:
             axes.set_ylabel(y_name)
             axes.set_title(_NAMES[vocabulary], fontsize=10)
             axes.grid(alpha=0.3, which="both")
-            if axes.lines:
-                axes.legend(fontsize=8)
-            else:
-                axes.text(0.5, 0.5, "no teacher has this vocabulary", ha="center", transform=axes.transAxes)
+            axes.legend(fontsize=8)
     figure.suptitle(note, fontsize=9)
     figure.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -142,7 +142,9 @@ def evaluation_job(places: Places, scale: Scale, model: Model, held_out: str) ->
     command = ["evaluate", str(places.trained(model)), str(places.packed(model.vocabulary, held_out)), *options]
     command += ["--tokenizer", str(places.tokenizer(model.vocabulary)), "--out", str(out)]
     if model.vocabulary == "large":
-        command.append("--no-teacher")
+        # The teacher has the demo's vocabulary: it can only judge what is written.
+        judge = ["--teacher-tokenizer", str(_TEACHER)] if held_out == "stdlib" else ["--no-teacher"]
+        command += judge
     return Job(f"evaluate {model.run} on {held_out}", [_trainer(), *command], out)
 
 

@@ -109,18 +109,28 @@ def _beaten(measured: Sequence[Measured], k: int) -> list[Row]:
         rivals = [m for m in measured if _timed(m) and m.model.k == 1 and m.model.vocabulary == vocabulary]
         if not mine or not rivals:
             continue
-        beaten = {m.model.run: [str(r.model.size) for r in rivals if beats(m, r)] for m in mine}
-        best = max(beaten, key=lambda run: len(beaten[run]))
+        beaten = [(m, [r for r in rivals if beats(m, r)]) for m in mine]
+        best, less = max(beaten, key=lambda entry: len(entry[1]))
         suffix = "" if vocabulary == "demo" else "_large"
-        row = result_row(f"pareto_k{k}{suffix}", len(beaten[best]), "token-level sizes")
-        rows.append(row | {"student": best, "beaten": beaten[best]})
+        row = result_row(f"pareto_k{k}{suffix}", len(less), "token-level sizes")
+        sizes = {"beaten": less, "beaten_in_writing": [r for r in less if _writes_better(best, r)]}
+        rows.append(
+            row | {"student": best.model.run} | {what: [str(r.model.size) for r in of] for what, of in sizes.items()}
+        )
     return rows
 
 
 def beats(student: Measured, rival: Measured) -> bool:
+    """At one request's speed and in held-out nats/token."""
     assert student.speed is not None
     assert rival.speed is not None
     return student.speed.one[0] > rival.speed.one[0] and student.nats < rival.nats
+
+
+def _writes_better(student: Measured, rival: Measured) -> bool:
+    """By what the teacher says of their text at T=0.7, beside which its variety has to be looked at."""
+    ours, theirs = student.value("gen_t07_teacher_nats"), rival.value("gen_t07_teacher_nats")
+    return ours is not None and theirs is not None and ours < theirs
 
 
 def _decode(measured: Sequence[Measured], k: int) -> list[Row]:

@@ -5,6 +5,8 @@ from typing import Any
 
 import pytest
 import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from latentforge.model.autoencoder import Autoencoder
 from latentforge.model.config import AutoencoderConfig, ChunkDecoderConfig, StudentConfig
@@ -15,6 +17,7 @@ from latentforge.model.student import Student
 from latentforge.model.token_level import TokenLevelModel, token_level_config
 from latentforge.trainer.packing import PackedData
 from latentforge.trainer.teacher_rows import kd_targets
+from latentforge.trainer.tokenizer import TextTokenizer
 
 V, K, TOP_K = 260, 4, 4
 
@@ -41,6 +44,19 @@ def _randomise(module: torch.nn.Module) -> None:
 def _divide(table: torch.nn.Embedding) -> None:
     # So small a width is scaled up so much that every distribution would be one token.
     table.weight /= output_scale(table.embedding_dim)
+
+
+@pytest.fixture(scope="session")
+def merging_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> TextTokenizer:
+    """As many ids as the teacher's tokenizer, but others: it merges "def"."""
+    folder = tmp_path_factory.mktemp("merging")
+    tokens = ["<eos>", "<pad>", *sorted(pre_tokenizers.ByteLevel.alphabet(), reverse=True), "de", "def"]
+    backend = Tokenizer(models.BPE(vocab={t: i for i, t in enumerate(tokens)}, merges=[("d", "e"), ("de", "f")]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.decoder = decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>", eos_token="<eos>")
+    tokenizer.save_pretrained(folder)
+    return TextTokenizer(folder)
 
 
 @pytest.fixture

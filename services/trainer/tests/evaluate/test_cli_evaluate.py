@@ -139,6 +139,32 @@ def test_a_token_level_student_on_a_jsonl_file_without_a_teacher(
     assert rows_of(evaluate(*arguments)[1]) == rows
 
 
+def test_a_teacher_of_another_vocabulary_judges_what_is_written(
+    evaluate: Evaluate,
+    token_level: TokenLevelModel,
+    tokenizer: TextTokenizer,
+    merging_tokenizer: TextTokenizer,
+    corpus: Path,
+    tmp_path: Path,
+) -> None:
+    folder, data = tmp_path / "token-level", tmp_path / "merged"
+    save_pretrained(token_level, folder)
+    shutil.copytree(merging_tokenizer.folder, folder / "tokenizer")
+    pack_jsonl(corpus, data, merging_tokenizer, sequence_length=32, chunk_size=4, split="held-out")
+    result, _ = evaluate(folder, data)
+    assert result.exit_code == 1
+    assert "--teacher-tokenizer" in result.output
+    result, record = evaluate(folder, data, "--teacher-tokenizer", tokenizer.folder)
+    assert result.exit_code == 0, result.output
+    rows = rows_of(record)
+    assert set(rows) == LIKELIHOOD_IDS | BRIER_IDS | GENERATION_IDS
+    assert rows["gen_t07_teacher_nats"]["unit"] == "nats/teacher's token"
+    assert record["teacher_tokenizer_fingerprint"] == tokenizer.fingerprint
+    result, _ = evaluate(folder, data, "--teacher-tokenizer", tokenizer.folder, "--no-teacher")
+    assert result.exit_code == 1
+    assert "exclude each other" in result.output
+
+
 def test_the_teacher_itself(evaluate: Evaluate, held_out: Path, known_teacher: Any) -> None:
     result, record = evaluate("teacher", held_out)
     assert result.exit_code == 0, result.output

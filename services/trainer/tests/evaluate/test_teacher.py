@@ -40,7 +40,7 @@ def test_scores_are_of_what_stands_behind_the_prompt(
     teacher: EvaluationTeacher, packed: PackedData, known_rows: Any
 ) -> None:
     sequences = [packed.sequence(0).tolist(), packed.sequence(1).tolist()[:8], packed.sequence(2).tolist()[:11]]
-    scored = teacher.score(sequences, 8)
+    scored = teacher.score([ids[:8] for ids in sequences], [ids[8:] for ids in sequences])
     assert [len(logprobs) for logprobs in scored] == [24, 0, 3]
     for ids, logprobs in zip(sequences, scored, strict=True):
         dense = known_rows.dense(torch.tensor(ids))

@@ -25,6 +25,15 @@ def evaluate(
     ] = None,
     gateway: GatewayOption = None,
     no_teacher: Annotated[bool, typer.Option("--no-teacher", help="Leave out what needs the teacher.")] = False,
+    teacher_tokenizer: Annotated[
+        Path | None,
+        typer.Option(
+            "--teacher-tokenizer",
+            help="Folder of the teacher's tokenizer where the model has another one: the teacher only judges what the "
+            "model writes, as text, in nats per token of its own.",
+            show_default="the model's",
+        ),
+    ] = None,
     tokenizer: TokenizerOption = None,
     sequences: Annotated[int, typer.Option("--sequences", min=2, help="Of the likelihood, evenly spread.")] = 40,
     sequence_length: Annotated[
@@ -54,6 +63,7 @@ def evaluate(
     from latentforge.trainer.evaluate.command import Options, run_evaluation
     from latentforge.trainer.evaluate.report import print_table
     from latentforge.trainer.settings import TrainerSettings
+    from latentforge.trainer.tokenizer import TextTokenizer
 
     with user_errors():
         settings = load_settings(TrainerSettings, gateway_target=gateway, tokenizer_path=tokenizer)
@@ -79,6 +89,7 @@ def evaluate(
             options,
             settings,
             with_teacher=not no_teacher,
+            teacher_tokenizer=TextTokenizer(teacher_tokenizer) if teacher_tokenizer else None,
             out=out,
             command=shlex.join(["trainer", *sys.argv[1:]]),
             console=console,

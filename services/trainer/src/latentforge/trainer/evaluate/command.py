@@ -19,6 +19,7 @@ from latentforge.trainer.evaluate.checkpoint import Subject
 from latentforge.trainer.evaluate.generations import (
     TEMPERATURES,
     PromptSet,
+    Score,
     Text,
     TextScore,
     choose_prompts,
@@ -29,11 +30,13 @@ from latentforge.trainer.evaluate.likelihood import Likelihood, evaluate_likelih
 from latentforge.trainer.evaluate.mixture import evaluate_mixture
 from latentforge.trainer.evaluate.reconstruction import evaluate_reconstruction
 from latentforge.trainer.evaluate.report import Figures, Row, figure_rows
+from latentforge.trainer.evaluate.retokenised import retokenised
 from latentforge.trainer.evaluate.stages import stage
 from latentforge.trainer.evaluate.teacher import EvaluationTeacher
 from latentforge.trainer.packing import PackedData
 from latentforge.trainer.settings import TrainerSettings
 from latentforge.trainer.teacher_rows import kd_targets
+from latentforge.trainer.tokenizer import TextTokenizer
 
 
 @dataclass(frozen=True)
@@ -67,11 +70,14 @@ def run_evaluation(
     settings: TrainerSettings,
     *,
     with_teacher: bool,
+    teacher_tokenizer: TextTokenizer | None,
     out: Path,
     command: str,
     console: Console,
 ) -> tuple[Path, list[Row]]:
     """Measures, and writes ``out/eval_<time>.json``; gives its path and rows.
+
+    A teacher whose tokenizer, ``teacher_tokenizer``, is not the subject's only judges what is written.
 
     Raises:
         TrainerError: the data, the teacher and the subject do not fit, or the teacher is needed and none answers.
@@ -80,16 +86,29 @@ def run_evaluation(
     """
     if subject.model is None and not with_teacher:
         raise TrainerError("--no-teacher leaves out the teacher, which is to be evaluated; leave the option out")
+    teachers = teacher_tokenizer or subject.tokenizer
+    same = teachers.fingerprint == subject.tokenizer.fingerprint
+    if not same and not with_teacher:
+        raise TrainerError("--teacher-tokenizer and --no-teacher exclude each other; leave one out")
+    if not same and subject.model is None:
+        raise TrainerError(
+            f"--teacher-tokenizer is {teachers.folder}, but the teacher itself is to be evaluated, whose tokenizer is "
+            f"{subject.tokenizer.folder}; leave the option out and set TOKENIZER_PATH"
+        )
     if subject.model is not None:
         if torch.cuda.is_available():
             torch.cuda.set_per_process_memory_fraction(settings.cuda_memory_fraction)
         subject.model.to(_device())
-    vocab_size = None if subject.model is None else subject.model.vocab_size
+    vocab_size = subject.model.vocab_size if subject.model is not None and same else None
     teacher_or_none: AbstractContextManager[EvaluationTeacher | None] = nullcontext()
     if with_teacher:
-        teacher_or_none = EvaluationTeacher(settings, subject.tokenizer, vocab_size, options.top_k)
+        teacher_or_none = EvaluationTeacher(settings, teachers, vocab_size, options.top_k)
     with teacher_or_none as teacher:
-        figures = _Evaluation(subject, data, options, teacher, console).run()
+        score: Score | None = None if teacher is None else teacher.score
+        if score is not None and not same:
+            score = retokenised(score, subject.tokenizer, teachers)
+        figures = _Evaluation(subject, data, options, teacher if same else None, score, console).run()
+        figures.teacher_tokens = not same
         about_teacher = None if teacher is None else teacher.name
     rows = figure_rows(figures, options.seed)
     path = write_results(
@@ -107,6 +126,7 @@ def run_evaluation(
             "tokenizer_fingerprint": subject.tokenizer.fingerprint,
         },
         teacher=about_teacher,
+        teacher_tokenizer_fingerprint=None if about_teacher is None else teachers.fingerprint,
         data={
             "folder": str(data.folder),
             "source": data.meta.source,
@@ -121,16 +141,19 @@ def run_evaluation(
 
 
 class _Evaluation:
+    """Has a teacher where that has the subject's tokenizer, and a score wherever what is written can be judged."""
+
     def __init__(
         self,
         subject: Subject,
         data: PackedData,
         options: Options,
         teacher: EvaluationTeacher | None,
+        score: Score | None,
         console: Console,
     ) -> None:
         self._subject, self._data, self._options = subject, data, options
-        self._teacher, self._console = teacher, console
+        self._teacher, self._score, self._console = teacher, score, console
         self._sequences = held_out_sequences(data, options.sequences)
 
     def run(self) -> Figures:
@@ -199,7 +222,7 @@ class _Evaluation:
 
     def _generations(self, prompts: PromptSet) -> tuple[dict[float, TextScore], TextScore]:
         options, eos_id = self._options, self._subject.tokenizer.eos_id
-        score = None if self._teacher is None else self._teacher.score
+        score = self._score
         references = [Text(ids, False) for ids in prompts.references.tolist()]
         reference = score_texts(prompts.prompts, references, eos_id, score, seed=options.seed)
         if self._subject.model is not None:

@@ -20,9 +20,9 @@ from latentforge.trainer.packing import PackedData
 TEMPERATURES = (1.0, 0.7, 0.0)
 _LOGITS_AT_ONCE = 2**26
 
-Score = Callable[[list[list[int]], int], list[NDArray[np.float32]]]
-"""Given sequences of ids and how long a prompt each begins with, the teacher's log probabilities of the tokens after
-it, float32 [L - prompt] each."""
+Score = Callable[[Sequence[Sequence[int]], Sequence[Sequence[int]]], list[NDArray[np.float32]]]
+"""Given the ids of prompts and of the text behind each, the teacher's log probabilities of the text's tokens given the
+prompt: float32 [tokens] each, the teacher's own tokens where its vocabulary is another one."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,8 @@ class TextScore:
     """Figures of all continuations of one setting.
 
     Attributes:
-        teacher_nats: the teacher's nats per token given the prompt, ends of text included; None without a teacher.
+        teacher_nats: the teacher's nats per token that it scores, given the prompt, ends of text included; None without
+            a teacher.
         distinct_3, repetition: see ``metrics.text_stats``; None where every text is too short.
         mean_length: tokens.
     """
@@ -143,11 +144,7 @@ def score_texts(
     """
     estimate = None
     if score is not None:
-        sequences = [
-            [*prompt, *text.ids, *([eos_id] if text.ended else [])]
-            for prompt, text in zip(prompts.tolist(), texts, strict=True)
-        ]
-        scored = score(sequences, prompts.shape[1])
+        scored = score(prompts.tolist(), [[*text.ids, *([eos_id] if text.ended else [])] for text in texts])
         sums = -torch.tensor([float(logprobs.sum(dtype=np.float64)) for logprobs in scored], dtype=torch.float64)
         counts = torch.tensor([len(logprobs) for logprobs in scored])
         estimate = ratio_of_sums(sums, counts, torch.arange(len(scored)), seed)

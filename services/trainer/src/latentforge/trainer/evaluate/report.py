@@ -29,6 +29,7 @@ class Figures:
         brier: BrierLM.
         generations: by temperature.
         reference: the text itself behind the prompts.
+        teacher_tokens: whether the teacher judged what was written in tokens of its own, other than the model's.
         reconstruction: of a latent student.
     """
 
@@ -38,6 +39,7 @@ class Figures:
     brier: BrierScore | None = None
     generations: Mapping[float, TextScore] = field(default_factory=dict)
     reference: TextScore | None = None
+    teacher_tokens: bool = False
     reconstruction: Reconstruction | None = None
 
 
@@ -46,10 +48,11 @@ def figure_rows(figures: Figures, seed: int = 0) -> list[Row]:
     rows = _likelihood_rows(figures, seed)
     if figures.brier is not None:
         rows += _brier_rows(figures.brier)
+    unit = "nats/teacher's token" if figures.teacher_tokens else "nats/token"
     for temperature, score in figures.generations.items():
-        rows += _text_rows(setting_name(temperature), score, figures.reference)
+        rows += _text_rows(setting_name(temperature), score, figures.reference, unit)
     if figures.reference is not None:
-        rows += _text_rows("reference", figures.reference, None)
+        rows += _text_rows("reference", figures.reference, None, unit)
     if figures.reconstruction is not None:
         rows += _reconstruction_rows(figures.reconstruction)
     return rows
@@ -111,10 +114,10 @@ def _brier_rows(score: BrierScore) -> list[Row]:
     return rows
 
 
-def _text_rows(name: str, score: TextScore, reference: TextScore | None) -> list[Row]:
+def _text_rows(name: str, score: TextScore, reference: TextScore | None, teacher_unit: str) -> list[Row]:
     rows: list[Row] = []
     if score.teacher_nats is not None:
-        rows.append(_row(f"{name}_teacher_nats", score.teacher_nats, "nats/token"))
+        rows.append(_row(f"{name}_teacher_nats", score.teacher_nats, teacher_unit))
     for what, unit in (("distinct_3", "share"), ("repetition", "share"), ("mean_length", "tokens")):
         value = getattr(score, what)
         if value is None:

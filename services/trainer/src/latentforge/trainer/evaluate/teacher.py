@@ -31,8 +31,8 @@ class EvaluationTeacher:
 
     Args:
         settings: name the gateway.
-        tokenizer: of the data and the model.
-        vocab_size: of the model; None where only the teacher is evaluated.
+        tokenizer: of the sequences that it is given.
+        vocab_size: of the model, where that has the same tokenizer.
         top_k: entries per row.
 
     Raises:
@@ -73,9 +73,9 @@ class EvaluationTeacher:
         about, who = self.about, f"the teacher {self.about.model} ({self.about.backend}) at {target}"
         if about.tokenizer_fingerprint != self._tokenizer.fingerprint:
             raise TrainerError(
-                f"{who} has the tokenizer fingerprint {about.tokenizer_fingerprint}, the model's tokenizer in "
+                f"{who} has the tokenizer fingerprint {about.tokenizer_fingerprint}, the tokenizer in "
                 f"{self._tokenizer.folder} has {self._tokenizer.fingerprint}; start the gateway with the teacher that "
-                "it learned from, or give --no-teacher"
+                "the model learned from, or give --teacher-tokenizer or --no-teacher"
             )
         if not about.can_score:
             raise TrainerError(f"{who} cannot score given text; give --no-teacher, or another teacher")
@@ -112,13 +112,19 @@ class EvaluationTeacher:
                 on_sequence()
         return [found[i] for i in range(len(sequences))]
 
-    def score(self, sequences: list[list[int]], prompt_tokens: int) -> list[NDArray[np.float32]]:
-        """The teacher's log probabilities of the tokens behind each sequence's prompt, which has at least 1 token."""
+    def score(self, prompts: Sequence[Sequence[int]], texts: Sequence[Sequence[int]]) -> list[NDArray[np.float32]]:
+        """The teacher's log probabilities of each text's tokens behind its prompt, which has at least 1 token.
+
+        Raises:
+            TeacherError: one was refused, or the gateway is lost.
+        """
         # A text that ended before its first token has nothing to be scored, but a sequence needs two tokens.
-        asked = [ids for ids in sequences if len(ids) > prompt_tokens]
+        asked = [[*prompt, *text] for prompt, text in zip(prompts, texts, strict=True) if text]
         rows = iter(self.rows(asked, top_k=1))
         none = np.zeros(0, dtype=np.float32)
-        return [_realised(next(rows), prompt_tokens) if len(ids) > prompt_tokens else none for ids in sequences]
+        return [
+            _realised(next(rows), len(prompt)) if text else none for prompt, text in zip(prompts, texts, strict=True)
+        ]
 
     def continuations(
         self,
