@@ -121,6 +121,7 @@ def student_job(places: Places, scale: Scale, model: Model) -> Job:
         "student.optim.lr": scale.learning_rate,
         "student.publish_every": model.tokens,
         **({"teacher.targets": "text"} if model.vocabulary == "large" else {}),
+        **({} if model.induction else {"student.model.induction.context": 0}),
         **({"student.init_backbone": places.runs / model.backbone_of / "token-level"} if model.backbone_of else {}),
         **model.size.values(),
         **model.changes,

@@ -43,6 +43,7 @@ class Comparison(StrEnum):
     decoders = "decoders"
     rows = "rows"
     init = "init"
+    induction = "induction"
     rates = "rates"
 
 
@@ -87,11 +88,23 @@ def rate_models(scale: Scale) -> list[Model]:
     return [at(kind, factor) for kind in get_args(Kind) for factor in (0.5, 1.0, 2.0)]
 
 
+def induction_models(scale: Scale) -> list[Model]:
+    """Both kinds of student with and without an induction head, over the seeds."""
+
+    def of(kind: Kind, seed: int, *, induction: bool) -> Model:
+        group, k = "induction" if induction else "no-induction", 1 if kind == "token-level" else 8
+        size, tokens = scale.ablation_size, scale.ablation_tokens
+        return Model(group, kind, "demo", size, tokens, k, seed=seed, induction=induction)
+
+    return [of(kind, seed, induction=i) for seed in scale.seeds for i in (True, False) for kind in get_args(Kind)]
+
+
 COMPARISONS: dict[Comparison, Callable[[Scale], list[Model]]] = {
     Comparison.objectives: objective_models,
     Comparison.decoders: decoder_models,
     Comparison.rows: row_models,
     Comparison.init: init_models,
+    Comparison.induction: induction_models,
     Comparison.rates: rate_models,
 }
 

@@ -113,10 +113,9 @@ def _beaten(measured: Sequence[Measured], k: int) -> list[Row]:
         best, less = max(beaten, key=lambda entry: len(entry[1]))
         suffix = "" if vocabulary == "demo" else "_large"
         row = result_row(f"pareto_k{k}{suffix}", len(less), "token-level sizes")
-        sizes = {"beaten": less, "beaten_in_writing": [r for r in less if _writes_better(best, r)]}
-        rows.append(
-            row | {"student": best.model.run} | {what: [str(r.model.size) for r in of] for what, of in sizes.items()}
-        )
+        in_writing = [str(r.model.size) for r in less if _writes_better(best, r)]
+        about = {"student": best.model.run, "beaten": [str(r.model.size) for r in less]}
+        rows.append(row | about | {"beaten_in_writing": in_writing})
     return rows
 
 
@@ -160,11 +159,12 @@ def _timed(measured: Measured) -> bool:
 
 
 def _rival(measured: Sequence[Measured], student: Measured) -> Measured | None:
-    """The token-level student of the same backbone, vocabulary, tokens and seed."""
+    """The token-level student of the same backbone, vocabulary, tokens and seed, with an induction head as it has."""
     for other in measured:
         ours, theirs = student.model, other.model
         if theirs.kind == "token-level" and all(
-            getattr(ours, name) == getattr(theirs, name) for name in ("vocabulary", "size", "tokens", "seed")
+            getattr(ours, name) == getattr(theirs, name)
+            for name in ("vocabulary", "size", "tokens", "seed", "induction")
         ):
             return other
     return None

@@ -20,8 +20,8 @@ def pareto_models(scale: Scale) -> Iterator[Model]:
 
 
 def seed_models(scale: Scale) -> Iterator[Model]:
-    """More seeds of the pairs whose difference is a bar's: the middle size at K=4 and 8, and its rival."""
-    size = scale.student_sizes[len(scale.student_sizes) // 2]
+    """More seeds of the pairs whose difference is a bar's: the smallest size at K=4 and 8, and its rival."""
+    size = scale.student_sizes[0]
     for seed in scale.seeds[1:]:
         yield replace(_token_level("demo", size, scale.tokens["demo"]), seed=seed)
         for k in (4, 8):

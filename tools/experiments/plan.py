@@ -44,6 +44,7 @@ class Model:
         objective: its name, of a latent student.
         seed: of weights, order and noise.
         changes: further values of the recipe.
+        induction: whether it has an induction head, where its objective can have one.
         backbone_of: the run of the token-level student whose backbone it starts from.
     """
 
@@ -56,6 +57,7 @@ class Model:
     objective: str | None = None
     seed: int = 0
     changes: dict[str, Any] = field(default_factory=dict, hash=False)
+    induction: bool = True
     backbone_of: str | None = None
 
     @property

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from latentforge.model.batch_generation import generate_batch
 from latentforge.model.chunks import to_chunks
-from latentforge.model.config import ChunkDecoderConfig, RowsConfig, StudentConfig
+from latentforge.model.config import ChunkDecoderConfig, InductionConfig, RowsConfig, StudentConfig
 from latentforge.model.generation import ChunkGenerator, TokenGenerator
 from latentforge.model.latent_model import LatentModel
 from latentforge.model.sampling import SamplingParams
@@ -30,6 +30,11 @@ STUDENTS: dict[str, dict[str, Any]] = {
     "from-latent": {"chunk_decoder": ChunkDecoderConfig(width=16, rank=8, start="latent")},
     "linear-rows": {"rows": RowsConfig(kind="linear", width=12)},
     "tuned-rows": {"rows": "tuned"},
+    "induction": {"induction": InductionConfig(context=2, size=12)},
+    "induction-transformer": {
+        "induction": InductionConfig(context=5),
+        "chunk_decoder": ChunkDecoderConfig(kind="transformer", width=16, rank=8),
+    },
     "K1": {"chunk_size": 1, "max_chunks": 40},
     "K1-no-window": {"chunk_size": 1, "max_chunks": 40, "chunk_decoder": ChunkDecoderConfig(width=16, window=0)},
 }
@@ -48,10 +53,13 @@ def make_student(make_model: MakeModel, autoencoder_config: Callable[..., Any]) 
     return make
 
 
-@pytest.fixture
-def token_model(student_config: Callable[..., StudentConfig]) -> TokenLevelModel:
+@pytest.fixture(params=[0, 3])
+def token_model(request: pytest.FixtureRequest, student_config: Callable[..., StudentConfig]) -> TokenLevelModel:
     torch.manual_seed(5)
-    model = TokenLevelModel(token_level_config(student_config())).eval()
+    induction = InductionConfig(context=request.param)
+    model = TokenLevelModel(token_level_config(student_config(induction=induction))).eval()
+    if model.induction is not None:
+        model.induction.out.weight.data.normal_()
     model.output_table.weight.data.normal_(std=0.1)
     model.bias.data.normal_()
     return model

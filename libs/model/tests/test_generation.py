@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from latentforge.model.chunks import to_chunks
-from latentforge.model.config import StudentConfig
+from latentforge.model.config import InductionConfig, StudentConfig
 from latentforge.model.generation import ChunkGenerator, GeneratedChunk, TokenGenerator, store_for_one_request
 from latentforge.model.latent_model import LatentModel
 from latentforge.model.sampling import SamplingParams
@@ -31,9 +31,12 @@ def run(
     return list(generator.generate(prompt, max_tokens, params, eos_id))
 
 
+@pytest.mark.parametrize("context", [0, 3])
 @pytest.mark.parametrize("prompt_length", [0, 1, 4, 7, 8])
-def test_incremental_greedy_equals_recomputing_from_scratch(make_model: MakeModel, prompt_length: int) -> None:
-    model = make_model()
+def test_incremental_greedy_equals_recomputing_from_scratch(
+    make_model: MakeModel, prompt_length: int, context: int
+) -> None:
+    model = make_model(induction=InductionConfig(context=context))
     prompt = list(range(5, 5 + prompt_length))
     got = run(ChunkGenerator(model), prompt, 12, GREEDY)
     written = ids_of(got)

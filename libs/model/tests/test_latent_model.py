@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from latentforge.model.autoencoder import Autoencoder
-from latentforge.model.config import AutoencoderConfig, ChunkDecoderConfig, RowsConfig, StudentConfig
+from latentforge.model.config import AutoencoderConfig, ChunkDecoderConfig, InductionConfig, RowsConfig, StudentConfig
 from latentforge.model.latent_model import LatentModel
 from latentforge.model.student import Student
 
@@ -26,6 +26,7 @@ VARIANTS: list[dict[str, Any]] = [
     {"rows": RowsConfig(kind="linear", width=12)},
     {"rows": RowsConfig(kind="tuned", autoencoder=AUTOENCODER)},
     {"head": "energy"},
+    {"induction": InductionConfig(context=2, size=12)},
 ]
 
 

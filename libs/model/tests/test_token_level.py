@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from latentforge.model.config import StudentConfig
+from latentforge.model.config import InductionConfig, StudentConfig
 from latentforge.model.io import load_student, load_token_level, save_pretrained
 from latentforge.model.losses import ObjectiveWeights, StudentBatch, token_level_loss
 from latentforge.model.token_level import TokenLevelModel, token_level_config
@@ -12,10 +12,13 @@ from latentforge.model.token_level import TokenLevelModel, token_level_config
 V = 64
 
 
-@pytest.fixture
-def model(student_config: Callable[..., StudentConfig]) -> TokenLevelModel:
+@pytest.fixture(params=[0, 3])
+def model(request: pytest.FixtureRequest, student_config: Callable[..., StudentConfig]) -> TokenLevelModel:
     torch.manual_seed(5)
-    model = TokenLevelModel(token_level_config(student_config())).eval()
+    induction = InductionConfig(context=request.param)
+    model = TokenLevelModel(token_level_config(student_config(induction=induction))).eval()
+    if model.induction is not None:
+        model.induction.out.weight.data.normal_(std=0.1)
     model.output_table.weight.data.normal_(std=0.1)
     return model
 

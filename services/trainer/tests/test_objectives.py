@@ -24,18 +24,20 @@ def test_what_a_recipe_sets_is_kept_and_the_rest_is_filled_in() -> None:
         "head": "energy",
         "rows": {"kind": "autoencoder"},
         "chunk_decoder": {"kind": "none"},
+        "induction": {"context": 0},
     }
 
 
 def test_an_objective_asked_for_decides_over_the_recipe_but_keeps_its_sizes() -> None:
     student: dict[str, Any] = {
         "weights": {"ce": 0.5, "mse": 7.0},
-        "model": {"chunk_decoder": {"width": 9, "kind": "gru"}},
+        "model": {"chunk_decoder": {"width": 9, "kind": "gru"}, "induction": {"context": 3, "size": 9}},
     }
     apply_objective(student, "regressed-latent")
     assert student["objective"] == "regressed-latent"
     assert student["weights"] == {"ce": 1.0, "kd": 1.0, "mse": 1.0, "energy": 0.0}
     assert student["model"]["chunk_decoder"] == {"width": 9, "kind": "none"}
+    assert student["model"]["induction"] == {"context": 0, "size": 9}
 
 
 def test_single_options_decide_over_an_objective() -> None:

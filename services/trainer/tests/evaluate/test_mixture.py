@@ -11,7 +11,10 @@ from latentforge.trainer.evaluate.mixture import evaluate_mixture
 K = 4
 
 
-@pytest.mark.parametrize("changes", [{}, {"chunk_decoder": {"kind": "none"}}, {"rows": {"kind": "linear", "width": 8}}])
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"chunk_decoder": {"kind": "none"}}, {"rows": {"kind": "linear", "width": 8}}, {"induction": {"context": 2}}],
+)
 def test_of_a_deterministic_head_every_bound_is_the_likelihood(
     make_latent: Any, batches: list[StudentBatch], changes: dict[str, Any]
 ) -> None:

@@ -4,14 +4,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from transformers import DynamicCache
 
-from latentforge.model.chunks import left_pad_count, to_chunks
+from latentforge.model.chunks import left_pad_count
 from latentforge.model.latent_model import LatentModel
 from latentforge.model.sampling import SamplingParams, sample
 from latentforge.model.token_level import TokenLevelModel
+from latentforge.model.writers import ChunkWriter, TokenWriter
 
 
 @dataclass(frozen=True)
@@ -61,18 +60,15 @@ def generate_batch(
     student = model.student if isinstance(model, LatentModel) else model
     config = student.config
     prompts = prompts.to(student.start.device)
-    draw = _Draw(params, prompts.device, config.pad_id)
-    writer: _LatentWriter | _TokenWriter
-    if isinstance(model, LatentModel):
-        writer = _LatentWriter(model, prompts, draw)
-    else:
-        writer = _TokenWriter(model, prompts, draw)
+    write = (
+        _chunk_steps(model, prompts, params) if isinstance(model, LatentModel) else _token_steps(model, prompts, params)
+    )
     token_ids = prompts.new_full((prompts.shape[0], num_tokens), config.eos_id)
     ended = torch.zeros_like(token_ids[:, 0], dtype=torch.bool)
     steps = 0
     for written in range(0, num_tokens, model.chunk_size):
         chunk = token_ids[:, written : written + model.chunk_size]
-        writer.write(chunk)
+        write(chunk)
         steps += 1
         if on_step is not None:
             on_step()
@@ -86,69 +82,34 @@ def generate_batch(
     return BatchGeneration(token_ids.masked_fill_(after, config.eos_id), (~after).sum(1), steps)
 
 
-class _Draw:
-    """Draws a token for each row of logits [b, V], which it changes; never a pad."""
+def _chunk_steps(model: LatentModel, prompts: Tensor, params: SamplingParams) -> Callable[[Tensor], None]:
+    """Each call fills the next chunk, [b, K]; the last one may be shorter."""
+    rng = params.generator(prompts.device)
+    writer = ChunkWriter(model, prompts, rng)
+    last: Tensor | None = None
 
-    def __init__(self, params: SamplingParams, device: torch.device, pad_id: int) -> None:
-        self.params = params
-        self.rng = params.generator(device)
-        self.pad_id = pad_id
-
-    def __call__(self, logits: Tensor) -> Tensor:
-        logits[:, self.pad_id] = float("-inf")
-        return sample(logits, self.params, self.rng)
-
-
-class _LatentWriter:
-    """Writes chunk after chunk with a latent student."""
-
-    def __init__(self, model: LatentModel, prompts: Tensor, draw: _Draw) -> None:
-        config = model.student.config
-        self.model, self.draw = model, draw
-        self.cache = DynamicCache()
-        self.new_chunks = to_chunks(prompts, config.chunk_size, config.pad_id)
-        self.window = config.chunk_decoder.window
-        self.previous = prompts.new_full((prompts.shape[0], self.window, config.chunk_size), config.pad_id)
-        self.inputs = torch.cat(
-            [model.student.start_inputs(prompts.shape[0]), model.student.embed_chunks(self.new_chunks)], 1
-        )
-
-    def write(self, chunk: Tensor) -> None:
-        """Fills the next chunk, [b, K]; the last one may be shorter."""
-        model, student = self.model, self.model.student
-        decoder = student.chunk_decoder
-        hidden = student.run_backbone(self.inputs, self.cache)[:, -1]
-        latents = student.head(hidden, 1, self.draw.rng)[0]
-        logits_bkv = F.linear(model.rows(hidden, latents), model.row_table, student.bias)
-        if decoder is not None:
-            if self.window:
-                self.previous = torch.cat([self.previous, self.new_chunks], 1)[:, -self.window :]
-            state = decoder.first_state(model.context(hidden, latents), student.embed(self.previous.flatten(1)))
+    def write(chunk: Tensor) -> None:
+        nonlocal last
+        writer.begin(last)
         for k in range(chunk.shape[1]):
-            row = logits_bkv[:, k]
-            if decoder is not None:
-                if k:
-                    state = decoder.next_state(state, student.embed(chunk[:, k - 1]))
-                row.addmm_(decoder.correction(state), decoder.output.weight.T)
-            chunk[:, k] = self.draw(row)
-        if chunk.shape[1] == model.chunk_size:
-            self.new_chunks = chunk[:, None]
-            self.inputs = student.embed_chunks(self.new_chunks)
+            chunk[:, k] = sample(writer.row(k, chunk[:, k - 1] if k else None), params, rng)
+        last = chunk
+
+    return write
 
 
-class _TokenWriter:
-    """Writes token after token with a token-level student."""
+def _token_steps(model: TokenLevelModel, prompts: Tensor, params: SamplingParams) -> Callable[[Tensor], None]:
+    """Each call fills the next token, [b, 1]."""
+    rng = params.generator(prompts.device)
+    writer = TokenWriter(model)
+    new_ids = prompts
 
-    def __init__(self, model: TokenLevelModel, prompts: Tensor, draw: _Draw) -> None:
-        self.model, self.draw = model, draw
-        self.cache = DynamicCache()
-        self.inputs = torch.cat([model.start_inputs(prompts.shape[0]), model.embed(prompts)], 1)
+    def write(chunk: Tensor) -> None:
+        nonlocal new_ids
+        chunk[:, 0] = sample(writer.row(new_ids), params, rng)
+        new_ids = chunk
 
-    def write(self, chunk: Tensor) -> None:
-        """Fills the next token, [b, 1]."""
-        layer = self.model.output_of(self.model.run_backbone(self.inputs, self.cache)[:, -1])
-        chunk[:, 0] = self.draw(F.linear(layer.inputs, layer.weight, layer.bias))
-        self.inputs = self.model.embed(chunk)
+    return write
 
 
 def _check(model: LatentModel | TokenLevelModel, prompts: Tensor, num_tokens: int) -> None:

@@ -105,6 +105,18 @@ class RowsConfig(_Config):
         return self
 
 
+class InductionConfig(_Config):
+    """The head that looks up where the last tokens stood before.
+
+    Attributes:
+        context: how many last tokens it goes by; 0 leaves the head out.
+        size: of its keys and values.
+    """
+
+    context: int = Field(default=0, ge=0)
+    size: int = Field(default=64, ge=1)
+
+
 class BackboneConfig(_Config):
     """Sizes of a transformer that writes texts, and the ids that it must know.
 
@@ -115,6 +127,7 @@ class BackboneConfig(_Config):
         hidden_size: width of the backbone.
         num_layers, num_heads, num_kv_heads, head_dim, intermediate_size: as in Qwen3.
         rope_theta: base of the rotary position embedding.
+        induction: the head beside the backbone that looks up where the last tokens stood before.
     """
 
     vocab_size: int = Field(ge=2)
@@ -127,6 +140,7 @@ class BackboneConfig(_Config):
     head_dim: int = Field(ge=2)
     intermediate_size: int = Field(ge=1)
     rope_theta: float = Field(default=10_000.0, gt=0)
+    induction: InductionConfig = InductionConfig()
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -181,6 +195,15 @@ class StudentConfig(BackboneConfig):
     energy_blocks: int = Field(default=4, ge=1)
     chunk_decoder: ChunkDecoderConfig = ChunkDecoderConfig()
     rows: RowsConfig = RowsConfig()
+
+    @model_validator(mode="after")
+    def _check_induction(self) -> Self:
+        if self.induction.context and self.chunk_decoder.kind == "none":
+            raise ValueError(
+                f"induction.context={self.induction.context} with chunk_decoder.kind='none': the head writes through "
+                "the chunk decoder's output table; set induction.context to 0, or take a chunk decoder"
+            )
+        return self
 
 
 def _check_id(field: str, value: int, vocab_size: int) -> None:

@@ -5,14 +5,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from transformers import DynamicCache
 
-from latentforge.model.chunks import to_chunks
+from latentforge.model.chunks import left_pad_count
 from latentforge.model.latent_model import LatentModel
 from latentforge.model.sampling import SamplingParams, sample
 from latentforge.model.token_level import TokenLevelModel
+from latentforge.model.writers import ChunkWriter, TokenWriter
 
 FinishReason = Literal["stop", "length", "cancelled"]
 
@@ -83,68 +82,44 @@ class ChunkGenerator:
         eos_id: int,
         cancel: Callable[[], bool] | None,
     ) -> Iterator[GeneratedChunk]:
-        config = self.config
+        config, k = self.config, self.config.chunk_size
         device = self.model.student.start.device
         rng = params.generator(device)
-        prompt = torch.tensor(prompt_ids, dtype=torch.int64, device=device)
-        chunks = to_chunks(prompt, config.chunk_size, config.pad_id)
-        cache = DynamicCache()
-        written = 0
-        new_chunks = chunks
-        window = config.chunk_decoder.window
-        previous = chunks.new_full((window, config.chunk_size), config.pad_id)
-        for position in range(chunks.shape[0], config.max_chunks):
+        prompt = torch.tensor([prompt_ids], dtype=torch.int64, device=device)
+        writer = ChunkWriter(self.model, prompt, rng)
+        room = config.max_chunks * k - len(prompt_ids) - left_pad_count(len(prompt_ids), k)
+        left = min(max_tokens, room)
+        last: Tensor | None = None
+        while True:
             if cancel is not None and cancel():
                 yield GeneratedChunk([], [], "cancelled")
                 return
             with torch.inference_mode():
-                hidden = self._advance(cache, new_chunks, is_first=written == 0)
-                previous = torch.cat([previous, new_chunks])[-window:] if window else previous
-                limit = min(config.chunk_size, max_tokens - written)
-                ids, logprobs, ended = self._write_chunk(hidden, previous, limit, params, eos_id, rng)
-            written += len(ids)
-            if ended or written == max_tokens or position + 1 == config.max_chunks:
+                writer.begin(last)
+                ids, logprobs, ended = self._write_chunk(writer, min(k, left), params, eos_id, rng)
+            left -= len(ids)
+            if ended or not left:
                 yield GeneratedChunk(ids, logprobs, "stop" if ended else "length")
                 return
             yield GeneratedChunk(ids, logprobs)
-            new_chunks = torch.tensor([ids], dtype=torch.int64, device=device)
-
-    def _advance(self, cache: DynamicCache, new_chunks: Tensor, is_first: bool) -> Tensor:
-        """Feeds chunks [t, K]; gives the hidden state [1, h] that predicts the next chunk."""
-        student = self.model.student
-        parts = [student.start_inputs(1)] if is_first else []
-        if len(new_chunks):
-            parts.append(student.embed_chunks(new_chunks[None]))
-        return student.run_backbone(torch.cat(parts, 1), cache)[:, -1]
+            last = torch.tensor([ids], dtype=torch.int64, device=device)
 
     def _write_chunk(
-        self, hidden: Tensor, previous: Tensor, limit: int, params: SamplingParams, eos_id: int, rng: torch.Generator
+        self, writer: ChunkWriter, limit: int, params: SamplingParams, eos_id: int, rng: torch.Generator
     ) -> tuple[list[int], list[float], bool]:
-        """Writes up to ``limit`` tokens after the previous chunks [W, K]; gives them, their log probabilities, and
-        whether the end of text followed."""
-        model, student = self.model, self.model.student
-        decoder = student.chunk_decoder
-        latent = student.head(hidden, 1, rng)[0]
-        # Rows of the chunk cost one pass over the output layer; the corrections come row by row.
-        logits_kv = F.linear(model.rows(hidden, latent)[0], model.row_table, student.bias)
-        logits_kv[:, self.config.pad_id] = float("-inf")
-        if decoder:
-            state = decoder.first_state(model.context(hidden, latent), student.embed(previous.flatten())[None])
+        """Writes up to ``limit`` tokens of the chunk that was begun; gives them, their log probabilities, and whether
+        the end of text followed."""
         ids: list[int] = []
+        token: Tensor | None = None
         ended = False
         for k in range(limit):
-            row = logits_kv[k : k + 1]
-            if decoder:
-                row.addmm_(decoder.correction(state), decoder.output.weight.T)
-            token = sample(row, params, rng)
+            token = sample(writer.row(k, token), params, rng)
             token_id = int(token)
             if token_id == eos_id:
                 ended = True
                 break
             ids.append(token_id)
-            if decoder and k + 1 < limit:
-                state = decoder.next_state(state, student.embed(token))
-        written = logits_kv[: len(ids)].log_softmax(-1)
+        written = writer.logits[0, : len(ids)].log_softmax(-1)
         logprobs = written[range(len(ids)), ids].tolist()
         return ids, logprobs, ended
 
@@ -182,7 +157,7 @@ class TokenGenerator:
         model, config = self.model, self.config
         device = model.start.device
         rng = params.generator(device)
-        cache = DynamicCache()
+        writer = TokenWriter(model)
         new_ids = torch.tensor([prompt_ids], dtype=torch.int64, device=device)
         room = min(max_tokens, config.max_tokens - len(prompt_ids))
         for written in range(1, room + 1):
@@ -190,12 +165,7 @@ class TokenGenerator:
                 yield GeneratedChunk([], [], "cancelled")
                 return
             with torch.inference_mode():
-                inputs = model.embed(new_ids)
-                if written == 1:
-                    inputs = torch.cat([model.start_inputs(1), inputs], 1)
-                layer = model.output_of(model.run_backbone(inputs, cache)[:, -1])
-                row = F.linear(layer.inputs, layer.weight, layer.bias)
-                row[:, config.pad_id] = float("-inf")
+                row = writer.row(new_ids)
                 new_ids = sample(row, params, rng)[:, None]
                 token_id = int(new_ids)
                 logprob = float(row.log_softmax(-1)[0, token_id])

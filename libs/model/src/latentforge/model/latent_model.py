@@ -82,10 +82,19 @@ class LatentModel(nn.Module):
     def output(self, tokens: Tensor, hidden: Tensor, latents: Tensor) -> OutputLayer:
         """The output layer and what it reads, b·t·K rows of it; arguments as in :meth:`logits_of`."""
         embedded = self.student.embed(tokens)
-        previous = self.student.windows(embedded)
-        return self.output_of_chunks(*(part.flatten(0, 1) for part in (hidden, latents, previous, embedded)))
+        parts = hidden, latents, self.student.windows(embedded), embedded
+        induced = self.induced(embedded)
+        flat = (part.flatten(0, 1) for part in parts)
+        return self.output_of_chunks(*flat, induced=None if induced is None else induced.flatten(0, 1))
 
-    def output_of_chunks(self, hidden: Tensor, latents: Tensor, previous: Tensor, current: Tensor) -> OutputLayer:
+    def induced(self, embedded: Tensor) -> Tensor | None:
+        """What the induction head found for every token, [b, t, K, rank], of embedded tokens [b, t, K, e]."""
+        induction = self.student.induction
+        return None if induction is None else induction(embedded.flatten(1, 2)).unflatten(1, embedded.shape[1:3])
+
+    def output_of_chunks(
+        self, hidden: Tensor, latents: Tensor, previous: Tensor, current: Tensor, *, induced: Tensor | None
+    ) -> OutputLayer:
         """The output layer and what it reads, n·K rows of it, for any n chunks.
 
         Args:
@@ -93,15 +102,18 @@ class LatentModel(nn.Module):
             latents: float [n, D].
             previous: embedded tokens of the chunk decoder's window before each, float [n, W·K, e].
             current: embedded tokens of the chunks themselves, float [n, K, e].
+            induced: of the chunks, out of :meth:`induced`, float [n, K, rank].
         """
         rows, table = self.rows(hidden, latents).flatten(0, 1), self.row_table
         num_fixed = 0 if table.requires_grad else table.shape[1]
         decoder = self.student.chunk_decoder
         if decoder is None:
             return OutputLayer(rows, table, self.student.bias, num_fixed)
-        corrections = decoder(self.context(hidden, latents), previous, current).flatten(0, 1)
+        corrections = decoder(self.context(hidden, latents), previous, current)
+        if induced is not None:
+            corrections = corrections + induced
         weight = torch.cat([table, decoder.output.weight], 1)
-        return OutputLayer(torch.cat([rows, corrections], 1), weight, self.student.bias, num_fixed)
+        return OutputLayer(torch.cat([rows, corrections.flatten(0, 1)], 1), weight, self.student.bias, num_fixed)
 
     def rows(self, hidden: Tensor, latents: Tensor) -> Tensor:
         """What ``row_table`` [V, w] is applied to, [..., K, w], from hidden [..., h] and latents [..., D]."""

@@ -10,6 +10,7 @@ from transformers import Qwen3Config, Qwen3Model
 from latentforge.model.chunk_decoder import build_chunk_decoder
 from latentforge.model.config import BackboneConfig, StudentConfig
 from latentforge.model.heads import build_head
+from latentforge.model.induction import build_induction
 from latentforge.model.layers import TABLE_SCALE, log_frequencies
 from latentforge.model.rows import build_rows
 
@@ -36,6 +37,7 @@ class Student(nn.Module):
         self.head = build_head(config)
         self.rows = build_rows(config)
         self.chunk_decoder = build_chunk_decoder(config)
+        self.induction = build_induction(config.embed_size, config.chunk_decoder.rank, config.induction)
         self.bias = nn.Parameter(torch.zeros(config.vocab_size))
 
     @torch.no_grad()

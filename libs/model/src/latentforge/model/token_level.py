@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from transformers import Qwen3Model
 
 from latentforge.model.config import BackboneConfig, StudentConfig, TokenLevelConfig
+from latentforge.model.induction import build_induction
 from latentforge.model.layers import TABLE_SCALE, log_frequencies, output_scale, output_table
 from latentforge.model.output_loss import OutputLayer
 from latentforge.model.student import backbone_config, run_qwen3
@@ -37,6 +38,7 @@ class TokenLevelModel(nn.Module):
         # Only inputs_embeds go in; a table of token embeddings would be a parameter without a gradient.
         self.backbone.embed_tokens = None  # type: ignore[assignment]
         self.output_table = output_table(config.vocab_size, config.hidden_size)
+        self.induction = build_induction(config.hidden_size, config.hidden_size, config.induction)
         self.bias = nn.Parameter(torch.zeros(config.vocab_size))
 
     @property
@@ -68,14 +70,17 @@ class TokenLevelModel(nn.Module):
 
     def output(self, tokens: Tensor) -> OutputLayer:
         """The output layer and what it reads to predict each of tokens [b, L], teacher-forced."""
-        inputs = torch.cat([self.start_inputs(tokens.shape[0]), self.embed(tokens[:, :-1])], 1)
-        return self.output_of(self.run_backbone(inputs))
+        embedded = self.embed(tokens)
+        inputs = torch.cat([self.start_inputs(tokens.shape[0]), embedded[:, :-1]], 1)
+        induced = None if self.induction is None else self.induction(embedded)
+        return self.output_of(self.run_backbone(inputs), induced)
 
-    def output_of(self, hidden: Tensor) -> OutputLayer:
-        """The output layer over hidden states [..., h]."""
-        return OutputLayer(
-            hidden.flatten(0, -2) * output_scale(self.config.hidden_size), self.output_table.weight, self.bias
-        )
+    def output_of(self, hidden: Tensor, induced: Tensor | None) -> OutputLayer:
+        """The output layer over hidden states [..., h] and what the induction head found, of the same shape."""
+        inputs = hidden * output_scale(self.config.hidden_size)
+        if induced is not None:
+            inputs = inputs + induced
+        return OutputLayer(inputs.flatten(0, -2), self.output_table.weight, self.bias)
 
     def logits(self, tokens: Tensor) -> Tensor:
         """Logits [b, L, V]; position i is predicted from tokens < i of tokens [b, L]."""

@@ -38,6 +38,7 @@ OBJECTIVES: Mapping[str, Objective] = MappingProxyType(
                     "head": "deterministic",
                     "rows": {"kind": "autoencoder"},
                     "chunk_decoder": {"kind": "none"},
+                    "induction": {"context": 0},
                 },
             },
         ),
@@ -45,7 +46,12 @@ OBJECTIVES: Mapping[str, Objective] = MappingProxyType(
             "CALM's energy score of sampled latents alone; no likelihood but the mixture bound",
             {
                 "weights": _weights(energy=1.0),
-                "model": {"head": "energy", "rows": {"kind": "autoencoder"}, "chunk_decoder": {"kind": "none"}},
+                "model": {
+                    "head": "energy",
+                    "rows": {"kind": "autoencoder"},
+                    "chunk_decoder": {"kind": "none"},
+                    "induction": {"context": 0},
+                },
             },
         ),
         "chunk-ce": Objective("causal chunk decoder, CE", _chunk(_weights(ce=1.0))),

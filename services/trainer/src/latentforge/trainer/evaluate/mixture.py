@@ -82,12 +82,15 @@ def _log_probs(
     hidden = model.hidden(tokens_btk)[at]
     embedded = student.embed(tokens_btk)
     previous, current, realised = student.windows(embedded)[at], embedded[at], tokens_btk[at]
+    every = model.induced(embedded)
+    induced = None if every is None else every[at]
     found = []
     for first in range(0, draws, _DRAWS_AT_ONCE):
         num = min(_DRAWS_AT_ONCE, draws - first)
         latents = student.head(hidden, num, generator).flatten(0, 1)
         read = previous.repeat(num, 1, 1), current.repeat(num, 1, 1)
-        layer = model.output_of_chunks(hidden.repeat(num, 1), latents, *read)
+        found_before = None if induced is None else induced.repeat(num, 1, 1)
+        layer = model.output_of_chunks(hidden.repeat(num, 1), latents, *read, induced=found_before)
         wanted = realised.flatten().repeat(num)
         values = torch.empty(len(wanted), device=tokens.device)
 

@@ -1,0 +1,104 @@
+"""Texts in the making: from what is written to the logits of the next token, for one text or many of one length."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import DynamicCache
+
+from latentforge.model.chunks import to_chunks
+from latentforge.model.induction import InductionState
+from latentforge.model.latent_model import LatentModel
+from latentforge.model.token_level import TokenLevelModel
+
+
+class ChunkWriter:
+    """Logits of a latent student: :meth:`begin` for each chunk, then :meth:`row` for its tokens in turn.
+
+    Attributes:
+        logits: of the chunk that was begun, float [b, K, V]; a row is right once :meth:`row` gave it. Pads have -inf.
+    """
+
+    def __init__(self, model: LatentModel, prompts: Tensor, rng: torch.Generator) -> None:
+        """Makes b texts that begin with prompts, int64 [b, L]; ``rng`` draws the energy head's noise.
+
+        A prompt whose length is no multiple of K gets pads on the left of its first chunk, as in training.
+        """
+        config = model.student.config
+        self._model, self._rng = model, rng
+        self._cache = DynamicCache()
+        self._prompts = to_chunks(prompts, config.chunk_size, config.pad_id)
+        self._window = prompts.new_full((len(prompts), config.chunk_decoder.window, config.chunk_size), config.pad_id)
+        induction = model.student.induction
+        self._text = None if induction is None else induction.start(len(prompts))
+        self._state: Any = None
+        self._correction = prompts.new_empty(0)
+        self.logits = prompts.new_empty(0)
+
+    def begin(self, written: Tensor | None = None) -> None:
+        """Goes on to the next chunk behind the one that was ``written``, int64 [b, K]; None behind the prompts."""
+        model, student, decoder = self._model, self._model.student, self._model.student.chunk_decoder
+        new = self._prompts if written is None else written[:, None]
+        inputs = student.embed_chunks(new)
+        if written is None:
+            inputs = torch.cat([student.start_inputs(len(new)), inputs], 1)
+        hidden = student.run_backbone(inputs, self._cache)[:, -1]
+        latents = student.head(hidden, 1, self._rng)[0]
+        # All rows of the chunk cost one pass over the output layer; the corrections come row by row.
+        self.logits = F.linear(model.rows(hidden, latents), model.row_table, student.bias)
+        self.logits[..., student.config.pad_id] = float("-inf")
+        if decoder is None:
+            return
+        self._window = torch.cat([self._window, new], 1)[:, new.shape[1] :]
+        self._state = decoder.first_state(model.context(hidden, latents), student.embed(self._window.flatten(1)))
+        # The induction head has read all but the last chunk's last token, and of the prompts nothing.
+        self._correct(student.embed(new.flatten(1) if written is None else written[:, -1:]))
+
+    def row(self, k: int, last: Tensor | None) -> Tensor:
+        """Logits of token k, float [b, V], which may be changed; ``last`` is token k-1, int64 [b], None before k=0."""
+        student, decoder = self._model.student, self._model.student.chunk_decoder
+        row = self.logits[:, k]
+        if decoder is None:
+            return row
+        if last is not None:
+            embedded = student.embed(last)
+            self._state = decoder.next_state(self._state, embedded)
+            self._correct(embedded[:, None])
+        return row.addmm_(self._correction, decoder.output.weight.T)
+
+    def _correct(self, unread: Tensor) -> None:
+        """Makes the correction of the next row; the induction head reads embedded tokens [b, t, e]."""
+        student = self._model.student
+        assert student.chunk_decoder is not None
+        self._correction = student.chunk_decoder.correction(self._state)
+        if student.induction is not None:
+            assert self._text is not None
+            self._correction = self._correction + student.induction.advance(self._text, unread)
+
+
+class TokenWriter:
+    """Logits of a token-level student."""
+
+    def __init__(self, model: TokenLevelModel) -> None:
+        self._model = model
+        self._cache = DynamicCache()
+        self._text: InductionState | None = None
+
+    def row(self, new_ids: Tensor) -> Tensor:
+        """Reads ids, int64 [b, t], of which the first are the prompts; gives the next token's logits, float [b, V]."""
+        model = self._model
+        embedded = inputs = model.embed(new_ids)
+        if not self._cache.get_seq_length():
+            inputs = torch.cat([model.start_inputs(len(new_ids)), embedded], 1)
+            if model.induction is not None:
+                self._text = model.induction.start(len(new_ids))
+        hidden = model.run_backbone(inputs, self._cache)[:, -1]
+        induced = None
+        if model.induction is not None:
+            assert self._text is not None
+            induced = model.induction.advance(self._text, embedded)
+        layer = model.output_of(hidden, induced)
+        row = F.linear(layer.inputs, layer.weight, layer.bias)
+        row[:, model.config.pad_id] = float("-inf")
+        return row
