@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from latentforge.trainer.objectives import DEFAULT_OBJECTIVE
 from tools.experiments.plan import AutoencoderPlan, Model, Vocabulary
 from tools.experiments.scales import Scale
 
@@ -129,9 +130,10 @@ def student_job(places: Places, scale: Scale, model: Model) -> Job:
     command = _training(model.kind, places, model.vocabulary, model.run, max(model.k, 2), values)
     if model.kind == "student":
         command += ["--ae-checkpoint", str(places.autoencoder(AutoencoderPlan(model.vocabulary, model.k)))]
-        command += ["--objective", model.objective or ("chunk-kd" if model.vocabulary == "demo" else "chunk-ce")]
+        command += ["--objective", model.objective or (DEFAULT_OBJECTIVE if model.vocabulary == "demo" else "chunk-ce")]
     elif model.vocabulary == "large":
-        command += ["--kd-w", "0"]
+        # As chunk-ce has it.
+        command += ["--ce-w", "1", "--kd-w", "0"]
     return Job(f"train {model.run}", command, places.runs / model.run / f"{model.kind}.json", model.tokens)
 
 

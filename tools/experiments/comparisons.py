@@ -12,6 +12,7 @@ OBJECTIVES = (
     "energy",
     "chunk-ce",
     "chunk-kd",
+    "chunk-kd-heavy",
     "chunk-kd-tuned",
     "chunk-kd-linear",
     "chunk-kd-latent",

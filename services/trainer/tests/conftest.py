@@ -72,6 +72,8 @@ batch_size = 16
 lr = 0.003
 warmup_steps = 2
 [student]
+# The known teacher does not know the text: with more of it a student would unlearn that.
+objective = "chunk-kd"
 validate_every = 4
 save_every = 4
 validation_sequences = 2
@@ -87,6 +89,7 @@ num_kv_heads = 1
 head_dim = 8
 intermediate_size = 16
 chunk_decoder = { width = 16, rank = 8 }
+induction = { context = 2, size = 8 }
 [student.optim]
 steps = 12
 batch_size = 2

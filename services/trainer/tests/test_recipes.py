@@ -41,8 +41,8 @@ def test_overrides_reach_their_field() -> None:
             {"student.objective": "chunk"},
             r"student\.objective is 'chunk'; choose one of regressed-latent, energy",
         ),
-        ({"teacher.targets": "text"}, r"kd=1\.0 with teacher\.targets='text'.*objective chunk-ce"),
-        ({"student.model.chunk_decoder.kind": "none"}, r"objective='chunk-kd' with .*kind='none': it needs a chunk"),
+        ({"teacher.targets": "text"}, r"kd=2\.0 with teacher\.targets='text'.*objective chunk-ce"),
+        ({"student.model.chunk_decoder.kind": "none"}, r"objective='chunk-kd-heavy' with .*kind='none'"),
         ({"name.x": 1}, r"name\.x: name is a value"),
     ],
 )

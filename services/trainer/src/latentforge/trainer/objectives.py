@@ -56,6 +56,7 @@ OBJECTIVES: Mapping[str, Objective] = MappingProxyType(
         ),
         "chunk-ce": Objective("causal chunk decoder, CE", _chunk(_weights(ce=1.0))),
         "chunk-kd": Objective("causal chunk decoder, CE and KD with the tail bucket", _chunk(_weights(ce=1.0, kd=1.0))),
+        "chunk-kd-heavy": Objective("chunk-kd, with KD weighing eight times the CE", _chunk(_weights(ce=0.25, kd=2.0))),
         "chunk-kd-tuned": Objective(
             "chunk-kd, and the autoencoder's decoder is trained on", _chunk(_weights(ce=1.0, kd=1.0), "tuned")
         ),
@@ -76,7 +77,7 @@ OBJECTIVES: Mapping[str, Objective] = MappingProxyType(
         ),
     }
 )
-DEFAULT_OBJECTIVE = "chunk-kd"
+DEFAULT_OBJECTIVE = "chunk-kd-heavy"
 
 
 def apply_objective(student: dict[str, Any], asked: str | None) -> None:
