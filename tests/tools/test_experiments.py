@@ -3,6 +3,7 @@
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -10,8 +11,9 @@ from rich.console import Console
 from latentforge.trainer import objectives as trainer_objectives
 from tools.experiments.chart import draw
 from tools.experiments.commands import Job, Places, evaluation_job, student_job
-from tools.experiments.comparisons import COMPARISONS, OBJECTIVES
-from tools.experiments.figures import Measured, objective_rows, pareto_rows, read_evaluation
+from tools.experiments.comparisons import COMPARISONS, OBJECTIVES, equal_time_models
+from tools.experiments.experiment import Experiment
+from tools.experiments.figures import Measured, equal_time_rows, objective_rows, pareto_rows, read_evaluation
 from tools.experiments.jobs import StaleError, run_jobs
 from tools.experiments.pareto import pareto_models, seed_models
 from tools.experiments.plan import Model, Size, Vocabulary
@@ -87,7 +89,7 @@ def test_objectives_are_compared_seed_by_seed() -> None:
     )
     values = {row["id"]: (row["value"], row["low"], row["high"]) for row in rows}
     assert values == {
-        "vs_seed_objective": (2.5, 1.5, 3.5),
+        "vs_seed_objective_equal_tokens": (2.5, 1.5, 3.5),
         "kd_bound": (1.0, 0.5, 1.5),
         "kd_kl": (1.0, 0.5, 1.5),
     }
@@ -95,6 +97,37 @@ def test_objectives_are_compared_seed_by_seed() -> None:
 
 def test_the_compared_objectives_are_the_trainers() -> None:
     assert set(OBJECTIVES) == set(trainer_objectives.OBJECTIVES)
+
+
+def test_at_equal_time_the_faster_learns_from_more() -> None:
+    scale = SCALES[ScaleName.cpu]
+    models = equal_time_models(scale, dict.fromkeys(OBJECTIVES, 1000.0) | {"chunk-ce": 2000.0, "energy": 500.3})
+    tokens = {model.objective: model.tokens for model in models}
+    assert tokens["regressed-latent"] == tokens["chunk-kd"] == scale.ablation_tokens
+    assert tokens["chunk-ce"] == 2 * scale.ablation_tokens
+    assert tokens["energy"] % scale.sequence_length == 0
+    assert abs(tokens["energy"] - scale.ablation_tokens * 0.5003) <= scale.sequence_length / 2
+    seeds = {name: {m.seed for m in models if m.objective == name} for name in OBJECTIVES}
+    claimed = {"regressed-latent", trainer_objectives.DEFAULT_OBJECTIVE}
+    assert all(seeds[name] == (set(scale.seeds) if name in claimed else {0}) for name in OBJECTIVES)
+    nats = {"regressed-latent": 6.0, trainer_objectives.DEFAULT_OBJECTIVE: 4.5}
+    rows = [
+        Measured(m, {"stdlib": {"nats_per_token": {"value": nats.get(str(m.objective), 1.0) + m.seed * 0.1}}})
+        for m in models
+    ]
+    (row,) = equal_time_rows(rows)
+    assert (row["id"], row["value"]) == ("vs_seed_objective", pytest.approx(1.5))
+
+
+def test_a_rate_is_the_median_of_a_runs_steps(tmp_path: Path) -> None:
+    experiment = Experiment(ScaleName.smoke, tmp_path, 1, Console(quiet=True))
+    model = Model("one", "student", "demo", SIZE, 1000, 8)
+    run = experiment.places.runs / model.run
+    run.mkdir(parents=True)
+    entries: list[dict[str, Any]] = [{"kind": "train", "tok_per_s": pace} for pace in (1.0, 7.0, 3.0)]
+    lines = [json.dumps(entry) for entry in [{"kind": "held_out", "ce": 1.0}, *entries]]
+    (run / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    assert experiment.rates([model]) == {"one": 3.0}
 
 
 def test_a_size_is_beaten_in_both_speed_and_quality_or_not_at_all() -> None:

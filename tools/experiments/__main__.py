@@ -11,9 +11,15 @@ from rich.table import Table
 
 from latentforge.core.records import cpu_description, result_row, write_results
 from tools.experiments.chart import draw
-from tools.experiments.comparisons import COMPARISONS, Comparison, autoencoder_plans
+from tools.experiments.comparisons import (
+    COMPARISONS,
+    Comparison,
+    autoencoder_plans,
+    equal_time_models,
+    objective_models,
+)
 from tools.experiments.experiment import Experiment
-from tools.experiments.figures import objective_rows, pareto_rows
+from tools.experiments.figures import equal_time_rows, objective_rows, pareto_rows
 from tools.experiments.jobs import StaleError
 from tools.experiments.pareto import pareto_models, seed_models
 from tools.experiments.plan import AutoencoderPlan
@@ -30,6 +36,7 @@ AtOnceOption = Annotated[
     int, typer.Option("--at-once", min=1, help="Jobs side by side, one thread each.", show_default="the cores")
 ]
 ResultsOption = Annotated[Path, typer.Option("--results", help="Where the results file goes.")]
+_ROWS = {Comparison.objectives: objective_rows, Comparison.equal_time: equal_time_rows}
 _CORES = len(os.sched_getaffinity(0))
 
 
@@ -81,10 +88,16 @@ def compare(
     """Objectives, chunk decoders or rows of logits beside each other, at the same size and tokens, K=8."""
     console = _console()
     experiment = Experiment(scale, folder, at_once, console)
-    models = [m for m in COMPARISONS[what](experiment.scale) if m.seed in experiment.scale.seeds[:seeds]]
+    if what is Comparison.equal_time:
+        others = [m for m in objective_models(experiment.scale) if m.seed == experiment.scale.seeds[0]]
+        experiment.make(others)
+        models = equal_time_models(experiment.scale, experiment.rates(others))
+    else:
+        models = COMPARISONS[what](experiment.scale)
+    models = [m for m in models if m.seed in experiment.scale.seeds[:seeds]]
     experiment.make(models)
-    measured = experiment.measured(models, timed=what in (Comparison.decoders, Comparison.rows))
-    rows = objective_rows(measured) if what is Comparison.objectives else []
+    measured = experiment.measured(models, timed=what in (Comparison.decoders, Comparison.rows, Comparison.induction))
+    rows = _ROWS[what](measured) if what in _ROWS else []
     path = write_models(results, what, rows, measured, scale)
     console.print(models_table(measured))
     print_rows(console, rows)

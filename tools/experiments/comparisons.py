@@ -1,14 +1,17 @@
 """What is compared, one thing varied at a time, at a scale's ablation size and tokens."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from enum import StrEnum
 from typing import Any, get_args
 
+from latentforge.trainer.objectives import DEFAULT_OBJECTIVE
 from tools.experiments.plan import DECODER, AutoencoderPlan, Kind, Model, Vocabulary
 from tools.experiments.scales import Scale
 
+SEED_OBJECTIVE = "regressed-latent"
 OBJECTIVES = (
-    "regressed-latent",
+    SEED_OBJECTIVE,
     "energy",
     "chunk-ce",
     "chunk-kd",
@@ -41,6 +44,7 @@ class Comparison(StrEnum):
     """What is varied while everything else stays."""
 
     objectives = "objectives"
+    equal_time = "equal-time"
     decoders = "decoders"
     rows = "rows"
     init = "init"
@@ -54,6 +58,29 @@ def objective_models(scale: Scale) -> list[Model]:
         _ablation(scale, objective, "demo", objective=objective, seed=seed)
         for seed in scale.seeds
         for objective in OBJECTIVES
+    ]
+
+
+def equal_time_models(scale: Scale, rates: Mapping[str, float]) -> list[Model]:
+    """Students of every objective that learn for as long as the regressed latent takes for the ablation tokens.
+
+    Over the seeds the regressed latent and the default; the others once.
+
+    Args:
+        scale: of the experiment.
+        rates: tokens/s that each objective learns, by name; of runs that went side by side.
+    """
+    claimed = (SEED_OBJECTIVE, DEFAULT_OBJECTIVE)
+    length = scale.sequence_length
+    tokens = {
+        name: round(scale.ablation_tokens * rates[name] / rates[SEED_OBJECTIVE] / length) * length
+        for name in OBJECTIVES
+    }
+    return [
+        replace(_ablation(scale, f"time-{name}", "demo", objective=name, seed=seed), tokens=max(length, tokens[name]))
+        for seed in scale.seeds
+        for name in OBJECTIVES
+        if seed == scale.seeds[0] or name in claimed
     ]
 
 
@@ -100,6 +127,7 @@ def induction_models(scale: Scale) -> list[Model]:
     return [of(kind, seed, induction=i) for seed in scale.seeds for i in (True, False) for kind in get_args(Kind)]
 
 
+# All but those whose models depend on what others measured.
 COMPARISONS: dict[Comparison, Callable[[Scale], list[Model]]] = {
     Comparison.objectives: objective_models,
     Comparison.decoders: decoder_models,

@@ -1,6 +1,7 @@
 """One experiment from text to figures; what is done is not done again."""
 
 import json
+import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,15 @@ class Experiment:
             self._run(children, [commands.student_job(places, scale, m) for m in of], f"{kind} models, {vocabulary}")
         evaluations = [commands.evaluation_job(places, scale, m, text) for text in HELD_OUT for m in models]
         self._run(children, evaluations, f"evaluations, {vocabulary}")
+
+    def rates(self, models: Iterable[Model]) -> dict[str, float]:
+        """How many tokens/s the runs of models learnt, by group: medians over their steps."""
+        found: dict[str, float] = {}
+        for model in models:
+            lines = (self.places.runs / model.run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+            steps = [entry["tok_per_s"] for entry in map(json.loads, lines) if entry["kind"] == "train"]
+            found[model.group] = statistics.median(steps)
+        return found
 
     def make_autoencoders(self, plans: Sequence[AutoencoderPlan]) -> list[dict[str, Any]]:
         """Trains autoencoders of the demo's vocabulary, as far as they are not there; gives their evaluations."""

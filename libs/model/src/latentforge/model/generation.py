@@ -119,8 +119,7 @@ class ChunkGenerator:
                 ended = True
                 break
             ids.append(token_id)
-        written = writer.logits[0, : len(ids)].log_softmax(-1)
-        logprobs = written[range(len(ids)), ids].tolist()
+        logprobs = writer.log_probs()[0, range(len(ids)), ids].tolist()
         return ids, logprobs, ended
 
 

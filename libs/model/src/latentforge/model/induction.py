@@ -16,18 +16,28 @@ class InductionState:
     """A text so far, of b rows; made by :meth:`InductionHead.start`, changed in place.
 
     Attributes:
-        keys: what stood before each token, float [b, room, size + 1]; the first is that of finding nothing.
-        values: of the tokens themselves, float [b, room, size]; the first is 0.
-        count: how many of both hold; the room grows with them.
-        recent: the last tokens, embedded, float [b, context, e].
-        here: what stands before the next token, float [b, size].
+        keys: what stood before each token, float [b, room, size]; the first is that of finding nothing, all zero, and
+            the one behind the last token is the query.
+        values: of the tokens themselves, float [b, room, size]; the first is zero.
+        base: what is added to the scores, float [b, room, 1]: the score of finding nothing, then zeros.
+        count: how many keys and values are looked at; the room grows with them.
+        partial: what the last tokens give to the places that are still to come, float [b, context - 1, size].
+        read: maps a token to its parts of the ``context`` places behind it and to its value, [(context + 1)·size, e].
+        out: the head's last map, scaled, [out_size, size].
+        sharpness: of the scores.
     """
 
     keys: Tensor
     values: Tensor
+    base: Tensor
     count: int
-    recent: Tensor
-    here: Tensor
+    partial: Tensor
+    read: Tensor
+    out: Tensor
+    sharpness: float
+
+
+_TINY = 1e-12
 
 
 def build_induction(embed_size: int, out_size: int, config: InductionConfig) -> "InductionHead | None":
@@ -61,47 +71,67 @@ class InductionHead(nn.Module):
         """For every token of a text what is found before it: float [b, L, e] to [b, L, out_size]; token i reads < i."""
         before = F.pad(embedded[:, :-1], (0, 0, self.context, 0))
         places = self._places(before)
-        keys = torch.cat([self._no_key(len(places)), F.pad(places[:, :-1], (0, 1))], 1)
+        # One more dimension, in which every query is 1, holds the score of finding nothing.
+        queries = F.pad(places * self.log_sharpness.exp(), (0, 1), value=1.0)
+        nothing = F.pad(self.nothing.view(1, 1, 1), (self.size, 0)).expand(len(places), 1, -1)
+        keys = torch.cat([nothing, F.pad(places[:, :-1], (0, 1))], 1)
         values = F.pad(self.value(embedded[:, :-1]), (0, 0, 1, 0))
-        found = F.scaled_dot_product_attention(self._query(places), keys, values, is_causal=True, scale=1.0)
-        return self._out(found)
+        found = F.scaled_dot_product_attention(queries, keys, values, is_causal=True, scale=1.0)
+        out: Tensor = self.out(found) * self._output_scale
+        return out
 
     def start(self, batch_size: int) -> InductionState:
         """The state of empty texts."""
-        zeros = self.read.weight.new_zeros
-        keys, values = self._no_key(batch_size), zeros(batch_size, 1, self.size)
-        recent = zeros(batch_size, self.context, self.value.in_features)
-        return InductionState(keys, values, 1, recent, zeros(batch_size, self.size))
+        size, zeros = self.size, self.read.weight.new_zeros
+        newest_first = self.read.weight.unflatten(1, (self.context, -1)).flip(1).transpose(0, 1).flatten(0, 1)
+        return InductionState(
+            keys=zeros(batch_size, 2, size),
+            values=zeros(batch_size, 2, size),
+            base=F.pad(self.nothing.view(1, 1, 1), (0, 0, 0, 1)).repeat(batch_size, 1, 1),
+            count=1,
+            partial=zeros(batch_size, self.context - 1, size),
+            read=torch.cat([newest_first, self.value.weight]),
+            out=self.out.weight * self._output_scale,
+            sharpness=float(self.log_sharpness.detach().exp()),
+        )
 
     def advance(self, state: InductionState, embedded: Tensor) -> Tensor:
-        """Reads t more tokens, float [b, t, e]; gives what is found before the next one, [b, out_size]."""
-        tokens = embedded.shape[1]
-        if tokens:
-            known = torch.cat([state.recent, embedded], 1)
-            places = self._places(known[:, 1:])
-            end = state.count + tokens
-            if end > state.keys.shape[1]:
-                # At least doubled, so that all copying together is no more than the text.
-                more = (0, 0, 0, max(end - state.count, state.count))
-                state.keys, state.values = F.pad(state.keys, more), F.pad(state.values, more)
-            state.keys[:, state.count : end, :-1] = torch.cat([state.here[:, None], places[:, :-1]], 1)
-            state.values[:, state.count : end] = self.value(embedded)
-            state.count, state.recent, state.here = end, known[:, -self.context :], places[:, -1]
-        scores = state.keys[:, : state.count] @ self._query(state.here)[..., None]
-        found = scores.softmax(1).mT @ state.values[:, : state.count]
-        return self._out(found[:, 0])
+        """Reads t more tokens, float [b, t, e]; gives what is found before the next one, [b, out_size].
+
+        One token at a time is most of the time: it is kept to few, small operations.
+        """
+        if embedded.shape[1]:
+            self._read(state, embedded)
+        n = state.count
+        query = state.keys[:, n, :, None]
+        scores = torch.baddbmm(state.base[:, :n], state.keys[:, :n], query, alpha=state.sharpness)
+        found = scores.softmax(1).mT @ state.values[:, :n]
+        return F.linear(found[:, 0], state.out)
+
+    def _read(self, state: InductionState, embedded: Tensor) -> None:
+        tokens, first = embedded.shape[1], state.count
+        end = first + tokens
+        if end >= state.keys.shape[1]:
+            # At least doubled, so that all copying together is no more than the text.
+            more = (0, 0, 0, max(tokens, first))
+            state.keys, state.values, state.base = (F.pad(x, more) for x in (state.keys, state.values, state.base))
+        parts, values = F.linear(embedded, state.read).split((self.context * self.size, self.size), -1)
+        parts = parts.unflatten(-1, (self.context, self.size))
+        # Part n of token i belongs to the place behind token i + n.
+        if tokens == 1:
+            places = parts[:, 0]
+        else:
+            places = parts.new_zeros(len(parts), tokens + self.context - 1, self.size)
+            for n in range(self.context):
+                places[:, n : n + tokens] += parts[:, :, n]
+        places[:, : self.context - 1] += state.partial
+        state.partial = places[:, tokens:]
+        known = places[:, :tokens]
+        state.keys[:, first + 1 : end + 1] = known / known.norm(dim=-1, keepdim=True).clamp_min(_TINY)
+        state.values[:, first:end] = values
+        state.count = end
 
     def _places(self, tokens: Tensor) -> Tensor:
         """Unit vectors for what stands in every window of ``context`` embedded tokens, [b, t, size]."""
         windows = tokens.unfold(1, self.context, 1).transpose(2, 3).flatten(2)
-        return F.normalize(self.read(windows), dim=-1)
-
-    def _query(self, places: Tensor) -> Tensor:
-        return F.pad(places * self.log_sharpness.exp(), (0, 1), value=1.0)
-
-    def _no_key(self, batch_size: int) -> Tensor:
-        return F.pad(self.nothing.view(1, 1, 1), (self.size, 0)).expand(batch_size, 1, -1)
-
-    def _out(self, found: Tensor) -> Tensor:
-        out: Tensor = self.out(found) * self._output_scale
-        return out
+        return F.normalize(self.read(windows), dim=-1, eps=_TINY)

@@ -34,7 +34,10 @@ class ChunkWriter:
         self._text = None if induction is None else induction.start(len(prompts))
         self._state: Any = None
         self._correction = prompts.new_empty(0)
-        self.logits = prompts.new_empty(0)
+        # Kept from chunk to chunk: memory that is new to the process costs as much as what is computed into it.
+        size = len(prompts), config.chunk_size, config.vocab_size
+        self.logits = torch.empty(size, dtype=model.student.bias.dtype, device=prompts.device)
+        self._log_probs: Tensor | None = None
 
     def begin(self, written: Tensor | None = None) -> None:
         """Goes on to the next chunk behind the one that was ``written``, int64 [b, K]; None behind the prompts."""
@@ -46,7 +49,8 @@ class ChunkWriter:
         hidden = student.run_backbone(inputs, self._cache)[:, -1]
         latents = student.head(hidden, 1, self._rng)[0]
         # All rows of the chunk cost one pass over the output layer; the corrections come row by row.
-        self.logits = F.linear(model.rows(hidden, latents), model.row_table, student.bias)
+        rows = model.rows(hidden, latents).flatten(0, 1)
+        torch.addmm(student.bias, rows, model.row_table.T, out=self.logits.flatten(0, 1))
         self.logits[..., student.config.pad_id] = float("-inf")
         if decoder is None:
             return
@@ -66,6 +70,12 @@ class ChunkWriter:
             self._state = decoder.next_state(self._state, embedded)
             self._correct(embedded[:, None])
         return row.addmm_(self._correction, decoder.output.weight.T)
+
+    def log_probs(self) -> Tensor:
+        """Log probabilities of the chunk's rows, float [b, K, V], until the next call."""
+        if self._log_probs is None:
+            self._log_probs = torch.empty_like(self.logits)
+        return torch.log_softmax(self.logits, -1, out=self._log_probs)
 
     def _correct(self, unread: Tensor) -> None:
         """Makes the correction of the next row; the induction head reads embedded tokens [b, t, e]."""
