@@ -58,8 +58,6 @@ def token_model(request: pytest.FixtureRequest, student_config: Callable[..., St
     torch.manual_seed(5)
     induction = InductionConfig(context=request.param)
     model = TokenLevelModel(token_level_config(student_config(induction=induction))).eval()
-    if model.induction is not None:
-        model.induction.out.weight.data.normal_()
     model.output_table.weight.data.normal_(std=0.1)
     model.bias.data.normal_()
     return model

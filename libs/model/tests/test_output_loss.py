@@ -4,6 +4,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from latentforge.model import output_loss
+from latentforge.model.copies import Copies
 from latentforge.model.output_loss import OutputLayer, token_losses
 from latentforge.model.sparse_kd import make_buckets, sparse_kd
 
@@ -50,6 +51,30 @@ def test_values_and_gradients_are_those_of_autograd(monkeypatch: pytest.MonkeyPa
         torch.autograd.grad(3 * got.total, learnt), torch.autograd.grad(3 * total, learnt), strict=True
     ):
         torch.testing.assert_close(ours, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_copies_add_to_the_logits_and_have_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(output_loss, "_LOGITS_AT_ONCE_CPU", 32 * V)
+    (inputs, learned, bias, fixed), rows, ce_w, kd_w = make_inputs()
+    rng = torch.Generator().manual_seed(3)
+    # Two texts of 35 tokens, some of which stand in theirs more than once.
+    ids = torch.randint(V // 2, (2, N // 2), generator=rng)
+    boosts = torch.randn(N, N // 2, generator=rng).requires_grad_()
+    copies = Copies(boosts, ids, torch.arange(2).repeat_interleave(N // 2))
+    layer = OutputLayer(inputs, torch.cat([fixed, learned], 1), bias, FIXED, copies)
+    got = token_losses(layer, make_buckets(**rows, vocab_size=V), ce_w, kd_w)
+    called = torch.stack([F.one_hot(ids[row // (N // 2)], V).float().T @ boosts[row] for row in range(N)])
+    logits = inputs @ torch.cat([fixed, learned], 1).T + bias + called
+    ce = F.cross_entropy(logits, rows["realised_ids"], reduction="none")
+    total = (ce_w * ce + kd_w * sparse_kd(logits, **rows)).sum()
+    torch.testing.assert_close(got.total, total, rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(layer.logits(), logits)
+    picked = torch.tensor([3, 60, 36])
+    torch.testing.assert_close(layer.logits(picked), logits[picked])
+    learnt = [inputs, learned, bias, boosts]
+    wanted = torch.autograd.grad(3 * total, learnt)
+    for ours, theirs in zip(torch.autograd.grad(3 * got.total, learnt), wanted, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
 def test_extreme_logits_stay_finite() -> None:

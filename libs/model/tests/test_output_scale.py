@@ -17,7 +17,7 @@ MakeConfig = Callable[..., StudentConfig]
 def _token_level(width: int, make: MakeConfig) -> tuple[Tensor, Tensor]:
     model = TokenLevelModel(token_level_config(make(hidden_size=width)))
     # As its last norm leaves it: entries near 1 at any width.
-    layer = model.output_of(torch.ones(1, 1, width), None)
+    layer = model.output_of(torch.ones(1, 1, width))
     return layer.inputs, model.output_table.weight
 
 

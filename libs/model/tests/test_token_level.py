@@ -17,8 +17,6 @@ def model(request: pytest.FixtureRequest, student_config: Callable[..., StudentC
     torch.manual_seed(5)
     induction = InductionConfig(context=request.param)
     model = TokenLevelModel(token_level_config(student_config(induction=induction))).eval()
-    if model.induction is not None:
-        model.induction.out.weight.data.normal_(std=0.1)
     model.output_table.weight.data.normal_(std=0.1)
     return model
 

@@ -106,14 +106,16 @@ class RowsConfig(_Config):
 
 
 class InductionConfig(_Config):
-    """The head that looks up where the last tokens stood before.
+    """The attention that looks up where the last tokens stood before.
 
     Attributes:
         context: how many last tokens it goes by; 0 leaves the head out.
-        size: of its keys and values.
+        num_heads: that look side by side.
+        size: of the keys and values of each.
     """
 
     context: int = Field(default=0, ge=0)
+    num_heads: int = Field(default=2, ge=1)
     size: int = Field(default=64, ge=1)
 
 
@@ -127,7 +129,7 @@ class BackboneConfig(_Config):
         hidden_size: width of the backbone.
         num_layers, num_heads, num_kv_heads, head_dim, intermediate_size: as in Qwen3.
         rope_theta: base of the rotary position embedding.
-        induction: the head beside the backbone that looks up where the last tokens stood before.
+        induction: what stands beside the backbone and looks up where the last tokens stood before.
     """
 
     vocab_size: int = Field(ge=2)
@@ -200,8 +202,8 @@ class StudentConfig(BackboneConfig):
     def _check_induction(self) -> Self:
         if self.induction.context and self.chunk_decoder.kind == "none":
             raise ValueError(
-                f"induction.context={self.induction.context} with chunk_decoder.kind='none': the head writes through "
-                "the chunk decoder's output table; set induction.context to 0, or take a chunk decoder"
+                f"induction.context={self.induction.context} with chunk_decoder.kind='none': the head reads the "
+                "tokens of a chunk, which do not know each other then; set induction.context to 0, or take a decoder"
             )
         return self
 

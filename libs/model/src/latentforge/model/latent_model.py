@@ -3,10 +3,10 @@
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from latentforge.model.autoencoder import Autoencoder
+from latentforge.model.induction import Found
 from latentforge.model.output_loss import OutputLayer
 from latentforge.model.student import Student
 
@@ -76,33 +76,35 @@ class LatentModel(nn.Module):
 
     def logits_of(self, tokens: Tensor, hidden: Tensor, latents: Tensor) -> Tensor:
         """Logits [b, t, K, V] of tokens [b, t, K] from hidden [b, t, h] and latents [b, t, D]."""
-        output = self.output(tokens, hidden, latents)
-        return F.linear(output.inputs, output.weight, output.bias).view(*tokens.shape, -1)
+        return self.output(tokens, hidden, latents).logits().view(*tokens.shape, -1)
 
     def output(self, tokens: Tensor, hidden: Tensor, latents: Tensor) -> OutputLayer:
         """The output layer and what it reads, b·t·K rows of it; arguments as in :meth:`logits_of`."""
         embedded = self.student.embed(tokens)
+        found = self.found(tokens, embedded)
         parts = hidden, latents, self.student.windows(embedded), embedded
-        induced = self.induced(embedded)
-        flat = (part.flatten(0, 1) for part in parts)
-        return self.output_of_chunks(*flat, induced=None if induced is None else induced.flatten(0, 1))
+        hidden, latents, previous, embedded = (part.flatten(0, 1) for part in parts)
+        if found is None:
+            return self.output_of_chunks(hidden, latents, previous, embedded)
+        vectors = found.vectors.view(-1, self.chunk_size, found.vectors.shape[-1])
+        return self.output_of_chunks(hidden, latents, previous, embedded, vectors)._replace(copies=found.copies)
 
-    def induced(self, embedded: Tensor) -> Tensor | None:
-        """What the induction head found for every token, [b, t, K, rank], of embedded tokens [b, t, K, e]."""
+    def found(self, tokens: Tensor, embedded: Tensor) -> Found | None:
+        """What the induction heads find before every token of [b, t, K], embedded [b, t, K, e]; None without any."""
         induction = self.student.induction
-        return None if induction is None else induction(embedded.flatten(1, 2)).unflatten(1, embedded.shape[1:3])
+        return None if induction is None else induction(tokens.flatten(1), embedded.flatten(1, 2))
 
     def output_of_chunks(
-        self, hidden: Tensor, latents: Tensor, previous: Tensor, current: Tensor, *, induced: Tensor | None
+        self, hidden: Tensor, latents: Tensor, previous: Tensor, current: Tensor, found: Tensor | None = None
     ) -> OutputLayer:
-        """The output layer and what it reads, n·K rows of it, for any n chunks.
+        """The output layer and what it reads, n·K rows of it, for any n chunks, without copies.
 
         Args:
             hidden: backbone states that predict the chunks, float [n, h].
             latents: float [n, D].
             previous: embedded tokens of the chunk decoder's window before each, float [n, W·K, e].
             current: embedded tokens of the chunks themselves, float [n, K, e].
-            induced: of the chunks, out of :meth:`induced`, float [n, K, rank].
+            found: the induction heads' vectors for the chunks' tokens, float [n, K, rank].
         """
         rows, table = self.rows(hidden, latents).flatten(0, 1), self.row_table
         num_fixed = 0 if table.requires_grad else table.shape[1]
@@ -110,8 +112,8 @@ class LatentModel(nn.Module):
         if decoder is None:
             return OutputLayer(rows, table, self.student.bias, num_fixed)
         corrections = decoder(self.context(hidden, latents), previous, current)
-        if induced is not None:
-            corrections = corrections + induced
+        if found is not None:
+            corrections = corrections + found
         weight = torch.cat([table, decoder.output.weight], 1)
         return OutputLayer(torch.cat([rows, corrections.flatten(0, 1)], 1), weight, self.student.bias, num_fixed)
 

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from latentforge.model.copies import Copies
 from latentforge.model.sparse_kd import NEVER, Buckets, bucket_losses
 
 _LOGITS_AT_ONCE_CPU = 2**20
@@ -26,19 +27,26 @@ class TokenLosses(NamedTuple):
 
 
 class OutputLayer(NamedTuple):
-    """An output layer and what it reads: logits are ``inputs @ weight.T + bias``.
+    """An output layer and what it reads: logits are ``inputs @ weight.T + bias``, and the copies' boosts.
 
     Attributes:
         inputs: float [n, w].
         weight: float [V, w].
         bias: float [V].
         num_fixed: leading columns of the weight that get no gradient.
+        copies: of the same n rows, or None.
     """
 
     inputs: Tensor
     weight: Tensor
     bias: Tensor
     num_fixed: int = 0
+    copies: Copies | None = None
+
+    def logits(self, rows: slice | Tensor = slice(None)) -> Tensor:
+        """Logits of some rows, float32 [m, V], new memory."""
+        logits = torch.addmm(self.bias, self.inputs[rows], self.weight.T).float()
+        return logits if self.copies is None else self.copies.rows(rows).add_to(logits)
 
 
 def token_losses(layer: OutputLayer, buckets: Buckets, ce_weights: Tensor, kd_weights: Tensor) -> TokenLosses:
@@ -51,7 +59,8 @@ def token_losses(layer: OutputLayer, buckets: Buckets, ce_weights: Tensor, kd_we
         kd_weights: float32 [n]; 0 where there is no row.
     """
     run: Callable[..., tuple[Tensor, Tensor, Tensor]] = _TokenLosses.apply
-    return TokenLosses(*run(*layer, *buckets, ce_weights, kd_weights, torch.is_grad_enabled()))
+    copies = layer.copies or (None, None, None)
+    return TokenLosses(*run(*layer[:4], *copies, *buckets, ce_weights, kd_weights, torch.is_grad_enabled()))
 
 
 class _TokenLosses(torch.autograd.Function):
@@ -62,6 +71,9 @@ class _TokenLosses(torch.autograd.Function):
         weight: Tensor,
         bias: Tensor,
         num_fixed: int,
+        boosts: Tensor | None,
+        copied_ids: Tensor | None,
+        texts: Tensor | None,
         kept_ids: Tensor,
         kept: Tensor,
         teacher: Tensor,
@@ -71,7 +83,12 @@ class _TokenLosses(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         n, vocab_size = inputs.shape[0], weight.shape[0]
         ce, kd = ce_weights.new_empty(n), ce_weights.new_empty(n)
+        copies = None
+        if boosts is not None and copied_ids is not None and texts is not None:
+            copies = Copies(boosts, copied_ids, texts)
+        layer = OutputLayer(inputs, weight, bias, num_fixed, copies)
         input_grad = torch.empty_like(inputs) if with_grad else None
+        boost_grad = torch.empty_like(boosts) if with_grad and boosts is not None else None
         learned_grad, bias_grad = torch.zeros_like(weight[:, num_fixed:]), torch.zeros_like(bias)
         budget = _LOGITS_AT_ONCE_CPU if inputs.device.type == "cpu" else _LOGITS_AT_ONCE_GPU
         step = max(32, budget // vocab_size)
@@ -80,7 +97,7 @@ class _TokenLosses(torch.autograd.Function):
             ids = kept_ids[part]
             block = Buckets(ids, kept[part], teacher[part])
             x = inputs[part]
-            logits = torch.addmm(bias, x, weight.T).float()
+            logits = layer.logits(part)
             kept_logits = logits.gather(1, ids)
             logits.scatter_(1, ids, NEVER)
             top = logits.amax(1, keepdim=True)
@@ -99,16 +116,20 @@ class _TokenLosses(torch.autograd.Function):
             kept_grad[:, -1] -= ce_w
             # Where every token is kept there is no tail, and its coefficient multiplied numbers that mean nothing.
             buffer.scatter_(1, ids, 0).scatter_add_(1, ids, kept_grad)
+            if boost_grad is not None and copies is not None:
+                boost_grad[part] = copies.rows(part).gradient(buffer)
             gradient = buffer.to(x.dtype)
             torch.mm(gradient, weight, out=input_grad[part])
             learned_grad.addmm_(gradient.T, x[:, num_fixed:])
             bias_grad += gradient.sum(0)
         if input_grad is not None:
-            ctx.save_for_backward(input_grad, F.pad(learned_grad, (num_fixed, 0)), bias_grad)
+            ctx.save_for_backward(input_grad, F.pad(learned_grad, (num_fixed, 0)), bias_grad, boost_grad)
         total = (ce_weights * ce + kd_weights * kd).sum()
         ctx.mark_non_differentiable(ce, kd)
         return total, ce, kd
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        return *(gradient * grads[0] for gradient in ctx.saved_tensors), *[None] * 7
+        inputs, weight, bias, boosts = ctx.saved_tensors
+        scaled = (inputs * grads[0], weight * grads[0], bias * grads[0])
+        return *scaled, None, None if boosts is None else boosts * grads[0], *[None] * 8

@@ -3,7 +3,6 @@
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import Qwen3Model
 
@@ -72,17 +71,19 @@ class TokenLevelModel(nn.Module):
         """The output layer and what it reads to predict each of tokens [b, L], teacher-forced."""
         embedded = self.embed(tokens)
         inputs = torch.cat([self.start_inputs(tokens.shape[0]), embedded[:, :-1]], 1)
-        induced = None if self.induction is None else self.induction(embedded)
-        return self.output_of(self.run_backbone(inputs), induced)
+        hidden = self.run_backbone(inputs)
+        if self.induction is None:
+            return self.output_of(hidden)
+        found = self.induction(tokens, embedded)
+        return self.output_of(hidden, found.vectors)._replace(copies=found.copies)
 
-    def output_of(self, hidden: Tensor, induced: Tensor | None) -> OutputLayer:
-        """The output layer over hidden states [..., h] and what the induction head found, of the same shape."""
+    def output_of(self, hidden: Tensor, found: Tensor | None = None) -> OutputLayer:
+        """The output layer over hidden states [..., h] and the induction heads' vectors [..., h], without copies."""
         inputs = hidden * output_scale(self.config.hidden_size)
-        if induced is not None:
-            inputs = inputs + induced
+        if found is not None:
+            inputs = inputs + found
         return OutputLayer(inputs.flatten(0, -2), self.output_table.weight, self.bias)
 
     def logits(self, tokens: Tensor) -> Tensor:
         """Logits [b, L, V]; position i is predicted from tokens < i of tokens [b, L]."""
-        layer = self.output(tokens)
-        return F.linear(layer.inputs, layer.weight, layer.bias).view(*tokens.shape, -1)
+        return self.output(tokens).logits().view(*tokens.shape, -1)

@@ -3,7 +3,6 @@
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from transformers import DynamicCache
 
@@ -33,7 +32,6 @@ class ChunkWriter:
         induction = model.student.induction
         self._text = None if induction is None else induction.start(len(prompts))
         self._state: Any = None
-        self._correction = prompts.new_empty(0)
         # Kept from chunk to chunk: memory that is new to the process costs as much as what is computed into it.
         size = len(prompts), config.chunk_size, config.vocab_size
         self.logits = torch.empty(size, dtype=model.student.bias.dtype, device=prompts.device)
@@ -57,7 +55,7 @@ class ChunkWriter:
         self._window = torch.cat([self._window, new], 1)[:, new.shape[1] :]
         self._state = decoder.first_state(model.context(hidden, latents), student.embed(self._window.flatten(1)))
         # The induction head has read all but the last chunk's last token, and of the prompts nothing.
-        self._correct(student.embed(new.flatten(1) if written is None else written[:, -1:]))
+        self._read(new.flatten(1) if written is None else written[:, -1:])
 
     def row(self, k: int, last: Tensor | None) -> Tensor:
         """Logits of token k, float [b, V], which may be changed; ``last`` is token k-1, int64 [b], None before k=0."""
@@ -68,8 +66,12 @@ class ChunkWriter:
         if last is not None:
             embedded = student.embed(last)
             self._state = decoder.next_state(self._state, embedded)
-            self._correct(embedded[:, None])
-        return row.addmm_(self._correction, decoder.output.weight.T)
+            self._read(last[:, None], embedded[:, None])
+        correction = decoder.correction(self._state)
+        if student.induction is None or self._text is None:
+            return row.addmm_(correction, decoder.output.weight.T)
+        found, boosts, ids = student.induction.find(self._text)
+        return row.addmm_(correction + found, decoder.output.weight.T).scatter_add_(1, ids, boosts)
 
     def log_probs(self) -> Tensor:
         """Log probabilities of the chunk's rows, float [b, K, V], until the next call."""
@@ -77,14 +79,11 @@ class ChunkWriter:
             self._log_probs = torch.empty_like(self.logits)
         return torch.log_softmax(self.logits, -1, out=self._log_probs)
 
-    def _correct(self, unread: Tensor) -> None:
-        """Makes the correction of the next row; the induction head reads embedded tokens [b, t, e]."""
+    def _read(self, ids: Tensor, embedded: Tensor | None = None) -> None:
+        """Lets the induction head read ids [b, t]."""
         student = self._model.student
-        assert student.chunk_decoder is not None
-        self._correction = student.chunk_decoder.correction(self._state)
-        if student.induction is not None:
-            assert self._text is not None
-            self._correction = self._correction + student.induction.advance(self._text, unread)
+        if student.induction is not None and self._text is not None:
+            student.induction.advance(self._text, ids, student.embed(ids) if embedded is None else embedded)
 
 
 class TokenWriter:
@@ -104,11 +103,11 @@ class TokenWriter:
             if model.induction is not None:
                 self._text = model.induction.start(len(new_ids))
         hidden = model.run_backbone(inputs, self._cache)[:, -1]
-        induced = None
-        if model.induction is not None:
-            assert self._text is not None
-            induced = model.induction.advance(self._text, embedded)
-        layer = model.output_of(hidden, induced)
-        row = F.linear(layer.inputs, layer.weight, layer.bias)
+        if model.induction is None or self._text is None:
+            row = model.output_of(hidden).logits()
+        else:
+            model.induction.advance(self._text, new_ids, embedded)
+            found, boosts, ids = model.induction.find(self._text)
+            row = model.output_of(hidden, found).logits().scatter_add_(1, ids, boosts)
         row[:, model.config.pad_id] = float("-inf")
         return row

@@ -175,10 +175,9 @@ def logits_in_blocks(layer: OutputLayer, picked: Tensor, use: Callable[[slice, T
     """
     budget = _LOGITS_AT_ONCE_CPU if layer.inputs.device.type == "cpu" else _LOGITS_AT_ONCE_GPU
     step = max(32, budget // layer.weight.shape[0])
-    table = layer.weight.T
     for first in range(0, len(picked), step):
         part = slice(first, first + step)
-        use(part, torch.addmm(layer.bias, layer.inputs[picked[part]], table).float())
+        use(part, layer.logits(picked[part]))
 
 
 def _output(model: Model, tokens: Tensor, generator: torch.Generator) -> OutputLayer:
