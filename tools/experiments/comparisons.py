@@ -23,9 +23,9 @@ OBJECTIVES = (
     "chunk-kd-energy",
 )
 _DECODERS: dict[str, dict[str, Any]] = {
-    "gru256": {},
-    "gru128": {"width": 128},
-    "gru256x2": {"num_layers": 2},
+    "gru128": {},
+    "gru256": {"width": 256},
+    "gru128x2": {"num_layers": 2},
     "rank64": {"rank": 64},
     "rank32": {"rank": 32},
     "window0": {"window": 0},
