@@ -12,6 +12,8 @@ TRAINING = --recipe $(or $(RECIPE),demo) --run $(or $(RUN),toy) --data '$(or $(D
 	$(foreach value,$(SET),--set '$(value)')
 
 PACKAGES := proto/pyproject.toml $(wildcard libs/*/pyproject.toml services/*/pyproject.toml)
+# What is served while nothing is published, unless the environment or .env says.
+SHIPPED = $(if $(shell grep -s '^FALLBACK_RUN=' .env),,FALLBACK_RUN="$${FALLBACK_RUN:-models/stdlib-student}")
 READY := .venv/.ready
 READY_DEV := .venv/.ready-dev
 
@@ -47,6 +49,11 @@ check-api: $(READY) ## Try the chosen teacher for real: settings, keys, addresse
 .PHONY: teacher
 teacher: $(READY) ## Make the embedded teacher anew (an hour of two cores; models/stdlib-teacher/ has one)
 	@$(BIN)/python models/make_teacher.py $(ARGS)
+
+.PHONY: student
+student: $(READY) ## Make the shipped student anew (an hour of two cores; models/stdlib-student/ has one)
+#: ARGS='--set student.optim.steps=100'   python models/make_student.py --help lists them
+	@$(BIN)/python -m tools.gateway -- $(BIN)/python models/make_student.py $(ARGS)
 
 ##@ The whole job
 
@@ -112,15 +119,15 @@ serve-venice-local: $(READY) ## Serve the embedded teacher in Venice's API, as s
 	@$(BIN)/python -m tools.venice_server $(call option,--port,$(PORT)) $(ARGS)
 
 .PHONY: infer
-infer: $(READY) ## Continue a prompt with the newest checkpoint
+infer: $(READY) ## Continue a prompt with the newest checkpoint; with the shipped student while there is none
 #: PROMPT='def main():' MAX_TOKENS=64 TEMP=1.0 TOP_P=1.0 SEED=   the same seed gives the same text
-	@$(BIN)/inference infer --prompt "$${PROMPT:-def main():}" $(call option,--max-tokens,$(MAX_TOKENS)) \
+	@$(SHIPPED) $(BIN)/inference infer --prompt "$${PROMPT:-def main():}" $(call option,--max-tokens,$(MAX_TOKENS)) \
 		$(call option,--temp,$(TEMP)) $(call option,--top-p,$(TOP_P)) $(call option,--seed,$(SEED))
 
 .PHONY: serve
-serve: $(READY) ## Serve the newest checkpoint over REST until Ctrl-C
+serve: $(READY) ## Serve the newest checkpoint over REST until Ctrl-C; the shipped student while there is none
 #: PORT=7860
-	@$(BIN)/inference serve $(call option,--port,$(PORT))
+	@$(SHIPPED) $(BIN)/inference serve $(call option,--port,$(PORT))
 
 .PHONY: bench
 bench: $(READY) ## Measure decoding beside a token-level model: results/bench_<time>.json

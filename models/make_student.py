@@ -1,0 +1,142 @@
+"""Makes the shipped student: trains it on the standard library, measures it, and writes checkpoint and model card.
+
+Needs a teacher-gateway (``make student`` starts one); an interrupted run goes on where it stopped.
+"""
+
+import json
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from latentforge.core.manifest import chosen_checkpoint, list_checkpoints
+from latentforge.core.records import cpu_description
+from latentforge.model.io import load_student
+from latentforge.trainer.settings import TrainerSettings
+
+RUN = "stdlib-student"
+RECIPE = Path(__file__).with_name("stdlib-student.toml")
+HELD_OUT = {"stdlib": "standard library", "packages": "networkx, jinja2, anyio"}
+
+MODEL_CARD = """\
+# stdlib-student
+
+The student that LatentForge ships: it writes {k} tokens per autoregressive step. `make serve` and `make infer` use it
+while no checkpoint is published. It exists so that a fresh clone has something to serve; it writes text that looks
+like Python, and is not useful otherwise.
+
+| | |
+| --- | --- |
+| teacher | {teacher} |
+| data | the Python standard library's own sources; the split is by file name (`latentforge.core.corpus`) |
+| learned from | {tokens:,} tokens in {steps:,} steps, seed {seed} |
+| recipe | `models/stdlib-student.toml` |
+| autoencoder | K = {k}, D = {d}; {autoencoder:,} parameters |
+| student | {layers} layers of width {hidden}; {student:,} parameters |
+| licence of the data | Python Software Foundation License, version 2; these weights: MIT, like the project |
+| device, time | {device}; autoencoder {autoencoder_minutes:.0f} minutes, student {student_minutes:.0f} |
+| date | {date} |
+| checkpoint | `{checkpoint}`, float32 safetensors |
+
+Made by `{command}`.
+
+## Measured
+
+`trainer evaluate`, seed {seed}, the same device and date, on held-out files that nothing was trained on; low and high
+are the 95 % interval where there is one. What each figure is: [the trainer](../../services/trainer/README.md). How it
+compares with token-level models at the same speed: [results](../../docs/results/README.md).
+
+{tables}"""
+
+
+@dataclass(frozen=True)
+class Commands:
+    """The programs of this environment.
+
+    Attributes:
+        work: folder for texts and evaluations.
+    """
+
+    work: Path
+
+    def trainer(self, *arguments: object) -> None:
+        command = [str(Path(sys.executable).with_name("trainer")), *map(str, arguments)]
+        if code := subprocess.run(command, check=False).returncode:
+            raise typer.Exit(code)
+
+    def evaluate(self, checkpoint: Path, text: str, more: Sequence[str]) -> dict[str, Any]:
+        """A checkpoint's evaluation on held-out text."""
+        data, out = self.work / f"{text}.jsonl", self.work / text
+        if not data.exists():
+            self.trainer("data", text, "--split", "held-out", "--out", data)
+        self.trainer("evaluate", checkpoint, data, "--out", out, *more)
+        found: dict[str, Any] = json.loads(max(out.glob("eval_*.json")).read_text(encoding="utf-8"))
+        return found
+
+
+def table(evaluation: dict[str, Any], title: str) -> str:
+    """One evaluation's figures in Markdown."""
+    lines = [f"### Held-out {title}", "", "| figure | value | low | high | unit |", "| --- | --- | --- | --- | --- |"]
+    for row in evaluation["rows"]:
+        value, low, high = ("" if row[name] is None else f"{row[name]:.4g}" for name in ("value", "low", "high"))
+        lines.append(f"| `{row['id']}` | {value} | {low} | {high} | {row['unit']} |")
+    return "\n".join([*lines, ""])
+
+
+def main(
+    out: Annotated[Path, typer.Option(help="Folder of the finished student.")] = Path("models") / RUN,
+    work: Annotated[Path, typer.Option(help="Folder for texts and evaluations.")] = Path("build/student"),
+    run: Annotated[str, typer.Option(help="The run's name.")] = RUN,
+    setting: Annotated[
+        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Override a value of the recipe.")
+    ] = None,
+    evaluation: Annotated[str, typer.Option(help="More options of trainer evaluate, in one string.")] = "",
+) -> None:
+    """Trains the shipped student, measures it, and writes its checkpoint and model card."""
+    commands = Commands(work)
+    more = [part for value in setting or [] for part in ("--set", value)]
+    commands.trainer("run", "--recipe", RECIPE, "--run", run, *more)
+    settings = TrainerSettings()
+    checkpoint = chosen_checkpoint(settings.checkpoints_dir, run)
+    assert checkpoint is not None
+    evaluations = {text: commands.evaluate(checkpoint, text, shlex.split(evaluation)) for text in HELD_OUT}
+    trained = settings.runs_dir / run
+    record = json.loads((trained / "student.json").read_text(encoding="utf-8"))
+    autoencoder = json.loads((trained / "autoencoder" / "evaluation.json").read_text(encoding="utf-8"))
+    config = json.loads((checkpoint / "student" / "config.json").read_text(encoding="utf-8"))
+    student = sum(p.numel() for p in load_student(checkpoint / "student").parameters())
+    for old in list_checkpoints(out):
+        shutil.rmtree(old)
+    shutil.copytree(checkpoint, out / checkpoint.name)
+    card = MODEL_CARD.format(
+        k=config["chunk_size"],
+        d=config["latent_size"],
+        teacher=evaluations["stdlib"]["teacher"],
+        tokens=record["tokens"],
+        steps=record["steps"],
+        seed=evaluations["stdlib"]["seed"],
+        autoencoder=evaluations["stdlib"]["checkpoint"]["parameters"] - student,
+        student=student,
+        layers=config["num_layers"],
+        hidden=config["hidden_size"],
+        device=cpu_description(),
+        autoencoder_minutes=autoencoder["seconds"] / 60,
+        student_minutes=record["seconds"] / 60,
+        date=date.today().isoformat(),
+        checkpoint=checkpoint.name,
+        command=" ".join(["make student", *(["ARGS='" + " ".join(more) + "'"] if more else [])]),
+        tables="\n".join(table(evaluations[text], name) for text, name in HELD_OUT.items()),
+    )
+    (out / "README.md").write_text(card, encoding="utf-8")
+    typer.echo(f"{out}: {sum(f.stat().st_size for f in out.rglob('*') if f.is_file()) / 1e6:.1f} MB")
+
+
+if __name__ == "__main__":
+    typer.run(main)
