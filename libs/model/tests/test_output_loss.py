@@ -53,14 +53,17 @@ def test_values_and_gradients_are_those_of_autograd(monkeypatch: pytest.MonkeyPa
         torch.testing.assert_close(ours, wanted, rtol=1e-4, atol=1e-4)
 
 
-def test_copies_add_to_the_logits_and_have_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("whole", [False, True])
+def test_copies_add_to_the_logits_and_have_gradients(monkeypatch: pytest.MonkeyPatch, whole: bool) -> None:
     monkeypatch.setattr(output_loss, "_LOGITS_AT_ONCE_CPU", 32 * V)
     (inputs, learned, bias, fixed), rows, ce_w, kd_w = make_inputs()
     rng = torch.Generator().manual_seed(3)
     # Two texts of 35 tokens, some of which stand in theirs more than once.
     ids = torch.randint(V // 2, (2, N // 2), generator=rng)
-    boosts = torch.randn(N, N // 2, generator=rng).requires_grad_()
-    copies = Copies(boosts, ids, torch.arange(2).repeat_interleave(N // 2))
+    boosts = torch.randn(N, N // 2, generator=rng)
+    if whole:
+        boosts = torch.cat([part.tril(-1) for part in boosts.chunk(2)])
+    copies = Copies(boosts.requires_grad_(), ids, torch.arange(2).repeat_interleave(N // 2), whole)
     layer = OutputLayer(inputs, torch.cat([fixed, learned], 1), bias, FIXED, copies)
     got = token_losses(layer, make_buckets(**rows, vocab_size=V), ce_w, kd_w)
     called = torch.stack([F.one_hot(ids[row // (N // 2)], V).float().T @ boosts[row] for row in range(N)])
@@ -74,6 +77,9 @@ def test_copies_add_to_the_logits_and_have_gradients(monkeypatch: pytest.MonkeyP
     learnt = [inputs, learned, bias, boosts]
     wanted = torch.autograd.grad(3 * total, learnt)
     for ours, theirs in zip(torch.autograd.grad(3 * got.total, learnt), wanted, strict=True):
+        if whole and ours.shape == boosts.shape:
+            # What is 0 whatever is learnt needs no gradient.
+            theirs = torch.where(boosts == 0, ours, theirs)
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 

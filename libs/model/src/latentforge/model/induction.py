@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from latentforge.model.config import InductionConfig
 from latentforge.model.copies import Copies, copies_of_texts
 from latentforge.model.layers import TABLE_SCALE, output_scale
+from latentforge.model.lookup import look_up
 
 _TINY = 1e-12
 
@@ -95,13 +96,11 @@ class InductionHead(nn.Module):
         before = F.pad(embedded[:, :-1], (0, 0, self.context, 0))
         windows = before.unfold(1, self.context, 1).transpose(2, 3).flatten(2)
         places = F.normalize(self._split(self.read(windows)), dim=-1, eps=_TINY)
-        scores = (places * self.log_sharpness.exp()[:, None, None]) @ places.mT
-        later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu()
-        nothing = self.nothing[:, None, None].expand(*scores.shape[:3], 1)
-        shares = torch.cat([nothing, scores.masked_fill(later, -math.inf)], -1).softmax(-1)[..., 1:]
-        found = (shares @ self._split(self.value(embedded))).transpose(1, 2).flatten(2)
-        boosts = torch.einsum("bhij,h->bij", shares, self.gain * TABLE_SCALE)
-        return Found(self.out(found) * self._output_scale, copies_of_texts(boosts, ids))
+        queries = places * self.log_sharpness.exp()[:, None, None]
+        values = self._split(self.value(embedded))
+        found, boosts = look_up(queries, places, values, self.nothing, self.gain * TABLE_SCALE)
+        vectors = self.out(found.transpose(1, 2).flatten(2)) * self._output_scale
+        return Found(vectors, copies_of_texts(boosts, ids))
 
     def start(self, batch_size: int) -> InductionState:
         """The state of empty texts."""

@@ -59,7 +59,7 @@ def token_losses(layer: OutputLayer, buckets: Buckets, ce_weights: Tensor, kd_we
         kd_weights: float32 [n]; 0 where there is no row.
     """
     run: Callable[..., tuple[Tensor, Tensor, Tensor]] = _TokenLosses.apply
-    copies = layer.copies or (None, None, None)
+    copies = layer.copies or (None, None, None, False)
     return TokenLosses(*run(*layer[:4], *copies, *buckets, ce_weights, kd_weights, torch.is_grad_enabled()))
 
 
@@ -74,6 +74,7 @@ class _TokenLosses(torch.autograd.Function):
         boosts: Tensor | None,
         copied_ids: Tensor | None,
         texts: Tensor | None,
+        whole: bool,
         kept_ids: Tensor,
         kept: Tensor,
         teacher: Tensor,
@@ -85,10 +86,10 @@ class _TokenLosses(torch.autograd.Function):
         ce, kd = ce_weights.new_empty(n), ce_weights.new_empty(n)
         copies = None
         if boosts is not None and copied_ids is not None and texts is not None:
-            copies = Copies(boosts, copied_ids, texts)
+            copies = Copies(boosts, copied_ids, texts, whole)
         layer = OutputLayer(inputs, weight, bias, num_fixed, copies)
         input_grad = torch.empty_like(inputs) if with_grad else None
-        boost_grad = torch.empty_like(boosts) if with_grad and boosts is not None else None
+        boost_grad = torch.zeros_like(boosts) if with_grad and boosts is not None else None
         learned_grad, bias_grad = torch.zeros_like(weight[:, num_fixed:]), torch.zeros_like(bias)
         budget = _LOGITS_AT_ONCE_CPU if inputs.device.type == "cpu" else _LOGITS_AT_ONCE_GPU
         step = max(32, budget // vocab_size)
@@ -117,7 +118,7 @@ class _TokenLosses(torch.autograd.Function):
             # Where every token is kept there is no tail, and its coefficient multiplied numbers that mean nothing.
             buffer.scatter_(1, ids, 0).scatter_add_(1, ids, kept_grad)
             if boost_grad is not None and copies is not None:
-                boost_grad[part] = copies.rows(part).gradient(buffer)
+                copies.rows(part).gradient(buffer, boost_grad[part])
             gradient = buffer.to(x.dtype)
             torch.mm(gradient, weight, out=input_grad[part])
             learned_grad.addmm_(gradient.T, x[:, num_fixed:])
@@ -132,4 +133,4 @@ class _TokenLosses(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         inputs, weight, bias, boosts = ctx.saved_tensors
         scaled = (inputs * grads[0], weight * grads[0], bias * grads[0])
-        return *scaled, None, None if boosts is None else boosts * grads[0], *[None] * 8
+        return *scaled, None, None if boosts is None else boosts * grads[0], *[None] * 9

@@ -1,0 +1,42 @@
+import pytest
+import torch
+from torch import Tensor
+
+from latentforge.model import lookup
+from latentforge.model.lookup import look_up
+
+B, H, L, D = 2, 3, 11, 4
+
+
+def make_inputs() -> list[Tensor]:
+    rng = torch.Generator().manual_seed(5)
+    shapes = ((B, H, L, D), (B, H, L, D), (B, H, L, D), (H,), (H,))
+    return [torch.randn(shape, generator=rng, dtype=torch.float64).requires_grad_() for shape in shapes]
+
+
+@pytest.mark.parametrize("at_once", [1, 4, 128])
+def test_it_is_a_masked_softmax_and_so_are_its_gradients(monkeypatch: pytest.MonkeyPatch, at_once: int) -> None:
+    monkeypatch.setattr(lookup, "_QUERIES", at_once)
+    inputs = queries, keys, values, nothing, gain = make_inputs()
+    later = torch.ones(L, L, dtype=torch.bool).triu()
+    scores = (queries @ keys.mT).masked_fill(later, -torch.inf)
+    shares = torch.cat([nothing[:, None, None].expand(B, H, L, 1), scores], -1).softmax(-1)[..., 1:]
+    wanted = shares @ values, torch.einsum("bhij,h->bij", shares, gain)
+    found = look_up(*inputs)
+    weights = [torch.randn_like(x) for x in wanted]
+    for ours, theirs in zip(found, wanted, strict=True):
+        torch.testing.assert_close(ours, theirs)
+    gradients = (torch.autograd.grad(x, inputs, weights) for x in (found, wanted))
+    for ours, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_nobody_finds_anything_before_the_first_token() -> None:
+    found, boosts = look_up(*make_inputs())
+    assert not found[:, :, 0].any()
+    assert not boosts.triu().any()
+
+
+def test_large_scores_stay_finite() -> None:
+    inputs = [1000 * x.detach() for x in make_inputs()]
+    assert all(x.isfinite().all() for x in look_up(*inputs))
