@@ -33,25 +33,26 @@ class InductionState:
     """A text so far, of b rows and h heads; made by :meth:`InductionHead.start`, changed in place.
 
     Attributes:
-        keys: what stood before each token, float [b·h, room, size]; the first is that of finding nothing, all zero, and
-            the one behind the last token is the query. Products of two are scores.
-        values: of the tokens themselves, float [b·h, room, size]; the first is zero.
+        tokens: for each token the key of the place before it and its value, side by side, float [b·h, room, 2·size].
+            The first stands for finding nothing and is zero. Products of two keys are scores.
         ids: of the tokens, int64 [b, room]; the first is of no token.
         base: what is added to the scores, float [b·h, room, 1]: the score of finding nothing, then zeros.
-        count: how many keys are looked at, one more than there are tokens; the room grows with them.
-        partial: what the last tokens give to the places that are still to come, float [b, context - 1, h·size].
-        read: maps a token to its parts of the ``context`` places behind it and to its value, [(context + 1)·h·size, e].
+        count: how many of these hold, one more than there are tokens; the room grows with them.
+        recent: the last tokens, embedded, float [b, context - 1, e].
+        here: the key of the place before the next token, float [b·h, 1, size].
+        read: maps ``context`` tokens side by side to the key behind them and the value of the last, by head,
+            [h·2·size, context·e].
         out: from what is found to the output, [out_size, h·size].
-        sharpness: square root of the scores', float [h, 1].
-        gain: of the boosts, float [h].
+        sharpness: square root of the scores', float [b·h, 1, 1].
+        gain: of the boosts, float [b, 1, h].
     """
 
-    keys: Tensor
-    values: Tensor
+    tokens: Tensor
     ids: Tensor
     base: Tensor
     count: int
-    partial: Tensor
+    recent: Tensor
+    here: Tensor
     read: Tensor
     out: Tensor
     sharpness: Tensor
@@ -94,8 +95,7 @@ class InductionHead(nn.Module):
     def forward(self, ids: Tensor, embedded: Tensor) -> Found:
         """What is found before every token of texts, int64 [b, L], embedded [b, L, e]: for token i out of those < i."""
         before = F.pad(embedded[:, :-1], (0, 0, self.context, 0))
-        windows = before.unfold(1, self.context, 1).transpose(2, 3).flatten(2)
-        places = F.normalize(self._split(self.read(windows)), dim=-1, eps=_TINY)
+        places = F.normalize(self._split(self.read(self._windows(before))), dim=-1, eps=_TINY)
         queries = places * self.log_sharpness.exp()[:, None, None]
         values = self._split(self.value(embedded))
         found, boosts = look_up(queries, places, values, self.nothing, self.gain * TABLE_SCALE)
@@ -104,63 +104,57 @@ class InductionHead(nn.Module):
 
     def start(self, batch_size: int) -> InductionState:
         """The state of empty texts."""
-        size, zeros = self.size, self.read.weight.new_zeros
-        newest_first = self.read.weight.unflatten(1, (self.context, -1)).flip(1).transpose(0, 1).flatten(0, 1)
-        rows = batch_size * self.heads
-        base = F.pad(self.nothing[:, None, None], (0, 0, 0, 1)).repeat(batch_size, 1, 1)
+        size, rows, zeros = self.size, batch_size * self.heads, self.read.weight.new_zeros
+        embed_size = self.value.in_features
+        value = F.pad(self.value.weight, ((self.context - 1) * embed_size, 0))
+        by_head = [weight.unflatten(0, (self.heads, size)) for weight in (self.read.weight, value)]
         return InductionState(
-            keys=zeros(rows, 2, size),
-            values=zeros(rows, 2, size),
-            ids=torch.zeros(batch_size, 2, dtype=torch.int64, device=base.device),
-            base=base,
+            tokens=zeros(rows, 1, 2 * size),
+            ids=torch.zeros(batch_size, 1, dtype=torch.int64, device=value.device),
+            base=self.nothing[:, None, None].repeat(batch_size, 1, 1),
             count=1,
-            partial=zeros(batch_size, self.context - 1, self.heads * size),
-            read=torch.cat([newest_first, self.value.weight]),
+            recent=zeros(batch_size, self.context - 1, embed_size),
+            here=zeros(rows, 1, size),
+            read=torch.cat(by_head, 1).flatten(0, 1),
             out=self.out.weight * self._output_scale,
-            sharpness=(self.log_sharpness / 2).exp()[:, None],
-            gain=self.gain * TABLE_SCALE,
+            sharpness=(self.log_sharpness / 2).exp()[:, None, None].repeat(batch_size, 1, 1),
+            gain=(self.gain * TABLE_SCALE).expand(batch_size, 1, -1).contiguous(),
         )
 
     def advance(self, state: InductionState, ids: Tensor, embedded: Tensor) -> None:
         """Reads t more tokens, int64 [b, t] and embedded [b, t, e]."""
-        tokens, first = embedded.shape[1], state.count
+        batch_size, tokens = ids.shape
         if not tokens:
             return
-        end = first + tokens
-        if end >= state.keys.shape[1]:
+        first, end = state.count, state.count + tokens
+        if end > state.tokens.shape[1]:
             # At least doubled, so that all copying together is no more than the text.
             more = max(tokens, first)
-            state.keys, state.values, state.base = (
-                F.pad(x, (0, 0, 0, more)) for x in (state.keys, state.values, state.base)
-            )
+            state.tokens, state.base = F.pad(state.tokens, (0, 0, 0, more)), F.pad(state.base, (0, 0, 0, more))
             state.ids = F.pad(state.ids, (0, more))
-        width = self.heads * self.size
-        parts, values = F.linear(embedded, state.read).split((self.context * width, width), -1)
-        parts = parts.unflatten(-1, (self.context, width))
-        # Part n of token i belongs to the place behind token i + n.
-        if tokens == 1:
-            places = parts[:, 0]
-        else:
-            places = parts.new_zeros(len(parts), tokens + self.context - 1, width)
-            for n in range(self.context):
-                places[:, n : n + tokens] += parts[:, :, n]
-        places[:, : self.context - 1] += state.partial
-        state.partial = places[:, tokens:]
-        known = places[:, :tokens].unflatten(-1, (self.heads, self.size))
-        keys = known * (state.sharpness / known.norm(dim=-1, keepdim=True).clamp_min(_TINY))
-        state.keys[:, first + 1 : end + 1] = keys.transpose(1, 2).flatten(0, 1)
-        state.values[:, first:end] = self._split(values).flatten(0, 1)
+        # One token at a time is most of the time, and its time is that of starting operations: they are kept few.
+        known = torch.cat([state.recent, embedded], 1)
+        windows = known.view(batch_size, 1, -1) if tokens == 1 else self._windows(known)
+        made = F.linear(windows, state.read).view(batch_size, tokens, self.heads, 2 * self.size)
+        places, values = made.transpose(1, 2).reshape(-1, tokens, 2 * self.size).split(self.size, -1)
+        keys = places * (state.sharpness / places.norm(dim=-1, keepdim=True).clamp_min_(_TINY))
+        before = state.here if tokens == 1 else torch.cat([state.here, keys[:, :-1]], 1)
+        state.tokens[:, first:end] = torch.cat([before, values], -1)
         state.ids[:, first:end] = ids
-        state.count = end
+        state.count, state.recent, state.here = end, known[:, tokens:], keys[:, -1:]
 
     def find(self, state: InductionState) -> tuple[Tensor, Tensor, Tensor]:
         """What is found before the next token: its vector [b, out_size], and boosts [b, n] of the ids [b, n]."""
-        n = state.count
-        query = state.keys[:, n, :, None]
-        shares = torch.baddbmm(state.base[:, :n], state.keys[:, :n], query).softmax(1)
-        found = (shares.mT @ state.values[:, :n]).view(-1, self.heads * self.size)
-        boosts = state.gain @ shares.view(-1, self.heads, n)
-        return F.linear(found, state.out), boosts[:, 1:], state.ids[:, 1:n]
+        n, batch_size = state.count, len(state.ids)
+        keys, values = state.tokens[:, :n].split(self.size, -1)
+        shares = torch.baddbmm(state.base[:, :n], keys, state.here.mT).softmax(1)
+        found = torch.bmm(shares.mT, values).view(batch_size, -1)
+        boosts = torch.bmm(state.gain, shares.view(batch_size, self.heads, n))
+        return F.linear(found, state.out), boosts[:, 0, 1:], state.ids[:, 1:n]
+
+    def _windows(self, tokens: Tensor) -> Tensor:
+        """Every ``context`` tokens that stand side by side, [b, t + context - 1, e] to [b, t, context·e]."""
+        return tokens.unfold(1, self.context, 1).transpose(2, 3).flatten(2)
 
     def _split(self, x: Tensor) -> Tensor:
         """Tokens' h·size entries by head: [b, L, h·size] to [b, h, L, size]."""
