@@ -6,12 +6,12 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from latentforge.core.records import result_row
 from latentforge.trainer.objectives import DEFAULT_OBJECTIVE
 from tools.experiments.comparisons import SEED_OBJECTIVE
-from tools.experiments.plan import Model, Size
+from tools.experiments.plan import Model, Size, Vocabulary
 from tools.experiments.speed import Speed
 
 Row = dict[str, Any]
@@ -61,7 +61,7 @@ def pareto_rows(measured: Sequence[Measured]) -> list[Row]:
         rows += _beaten(measured, k)
     for k in (4, 8):
         rows += _decode(measured, k)
-    return rows
+    return rows + _fast(measured)
 
 
 def objective_rows(measured: Sequence[Measured]) -> list[Row]:
@@ -119,19 +119,23 @@ def _gap(measured: Sequence[Measured], k: int) -> list[Row]:
 def _beaten(measured: Sequence[Measured], k: int) -> list[Row]:
     """How many token-level sizes the best student beats in both one-request speed and held-out nats/token."""
     rows = []
-    for vocabulary in ("demo", "large"):
-        mine = [m for m in measured if _timed(m) and m.model.k == k and m.model.vocabulary == vocabulary]
-        rivals = [m for m in measured if _timed(m) and m.model.k == 1 and m.model.vocabulary == vocabulary]
-        if not mine or not rivals:
+    for vocabulary in get_args(Vocabulary):
+        if (best := _best(measured, k, vocabulary)) is None:
             continue
-        beaten = [(m, [r for r in rivals if beats(m, r)]) for m in mine]
-        best, less = max(beaten, key=lambda entry: len(entry[1]))
-        suffix = "" if vocabulary == "demo" else "_large"
-        row = result_row(f"pareto_k{k}{suffix}", len(less), "token-level sizes")
-        in_writing = [str(r.model.size) for r in less if _writes_better(best, r)]
-        about = {"student": best.model.run, "beaten": [str(r.model.size) for r in less]}
+        student, less = best
+        row = result_row(f"pareto_k{k}{'' if vocabulary == 'demo' else '_large'}", len(less), "token-level sizes")
+        in_writing = [str(r.model.size) for r in less if _writes_better(student, r)]
+        about = {"student": student.model.run, "beaten": [str(r.model.size) for r in less]}
         rows.append(row | about | {"beaten_in_writing": in_writing})
     return rows
+
+
+def _best(measured: Sequence[Measured], k: int, vocabulary: Vocabulary) -> tuple[Measured, list[Measured]] | None:
+    """The student that beats most token-level sizes, and those; of equals the one that writes best."""
+    timed = [m for m in measured if _timed(m) and m.model.vocabulary == vocabulary]
+    students, rivals = ([m for m in timed if m.model.k == of] for of in (k, 1))
+    beaten = [(m, [r for r in rivals if beats(m, r)]) for m in students]
+    return max(beaten, key=lambda entry: (len(entry[1]), -entry[0].nats)) if beaten and rivals else None
 
 
 def beats(student: Measured, rival: Measured) -> bool:
@@ -148,25 +152,43 @@ def _writes_better(student: Measured, rival: Measured) -> bool:
 
 
 def _decode(measured: Sequence[Measured], k: int) -> list[Row]:
-    """Tokens/s of the large vocabulary's students beside the token-level one with the same backbone."""
-    rows = []
-    for m in measured:
-        rival = _rival(measured, m)
-        if not _timed(m) or m.model.k != k or m.model.vocabulary != "large" or rival is None or not _timed(rival):
-            continue
-        assert m.speed is not None
-        assert rival.speed is not None
-        row = result_row(
-            "fast_k8" if m.model.group == "fast" else f"decode_k{k}",
-            m.speed.one[0],
-            "tokens/s",
-            rival=f"token-level {rival.model.size}",
-            rival_value=rival.speed.one[0],
-            low=m.speed.one[1] / rival.speed.one[2],
-            high=m.speed.one[2] / rival.speed.one[1],
-        )
-        rows.append(row | {"size": str(m.model.size), "nats_per_token": m.nats, "rival_nats_per_token": rival.nats})
-    return rows
+    """Tokens/s of the large vocabulary's students beside the token-level one with the same backbone.
+
+    ``decode_k4`` and ``decode_k8`` are those of the students that ``pareto_k4_large`` and ``pareto_k8_large`` name.
+    """
+    best = _best(measured, k, "large")
+    return [
+        _pace(f"decode_k{k}" if best and m is best[0] else f"decode_k{k}_{m.model.size}", m, rival)
+        for m, rival in _pairs(measured, k)
+    ]
+
+
+def _fast(measured: Sequence[Measured]) -> list[Row]:
+    """The K=8 setting that is fastest beside its rival."""
+    rows = [_pace("fast_k8", m, rival) for m, rival in _pairs(measured, 8)]
+    return [max(rows, key=lambda row: float(row["ratio"]))] if rows else []
+
+
+def _pairs(measured: Sequence[Measured], k: int) -> list[tuple[Measured, Measured]]:
+    """The large vocabulary's students with their rivals."""
+    mine = [m for m in measured if _timed(m) and m.model.k == k and m.model.vocabulary == "large"]
+    return [(m, rival) for m in mine if (rival := _rival(measured, m)) is not None and _timed(rival)]
+
+
+def _pace(name: str, student: Measured, rival: Measured) -> Row:
+    assert student.speed is not None
+    assert rival.speed is not None
+    row = result_row(
+        name,
+        student.speed.one[0],
+        "tokens/s",
+        rival=f"token-level {rival.model.size}",
+        rival_value=rival.speed.one[0],
+        low=student.speed.one[1] / rival.speed.one[2],
+        high=student.speed.one[2] / rival.speed.one[1],
+    )
+    about = {"size": str(student.model.size), "nats_per_token": student.nats, "rival_nats_per_token": rival.nats}
+    return row | about
 
 
 def _timed(measured: Measured) -> bool:
