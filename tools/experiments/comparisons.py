@@ -6,7 +6,7 @@ from enum import StrEnum
 from typing import Any, get_args
 
 from latentforge.trainer.objectives import DEFAULT_OBJECTIVE
-from tools.experiments.plan import DECODER, AutoencoderPlan, Kind, Model, Vocabulary
+from tools.experiments.plan import DECODER, AutoencoderPlan, Kind, Model, Size, Vocabulary
 from tools.experiments.scales import Scale
 
 SEED_OBJECTIVE = "regressed-latent"
@@ -104,16 +104,16 @@ def init_models(scale: Scale) -> list[Model]:
 
 
 def rate_models(scale: Scale) -> list[Model]:
-    """Both kinds of student at learning rates around the one that all experiments take."""
+    """Both kinds of student in two sizes, at learning rates around the one that all experiments take."""
 
-    def at(kind: Kind, factor: float) -> Model:
+    def at(kind: Kind, size: Size, factor: float) -> Model:
         rate = factor * scale.learning_rate
         k = 1 if kind == "token-level" else 8
         changes = {"student.optim.lr": rate}
-        size, tokens = scale.ablation_size, scale.ablation_tokens
-        return Model(f"rate{rate:g}", kind, "demo", size, tokens, k, changes=changes)
+        return Model(f"rate{rate:g}", kind, "demo", size, scale.ablation_tokens, k, changes=changes)
 
-    return [at(kind, factor) for kind in get_args(Kind) for factor in (0.5, 1.0, 2.0)]
+    sizes = dict.fromkeys((scale.ablation_size, scale.student_sizes[-1]))
+    return [at(kind, size, factor) for kind in get_args(Kind) for size in sizes for factor in (0.5, 1.0, 2.0)]
 
 
 def induction_models(scale: Scale) -> list[Model]:
