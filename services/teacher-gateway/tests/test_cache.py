@@ -83,6 +83,21 @@ async def test_two_caches_on_one_sqlite_file_see_each_other(make_settings: Calla
         await cache.close()
 
 
+async def test_a_new_sqlite_file_that_another_writes_is_waited_for(
+    make_settings: Callable[..., Any], tmp_path: Path
+) -> None:
+    """SQLite itself does not wait for the lock with which a file is put into WAL mode."""
+    other = sqlite3.connect(tmp_path / "cache.sqlite")
+    other.execute("BEGIN IMMEDIATE")
+    cache = open_cache(make_settings())
+    writing = asyncio.create_task(cache.put_many({b"k": b"v"}))
+    await asyncio.sleep(0.2)
+    other.rollback()
+    await writing
+    other.close()
+    await cache.close()
+
+
 async def test_a_file_that_is_no_database_is_a_cache_error(make_settings: Callable[..., Any], tmp_path: Path) -> None:
     (tmp_path / "cache.sqlite").write_bytes(b"not a database, but long enough to be one" * 100)
     cache = open_cache(make_settings())
