@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from latentforge.model.sampling import SamplingParams, sample
+from latentforge.model.sampling import SamplingParams, sample, sample_with_logprobs
 
 LOGITS = torch.tensor([[0.1, 0.4, 0.2, 0.3]]).log()
 
@@ -38,6 +38,33 @@ def test_masked_tokens_are_never_drawn() -> None:
     got = frequencies(SamplingParams(temperature=2), logits)
     assert [got[0], got[2], got[4]] == [0, 0, 0]
     assert got[3] > 0
+
+
+def test_a_draw_inverts_the_cumulative_mass() -> None:
+    logits = 3 * torch.randn(50, 400, generator=torch.Generator().manual_seed(0))
+    drawn = sample(logits, SamplingParams(), torch.Generator().manual_seed(1))
+    uniform = torch.rand((50, 1), dtype=torch.float64, generator=torch.Generator().manual_seed(1))[:, 0].tolist()
+    for row, got, u in zip(logits.double().softmax(1).tolist(), drawn.tolist(), uniform, strict=True):
+        assert sum(row[:got]) <= u < sum(row[: got + 1])
+
+
+def test_uniform_numbers_at_the_ends_draw_entries_that_have_mass(monkeypatch: pytest.MonkeyPatch) -> None:
+    logits = torch.full((1, 1000), float("-inf"))
+    logits[0, [300, 301, 700]] = torch.tensor([0.0, -40.0, -40.0])
+    for uniform, wanted in ((0.0, {300}), (1 - 2**-53, {300, 301, 700})):
+        monkeypatch.setattr(torch, "rand", lambda size, u=uniform, **_: torch.full(size, u, dtype=torch.float64))
+        assert int(sample(logits, SamplingParams())) in wanted
+
+
+@pytest.mark.parametrize(
+    "params",
+    [SamplingParams(), SamplingParams(temperature=0.5), SamplingParams(top_k=3), SamplingParams(temperature=0)],
+)
+def test_log_probabilities_are_of_the_logits_as_they_are(params: SamplingParams) -> None:
+    logits = torch.randn(50, 30, generator=torch.Generator().manual_seed(0))
+    ids, logprobs = sample_with_logprobs(logits, params, torch.Generator().manual_seed(2))
+    assert ids.equal(sample(logits, params, torch.Generator().manual_seed(2)))
+    assert torch.allclose(logprobs, logits.double().log_softmax(1).gather(1, ids[:, None])[:, 0].float(), atol=1e-6)
 
 
 def test_the_same_generator_state_gives_the_same_tokens() -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from latentforge.model.chunks import left_pad_count
 from latentforge.model.latent_model import LatentModel
-from latentforge.model.sampling import SamplingParams, sample
+from latentforge.model.sampling import SamplingParams, sample_with_logprobs
 from latentforge.model.token_level import TokenLevelModel
 from latentforge.model.writers import ChunkWriter, TokenWriter
 
@@ -110,17 +110,16 @@ class ChunkGenerator:
         """Writes up to ``limit`` tokens of the chunk that was begun; gives them, their log probabilities, and whether
         the end of text followed."""
         ids: list[int] = []
+        logprobs: list[float] = []
         token: Tensor | None = None
-        ended = False
         for k in range(limit):
-            token = sample(writer.row(k, token), params, rng)
+            token, logprob = sample_with_logprobs(writer.row(k, token), params, rng)
             token_id = int(token)
             if token_id == eos_id:
-                ended = True
-                break
+                return ids, logprobs, True
             ids.append(token_id)
-        logprobs = writer.log_probs()[0, range(len(ids)), ids].tolist()
-        return ids, logprobs, ended
+            logprobs.append(float(logprob))
+        return ids, logprobs, False
 
 
 class TokenGenerator:
@@ -164,14 +163,13 @@ class TokenGenerator:
                 yield GeneratedChunk([], [], "cancelled")
                 return
             with torch.inference_mode():
-                row = writer.row(new_ids)
-                new_ids = sample(row, params, rng)[:, None]
-                token_id = int(new_ids)
-                logprob = float(row.log_softmax(-1)[0, token_id])
+                drawn, logprob = sample_with_logprobs(writer.row(new_ids), params, rng)
+                new_ids = drawn[:, None]
+                token_id = int(drawn)
             if token_id == eos_id:
                 yield GeneratedChunk([], [], "stop")
                 return
-            yield GeneratedChunk([token_id], [logprob], "length" if written == room else None)
+            yield GeneratedChunk([token_id], [float(logprob)], "length" if written == room else None)
 
 
 @torch.no_grad()

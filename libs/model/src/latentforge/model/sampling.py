@@ -48,20 +48,37 @@ def sample(logits: Tensor, params: SamplingParams, generator: torch.Generator | 
     if params.temperature == 0:
         return logits.argmax(-1)
     scaled = logits.float() if params.temperature == 1 else logits.float() / params.temperature
-    kept_ids: Tensor | None = None
     if params.top_k and params.top_k < logits.shape[-1]:
         scaled, kept_ids = scaled.topk(params.top_k, dim=-1)
     elif params.top_p < 1:
         scaled, kept_ids = scaled.sort(dim=-1, descending=True)
-    mass = scaled.softmax(-1)
-    cumulative = mass.cumsum(-1, dtype=torch.float64)
-    if params.top_p < 1:
-        last = torch.searchsorted(cumulative, params.top_p * cumulative[:, -1:]).clamp_(max=mass.shape[-1] - 1)
-        total = cumulative.gather(-1, last)
     else:
-        total = cumulative[:, -1:]
+        return _draw(scaled.softmax(-1), generator)
+    mass = scaled.softmax(-1)
+    if params.top_p < 1:
+        cumulative = mass.cumsum(-1, dtype=torch.float64)
+        last = torch.searchsorted(cumulative, params.top_p * cumulative[:, -1:]).clamp_(max=mass.shape[-1] - 1)
+        mass.masked_fill_(torch.arange(mass.shape[-1], device=mass.device) > last, 0)
+    return kept_ids.gather(-1, _draw(mass, generator)[:, None])[:, 0]
+
+
+def sample_with_logprobs(
+    logits: Tensor, params: SamplingParams, generator: torch.Generator | None = None
+) -> tuple[Tensor, Tensor]:
+    """The same with each token's log probability before temperature and truncation, float32 [b]."""
+    if params.temperature == 1 and params.top_p == 1 and not params.top_k:
+        # What it is drawn from says it already.
+        mass = logits.float().softmax(-1)
+        ids = _draw(mass, generator)
+        return ids, mass.gather(-1, ids[:, None])[:, 0].log()
+    ids = sample(logits, params, generator)
+    return ids, logits.float().log_softmax(-1).gather(-1, ids[:, None])[:, 0]
+
+
+def _draw(mass: Tensor, generator: torch.Generator | None) -> Tensor:
+    """One entry of each row of mass [b, n], which need not sum to 1, in proportion: int64 [b]."""
+    cumulative = mass.cumsum(-1, dtype=torch.float64)
+    uniform = torch.rand((len(mass), 1), dtype=torch.float64, device=mass.device, generator=generator)
     # The first entry whose cumulative mass exceeds the threshold has mass; rounding must not reach the total.
-    uniform = torch.rand(total.shape, dtype=torch.float64, device=logits.device, generator=generator)
-    threshold = uniform * (total * (1 - 2**-50))
-    drawn = torch.searchsorted(cumulative, threshold, right=True)
-    return (drawn if kept_ids is None else kept_ids.gather(-1, drawn)).squeeze(-1)
+    threshold = uniform * (cumulative[:, -1:] * (1 - 2**-50))
+    return torch.searchsorted(cumulative, threshold, right=True)[:, 0]

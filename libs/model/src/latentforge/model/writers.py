@@ -35,7 +35,6 @@ class ChunkWriter:
         # Kept from chunk to chunk: memory that is new to the process costs as much as what is computed into it.
         size = len(prompts), config.chunk_size, config.vocab_size
         self.logits = torch.empty(size, dtype=model.student.bias.dtype, device=prompts.device)
-        self._log_probs: Tensor | None = None
 
     def begin(self, written: Tensor | None = None) -> None:
         """Goes on to the next chunk behind the one that was ``written``, int64 [b, K]; None behind the prompts."""
@@ -72,12 +71,6 @@ class ChunkWriter:
             return row.addmm_(correction, decoder.output.weight.T)
         found, boosts, ids = student.induction.find(self._text)
         return row.addmm_(correction + found, decoder.output.weight.T).scatter_add_(1, ids, boosts)
-
-    def log_probs(self) -> Tensor:
-        """Log probabilities of the chunk's rows, float [b, K, V], until the next call."""
-        if self._log_probs is None:
-            self._log_probs = torch.empty_like(self.logits)
-        return torch.log_softmax(self.logits, -1, out=self._log_probs)
 
     def _read(self, ids: Tensor, embedded: Tensor | None = None) -> None:
         """Lets the induction head read ids [b, t]."""
