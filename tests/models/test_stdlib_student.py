@@ -1,0 +1,66 @@
+"""The shipped student is what its card says, and what `make infer` uses while nothing is published."""
+
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+from transformers import AutoTokenizer
+
+from latentforge.core.corpus import source_files, stdlib_root
+from latentforge.core.manifest import list_checkpoints, verify_checkpoint
+from latentforge.inference.snapshot import load_snapshot
+
+ROOT = Path(__file__).resolve().parents[2]
+FOLDER = ROOT / "models" / "stdlib-student"
+CARD = FOLDER / "README.md"
+
+
+def test_it_is_small_and_whole_and_its_card_has_every_figure() -> None:
+    assert sum(f.stat().st_size for f in FOLDER.rglob("*") if f.is_file()) <= 20e6
+    (checkpoint,) = list_checkpoints(FOLDER)
+    manifest = verify_checkpoint(checkpoint)
+    card = CARD.read_text()
+    assert f"`{checkpoint.name}`" in card
+    assert manifest.chunk_size == 8
+    for figure in ("nats_per_token", "bits_per_byte", "kl_to_teacher", "calibration_error", "brier_lm", "ae_noisy"):
+        assert f"| `{figure}` |" in card
+    for setting in ("t1", "t07", "greedy"):
+        for figure in ("teacher_nats", "distinct_3", "repetition", "mean_length"):
+            assert f"| `gen_{setting}_{figure}` |" in card
+
+
+@pytest.mark.slow
+def test_it_predicts_held_out_code_about_as_well_as_its_card_says() -> None:
+    snapshot = load_snapshot(list_checkpoints(FOLDER)[-1], torch.device("cpu"))
+    tokenizer = AutoTokenizer.from_pretrained(ROOT / "models" / "stdlib-teacher")
+    said = float(re.findall(r"`nats_per_token` \| ([\d.]+)", CARD.read_text())[0])
+    texts = [f.text for f in source_files(stdlib_root(), "held-out") if len(f.text) > 10_000][:6]
+    losses = []
+    with torch.inference_mode():
+        for text in texts:
+            tokens = torch.tensor(tokenizer.encode(text, add_special_tokens=False)[:1024]).view(1, -1, 8)
+            logits = snapshot.generator.model.logits(tokens).logits
+            losses.append(float(cross_entropy(logits.flatten(0, 2), tokens.flatten())))
+    # Six files, and another Python's differ a little.
+    assert sum(losses) / len(losses) == pytest.approx(said, abs=1.0)
+
+
+@pytest.mark.slow
+def test_make_infer_uses_it_while_there_is_no_checkpoint(tmp_path: Path) -> None:
+    # An empty FALLBACK_RUN would be the caller's choice to have none.
+    environment = {name: value for name, value in os.environ.items() if name != "FALLBACK_RUN"}
+    done = subprocess.run(
+        # -o: the environment is as it is.
+        ["make", "--no-print-directory", "-o", ".venv/.ready", "infer", "PROMPT=import os", "MAX_TOKENS=16", "SEED=1"],
+        cwd=ROOT,
+        env=environment | {"CHECKPOINTS_DIR": str(tmp_path), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert f"[stdlib-student/{list_checkpoints(FOLDER)[-1].name}, 16 tokens in 2 latent steps" in done.stdout
