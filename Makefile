@@ -157,7 +157,7 @@ pareto: $(READY_DEV) ## Quality against speed, latent students beside token-leve
 pareto:
 	@$(EXPERIMENT) pareto --scale $(or $(SCALE),cpu) $(ARGS)
 compare: $(READY_DEV) ## Objectives beside each other at the same tokens: results/objectives_<time>.json
-#: WHAT=objectives   or equal-time, decoders, rows, init, induction, rates   SCALE=cpu ARGS=
+#: WHAT=objectives   or equal-time, decoders, rows, init, induction, on-policy, rates   SCALE=cpu ARGS=
 compare:
 	@$(EXPERIMENT) compare $(or $(WHAT),objectives) --scale $(or $(SCALE),cpu) $(ARGS)
 autoencoders: $(READY_DEV) ## Autoencoders over K, D and width: results/autoencoders_<time>.json

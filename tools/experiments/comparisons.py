@@ -49,6 +49,7 @@ class Comparison(StrEnum):
     rows = "rows"
     init = "init"
     induction = "induction"
+    on_policy = "on-policy"
     rates = "rates"
 
 
@@ -127,6 +128,17 @@ def induction_models(scale: Scale) -> list[Model]:
     return [of(kind, seed, induction=i) for seed in scale.seeds for i in (True, False) for kind in get_args(Kind)]
 
 
+def on_policy_models(scale: Scale) -> list[Model]:
+    """Both kinds of student, of which the one's second half is half on-policy steps, over the seeds."""
+
+    def of(kind: Kind, seed: int, share: float) -> Model:
+        group, k = "on-policy" if share else "off-policy", 1 if kind == "token-level" else 8
+        size, tokens = scale.ablation_size, scale.ablation_tokens
+        return Model(group, kind, "demo", size, tokens, k, seed=seed, changes={"student.on_policy.share": share})
+
+    return [of(kind, seed, share) for seed in scale.seeds for share in (0.5, 0.0) for kind in get_args(Kind)]
+
+
 # All but those whose models depend on what others measured.
 COMPARISONS: dict[Comparison, Callable[[Scale], list[Model]]] = {
     Comparison.objectives: objective_models,
@@ -134,6 +146,7 @@ COMPARISONS: dict[Comparison, Callable[[Scale], list[Model]]] = {
     Comparison.rows: row_models,
     Comparison.init: init_models,
     Comparison.induction: induction_models,
+    Comparison.on_policy: on_policy_models,
     Comparison.rates: rate_models,
 }
 

@@ -31,14 +31,15 @@ def write_models(folder: Path, name: str, rows: list[dict[str, Any]], measured: 
 
 def models_table(measured: Sequence[Measured]) -> Table:
     table = Table(title="held-out standard library")
-    names = ("run", "tokens", "nats/token", "KL to teacher", "T=0.7, teacher's nats", "BrierLM", "packages: nats/token")
-    for name in (*names, "tokens/s", "16 at once", "MFLOP/token"):
+    names = ("run", "tokens", "nats/token", "KL to teacher", "BrierLM", "packages: nats/token")
+    written = ("T=1: teacher's nats", "repeated", "T=0.7: teacher's nats", "repeated")
+    for name in (*names, *written, "tokens/s", "16 at once", "MFLOP/token"):
         table.add_column(name, justify="left" if name == "run" else "right")
     for m in measured:
-        figures = m.nats, m.value("kl_to_teacher"), m.value("gen_t07_teacher_nats"), m.value("brier_lm")
-        packages = m.value("nats_per_token", "packages")
+        figures = m.nats, m.value("kl_to_teacher"), m.value("brier_lm"), m.value("nats_per_token", "packages")
+        texts = [m.value(f"gen_{t}_{figure}") for t in ("t1", "t07") for figure in ("teacher_nats", "repetition")]
         speed = (m.speed.one[0], m.speed.many[0], m.speed.training_flops / 1e6) if m.speed else (None, None, None)
-        cells = [*(_number(f, 3) for f in (*figures, packages)), *(_number(s, 1) for s in speed)]
+        cells = [*(_number(f, 3) for f in (*figures, *texts)), *(_number(s, 1) for s in speed)]
         table.add_row(m.model.run, f"{m.model.tokens:,}", *cells)
     return table
 

@@ -88,6 +88,24 @@ class WeightsRecipe(_Section):
     energy: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
 
 
+class OnPolicyRecipe(_Section):
+    """Steps that learn the teacher's rows on text which the student has just written itself, and nothing else of it.
+
+    Attributes:
+        share: of the steps; the others learn the data as ever.
+        begin: share of the steps before which there are none: a student that cannot write yet has little to show.
+        prompt_tokens: of the training text that it goes on from.
+        max_tokens: that it writes.
+        temperature: that it writes with.
+    """
+
+    share: Share = 0.0
+    begin: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    prompt_tokens: PositiveInt = 64
+    max_tokens: PositiveInt = 192
+    temperature: Annotated[float, Field(gt=0, le=100)] = 1.0
+
+
 class StudentRecipe(_Section):
     """The student and its training.
 
@@ -96,6 +114,7 @@ class StudentRecipe(_Section):
         model: fields of StudentConfig besides vocab_size, chunk_size, latent_size, pad_id and eos_id.
         optim: optimizer and schedule.
         weights: weights of the loss terms.
+        on_policy: steps on the student's own text.
         init_backbone: a folder with a token-level student, or a Qwen3 model of transformers, whose backbone it starts
             from; its sizes must be the same.
         phase_probability: share of sequences whose first chunk is left-padded by 1 … K−1 pads.
@@ -110,6 +129,7 @@ class StudentRecipe(_Section):
     model: dict[str, Any]
     optim: OptimRecipe
     weights: WeightsRecipe = WeightsRecipe()
+    on_policy: OnPolicyRecipe = OnPolicyRecipe()
     init_backbone: Path | None = None
     phase_probability: Share = 0.5
     validate_every: PositiveInt = 50
@@ -211,7 +231,30 @@ class Recipe(_Section):
             )
         if not any(weights.model_dump().values()):
             raise ValueError("student.weights are all 0; give at least one term a weight")
+        self._check_on_policy()
         return self
+
+    def _check_on_policy(self) -> None:
+        on_policy = self.student.on_policy
+        if not on_policy.share:
+            return
+        asked = f"student.on_policy.share={on_policy.share}"
+        if not self.student.weights.kd:
+            raise ValueError(
+                f"{asked} with student.weights.kd=0: all that a student's own text teaches is the teacher's rows; set "
+                "the weight above 0, or share to 0"
+            )
+        if self.teacher.targets in ("generate", "text"):
+            raise ValueError(
+                f"{asked} with teacher.targets={self.teacher.targets!r}: the teacher has to score what the student "
+                "writes; set targets to score or auto, or share to 0"
+            )
+        wanted = on_policy.prompt_tokens + on_policy.max_tokens + self.chunk_size
+        if wanted > self.data.sequence_length:
+            raise ValueError(
+                f"student.on_policy.prompt_tokens={on_policy.prompt_tokens} and max_tokens={on_policy.max_tokens} take "
+                f"{wanted} with a chunk of pads, but data.sequence_length is {self.data.sequence_length}; shorten one"
+            )
 
     def autoencoder_config(self, vocab_size: int, pad_id: int) -> AutoencoderConfig:
         return _build(

@@ -100,7 +100,9 @@ class StudentTraining:
             run.folder, self.learner.stage, recipe.optim.steps, run.status, first=self.step, console=run.console
         ) as progress:
             try:
-                self.check, batches = self.source.begin(self.step, with_rows=bool(self.learner.weights.kd))
+                self.check, batches = self.source.begin(
+                    self.step, self.learner.model, with_rows=bool(self.learner.weights.kd)
+                )
                 if self.step == 0:
                     self._validate(progress)
                 while self.step < recipe.optim.steps:
@@ -151,8 +153,12 @@ class StudentTraining:
         with autocast(run.recipe, run.device):
             generator = step_generator(self.seed, step, run.device)
             loss = loss_of(self.learner.model, batch, self.learner.weights, generator)
-        weights = vars(self.learner.weights)
-        parts = {"loss": loss.total} | {name: getattr(loss, name) for name in weights if weights[name]}
+        if batch.own_text:
+            # What is measured on the student's own text is no figure of the data.
+            parts = {"own_text_loss": loss.total, "own_text_kd": loss.kd}
+        else:
+            weights = vars(self.learner.weights)
+            parts = {"loss": loss.total} | {name: getattr(loss, name) for name in weights if weights[name]}
         values = self.optimisation.step(step, loss.total, parts)
         self.step += 1
         return values

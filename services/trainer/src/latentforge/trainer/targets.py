@@ -11,12 +11,15 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from latentforge.model.latent_model import LatentModel
 from latentforge.model.losses import StudentBatch
+from latentforge.model.token_level import TokenLevelModel
 from latentforge.teacher.v1 import teacher_pb2 as pb
 from latentforge.trainer.batches import held_out_batch, held_out_sequences, training_batch, training_sequences
 from latentforge.trainer.collect import collect, identity, open_store
 from latentforge.trainer.errors import TrainerError
 from latentforge.trainer.examples import Examples
+from latentforge.trainer.own_text import OwnText
 from latentforge.trainer.packing import PackedData
 from latentforge.trainer.prompts import Prompt, Split, choose_prompts
 from latentforge.trainer.run_context import RunContext
@@ -40,15 +43,17 @@ class TargetSource(Protocol):
     def identity(self) -> dict[str, Any]:
         """What a resumed run must find unchanged."""
 
-    def begin(self, step: int, *, with_rows: bool) -> tuple[list[StudentBatch], Iterator[StudentBatch]]:
-        """Held-out batches, always with rows, and the training batches from ``step`` on.
+    def begin(
+        self, step: int, model: LatentModel | TokenLevelModel, *, with_rows: bool
+    ) -> tuple[list[StudentBatch], Iterator[StudentBatch]]:
+        """Held-out batches, always with rows, and the training batches from ``step`` on; ``model`` is what learns.
 
         Raises:
             TeacherLostError, Interrupted: while the teacher was waited for; the iterator too.
         """
 
     def num_tokens(self, steps: int) -> int:
-        """Tokens that so many steps learn from."""
+        """Tokens that so many steps learn from; of the student's own text, at most."""
 
     def progress(self) -> dict[str, Any]:
         """What an interrupted run saves of it, for :meth:`restore`."""
@@ -82,9 +87,13 @@ def meet_teacher(run: RunContext, link: TeacherLink) -> tuple[pb.GetTeacherRespo
         )
     if wanted == "generate" and not answer.can_generate:
         raise TrainerError(f"{who} cannot generate, only score; set teacher.targets to score or auto (TARGETS=score)")
-    if wanted == "auto":
-        return answer, "score" if answer.can_score else "generate"
-    return answer, wanted
+    kind: Kind = wanted if wanted != "auto" else "score" if answer.can_score else "generate"
+    if kind == "generate" and run.recipe.student.on_policy.share:
+        raise TrainerError(
+            f"{who} cannot score, but student.on_policy.share={run.recipe.student.on_policy.share} wants its rows on "
+            "what the student writes; set it to 0, or choose a teacher that scores"
+        )
+    return answer, kind
 
 
 class ScoredTargets:
@@ -104,21 +113,31 @@ class ScoredTargets:
             in_flight=settings.prefetch_in_flight,
         )
         self._link = link
+        self._own_text = OwnText(run, train, self._rows)
         self.token_counts = np.bincount(train.tokens, minlength=run.vocab_size)
 
     def identity(self) -> dict[str, Any]:
         return {"targets": self.kind}
 
-    def begin(self, step: int, *, with_rows: bool) -> tuple[list[StudentBatch], Iterator[StudentBatch]]:
+    def begin(
+        self, step: int, model: LatentModel | TokenLevelModel, *, with_rows: bool
+    ) -> tuple[list[StudentBatch], Iterator[StudentBatch]]:
         asked = self._rows.ask(self._check)
-        steps = range(step, self._run.recipe.student.optim.steps)
-        sequences = (training_sequences(self._run, self._train, s) for s in steps)
+        run, own_text, steps = self._run, self._own_text, range(step, self._run.recipe.student.optim.steps)
+        sequences = (training_sequences(run, self._train, s) for s in steps if not own_text.is_due(s))
         stream = self._rows.stream(sequences) if with_rows else None
         check = [held_out_batch(*pair) for pair in zip(self._check, self._rows.take(asked), strict=True)]
-        return check, (training_batch(self._run, self._train, s, next(stream) if stream else None) for s in steps)
+        return check, (
+            own_text.batch(s, model)
+            if own_text.is_due(s)
+            else training_batch(run, self._train, s, next(stream) if stream else None)
+            for s in steps
+        )
 
     def num_tokens(self, steps: int) -> int:
-        return steps * self._run.recipe.student.optim.batch_size * self._train.meta.sequence_length
+        num_text = sum(not self._own_text.is_due(step) for step in range(steps))
+        per_step = self._run.recipe.student.optim.batch_size * self._train.meta.sequence_length
+        return num_text * per_step + self._own_text.num_tokens(steps)
 
     def progress(self) -> dict[str, Any]:
         return {"cache": asdict(self._rows.cache)}
@@ -158,7 +177,9 @@ class TextTargets:
     def identity(self) -> dict[str, Any]:
         return {"targets": self.kind}
 
-    def begin(self, step: int, *, with_rows: bool) -> tuple[list[StudentBatch], Iterator[StudentBatch]]:
+    def begin(
+        self, step: int, model: LatentModel | TokenLevelModel, *, with_rows: bool
+    ) -> tuple[list[StudentBatch], Iterator[StudentBatch]]:
         assert not with_rows
         steps = range(step, self._run.recipe.student.optim.steps)
         check = [held_out_batch(sequence, None) for sequence in self._check]
@@ -241,7 +262,9 @@ class GeneratedTargets:
     def identity(self) -> dict[str, Any]:
         return {"targets": self.kind, "generated_sha256": self._digest}
 
-    def begin(self, step: int, *, with_rows: bool) -> tuple[list[StudentBatch], Iterator[StudentBatch]]:
+    def begin(
+        self, step: int, model: LatentModel | TokenLevelModel, *, with_rows: bool
+    ) -> tuple[list[StudentBatch], Iterator[StudentBatch]]:
         return self._held_out.batches(), (self._train.training_batch(s) for s in range(step, self._steps))
 
     def num_tokens(self, steps: int) -> int:
