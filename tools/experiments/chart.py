@@ -45,6 +45,7 @@ def draw(measured: Sequence[Measured], path: Path, note: str) -> None:
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
+    from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
     vocabularies = [v for v in _NAMES if any(m.model.vocabulary == v and m.speed for m in measured)]
     figure, grid = plt.subplots(
@@ -67,6 +68,10 @@ def draw(measured: Sequence[Measured], path: Path, note: str) -> None:
                 for x, y, size in points:
                     axes.annotate(size, (x, y), textcoords="offset points", xytext=(4, 4), fontsize=7)
             axes.set_xscale("log")
+            # Powers of ten alone leave an axis of less than a decade without figures, and all of them overlap.
+            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+            axes.xaxis.set_minor_formatter(NullFormatter())
             axes.set_xlabel(x_name)
             axes.set_ylabel(y_name)
             axes.set_title(_NAMES[vocabulary], fontsize=10)
