@@ -40,7 +40,7 @@ class OwnText:
 
     def is_due(self, step: int) -> bool:
         """Whether the student writes what step ``step`` learns from."""
-        return step >= self._first and self._random(step)[0] < self._recipe.share
+        return self._recipe.share > 0 and step >= self._first and self._random(step)[0] < self._recipe.share
 
     def num_tokens(self, steps: int) -> int:
         """Tokens that it writes at most in so many steps."""
