@@ -21,6 +21,8 @@ from transformers import PreTrainedTokenizerFast
 from latentforge.core.fingerprint import tokenizer_fingerprint
 from latentforge.core.sparse_rows import SparseRows
 from latentforge.core.wire import dtype_from_proto, rows_to_proto
+from latentforge.model.losses import StudentBatch
+from latentforge.model.sparse_kd import sparse_kd
 from latentforge.teacher.v1 import teacher_pb2 as pb
 from latentforge.teacher.v1 import teacher_pb2_grpc
 from latentforge.trainer.packing import PackedData, pack_jsonl
@@ -37,8 +39,8 @@ TEMPLATE = (
 )
 VOCAB = 256 + len(SPECIAL)
 TOP_K = 4
-# <|im_end|>
-END = 3
+# <|pad|>, <|im_end|>
+PAD, END = 1, 3
 # A row's probabilities in order; the rest of the mass is spread evenly over all other ids.
 TOP = np.array([0.5, 0.2, 0.1, 0.05])
 
@@ -186,6 +188,22 @@ class KnownTeacher(teacher_pb2_grpc.TeacherServiceServicer):
             for rank in range(TOP_K):
                 probabilities[i, cls.best(int(tokens[i - 1]), rank)] = TOP[rank]
         return probabilities.log()
+
+    @classmethod
+    def divergence(cls, batch: StudentBatch, move: int = 0) -> Tensor:
+        """KD of every token that counts, of a student that knows this teacher exactly; rows ``move`` places off."""
+        found = []
+        assert batch.kd is not None
+        for row, tokens in enumerate(batch.tokens):
+            pads = int((tokens != PAD).nonzero()[0])
+            logits = torch.zeros(len(tokens), VOCAB)
+            logits[pads:] = cls.dense(tokens[pads:])
+            kd = batch.kd
+            columns = (kd.ids, kd.logprobs, kd.counts, kd.realised_logprobs, kd.tail_mass, kd.has_row)
+            ids, logprobs, counts, realised, tail, has_row = (c[row].roll(move, 0) for c in columns)
+            each = sparse_kd(logits, ids, logprobs, counts, tokens, realised, tail)
+            found.append(each[batch.valid[row] & has_row])
+        return torch.cat(found)
 
     def rows(self, ids: list[int], k: int) -> SparseRows:
         n = len(ids) - 1

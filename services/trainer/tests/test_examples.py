@@ -9,7 +9,6 @@ from latentforge.core.sparse_rows import SparseRows
 from latentforge.model.autoencoder import Autoencoder
 from latentforge.model.latent_model import LatentModel
 from latentforge.model.losses import ObjectiveWeights, StudentBatch, cross_entropy, student_loss
-from latentforge.model.sparse_kd import sparse_kd
 from latentforge.model.student import Student
 from latentforge.trainer.examples import lay_out
 from latentforge.trainer.generated import Continuation
@@ -55,21 +54,9 @@ def test_rows_lie_over_the_tokens_they_are_for(known_rows: Any, make_run: Any, s
         assert int(batch.valid[row].nonzero()[0]) % K == shift
         pads = int((batch.tokens[row] != PAD).nonzero()[0])
         assert pads < K
-        logits = torch.zeros(batch.tokens.shape[1], VOCAB)
-        text = batch.tokens[row, pads:]
-        logits[pads:] = known_rows.dense(text)
-
-        def divergence(move: int, row: int = row, logits: torch.Tensor = logits) -> torch.Tensor:
-            kd = batch.kd
-            assert kd is not None
-            columns = (kd.ids, kd.logprobs, kd.counts, kd.realised_logprobs, kd.tail_mass, kd.has_row)
-            ids, logprobs, counts, realised, tail, has_row = (c[row].roll(move, 0) for c in columns)
-            each = sparse_kd(logits, ids, logprobs, counts, batch.tokens[row], realised, tail)
-            return each[batch.valid[row] & has_row]
-
-        assert divergence(0).abs().max() < 1e-5
-        assert divergence(1).mean() > 0.1
-        assert divergence(-1).mean() > 0.1
+    assert known_rows.divergence(batch).abs().max() < 1e-5
+    assert known_rows.divergence(batch, move=1).mean() > 0.1
+    assert known_rows.divergence(batch, move=-1).mean() > 0.1
 
 
 @torch.no_grad()

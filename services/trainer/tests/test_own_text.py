@@ -15,8 +15,7 @@ from latentforge.core.manifest import list_checkpoints
 from latentforge.model.autoencoder import Autoencoder
 from latentforge.model.io import save_pretrained
 from latentforge.model.latent_model import LatentModel
-from latentforge.model.losses import ObjectiveWeights, StudentBatch, loss_of
-from latentforge.model.sparse_kd import sparse_kd
+from latentforge.model.losses import ObjectiveWeights, loss_of
 from latentforge.model.student import Student
 from latentforge.model.token_level import TokenLevelModel
 from latentforge.trainer.errors import TrainerError
@@ -51,22 +50,6 @@ def own_text(run: Any, packed: PackedData) -> Iterator[OwnText]:
         yield OwnText(run, packed, TeacherRows(link, run.recipe.teacher.top_k, dtype="float32"))
 
 
-def divergence(batch: StudentBatch, known: Any) -> torch.Tensor:
-    """KD of each token that is learnt, of a student that knows the teacher's distribution exactly."""
-    found = []
-    for row, tokens in enumerate(batch.tokens):
-        pads = int((tokens != PAD).nonzero()[0])
-        logits = torch.zeros(len(tokens), 260)
-        logits[pads:] = known.dense(tokens[pads:])
-        kd = batch.kd
-        assert kd is not None
-        columns = (kd.ids, kd.logprobs, kd.counts, kd.realised_logprobs, kd.tail_mass, kd.has_row)
-        ids, logprobs, counts, realised, tail, has_row = (c[row] for c in columns)
-        each = sparse_kd(logits, ids, logprobs, counts, tokens, realised, tail)
-        found.append(each[batch.valid[row] & has_row].abs())
-    return torch.cat(found)
-
-
 @pytest.mark.parametrize("kind", ["latent", "token-level"])
 def test_the_rows_are_the_teachers_for_what_the_student_wrote(
     known_teacher: Any, make_run: Any, packed: PackedData, kind: str
@@ -95,7 +78,7 @@ def test_the_rows_are_the_teachers_for_what_the_student_wrote(
         learnt = batch.tokens[row, valid]
         assert len(learnt) == 10 or learnt[-1] == EOS
         assert batch.kd.has_row[row][valid].all()
-    assert divergence(batch, known_teacher).max() < 1e-5
+    assert known_teacher.divergence(batch).abs().max() < 1e-5
 
 
 def test_of_its_own_text_it_learns_only_what_the_teacher_would_have_written(
@@ -119,7 +102,7 @@ def test_rows_stay_with_their_batches_where_the_two_kinds_take_turns(
     with TeacherLink.of(run.settings, run.stop) as link:
         source = ScoredTargets(run, link, train, held_out)
         _, batches = source.begin(2, make_model(run, "latent"), with_rows=True)
-        found = [(batch.own_text, float(divergence(batch, known_teacher).max())) for batch in batches]
+        found = [(batch.own_text, float(known_teacher.divergence(batch).abs().max())) for batch in batches]
     assert len(found) == 38
     kinds = [own for own, _ in found]
     assert kinds.count(True) > 8

@@ -8,7 +8,6 @@ import grpc
 import pytest
 import torch
 
-from latentforge.model.sparse_kd import sparse_kd
 from latentforge.trainer.batches import training_batch, training_sequences
 from latentforge.trainer.errors import TrainerError
 from latentforge.trainer.interrupt import Interrupted
@@ -25,22 +24,6 @@ def rows_of(teacher: Any, **options: Any) -> Iterator[TeacherRows]:
         yield TeacherRows(link, 4, dtype="float32", **options)
 
 
-def divergence(batch: Any, known: Any, move: int = 0) -> torch.Tensor:
-    """KD per valid token that has a row, of a student that knows the teacher's distribution exactly."""
-    values = []
-    for b in range(len(batch.tokens)):
-        pads = int((~batch.valid[b]).sum())
-        tokens = batch.tokens[b, pads:]
-        logits = torch.zeros(batch.tokens.shape[1], VOCAB)
-        logits[pads:] = known.dense(tokens)
-        kd = batch.kd
-        columns = (kd.ids, kd.logprobs, kd.counts, kd.realised_logprobs, kd.tail_mass, kd.has_row)
-        ids, logprobs, counts, realised, tail, has_row = (c[b].roll(move, 0) for c in columns)
-        each = sparse_kd(logits, ids, logprobs, counts, batch.tokens[b], realised, tail)
-        values.append(each[batch.valid[b] & has_row])
-    return torch.cat(values)
-
-
 def test_rows_lie_over_their_tokens_also_when_shifted(known_teacher: Any, make_run: Any, packed: PackedData) -> None:
     run = make_run(port=known_teacher.port, overrides={"student.phase_probability": 0.8})
     steps = range(6)
@@ -54,9 +37,9 @@ def test_rows_lie_over_their_tokens_also_when_shifted(known_teacher: Any, make_r
             shifts |= set(pads.tolist())
             # The first real token of a sequence has no row, everything after it has.
             assert torch.equal(batch.kd.has_row.sum(1), 31 - pads)
-            assert divergence(batch, known_teacher).abs().max() < 1e-5
-            assert divergence(batch, known_teacher, move=1).mean() > 0.1
-            assert divergence(batch, known_teacher, move=-1).mean() > 0.1
+            assert known_teacher.divergence(batch).abs().max() < 1e-5
+            assert known_teacher.divergence(batch, move=1).mean() > 0.1
+            assert known_teacher.divergence(batch, move=-1).mean() > 0.1
     assert len(shifts) > 2
 
 
