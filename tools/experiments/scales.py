@@ -53,7 +53,13 @@ class Scale:
     learning_rate: float = 0.016
 
 
-_EVALUATION = {"--sequences": 20, "--bound-chunks": 128, "--brier-positions": 256, "--prompts": 32, "--new-tokens": 128}
+_EVALUATION = {
+    "--sequences": 20,
+    "--bound-chunks": 128,
+    "--brier-positions": 1024,
+    "--prompts": 32,
+    "--new-tokens": 128,
+}
 SCALES: dict[ScaleName, Scale] = {
     # Minutes: shows that every stage works, measures nothing worth knowing.
     ScaleName.smoke: Scale(

@@ -177,6 +177,29 @@ def test_it_ends_when_all_rows_have_ended(any_model: Any) -> None:
     assert on.steps == -(-14 // any_model.chunk_size)
 
 
+def log_softmax_of(model: LatentModel | TokenLevelModel, texts: Tensor) -> Tensor:
+    """Teacher-forced log probabilities [b, L, V] of texts [b, L] of whole chunks, without the pad."""
+    with torch.no_grad():
+        if isinstance(model, LatentModel):
+            logits = model.logits(texts.unflatten(1, (-1, model.chunk_size))).logits.flatten(1, 2)
+        else:
+            logits = model.logits(texts)
+    return logits.index_fill(-1, torch.tensor(PAD), -torch.inf).log_softmax(-1)
+
+
+@pytest.mark.parametrize("name", [*STUDENTS, "token-level"])
+def test_forced_tokens_are_read_and_every_log_probability_is_the_teacher_forced_one(
+    name: str, make_student: Callable[[str], LatentModel], token_model: TokenLevelModel
+) -> None:
+    model = token_model if name == "token-level" else make_student(name)
+    prompts, forced = make_prompts(3, 8), make_prompts(3, 6)
+    got = generate_batch(model, prompts, 8, SamplingParams(seed=3), forced=forced, stop_at_eos=False)
+    assert got.token_ids[:, :6].equal(forced)
+    assert len({tuple(row) for row in got.token_ids[:, 6:].tolist()}) > 1
+    wanted = log_softmax_of(model, torch.cat([prompts, got.token_ids], 1))[:, 8:].gather(2, got.token_ids[..., None])
+    torch.testing.assert_close(got.logprobs, wanted[..., 0], rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("temperature", [1.0, 4.0])
 @pytest.mark.parametrize("any_model", ["latent", "token-level"], indirect=True)
 def test_two_tokens_are_drawn_as_their_probabilities_say(any_model: Any, temperature: float) -> None:
@@ -213,14 +236,20 @@ def test_requests_that_cannot_be_served_are_refused(any_model: Any) -> None:
     with pytest.raises(ValueError, match=f"13 tokens and num_tokens={room + 1} take 65.*context is 64"):
         generate_batch(any_model, make_prompts(2, 13), room + 1, GREEDY)
     for bad in (64, -1):
-        with pytest.raises(ValueError, match=f"prompt id {bad} is not in the vocabulary of 64 ids"):
+        with pytest.raises(ValueError, match=f"prompts hold id {bad}, which is not in the vocabulary of 64 ids"):
             generate_batch(any_model, torch.tensor([[5, 6], [7, bad]]), 4, GREEDY)
+        with pytest.raises(ValueError, match=f"forced hold id {bad}, which"):
+            generate_batch(any_model, make_prompts(2, 3), 4, GREEDY, forced=torch.tensor([[5], [bad]]))
     with pytest.raises(ValueError, match="num_tokens=0"):
         generate_batch(any_model, make_prompts(2, 3), 0, GREEDY)
     with pytest.raises(ValueError, match=r"torch.int64 \[3\]; give int64 \[b, L\]"):
         generate_batch(any_model, torch.tensor([5, 6, 7]), 4, GREEDY)
     with pytest.raises(ValueError, match=r"torch.int64 \[0, 3\]"):
         generate_batch(any_model, make_prompts(0, 3), 4, GREEDY)
+    with pytest.raises(ValueError, match=r"forced are torch.int64 \[3, 1\]; give int64 \[b, L\] with b of 2"):
+        generate_batch(any_model, make_prompts(2, 3), 4, GREEDY, forced=make_prompts(3, 1))
+    with pytest.raises(ValueError, match="num_tokens=4; ask for at least 5"):
+        generate_batch(any_model, make_prompts(2, 3), 4, GREEDY, forced=make_prompts(2, 5))
 
 
 def test_pads_are_never_written(any_model: Any) -> None:

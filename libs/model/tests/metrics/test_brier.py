@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from latentforge.model.metrics.brier import BrierScore, brier_score, brier_values
+from latentforge.model.metrics.brier import BrierScore, brier_score, brier_values, brier_values_of_logprobs
 
 P = torch.tensor([0.6, 0.3, 0.1], dtype=torch.float64)
 Q = torch.tensor([0.2, 0.5, 0.3], dtype=torch.float64)
@@ -52,6 +52,25 @@ def test_two_samples_give_the_textbook_formula() -> None:
     targets = torch.tensor([[5, 6], [5, 6], [5, 6], [5, 6]])
     values = brier_values(torch.stack((x1, x2)), targets)
     assert values.tolist() == [[1, 1], [1, 1], [1, -1], [0, 0]]
+
+
+def test_log_probabilities_give_the_same_expectation() -> None:
+    """Over every outcome of one sample and one target of two tokens, the second of which depends on the first."""
+    second = torch.tensor([[0.1, 0.2, 0.7], [0.8, 0.1, 0.1], [0.3, 0.3, 0.4]], dtype=torch.float64)
+    outcomes = torch.cartesian_prod(*[torch.arange(3)] * 4)
+    x, y = outcomes[:, :2], outcomes[:, 2:]
+    ours, theirs = P[:, None] * second, Q[:, None] * second.T / second.T.sum(1, keepdim=True)
+    logprobs = [torch.stack([P[of[:, 0]], second[of[:, 0], of[:, 1]]], 1).log() for of in (x, y)]
+    weights = ours[x[:, 0], x[:, 1]] * theirs[y[:, 0], y[:, 1]]
+    assert weights.sum().item() == pytest.approx(1, abs=1e-12)
+    got = weights @ brier_values_of_logprobs(logprobs[0][None], logprobs[1])
+    both = torch.stack([2 * (P * Q).sum() - (P * P).sum(), 2 * (ours * theirs).sum() - (ours * ours).sum()])
+    torch.testing.assert_close(got, both, rtol=0, atol=1e-12)
+    # The mean of several samples, not their sum.
+    torch.testing.assert_close(
+        brier_values_of_logprobs(logprobs[0].expand(5, -1, -1), logprobs[1]),
+        brier_values_of_logprobs(logprobs[0][None], logprobs[1]),
+    )
 
 
 @pytest.mark.parametrize("num", [2, 3, 4])

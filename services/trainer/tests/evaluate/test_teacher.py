@@ -1,3 +1,4 @@
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -8,6 +9,7 @@ import torch
 
 from latentforge.core.teacher_errors import TeacherError
 from latentforge.trainer.errors import TrainerError
+from latentforge.trainer.evaluate.brier import PrefixGroup
 from latentforge.trainer.evaluate.teacher import EvaluationTeacher
 from latentforge.trainer.packing import PackedData
 from latentforge.trainer.settings import TrainerSettings
@@ -60,16 +62,29 @@ def test_a_continuation_is_without_the_id_that_ended_it(teacher: EvaluationTeach
     assert [text for texts in again for text in texts] == texts
 
 
-def test_samples_are_laid_out_by_sample_and_prefix(teacher: EvaluationTeacher, known_rows: Any) -> None:
-    prefixes = torch.tensor([[10, 20, 30], [40, 50, 60]])
-    drawn = teacher.draw(50)(prefixes, 8, 7)
-    assert drawn.shape == (50, 2, 8)
-    for i in range(2):
-        possible = {known_rows.best(int(prefixes[i, -1]), rank) for rank in range(4)} | {EOS}
-        assert set(drawn[:, i, 0].tolist()) == possible
-    # What ends goes on with ends of text.
-    ended = drawn == EOS
-    assert (ended.cummax(-1).values == ended).all()
+def test_its_brier_values_are_those_of_its_own_samples_and_probabilities(
+    teacher: EvaluationTeacher, packed: PackedData, known_rows: Any
+) -> None:
+    """One text and one n-gram at a time, from the teacher's closed form."""
+    texts = torch.stack([packed.sequence(i)[:13] for i in range(3)])
+    group = PrefixGroup(texts[:, :5], texts[:, 5:], torch.arange(3))
+
+    def probability(prefix: list[int], text: list[int]) -> float:
+        dense = known_rows.dense(torch.tensor([*prefix, *text]))
+        return math.exp(sum(dense[len(prefix) + i, token].item() for i, token in enumerate(text)))
+
+    asked = []
+    got = teacher.brier_values(6, on_prompt=lambda: asked.append(1))(group, 7)
+    assert len(asked) == 3
+    answers = teacher.continuations(group.prefixes, 8, 1.0, 7, num_samples=6)
+    assert {text.ended for of in answers for text in of} == {True, False}
+    for i, (prefix, target) in enumerate(zip(group.prefixes.tolist(), group.targets.tolist(), strict=True)):
+        whole = [[*text.ids, EOS] if text.ended else text.ids for text in answers[i]]
+        wanted = [
+            2 * probability(prefix, target[:n]) - sum(probability(prefix, text[:n]) for text in whole) / 6
+            for n in range(1, 9)
+        ]
+        assert got[i].tolist() == pytest.approx(wanted, rel=1e-4)
 
 
 def test_a_dropped_continuation_and_a_refusal_are_errors(teacher: EvaluationTeacher, known_teacher: Any) -> None:

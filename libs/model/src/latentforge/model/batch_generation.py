@@ -8,9 +8,13 @@ from torch import Tensor
 
 from latentforge.model.chunks import left_pad_count
 from latentforge.model.latent_model import LatentModel
-from latentforge.model.sampling import SamplingParams, sample
+from latentforge.model.sampling import SamplingParams, sample_with_logprobs
 from latentforge.model.token_level import TokenLevelModel
 from latentforge.model.writers import ChunkWriter, TokenWriter
+
+_Pick = Callable[[Tensor, int], None]
+# Picks the tokens from one place up to another, a chunk or one token.
+_Write = Callable[[Tensor, int, int, _Pick], None]
 
 
 @dataclass(frozen=True)
@@ -19,11 +23,14 @@ class BatchGeneration:
 
     Attributes:
         token_ids: int64 [b, num_tokens]; from a row's end of text on it holds the end-of-text id.
+        logprobs: of each of them behind those before it, before temperature and truncation, float32 [b, num_tokens];
+            with an energy head under the latent that was drawn. Behind an end of text they mean nothing.
         lengths: tokens before the end of text, int64 [b].
         steps: passes of the backbone.
     """
 
     token_ids: Tensor
+    logprobs: Tensor
     lengths: Tensor
     steps: int
 
@@ -35,6 +42,7 @@ def generate_batch(
     num_tokens: int,
     params: SamplingParams,
     *,
+    forced: Tensor | None = None,
     stop_at_eos: bool = True,
     on_step: Callable[[], None] | None = None,
 ) -> BatchGeneration:
@@ -48,81 +56,84 @@ def generate_batch(
         prompts: int64 [b, L]; L = 0 is the start embedding alone.
         num_tokens: how many, from 1; no multiple of K is needed.
         params: how tokens are drawn, all rows by one generator.
+        forced: the first of the tokens, int64 [b, f <= num_tokens], which are read instead of drawn. Behind a prompt
+            of whole chunks they put the first token that is drawn anywhere in a chunk.
         stop_at_eos: False treats the end-of-text id as any other.
         on_step: called after every step.
 
     Raises:
-        ValueError: prompts are no int64 [b, L] of ids of the vocabulary, num_tokens is below 1, or both together are
-            longer than the context.
+        ValueError: prompts or forced are no int64 [b, L] of ids of the vocabulary, num_tokens is below 1, or prompts
+            and tokens are longer than the context.
     """
-    _check(model, prompts, num_tokens)
-    model.eval()
     student = model.student if isinstance(model, LatentModel) else model
-    config = student.config
-    prompts = prompts.to(student.start.device)
-    write = (
-        _chunk_steps(model, prompts, params) if isinstance(model, LatentModel) else _token_steps(model, prompts, params)
-    )
-    token_ids = prompts.new_full((prompts.shape[0], num_tokens), config.eos_id)
+    device, eos_id = student.start.device, student.config.eos_id
+    forced = prompts.new_empty(len(prompts), 0) if forced is None else forced
+    _check(model, prompts, num_tokens, forced)
+    model.eval()
+    prompts, forced = prompts.to(device), forced.to(device)
+    rng = params.generator(device)
+    token_ids = prompts.new_full((len(prompts), num_tokens), eos_id)
+    logprobs = token_ids.new_zeros(token_ids.shape, dtype=torch.float32)
+
+    def pick(row: Tensor, at: int) -> None:
+        """Token ``at`` of every text, out of its logits [b, V]."""
+        if at < forced.shape[1]:
+            token_ids[:, at] = forced[:, at]
+            logprobs[:, at] = row.float().log_softmax(-1).gather(1, forced[:, at, None])[:, 0]
+        else:
+            token_ids[:, at], logprobs[:, at] = sample_with_logprobs(row, params, rng)
+
+    write = _chunks(model, prompts, rng) if isinstance(model, LatentModel) else _tokens(model, prompts)
     ended = torch.zeros_like(token_ids[:, 0], dtype=torch.bool)
     steps = 0
-    for written in range(0, num_tokens, model.chunk_size):
-        chunk = token_ids[:, written : written + model.chunk_size]
-        write(chunk)
+    for first in range(0, num_tokens, model.chunk_size):
+        end = min(first + model.chunk_size, num_tokens)
+        write(token_ids, first, end, pick)
         steps += 1
         if on_step is not None:
             on_step()
         if stop_at_eos:
-            ended |= (chunk == config.eos_id).any(1)
+            ended |= (token_ids[:, first:end] == eos_id).any(1)
             if ended.all():
                 break
     if not stop_at_eos:
-        return BatchGeneration(token_ids, torch.full_like(token_ids[:, 0], num_tokens), steps)
-    after = (token_ids == config.eos_id).cumsum(1) > 0
-    return BatchGeneration(token_ids.masked_fill_(after, config.eos_id), (~after).sum(1), steps)
+        return BatchGeneration(token_ids, logprobs, torch.full_like(token_ids[:, 0], num_tokens), steps)
+    after = (token_ids == eos_id).cumsum(1) > 0
+    return BatchGeneration(token_ids.masked_fill_(after, eos_id), logprobs, (~after).sum(1), steps)
 
 
-def _chunk_steps(model: LatentModel, prompts: Tensor, params: SamplingParams) -> Callable[[Tensor], None]:
-    """Each call fills the next chunk, [b, K]; the last one may be shorter."""
-    rng = params.generator(prompts.device)
+def _chunks(model: LatentModel, prompts: Tensor, rng: torch.Generator) -> _Write:
     writer = ChunkWriter(model, prompts, rng)
-    last: Tensor | None = None
 
-    def write(chunk: Tensor) -> None:
-        nonlocal last
-        writer.begin(last)
-        for k in range(chunk.shape[1]):
-            chunk[:, k] = sample(writer.row(k, chunk[:, k - 1] if k else None), params, rng)
-        last = chunk
+    def write(token_ids: Tensor, first: int, end: int, pick: _Pick) -> None:
+        writer.begin(token_ids[:, first - model.chunk_size : first] if first else None)
+        for at in range(first, end):
+            pick(writer.row(at - first, token_ids[:, at - 1] if at > first else None), at)
 
     return write
 
 
-def _token_steps(model: TokenLevelModel, prompts: Tensor, params: SamplingParams) -> Callable[[Tensor], None]:
-    """Each call fills the next token, [b, 1]."""
-    rng = params.generator(prompts.device)
+def _tokens(model: TokenLevelModel, prompts: Tensor) -> _Write:
     writer = TokenWriter(model)
-    new_ids = prompts
 
-    def write(chunk: Tensor) -> None:
-        nonlocal new_ids
-        chunk[:, 0] = sample(writer.row(new_ids), params, rng)
-        new_ids = chunk
+    def write(token_ids: Tensor, first: int, end: int, pick: _Pick) -> None:
+        pick(writer.row(token_ids[:, first - 1 : first] if first else prompts), first)
 
     return write
 
 
-def _check(model: LatentModel | TokenLevelModel, prompts: Tensor, num_tokens: int) -> None:
-    if prompts.dtype != torch.int64 or prompts.ndim != 2 or not prompts.shape[0]:
-        raise ValueError(f"prompts are {prompts.dtype} {list(prompts.shape)}; give int64 [b, L] with b of at least 1")
-    if num_tokens < 1:
-        raise ValueError(f"num_tokens={num_tokens}; ask for at least 1")
-    outside = prompts[(prompts < 0) | (prompts >= model.vocab_size)]
-    if len(outside):
-        raise ValueError(
-            f"prompt id {int(outside[0])} is not in the vocabulary of {model.vocab_size} ids; "
-            "use this model's tokenizer"
-        )
+def _check(model: LatentModel | TokenLevelModel, prompts: Tensor, num_tokens: int, forced: Tensor) -> None:
+    for name, ids, rows in (("prompts", prompts, "at least 1"), ("forced", forced, str(len(prompts)))):
+        if ids.dtype != torch.int64 or ids.ndim != 2 or not len(ids) or len(ids) != len(prompts):
+            raise ValueError(f"{name} are {ids.dtype} {list(ids.shape)}; give int64 [b, L] with b of {rows}")
+        outside = ids[(ids < 0) | (ids >= model.vocab_size)]
+        if len(outside):
+            raise ValueError(
+                f"{name} hold id {int(outside[0])}, which is not in the vocabulary of {model.vocab_size} ids; "
+                "use this model's tokenizer"
+            )
+    if num_tokens < max(1, forced.shape[1]):
+        raise ValueError(f"num_tokens={num_tokens}; ask for at least {max(1, forced.shape[1])}")
     k = model.chunk_size
     length = prompts.shape[1]
     wanted = length + left_pad_count(length, k) + num_tokens

@@ -45,8 +45,8 @@ def evaluate(
     ] = 512,
     brier_positions: Annotated[
         int, typer.Option("--brier-positions", min=0, help="Places of BrierLM; 0 leaves it out.")
-    ] = 256,
-    brier_samples: Annotated[int, typer.Option("--brier-samples", min=2, help="Samples at each place.")] = 4,
+    ] = 2048,
+    brier_samples: Annotated[int, typer.Option("--brier-samples", min=2, help="Samples at each place.")] = 2,
     prompts: Annotated[int, typer.Option("--prompts", min=0, help="Of the generations; 0 leaves them out.")] = 32,
     prompt_tokens: Annotated[int, typer.Option("--prompt-tokens", min=1, help="Of a prompt.")] = 64,
     new_tokens: Annotated[int, typer.Option("--new-tokens", min=1, help="Of a generation.")] = 128,

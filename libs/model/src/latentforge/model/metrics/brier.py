@@ -1,4 +1,4 @@
-"""Brier-n and BrierLM: quality of a language model from its samples alone (CALM, arXiv 2510.27688)."""
+"""Brier-n and BrierLM (CALM, arXiv 2510.27688): quality of a language model from its samples."""
 
 from dataclasses import dataclass
 
@@ -57,6 +57,24 @@ def brier_values(samples: Tensor, targets: Tensor) -> Tensor:
     return values
 
 
+def brier_values_of_logprobs(samples: Tensor, targets: Tensor) -> Tensor:
+    """Unbiased estimates of the same Brier-n where samples and targets have log probabilities; far less noisy.
+
+    Of ``2·Σ p·q - Σ p²`` the first sum is the mean of p over targets, and the second that of p over p's own samples, so
+    that nothing needs to come twice: ``2·p(y) - p(x)``, averaged over the m samples.
+
+    Args:
+        samples: each token's log probability behind those before it, float [m, n_positions, n_max], m >= 1, of
+            continuations of each position's prefix that the model drew independently.
+        targets: likewise of the text's own continuations, float [n_positions, n_max].
+
+    Returns:
+        float64 [n_positions, n_max]; column n - 1 is Brier-n.
+    """
+    assert targets.shape == samples.shape[1:], (targets.shape, samples.shape)
+    return 2 * targets.double().cumsum(-1).exp() - samples.double().cumsum(-1).exp().mean(0)
+
+
 def brier_score(
     values: Tensor,
     phases: Tensor,
@@ -74,7 +92,8 @@ def brier_score(
     clusters (`cluster_bootstrap`), and a resample without any position of a phase averages over the others.
 
     Args:
-        values: float64 [n_positions, n_max >= 4], of `brier_values`; batches can be concatenated.
+        values: float64 [n_positions, n_max >= 4], of `brier_values` or `brier_values_of_logprobs`; batches can be
+            concatenated.
         phases: int64 [n_positions], 0 <= phase < num_phases.
         clusters: int64 [n_positions], any id of the position's document or sequence.
         num_phases: K of a chunk model, 1 of a token-level one; each must have a position.

@@ -1,4 +1,4 @@
-"""BrierLM of a model: its samples after prefixes of held-out text, against how the text goes on."""
+"""BrierLM of a model: how it continues prefixes of held-out text, against how the text goes on."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from latentforge.model.batch_generation import generate_batch
-from latentforge.model.metrics.brier import BrierScore, brier_score, brier_values
+from latentforge.model.latent_model import LatentModel
+from latentforge.model.metrics.brier import BrierScore, brier_score, brier_values, brier_values_of_logprobs
 from latentforge.model.sampling import SamplingParams
 from latentforge.trainer.errors import TrainerError
-from latentforge.trainer.evaluate.likelihood import Model, device_of_model
+from latentforge.trainer.evaluate.likelihood import Model
 
 NUM_TARGETS = 8
 # Every K that divides it has each of its phases equally often, so that models of those K share their prefixes.
@@ -22,8 +23,6 @@ _TRIES = 100
 _LOGITS_AT_ONCE = 2**26
 _ROWS_AT_ONCE = 256
 
-Draw = Callable[[Tensor, int, int], Tensor]
-
 
 @dataclass(frozen=True)
 class PrefixGroup:
@@ -32,6 +31,10 @@ class PrefixGroup:
     prefixes: Tensor
     targets: Tensor
     sequences: Tensor
+
+
+# Estimates of Brier-1 to Brier-8 at each place of a group, float64 [n, 8], from samples of a seed.
+Values = Callable[[PrefixGroup, int], Tensor]
 
 
 def choose_prefixes(
@@ -88,48 +91,69 @@ def _start(sequence: Tensor, length: int, eos_id: int, random: np.random.Generat
 
 
 def evaluate_brier(
-    draw: Draw,
+    values: Values,
     groups: Sequence[PrefixGroup],
     *,
     chunk_size: int,
     seed: int = 0,
     on_group: Callable[[], None] = lambda: None,
 ) -> BrierScore:
-    """BrierLM, Brier-1 to Brier-4 and Brier-8 over all pairs of samples and all phases.
+    """BrierLM, Brier-1 to Brier-4 and Brier-8 over all phases.
 
     Args:
-        draw: given prefixes [n, L], how many tokens, and a seed, gives m continuations of each, [m, n, tokens], such as
-            :func:`model_draw`.
+        values: of a model, such as :func:`model_values`.
         groups: of :func:`choose_prefixes` with the same K.
         chunk_size: K; the phase of a prefix is its length modulo K.
         seed: of samples and interval.
         on_group: called after every group.
 
     Raises:
-        ValueError: fewer than two samples, or all places are in one sequence.
+        ValueError: all places are in one sequence.
     """
-    values, phases, clusters = [], [], []
+    found, phases, clusters = [], [], []
     for index, group in enumerate(groups):
-        drawn = draw(group.prefixes, NUM_TARGETS, int(np.random.default_rng([_BRIER, seed, index]).integers(2**62)))
-        values.append(brier_values(drawn.cpu(), group.targets))
+        found.append(values(group, int(np.random.default_rng([_BRIER, seed, index]).integers(2**62))).cpu())
         phases.append(torch.full((len(group.prefixes),), group.prefixes.shape[1] % chunk_size))
         clusters.append(group.sequences)
         on_group()
-    return brier_score(torch.cat(values), torch.cat(phases), torch.cat(clusters), num_phases=chunk_size, seed=seed)
+    return brier_score(torch.cat(found), torch.cat(phases), torch.cat(clusters), num_phases=chunk_size, seed=seed)
 
 
-def model_draw(model: Model, num_samples: int) -> Draw:
-    """Continuations by a model at temperature 1; they go on behind an end of text."""
-    device = device_of_model(model)
+def model_values(model: Model, num_samples: int) -> Values:
+    """Of a model's samples at temperature 1, which go on behind an end of text.
+
+    A model that knows the probability of what it writes gives far steadier estimates with it, and can be asked about
+    n-grams that start anywhere in a chunk: it reads the tokens of the phase and goes on behind them. With an energy
+    head neither is so, because the tokens before it in a chunk say something about the latent. There samples are
+    compared with each other and with the text, and each n-gram starts a chunk, behind a prefix with pads on its left.
+    """
+    if isinstance(model, LatentModel) and model.student.config.head == "energy":
+        return lambda group, seed: _values_of_samples(model, group, num_samples, seed)
+    return lambda group, seed: _values_of_logprobs(model, group, num_samples, seed)
+
+
+def _values_of_samples(model: Model, group: PrefixGroup, num_samples: int, seed: int) -> Tensor:
+    rows = group.prefixes.repeat(num_samples, 1)
+    ids, _ = _continued(model, rows, rows[:, :0], NUM_TARGETS, seed)
+    return brier_values(ids.view(num_samples, -1, NUM_TARGETS), group.targets.to(ids.device))
+
+
+def _values_of_logprobs(model: Model, group: PrefixGroup, num_samples: int, seed: int) -> Tensor:
+    whole = group.prefixes.shape[1] // model.chunk_size * model.chunk_size
+    chunks, phase = group.prefixes[:, :whole], group.prefixes[:, whole:]
+    num_tokens = phase.shape[1] + NUM_TARGETS
+    _, samples = _continued(model, chunks.repeat(num_samples, 1), phase.repeat(num_samples, 1), num_tokens, seed)
+    _, targets = _continued(model, chunks, torch.cat([phase, group.targets], 1), num_tokens, seed)
+    return brier_values_of_logprobs(samples.view(num_samples, -1, NUM_TARGETS), targets)
+
+
+def _continued(model: Model, prompts: Tensor, forced: Tensor, num_tokens: int, seed: int) -> tuple[Tensor, Tensor]:
+    """The last 8 tokens of continuations, and their log probabilities, [b, 8] each; the first ones are forced."""
     at_once = max(1, min(_ROWS_AT_ONCE, _LOGITS_AT_ONCE // (model.chunk_size * model.vocab_size)))
-
-    def draw(prefixes: Tensor, num_tokens: int, seed: int) -> Tensor:
-        rows = prefixes.repeat(num_samples, 1).to(device)
-        parts = []
-        for first in range(0, len(rows), at_once):
-            params = SamplingParams(seed=seed + first)
-            drawn = generate_batch(model, rows[first : first + at_once], num_tokens, params, stop_at_eos=False)
-            parts.append(drawn.token_ids)
-        return torch.cat(parts).view(num_samples, len(prefixes), num_tokens)
-
-    return draw
+    parts = []
+    for first in range(0, len(prompts), at_once):
+        rows = slice(first, first + at_once)
+        params = SamplingParams(seed=seed + first)
+        parts.append(generate_batch(model, prompts[rows], num_tokens, params, forced=forced[rows], stop_at_eos=False))
+    ids, logprobs = (torch.cat([getattr(part, name) for part in parts]) for name in ("token_ids", "logprobs"))
+    return ids[:, -NUM_TARGETS:], logprobs[:, -NUM_TARGETS:]

@@ -14,7 +14,7 @@ from latentforge.model.losses import StudentBatch
 from latentforge.model.metrics.brier import BrierScore
 from latentforge.trainer.batches import held_out_sequences
 from latentforge.trainer.errors import TrainerError
-from latentforge.trainer.evaluate.brier import choose_prefixes, evaluate_brier, model_draw
+from latentforge.trainer.evaluate.brier import choose_prefixes, evaluate_brier, model_values
 from latentforge.trainer.evaluate.checkpoint import Subject
 from latentforge.trainer.evaluate.generations import (
     TEMPERATURES,
@@ -54,8 +54,8 @@ class Options:
 
     sequences: int = 40
     bound_chunks: int = 512
-    brier_positions: int = 256
-    brier_samples: int = 4
+    brier_positions: int = 2048
+    brier_samples: int = 2
     prompts: int = 32
     prompt_tokens: int = 64
     new_tokens: int = 128
@@ -212,13 +212,13 @@ class _Evaluation:
             seed=options.seed,
         )
         if model is not None:
-            draw = model_draw(model, options.brier_samples)
+            values = model_values(model, options.brier_samples)
             with stage(self._console, "BrierLM", len(groups)) as advance:
-                return evaluate_brier(draw, groups, chunk_size=k, seed=options.seed, on_group=advance)
+                return evaluate_brier(values, groups, chunk_size=k, seed=options.seed, on_group=advance)
         assert self._teacher is not None
         with stage(self._console, "BrierLM", sum(len(g.prefixes) for g in groups)) as advance:
-            draw = self._teacher.draw(options.brier_samples, on_prompt=advance)
-            return evaluate_brier(draw, groups, chunk_size=k, seed=options.seed)
+            values = self._teacher.brier_values(options.brier_samples, on_prompt=advance)
+            return evaluate_brier(values, groups, chunk_size=k, seed=options.seed)
 
     def _generations(self, prompts: PromptSet) -> tuple[dict[float, TextScore], TextScore]:
         options, eos_id = self._options, self._subject.tokenizer.eos_id

@@ -14,9 +14,10 @@ from torch import Tensor
 from latentforge.core.sparse_rows import SparseRows
 from latentforge.core.sync_teacher_client import SyncTeacherClient
 from latentforge.core.teacher_errors import TeacherError
+from latentforge.model.metrics.brier import brier_values_of_logprobs
 from latentforge.teacher.v1 import teacher_pb2 as pb
 from latentforge.trainer.errors import TrainerError
-from latentforge.trainer.evaluate.brier import Draw
+from latentforge.trainer.evaluate.brier import NUM_TARGETS, PrefixGroup, Values
 from latentforge.trainer.evaluate.generations import Text
 from latentforge.trainer.settings import TrainerSettings
 from latentforge.trainer.tokenizer import TextTokenizer
@@ -173,19 +174,31 @@ class EvaluationTeacher:
             pool.shutdown(cancel_futures=True)
         return found
 
-    def draw(self, num_samples: int, *, on_prompt: Callable[[], None] = lambda: None) -> Draw:
-        """The teacher's samples for :func:`~latentforge.trainer.evaluate.brier.evaluate_brier`.
+    def brier_values(self, num_samples: int, *, on_prompt: Callable[[], None] = lambda: None) -> Values:
+        """Of the teacher's own samples and their log probabilities, for ``evaluate_brier``.
 
-        A text that ends is filled with end-of-text ids: the API does not go on behind it.
+        An end of text has the probability of the tokenizer's end-of-text id, and behind it nothing is uncertain: the
+        API does not go on there.
         """
 
-        def draw(prefixes: Tensor, num_tokens: int, seed: int) -> Tensor:
-            answers = self.continuations(prefixes, num_tokens, 1.0, seed, num_samples=num_samples, on_prompt=on_prompt)
-            eos = [self._tokenizer.eos_id] * num_tokens
-            filled = [[(text.ids + eos)[:num_tokens] for text in texts] for texts in answers]
-            return torch.tensor(filled).transpose(0, 1)
+        def values(group: PrefixGroup, seed: int) -> Tensor:
+            prefixes, eos = group.prefixes, self._tokenizer.eos_id
+            answers = self.continuations(prefixes, NUM_TARGETS, 1.0, seed, num_samples=num_samples, on_prompt=on_prompt)
+            samples = [self._logprobs(prefixes, [_ended(of[i], eos) for of in answers]) for i in range(num_samples)]
+            return brier_values_of_logprobs(torch.stack(samples), self._logprobs(prefixes, group.targets.tolist()))
 
-        return draw
+        return values
+
+    def _logprobs(self, prefixes: Tensor, texts: Sequence[Sequence[int]]) -> Tensor:
+        """Of texts of up to 8 tokens, float32 [n, 8]; zeros behind their last token."""
+        found = torch.zeros(len(texts), NUM_TARGETS)
+        for row, logprobs in zip(found, self.score(prefixes.tolist(), texts), strict=True):
+            row[: len(logprobs)] = torch.from_numpy(logprobs.copy())
+        return found
+
+
+def _ended(text: Text, eos_id: int) -> list[int]:
+    return [*text.ids, eos_id] if text.ended else text.ids
 
 
 def _text(ids: list[int], reason: pb.FinishReason.ValueType, special_ids: frozenset[int]) -> Text:
