@@ -16,7 +16,7 @@ from tools.experiments.experiment import Experiment
 from tools.experiments.figures import Measured, equal_time_rows, objective_rows, pareto_rows, read_evaluation
 from tools.experiments.jobs import StaleError, run_jobs
 from tools.experiments.pareto import pareto_models, seed_models
-from tools.experiments.plan import Model, Size, Vocabulary
+from tools.experiments.plan import DECODER, Model, Size, Vocabulary
 from tools.experiments.scales import SCALES, ScaleName
 from tools.experiments.speed import Speed
 from tools.processes import ChildError, Children
@@ -54,6 +54,9 @@ def test_a_scale_has_what_the_chart_needs(name: ScaleName) -> None:
         assert len(scale.token_sizes) >= 4
         assert len(scale.student_sizes) >= 3
         assert len(scale.seeds) == 3
+    for student in (m for m in pareto_models(scale) if m.kind == "student"):
+        # Tokens of earlier chunks that its decoder reads.
+        assert student.k * student.changes.get(f"{DECODER}window", 1) == 8
 
 
 def test_the_gap_is_the_mean_over_seeds_of_the_same_backbone() -> None:

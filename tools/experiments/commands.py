@@ -107,7 +107,7 @@ def autoencoder_job(places: Places, scale: Scale, plan: AutoencoderPlan) -> Job:
     values = {
         "autoencoder.optim.steps": scale.autoencoder_steps,
         "autoencoder.model.latent_size": plan.d,
-        "autoencoder.model.hidden_size": plan.hidden_size,
+        "autoencoder.model.hidden_size": plan.width,
         "autoencoder.model.chunk_hidden_size": max(128, plan.d, 32 * plan.k),
     }
     command = _training("autoencoder", places, plan.vocabulary, plan.run, plan.k, values)

@@ -34,7 +34,12 @@ _DECODERS: dict[str, dict[str, Any]] = {
     "transformer192x2": {"kind": "transformer", "width": 192, "num_layers": 2},
 }
 _ROWS: dict[str, dict[str, Any]] = {
-    f"{kind}-rank{rank}": {"student.model.rows.kind": kind, f"{DECODER}rank": rank}
+    f"{kind}-rank{rank}": {
+        "student.model.rows.kind": kind,
+        # Of the linear map; the others are as wide as the autoencoder, and so is it.
+        "student.model.rows.width": AutoencoderPlan("large", 8).width,
+        f"{DECODER}rank": rank,
+    }
     for rank in (32, 128)
     for kind in ("autoencoder", "tuned", "linear")
 }

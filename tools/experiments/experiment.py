@@ -76,7 +76,7 @@ class Experiment:
             self._autoencoders(children, plans)
         found = (self.places.autoencoder(plan) / "evaluation.json" for plan in plans)
         return [
-            {"run": plan.run, "hidden_size": plan.hidden_size} | json.loads(path.read_text(encoding="utf-8"))
+            {"run": plan.run, "hidden_size": plan.width} | json.loads(path.read_text(encoding="utf-8"))
             for plan, path in zip(plans, found, strict=True)
         ]
 

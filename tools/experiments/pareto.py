@@ -7,6 +7,8 @@ from typing import Any
 from tools.experiments.plan import DECODER, Model, Size, Vocabulary
 from tools.experiments.scales import Scale
 
+_WINDOW_TOKENS = 8
+
 
 def pareto_models(scale: Scale) -> Iterator[Model]:
     """The chart's models: every token-level size and every student, at both vocabularies."""
@@ -33,7 +35,7 @@ def _token_level(vocabulary: Vocabulary, size: Size, tokens: int) -> Model:
 
 
 def _student(vocabulary: Vocabulary, size: Size, tokens: int, k: int) -> Model:
-    return Model("pareto", "student", vocabulary, size, tokens, k, changes=_changes(vocabulary))
+    return Model("pareto", "student", vocabulary, size, tokens, k, changes=_changes(vocabulary, k))
 
 
 def _fast_models(scale: Scale) -> Iterator[Model]:
@@ -41,9 +43,16 @@ def _fast_models(scale: Scale) -> Iterator[Model]:
     tokens = scale.tokens["large"]
     yield Model("fast", "token-level", "large", scale.fast_size, tokens)
     for k in (4, 8):
-        yield Model("fast", "student", "large", scale.fast_size, tokens, k, changes=_changes("large"))
+        yield Model("fast", "student", "large", scale.fast_size, tokens, k, changes=_changes("large", k))
 
 
-def _changes(vocabulary: Vocabulary) -> dict[str, Any]:
-    """The correction is read whole for every token: at a large vocabulary its rank decides the speed."""
-    return {f"{DECODER}rank": 32} if vocabulary == "large" else {}
+def _changes(vocabulary: Vocabulary, k: int) -> dict[str, Any]:
+    """What differs from the recipe: the correction's rank and, for chunks of fewer tokens, how many its decoder reads.
+
+    The correction is read whole for every token: at a large vocabulary its rank decides the speed. And every decoder
+    reads about as many tokens before its chunk, since a window of one short chunk costs likelihood.
+    """
+    changes: dict[str, Any] = {f"{DECODER}rank": 32} if vocabulary == "large" else {}
+    if k < _WINDOW_TOKENS:
+        changes[f"{DECODER}window"] = _WINDOW_TOKENS // k
+    return changes

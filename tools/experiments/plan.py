@@ -75,19 +75,26 @@ class AutoencoderPlan:
         vocabulary: whose tokens it takes.
         k: tokens per chunk.
         latent_size: D; None takes CALM's 32·K.
-        hidden_size: width of a token inside it.
+        hidden_size: width of a token inside it, so of the rows of logits too; None takes 64, or 32 at the large
+            vocabulary, where the rows are much of what a token costs.
     """
 
     vocabulary: Vocabulary
     k: int
     latent_size: int | None = None
-    hidden_size: int = 64
+    hidden_size: int | None = None
 
     @property
     def d(self) -> int:
+        """``latent_size``, or what stands for None."""
         return self.latent_size or 32 * self.k
+
+    @property
+    def width(self) -> int:
+        """``hidden_size``, or what stands for None."""
+        return self.hidden_size or (32 if self.vocabulary == "large" else 64)
 
     @property
     def run(self) -> str:
         """The name of its run."""
-        return f"{self.vocabulary}-autoencoder-k{self.k}-d{self.d}-w{self.hidden_size}"
+        return f"{self.vocabulary}-autoencoder-k{self.k}-d{self.d}-w{self.width}"
