@@ -150,12 +150,16 @@ bench-gateway: $(READY_DEV) ## Measure the gateway beside vLLM asked directly an
 	@$(BIN)/python -m tools.litellm_env
 	@$(BIN)/python -m tools.bench_gateway $(ARGS)
 
-.PHONY: pareto compare autoencoders
+.PHONY: pareto speed compare autoencoders
 pareto: $(READY_DEV) ## Quality against speed, latent students beside token-level ones: results/pareto_<time>.json and .png
 #: SCALE=cpu   smoke: minutes; cpu: two to three hours of two cores; gpu: larger. Stopped, the same command goes on
 #: ARGS=   such as --publish docs/results; python -m tools.experiments pareto --help lists them
 pareto:
 	@$(EXPERIMENT) pareto --scale $(or $(SCALE),cpu) $(ARGS)
+speed: $(READY_DEV) ## Decode speed of students beside token-level models, without training any: results/speed_<time>.json
+#: SCALE=cpu   minutes of a machine that does nothing else   ARGS='--repeats 15'
+speed:
+	@$(BIN)/python -m tools.experiments speed --scale $(or $(SCALE),cpu) $(ARGS)
 compare: $(READY_DEV) ## Objectives beside each other at the same tokens: results/objectives_<time>.json
 #: WHAT=objectives   or equal-time, decoders, rows, init, induction, on-policy, rates   SCALE=cpu ARGS=
 compare:

@@ -1,4 +1,4 @@
-"""make pareto SCALE=smoke, for real: text, autoencoders, both kinds of student, evaluations, chart; then again."""
+"""make pareto and make speed SCALE=smoke, for real: text, autoencoders, students, evaluations, chart; then again."""
 
 import json
 import os
@@ -56,3 +56,15 @@ def test_the_whole_chart_and_again_without_training(tmp_path: Path) -> None:
     assert {f"{kind} models, {v}" for kind in ("token-level", "student") for v in ("demo", "large")} <= done.keys()
     assert all(n == of for n, of in done.values()), done
     assert "train " not in again.stderr
+
+
+def test_speed_needs_nothing_trained(tmp_path: Path) -> None:
+    options = ["--scale", "smoke", "--results", str(tmp_path)]
+    command = [sys.executable, "-m", "tools.experiments", "speed", *options]
+    done = subprocess.run(command, cwd=ROOT, text=True, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+    (path,) = tmp_path.glob("speed_*.json")
+    rows = json.loads(path.read_text())["rows"]
+    sizes = ("k4_1x64", "k4_2x128", "k8_1x64", "k8_2x128")
+    assert {row["id"] for row in rows} == {f"{name}_{size}" for name in ("speed", "speed16") for size in sizes}
+    assert all(row["low"] <= row["ratio"] <= row["high"] for row in rows)

@@ -1,6 +1,7 @@
 """Experiments: what is planned, how jobs are run, and what the bars say of figures that are known."""
 
 import json
+import random
 import sys
 from pathlib import Path
 from typing import Any
@@ -8,17 +9,28 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from latentforge.model.config import BackboneConfig
+from latentforge.model.latent_model import LatentModel
+from latentforge.model.token_level import TokenLevelModel
 from latentforge.trainer import objectives as trainer_objectives
 from tools.experiments.chart import draw
 from tools.experiments.commands import Job, Places, evaluation_job, student_job
 from tools.experiments.comparisons import COMPARISONS, OBJECTIVES, equal_time_models
 from tools.experiments.experiment import Experiment
-from tools.experiments.figures import Measured, equal_time_rows, objective_rows, pareto_rows, read_evaluation
+from tools.experiments.figures import (
+    Measured,
+    equal_time_rows,
+    objective_rows,
+    pareto_rows,
+    read_evaluation,
+    speed_rows,
+)
+from tools.experiments.fresh import fresh_model, speed_models
 from tools.experiments.jobs import StaleError, run_jobs
 from tools.experiments.pareto import pareto_models, seed_models
 from tools.experiments.plan import DECODER, Model, Size, Vocabulary
 from tools.experiments.scales import SCALES, ScaleName
-from tools.experiments.speed import Speed
+from tools.experiments.speed import Speed, neighbours
 from tools.processes import ChildError, Children
 
 SIZE = Size(2, 128)
@@ -36,7 +48,7 @@ def measured(
 ) -> Measured:
     model = Model("pareto", "token-level" if k == 1 else "student", words, size, 1000, k, seed=seed)
     rows = {"nats_per_token": {"value": nats}, "gen_t07_teacher_nats": {"value": written}}
-    speed = Speed((pace, 0.9 * pace, 1.1 * pace), (4 * pace, pace, 5 * pace), 1e6, 10) if seed == 0 else None
+    speed = Speed((0.9 * pace, pace, 1.1 * pace), (4 * pace,), 1e6, 10) if seed == 0 else None
     return Measured(model, {"stdlib": rows, "packages": rows}, speed)
 
 
@@ -157,7 +169,51 @@ def test_decode_speed_is_compared_at_the_large_vocabulary_and_the_same_backbone(
     (row,) = [row for row in rows if row["id"] == "decode_k8"]
     assert row["ratio"] == pytest.approx(4.5)
     assert (row["nats_per_token"], row["rival_nats_per_token"]) == (5.2, 5.0)
-    assert row["low"] == pytest.approx(0.9 * 450 / 110)
+
+
+def test_a_ratio_is_that_of_the_rounds_in_which_two_models_stood_side_by_side() -> None:
+    def timed(k: int, *paces: float) -> Measured:
+        model = Model("pareto", "token-level" if k == 1 else "student", "large", SIZE, 1000, k)
+        return Measured(model, {}, Speed(paces, tuple(7 * pace * k for pace in paces), 1e6, 10))
+
+    # The second round was five times as slow for both, the third hurt the rival alone.
+    rows = speed_rows([timed(1, 100, 20, 10), timed(8, 400, 84, 300), timed(2, 150, 30, 160)])
+    found = {row["id"]: (row["ratio"], row["low"], row["high"]) for row in rows}
+    assert found == {
+        "speed_k2_2x128": (pytest.approx(1.5), pytest.approx(1.5), pytest.approx(16.0)),
+        "speed_k8_2x128": (pytest.approx(4.2), pytest.approx(4.0), pytest.approx(30.0)),
+        "speed16_k2_2x128": (pytest.approx(3.0), pytest.approx(3.0), pytest.approx(32.0)),
+        "speed16_k8_2x128": (pytest.approx(33.6), pytest.approx(32.0), pytest.approx(240.0)),
+    }
+
+
+def test_models_of_one_backbone_are_timed_one_after_the_other() -> None:
+    groups = {f"{size}-{k}": str(size) for k in range(4) for size in range(5)}
+    shuffle = random.Random(0)
+    orders = [neighbours(groups, shuffle) for _ in range(20)]
+    for order in orders:
+        assert sorted(order) == sorted(groups)
+        of = [groups[name] for name in order]
+        assert all(of[i : i + 4] == [of[i]] * 4 for i in range(0, 20, 4))
+    assert len({tuple(order) for order in orders}) == 20
+
+
+def test_what_is_timed_without_training_is_what_the_chart_has() -> None:
+    scale = SCALES[ScaleName.smoke]
+    models = list(speed_models(scale))
+    chart = [m for m in pareto_models(scale) if m.vocabulary == "large"]
+    # All but the size that has no student.
+    assert models == [m for m in chart if m.size != Size(2, 64)]
+    student = next(m for m in models if m.k == 8)
+    model = fresh_model(scale, student)
+    assert isinstance(model, LatentModel)
+    config, autoencoder = model.student.config, model.autoencoder.config
+    assert (config.vocab_size, config.chunk_size, config.num_layers, config.hidden_size) == (32768, 8, 1, 64)
+    assert (config.chunk_decoder.rank, config.induction.context, autoencoder.hidden_size) == (32, 4, 32)
+    rival = fresh_model(scale, next(m for m in models if m.k == 1))
+    assert isinstance(rival, TokenLevelModel)
+    shared = BackboneConfig.model_fields
+    assert {name: getattr(rival.config, name) for name in shared} == {name: getattr(config, name) for name in shared}
 
 
 def test_decode_speed_is_the_best_of_the_students_that_beat_two_sizes_and_the_fastest_is_named() -> None:

@@ -1,4 +1,4 @@
-"""``python -m tools.experiments pareto|compare|autoencoders``: trains, measures, and writes figures and chart."""
+"""``python -m tools.experiments pareto|speed|compare|autoencoders``: trains, measures, and writes figures and chart."""
 
 import os
 import sys
@@ -19,7 +19,8 @@ from tools.experiments.comparisons import (
     objective_models,
 )
 from tools.experiments.experiment import Experiment
-from tools.experiments.figures import equal_time_rows, objective_rows, pareto_rows
+from tools.experiments.figures import equal_time_rows, objective_rows, pareto_rows, speed_rows
+from tools.experiments.fresh import speed_models
 from tools.experiments.jobs import StaleError
 from tools.experiments.pareto import pareto_models, seed_models
 from tools.experiments.plan import AutoencoderPlan
@@ -72,6 +73,23 @@ def pareto(
         publish.mkdir(parents=True, exist_ok=True)
         (publish / "student.json").write_bytes(path.read_bytes())
         (publish / "pareto.png").write_bytes(path.with_suffix(".png").read_bytes())
+
+
+@app.command()
+def speed(
+    scale: ScaleOption = ScaleName.cpu,
+    results: ResultsOption = Path("results"),
+    repeats: Annotated[
+        int | None, typer.Option("--repeats", min=1, help="Rounds that count.", show_default="the scale's")
+    ] = None,
+) -> None:
+    """How many times as fast students write as token-level models of their backbone, without training any."""
+    console = _console()
+    experiment = Experiment(scale, None, 1, console)
+    measured = experiment.measured_fresh(speed_models(experiment.scale), repeats)
+    rows = speed_rows(measured)
+    print_rows(console, rows)
+    console.print(str(write_models(results, "speed", rows, measured, scale)), highlight=False)
 
 
 @app.command()

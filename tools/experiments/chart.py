@@ -12,11 +12,11 @@ Axis = tuple[str, Callable[[Measured], float | None]]
 
 
 def _one(m: Measured) -> float | None:
-    return m.speed.one[0] if m.speed else None
+    return m.speed.one_request if m.speed else None
 
 
 def _many(m: Measured) -> float | None:
-    return m.speed.many[0] if m.speed else None
+    return m.speed.many_at_once if m.speed else None
 
 
 def _flops(m: Measured) -> float | None:

@@ -10,7 +10,7 @@ from latentforge.trainer.objectives import DEFAULT_OBJECTIVE
 from tools.experiments.plan import AutoencoderPlan, Model, Vocabulary
 from tools.experiments.scales import Scale
 
-_RECIPE = Path(__file__).with_name("recipe.toml")
+RECIPE = Path(__file__).with_name("recipe.toml")
 _TEACHER = Path("models") / "stdlib-teacher"
 HELD_OUT = ("stdlib", "packages")
 
@@ -103,34 +103,52 @@ def packing_jobs(places: Places, scale: Scale, vocabulary: Vocabulary) -> list[J
     ]
 
 
-def autoencoder_job(places: Places, scale: Scale, plan: AutoencoderPlan) -> Job:
-    values = {
+def autoencoder_values(scale: Scale, plan: AutoencoderPlan) -> dict[str, Any]:
+    """What an autoencoder has besides the recipe, by dotted name."""
+    return {
+        "chunk_size": plan.k,
         "autoencoder.optim.steps": scale.autoencoder_steps,
         "autoencoder.model.latent_size": plan.d,
         "autoencoder.model.hidden_size": plan.width,
         "autoencoder.model.chunk_hidden_size": max(128, plan.d, 32 * plan.k),
     }
-    command = _training("autoencoder", places, plan.vocabulary, plan.run, plan.k, values)
+
+
+def autoencoder_job(places: Places, scale: Scale, plan: AutoencoderPlan) -> Job:
+    values = autoencoder_values(scale, plan)
+    command = _training("autoencoder", places, plan.vocabulary, plan.run, values)
     tokens = scale.autoencoder_steps * 256 * plan.k
     return Job(f"train {plan.run}", command, places.autoencoder(plan) / "evaluation.json", tokens)
 
 
-def student_job(places: Places, scale: Scale, model: Model) -> Job:
-    values = {
+def student_values(scale: Scale, model: Model) -> dict[str, Any]:
+    """What a student of either kind has besides the recipe, its objective and its autoencoder, by dotted name."""
+    return {
+        "chunk_size": max(model.k, 2),
         "seed": model.seed,
         "student.optim.steps": max(1, model.tokens // scale.sequence_length),
         "student.optim.lr": scale.learning_rate,
         "student.publish_every": model.tokens,
         **({"teacher.targets": "text"} if model.vocabulary == "large" else {}),
         **({} if model.induction else {"student.model.induction.context": 0}),
-        **({"student.init_backbone": places.runs / model.backbone_of / "token-level"} if model.backbone_of else {}),
         **model.size.values(),
         **model.changes,
     }
-    command = _training(model.kind, places, model.vocabulary, model.run, max(model.k, 2), values)
+
+
+def objective_of(model: Model) -> str:
+    """What a latent student learns from: the large vocabulary has no teacher."""
+    return model.objective or (DEFAULT_OBJECTIVE if model.vocabulary == "demo" else "chunk-ce")
+
+
+def student_job(places: Places, scale: Scale, model: Model) -> Job:
+    values = student_values(scale, model)
+    if model.backbone_of:
+        values["student.init_backbone"] = places.runs / model.backbone_of / "token-level"
+    command = _training(model.kind, places, model.vocabulary, model.run, values)
     if model.kind == "student":
         command += ["--ae-checkpoint", str(places.autoencoder(AutoencoderPlan(model.vocabulary, model.k)))]
-        command += ["--objective", model.objective or (DEFAULT_OBJECTIVE if model.vocabulary == "demo" else "chunk-ce")]
+        command += ["--objective", objective_of(model)]
     elif model.vocabulary == "large":
         # As chunk-ce has it.
         command += ["--ce-w", "1", "--kd-w", "0"]
@@ -151,10 +169,8 @@ def evaluation_job(places: Places, scale: Scale, model: Model, held_out: str) ->
     return Job(f"evaluate {model.run} on {held_out}", [_trainer(), *command], out)
 
 
-def _training(
-    what: str, places: Places, vocabulary: Vocabulary, run: str, k: int, values: Mapping[str, Any]
-) -> list[str]:
-    command = [_trainer(), "train", what, "--recipe", str(_RECIPE), "--run", run]
+def _training(what: str, places: Places, vocabulary: Vocabulary, run: str, values: Mapping[str, Any]) -> list[str]:
+    command = [_trainer(), "train", what, "--recipe", str(RECIPE), "--run", run]
     command += [
         "--data",
         str(places.packed(vocabulary, "train")),
@@ -162,7 +178,7 @@ def _training(
         str(places.packed(vocabulary, "stdlib")),
     ]
     command += ["--tokenizer", str(places.tokenizer(vocabulary))]
-    for name, value in ({"chunk_size": k} | dict(values)).items():
+    for name, value in values.items():
         command += ["--set", f"{name}={value}"]
     return command
 

@@ -2,7 +2,7 @@
 
 import json
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +11,11 @@ from rich.console import Console
 from tools.experiments import commands
 from tools.experiments.commands import HELD_OUT, Job, Places
 from tools.experiments.figures import Measured, read_evaluation
+from tools.experiments.fresh import fresh_model
 from tools.experiments.jobs import run_jobs
 from tools.experiments.plan import AutoencoderPlan, Model, Vocabulary
 from tools.experiments.scales import SCALES, Scale, ScaleName
-from tools.experiments.speed import measure_speed
+from tools.experiments.speed import AnyModel, Speed, load_model, measure_speed
 from tools.processes import Children, stop_on_signals
 
 
@@ -84,23 +85,30 @@ class Experiment:
         jobs = [commands.autoencoder_job(self.places, self.scale, plan) for plan in plans]
         self._run(children, jobs, "autoencoders")
 
-    def measured(self, models: Iterable[Model], *, timed: bool, seed: int = 0) -> list[Measured]:
+    def measured(self, models: Sequence[Model], *, timed: bool) -> list[Measured]:
         """What came out; speeds of the models of the first seed."""
-        speeds = {}
-        chosen = list(models)
-        if timed:
-            folders = {m.run: self.places.trained(m) for m in chosen if m.seed == 0}
-            speeds = measure_speed(
-                folders,
-                new_tokens=self.scale.speed_tokens,
-                repeats=self.scale.speed_repeats,
-                seed=seed,
-                console=self.console,
-            )
+        found = [m for m in models if timed and m.seed == 0]
+        speeds = self._speeds({m: load_model(self.places.trained(m)) for m in found}, self.scale.speed_repeats)
         return [
             Measured(m, {text: read_evaluation(self.places.evaluated(m, text)) for text in HELD_OUT}, speeds.get(m.run))
-            for m in chosen
+            for m in models
         ]
+
+    def measured_fresh(self, models: Iterable[Model], repeats: int | None) -> list[Measured]:
+        """Speeds alone, of models that have learnt nothing: weights do not change how long a token takes."""
+        fresh = {m: fresh_model(self.scale, m) for m in models}
+        speeds = self._speeds(fresh, repeats or self.scale.speed_repeats)
+        return [Measured(m, {}, speeds[m.run]) for m in fresh]
+
+    def _speeds(self, models: Mapping[Model, AnyModel], repeats: int) -> dict[str, Speed]:
+        return measure_speed(
+            {m.run: model for m, model in models.items()},
+            {m.run: f"{m.vocabulary} {m.size}" for m in models},
+            new_tokens=self.scale.speed_tokens,
+            repeats=repeats,
+            seed=0,
+            console=self.console,
+        )
 
     def _run(self, children: Children, jobs: Sequence[Job], what: str) -> None:
         records = self.places.root / "commands"

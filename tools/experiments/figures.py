@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 from latentforge.core.records import result_row
 from latentforge.trainer.objectives import DEFAULT_OBJECTIVE
@@ -15,6 +15,8 @@ from tools.experiments.plan import Model, Size, Vocabulary
 from tools.experiments.speed import Speed
 
 Row = dict[str, Any]
+# One request at a time, or 16 that step together.
+Way = Literal["one", "many"]
 # Not those of single positions in the chunk.
 _BOUND = re.compile(r"nats_per_token_bound_n\d+")
 # Token-level sizes that a student has to beat, by the bars.
@@ -144,13 +146,24 @@ def beats(student: Measured, rival: Measured) -> bool:
     """At one request's speed and in held-out nats/token."""
     assert student.speed is not None
     assert rival.speed is not None
-    return student.speed.one[0] > rival.speed.one[0] and student.nats < rival.nats
+    return student.speed.one_request > rival.speed.one_request and student.nats < rival.nats
 
 
 def _writes_better(student: Measured, rival: Measured) -> bool:
     """By what the teacher says of their text at T=0.7, beside which its variety has to be looked at."""
     ours, theirs = student.value("gen_t07_teacher_nats"), rival.value("gen_t07_teacher_nats")
     return ours is not None and theirs is not None and ours < theirs
+
+
+def speed_rows(measured: Sequence[Measured]) -> list[Row]:
+    """Every timed student's tokens/s, one request and 16 at once, beside its backbone's token-level model."""
+    ways: tuple[tuple[str, Way], ...] = (("speed", "one"), ("speed16", "many"))
+    return [
+        _pace(f"{name}_k{k}_{m.model.size}", m, rival, way)
+        for name, way in ways
+        for k in (2, 4, 8)
+        for m, rival in _pairs(measured, k)
+    ]
 
 
 def _decode(measured: Sequence[Measured], k: int) -> list[Row]:
@@ -161,7 +174,9 @@ def _decode(measured: Sequence[Measured], k: int) -> list[Row]:
     """
     rivals = [m for m in measured if _timed(m) and m.model.k == 1 and m.model.vocabulary == "large"]
     rows = [
-        _pace(f"decode_k{k}_{m.model.size}", m, rival) | {"beaten": sum(beats(m, r) for r in rivals)}
+        _pace(f"decode_k{k}_{m.model.size}", m, rival)
+        | _likelihoods(m, rival)
+        | {"beaten": sum(beats(m, r) for r in rivals)}
         for m, rival in _pairs(measured, k)
     ]
     if rows:
@@ -172,7 +187,7 @@ def _decode(measured: Sequence[Measured], k: int) -> list[Row]:
 
 def _fast(measured: Sequence[Measured]) -> list[Row]:
     """The K=8 setting that is fastest beside its rival."""
-    rows = [_pace("fast_k8", m, rival) for m, rival in _pairs(measured, 8)]
+    rows = [_pace("fast_k8", m, rival) | _likelihoods(m, rival) for m, rival in _pairs(measured, 8)]
     return [max(rows, key=lambda row: float(row["ratio"]))] if rows else []
 
 
@@ -182,20 +197,27 @@ def _pairs(measured: Sequence[Measured], k: int) -> list[tuple[Measured, Measure
     return [(m, rival) for m in mine if (rival := _rival(measured, m)) is not None and _timed(rival)]
 
 
-def _pace(name: str, student: Measured, rival: Measured) -> Row:
+def _pace(name: str, student: Measured, rival: Measured, way: Way = "one") -> Row:
+    """The ratio is the median over the rounds, in each of which the two were timed one after the other."""
     assert student.speed is not None
     assert rival.speed is not None
+    ours: tuple[float, ...] = getattr(student.speed, way)
+    theirs: tuple[float, ...] = getattr(rival.speed, way)
+    ratios = [mine / other for mine, other in zip(ours, theirs, strict=True)]
     row = result_row(
         name,
-        student.speed.one[0],
+        statistics.median(ours),
         "tokens/s",
         rival=f"token-level {rival.model.size}",
-        rival_value=rival.speed.one[0],
-        low=student.speed.one[1] / rival.speed.one[2],
-        high=student.speed.one[2] / rival.speed.one[1],
+        rival_value=statistics.median(theirs),
+        low=min(ratios),
+        high=max(ratios),
     )
-    about = {"size": str(student.model.size), "nats_per_token": student.nats, "rival_nats_per_token": rival.nats}
-    return row | about
+    return row | {"ratio": statistics.median(ratios), "size": str(student.model.size)}
+
+
+def _likelihoods(student: Measured, rival: Measured) -> Row:
+    return {"nats_per_token": student.nats, "rival_nats_per_token": rival.nats}
 
 
 def _timed(measured: Measured) -> bool:

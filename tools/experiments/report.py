@@ -38,7 +38,9 @@ def models_table(measured: Sequence[Measured]) -> Table:
     for m in measured:
         figures = m.nats, m.value("kl_to_teacher"), m.value("brier_lm"), m.value("nats_per_token", "packages")
         texts = [m.value(f"gen_{t}_{figure}") for t in ("t1", "t07") for figure in ("teacher_nats", "repetition")]
-        speed = (m.speed.one[0], m.speed.many[0], m.speed.training_flops / 1e6) if m.speed else (None, None, None)
+        speed = (
+            (m.speed.one_request, m.speed.many_at_once, m.speed.training_flops / 1e6) if m.speed else (None, None, None)
+        )
         cells = [*(_number(f, 3) for f in (*figures, *texts)), *(_number(s, 1) for s in speed)]
         table.add_row(m.model.run, f"{m.model.tokens:,}", *cells)
     return table

@@ -3,6 +3,7 @@
 import random
 import statistics
 import time
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +33,7 @@ _NEVER = -1
 
 @dataclass(frozen=True)
 class Speed:
-    """Medians over the repeats, tokens per second, with their extremes.
+    """Tokens per second, round by round.
 
     Attributes:
         one: one request at a time.
@@ -41,10 +42,20 @@ class Speed:
         parameters: of everything that is needed to write.
     """
 
-    one: tuple[float, float, float]
-    many: tuple[float, float, float]
+    one: tuple[float, ...]
+    many: tuple[float, ...]
     training_flops: float
     parameters: int
+
+    @property
+    def one_request(self) -> float:
+        """The median of ``one``."""
+        return statistics.median(self.one)
+
+    @property
+    def many_at_once(self) -> float:
+        """The median of ``many``."""
+        return statistics.median(self.many)
 
 
 def load_model(folder: Path) -> AnyModel:
@@ -56,34 +67,39 @@ def load_model(folder: Path) -> AnyModel:
 
 
 def measure_speed(
-    folders: Mapping[str, Path], *, new_tokens: int, repeats: int, seed: int, console: Console
+    models: Mapping[str, AnyModel],
+    backbones: Mapping[str, str],
+    *,
+    new_tokens: int,
+    repeats: int,
+    seed: int,
+    console: Console,
 ) -> dict[str, Speed]:
     """Times all models on one CPU thread, at T = 1, after prompts of 64 random tokens, the prompt's own time included.
 
     Args:
-        folders: of the models, by name.
+        models: by name; their tables are stored anew, as each way of writing reads them best.
+        backbones: of the models; those of one backbone are timed right after each other, since it is their ratio that
+            people ask for.
         new_tokens: per request.
-        repeats: of every model, each round in an order of its own; one more comes first and does not count. Requests
-            that step together come first: the tables are stored as each way reads them best.
+        repeats: rounds that count; one more comes first. Requests that step together come before single ones.
         seed: of orders, prompts and samples.
         console: for progress.
     """
     torch.set_num_threads(1)
-    models = {name: load_model(folder) for name, folder in folders.items()}
     flops = {name: training_flops(model) for name, model in models.items()}
     shuffle = random.Random(seed)
 
-    def rounds(pace: Callable[[AnyModel, int, int], float], what: str) -> dict[str, tuple[float, float, float]]:
+    def rounds(pace: Callable[[AnyModel, int, int], float], what: str) -> dict[str, tuple[float, ...]]:
         paces: dict[str, list[float]] = {name: [] for name in models}
-        order = list(models)
         for repeat in range(repeats + 1):
-            shuffle.shuffle(order)
+            turns = neighbours(backbones, shuffle)
             title = f"{what} {repeat}/{repeats}"
-            for name in track(order, title, console=console, disable=not console.is_terminal):
+            for name in track(turns, title, console=console, disable=not console.is_terminal):
                 value = pace(models[name], new_tokens, seed + repeat)
                 if repeat:
                     paces[name].append(value)
-        return {name: (statistics.median(values), min(values), max(values)) for name, values in paces.items()}
+        return {name: tuple(values) for name, values in paces.items()}
 
     many = rounds(_many, "16 at once")
     for model in models.values():
@@ -93,6 +109,18 @@ def measure_speed(
         name: Speed(one[name], many[name], flops[name], sum(p.numel() for p in model.parameters()))
         for name, model in models.items()
     }
+
+
+def neighbours(groups: Mapping[str, str], shuffle: random.Random) -> list[str]:
+    """The keys in random order, except that those of one group stand side by side."""
+    members: defaultdict[str, list[str]] = defaultdict(list)
+    for name, group in groups.items():
+        members[group].append(name)
+    order = list(members.values())
+    for names in order:
+        shuffle.shuffle(names)
+    shuffle.shuffle(order)
+    return [name for names in order for name in names]
 
 
 def training_flops(model: AnyModel, tokens: int = 2048) -> float:
