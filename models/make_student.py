@@ -47,13 +47,18 @@ like Python, and is not useful otherwise.
 
 Made by `{command}`.
 
-## Measured
-
-`trainer evaluate`, seed {seed}, the same device and date, on held-out files that nothing was trained on; low and high
+"""
+_MEASURED = "## Measured\n"
+MEASURED = (
+    _MEASURED
+    + """
+`trainer evaluate`, seed {seed}, {device}, {date}, on held-out files that nothing was trained on; low and high
 are the 95 % interval where there is one. What each figure is: [the trainer](../../services/trainer/README.md). How it
-compares with token-level models at the same speed: [results](../../docs/results/README.md).
+compares with token-level models at the same speed: [results](../../docs/results/README.md). `make student
+ARGS=--measure-only` measures anew.
 
 {tables}"""
+)
 
 
 @dataclass(frozen=True)
@@ -80,6 +85,20 @@ class Commands:
         found: dict[str, Any] = json.loads(max(out.glob("eval_*.json")).read_text(encoding="utf-8"))
         return found
 
+    def evaluations(self, checkpoint: Path, options: str) -> dict[str, dict[str, Any]]:
+        """Its evaluations by held-out text."""
+        return {text: self.evaluate(checkpoint, text, shlex.split(options)) for text in HELD_OUT}
+
+
+def measured(evaluations: dict[str, dict[str, Any]]) -> str:
+    """The card's part about figures."""
+    return MEASURED.format(
+        seed=evaluations["stdlib"]["seed"],
+        device=cpu_description(),
+        date=date.today().isoformat(),
+        tables="\n".join(table(evaluations[text], name) for text, name in HELD_OUT.items()),
+    )
+
 
 def table(evaluation: dict[str, Any], title: str) -> str:
     """One evaluation's figures in Markdown."""
@@ -90,39 +109,20 @@ def table(evaluation: dict[str, Any], title: str) -> str:
     return "\n".join([*lines, ""])
 
 
-def main(
-    out: Annotated[Path, typer.Option(help="Folder of the finished student.")] = Path("models") / RUN,
-    work: Annotated[Path, typer.Option(help="Folder for texts and evaluations.")] = Path("build/student"),
-    run: Annotated[str, typer.Option(help="The run's name.")] = RUN,
-    setting: Annotated[
-        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Override a value of the recipe.")
-    ] = None,
-    evaluation: Annotated[str, typer.Option(help="More options of trainer evaluate, in one string.")] = "",
-) -> None:
-    """Trains the shipped student, measures it, and writes its checkpoint and model card."""
-    commands = Commands(work)
-    more = [part for value in setting or [] for part in ("--set", value)]
-    commands.trainer("run", "--recipe", RECIPE, "--run", run, *more)
-    settings = TrainerSettings()
-    checkpoint = chosen_checkpoint(settings.checkpoints_dir, run)
-    assert checkpoint is not None
-    evaluations = {text: commands.evaluate(checkpoint, text, shlex.split(evaluation)) for text in HELD_OUT}
-    trained = settings.runs_dir / run
+def model_card(trained: Path, checkpoint: Path, evaluation: dict[str, Any], settings: Sequence[str]) -> str:
+    """The card's part about how a run's checkpoint was made."""
     record = json.loads((trained / "student.json").read_text(encoding="utf-8"))
     autoencoder = json.loads((trained / "autoencoder" / "evaluation.json").read_text(encoding="utf-8"))
     config = json.loads((checkpoint / "student" / "config.json").read_text(encoding="utf-8"))
     student = sum(p.numel() for p in load_student(checkpoint / "student").parameters())
-    for old in list_checkpoints(out):
-        shutil.rmtree(old)
-    shutil.copytree(checkpoint, out / checkpoint.name)
-    card = MODEL_CARD.format(
+    return MODEL_CARD.format(
         k=config["chunk_size"],
         d=config["latent_size"],
-        teacher=evaluations["stdlib"]["teacher"],
+        teacher=evaluation["teacher"],
         tokens=record["tokens"],
         steps=record["steps"],
-        seed=evaluations["stdlib"]["seed"],
-        autoencoder=evaluations["stdlib"]["checkpoint"]["parameters"] - student,
+        seed=evaluation["seed"],
+        autoencoder=evaluation["checkpoint"]["parameters"] - student,
         student=student,
         layers=config["num_layers"],
         hidden=config["hidden_size"],
@@ -131,10 +131,40 @@ def main(
         student_minutes=record["seconds"] / 60,
         date=date.today().isoformat(),
         checkpoint=checkpoint.name,
-        command=" ".join(["make student", *(["ARGS='" + " ".join(more) + "'"] if more else [])]),
-        tables="\n".join(table(evaluations[text], name) for text, name in HELD_OUT.items()),
+        command=" ".join(["make student", *(["ARGS='" + " ".join(settings) + "'"] if settings else [])]),
     )
-    (out / "README.md").write_text(card, encoding="utf-8")
+
+
+def main(
+    out: Annotated[Path, typer.Option(help="Folder of the finished student.")] = Path("models") / RUN,
+    work: Annotated[Path, typer.Option(help="Folder for texts and evaluations.")] = Path("build/student"),
+    run: Annotated[str, typer.Option(help="The run's name.")] = RUN,
+    setting: Annotated[
+        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Override a value of the recipe.")
+    ] = None,
+    evaluation: Annotated[str, typer.Option(help="More options of trainer evaluate, in one string.")] = "",
+    measure_only: Annotated[
+        bool, typer.Option("--measure-only", help="Measure the finished student anew, and train nothing.")
+    ] = False,
+) -> None:
+    """Trains the shipped student, measures it, and writes its checkpoint and model card."""
+    commands = Commands(work)
+    more = [part for value in setting or [] for part in ("--set", value)]
+    card = out / "README.md"
+    if measure_only:
+        about = card.read_text(encoding="utf-8").partition(_MEASURED)[0]
+        evaluations = commands.evaluations(list_checkpoints(out)[-1], evaluation)
+    else:
+        commands.trainer("run", "--recipe", RECIPE, "--run", run, *more)
+        settings = TrainerSettings()
+        checkpoint = chosen_checkpoint(settings.checkpoints_dir, run)
+        assert checkpoint is not None
+        evaluations = commands.evaluations(checkpoint, evaluation)
+        about = model_card(settings.runs_dir / run, checkpoint, evaluations["stdlib"], more)
+        for old in list_checkpoints(out):
+            shutil.rmtree(old)
+        shutil.copytree(checkpoint, out / checkpoint.name)
+    card.write_text(about + measured(evaluations), encoding="utf-8")
     typer.echo(f"{out}: {sum(f.stat().st_size for f in out.rglob('*') if f.is_file()) / 1e6:.1f} MB")
 
 

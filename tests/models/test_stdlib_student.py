@@ -2,7 +2,9 @@
 
 import os
 import re
+import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -64,3 +66,22 @@ def test_make_infer_uses_it_while_there_is_no_checkpoint(tmp_path: Path) -> None
     )
     assert done.returncode == 0, done.stderr
     assert f"[stdlib-student/{list_checkpoints(FOLDER)[-1].name}, 16 tokens in 2 latent steps" in done.stdout
+
+
+@pytest.mark.slow
+def test_it_can_be_measured_anew_without_training(tmp_path: Path) -> None:
+    out = tmp_path / "student"
+    shutil.copytree(FOLDER, out)
+    before = CARD.read_text()
+    options = "--no-teacher --sequences 2 --brier-positions 0 --prompts 0"
+    folders = ["--out", str(out), "--work", str(tmp_path / "work")]
+    command = [sys.executable, "models/make_student.py", "--measure-only", *folders, "--evaluation", options]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    about, measured = (out / "README.md").read_text().split("## Measured")
+    assert about == before.split("## Measured")[0]
+    titles = re.compile(r"^### Held-out .*", re.MULTILINE)
+    assert titles.findall(measured) == titles.findall(before)
+    assert "`nats_per_token_k7`" in measured
+    assert "brier_lm" not in measured
+    assert [place.name for place in list_checkpoints(out)] == [place.name for place in list_checkpoints(FOLDER)]
