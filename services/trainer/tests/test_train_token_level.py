@@ -62,3 +62,24 @@ def test_without_a_teacher_it_learns_the_text_alone(make_run: Any, packed: Packe
     assert result["teacher"] is None
     assert set(result["curve"][-1]) == {"step", "ce"}
     assert result["curve"][-1]["ce"] < result["curve"][0]["ce"]
+
+
+def test_a_student_starts_from_its_backbone(make_run: Any, packed: PackedData, tmp_path: Path) -> None:
+    overrides = {"student.objective": "chunk-ce", "teacher.targets": "text", "student.optim.steps": 5}
+    data = split_tail(packed)
+    rival = make_run("rival", port=9, overrides=overrides)
+    train_token_level(rival, *data)
+    # Steps too small to be seen.
+    more = {"student.init_backbone": str(rival.folder / "token-level"), "student.optim.lr": 1e-9}
+    run = make_run("student", port=9, overrides=overrides | more, stop_at=("student", 2))
+    save_pretrained(Autoencoder(run.recipe.autoencoder_config(260, 1)), tmp_path / "autoencoder")
+    with pytest.raises(Interrupted):
+        train_student(run, *data, tmp_path / "autoencoder")
+    result = train_student(make_run("student", port=9, overrides=overrides | more), *data, tmp_path / "autoencoder")
+    published = run.settings.checkpoints_dir / result["checkpoints"][-1]
+    ours = load_file(published / "student" / "model.safetensors")
+    theirs = load_file(rival.folder / "token-level" / "model.safetensors")
+    layers = [name for name in theirs if name.startswith("backbone.layers.")]
+    assert layers
+    for name in layers:
+        assert np.allclose(ours[name], theirs[name], atol=1e-5), name

@@ -59,7 +59,7 @@ class RunContext:
 
     def identity(self, stage: str) -> dict[str, Any]:
         """What of the recipe a stage's result depends on."""
-        recipe = self.recipe.model_dump(include={"seed", "chunk_size", "precision", "data", stage})
+        recipe = self.recipe.model_dump(mode="json", include={"seed", "chunk_size", "precision", "data", stage})
         recipe[stage] = {k: v for k, v in recipe[stage].items() if k not in _NO_IDENTITY}
         return recipe | {"vocab_size": self.vocab_size}
 
