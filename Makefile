@@ -164,10 +164,10 @@ compare: $(READY_DEV) ## Objectives beside each other at the same tokens: result
 #: WHAT=objectives   or equal-time, decoders, rows, init, induction, on-policy, rates   SCALE=cpu ARGS=
 compare:
 	@$(EXPERIMENT) compare $(or $(WHAT),objectives) --scale $(or $(SCALE),cpu) $(ARGS)
-autoencoders: $(READY_DEV) ## Autoencoders over K, D and width: results/autoencoders_<time>.json
+autoencoders: $(READY_DEV) ## Autoencoders over K, D and width, and a student of each: results/autoencoders_<time>.json
 #: SCALE=cpu ARGS=
 autoencoders:
-	@$(BIN)/python -m tools.experiments autoencoders --scale $(or $(SCALE),cpu) $(ARGS)
+	@$(EXPERIMENT) autoencoders --scale $(or $(SCALE),cpu) $(ARGS)
 EXPERIMENT = $(BIN)/python -m tools.gateway -- $(BIN)/python -m tools.experiments
 
 ##@ Checks and tests

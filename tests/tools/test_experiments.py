@@ -15,7 +15,7 @@ from latentforge.model.token_level import TokenLevelModel
 from latentforge.trainer import objectives as trainer_objectives
 from tools.experiments.chart import draw
 from tools.experiments.commands import Job, Places, evaluation_job, student_job
-from tools.experiments.comparisons import COMPARISONS, OBJECTIVES, equal_time_models
+from tools.experiments.comparisons import COMPARISONS, OBJECTIVES, autoencoder_models, equal_time_models
 from tools.experiments.experiment import Experiment
 from tools.experiments.figures import (
     Measured,
@@ -28,7 +28,7 @@ from tools.experiments.figures import (
 from tools.experiments.fresh import fresh_model, speed_models
 from tools.experiments.jobs import StaleError, run_jobs
 from tools.experiments.pareto import pareto_models, seed_models
-from tools.experiments.plan import DECODER, Model, Size, Vocabulary
+from tools.experiments.plan import DECODER, AutoencoderPlan, Model, Size, Vocabulary
 from tools.experiments.scales import SCALES, ScaleName
 from tools.experiments.speed import Speed, neighbours
 from tools.processes import ChildError, Children
@@ -55,14 +55,15 @@ def measured(
 @pytest.mark.parametrize("name", SCALES)
 def test_a_scale_has_what_the_chart_needs(name: ScaleName) -> None:
     scale = SCALES[name]
-    models = [*pareto_models(scale), *seed_models(scale), *(m for make in COMPARISONS.values() for m in make(scale))]
+    compared = [m for make in (*COMPARISONS.values(), autoencoder_models) for m in make(scale)]
+    models = [*pareto_models(scale), *seed_models(scale), *compared]
     assert len({model.run for model in models}) == len(models)
     for vocabulary in ("demo", "large"):
         of = [m for m in pareto_models(scale) if m.vocabulary == vocabulary]
         assert {m.size for m in of if m.kind == "student"} <= {m.size for m in of if m.kind == "token-level"}
         assert {m.tokens for m in of} == {scale.tokens[vocabulary]}
     if name != ScaleName.smoke:
-        assert {m.k for m in models} == {1, 2, 4, 8}
+        assert {m.k for m in models} == {1, 2, 4, 8, 16}
         assert len(scale.token_sizes) >= 4
         assert len(scale.student_sizes) >= 3
         assert len(scale.seeds) == 3
@@ -261,6 +262,19 @@ def test_a_teacher_of_another_vocabulary_is_only_asked_what_it_can_answer(tmp_pa
         assert command[-2:] == ["--teacher-tokenizer", str(Path("models") / "stdlib-teacher")]
         # Nothing is written after these.
         assert "--no-teacher" in evaluation_job(places, scale, model, "packages").command
+
+
+def test_every_autoencoder_has_a_student_that_is_trained_with_it(tmp_path: Path) -> None:
+    places, scale = Places(tmp_path), SCALES[ScaleName.cpu]
+    models = autoencoder_models(scale)
+    asked = [student_job(places, scale, model).command for model in models]
+    folders = [command[command.index("--ae-checkpoint") + 1] for command in asked]
+    assert folders == [str(places.autoencoder(model.autoencoder_plan)) for model in models]
+    assert len(set(folders)) == len(models)
+    # One that is not named is that of the vocabulary and K.
+    (default,) = [m for m in models if m.autoencoder_plan == AutoencoderPlan("demo", 8)]
+    other = student_job(places, scale, Model("x", "student", "demo", SIZE, 1000, 8)).command
+    assert other[other.index("--ae-checkpoint") + 1] == str(places.autoencoder(default.autoencoder_plan))
 
 
 def test_jobs_that_are_done_are_left_alone_and_a_failure_is_told(tmp_path: Path) -> None:

@@ -7,14 +7,13 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from latentforge.core.records import cpu_description, result_row, write_results
 from tools.experiments.chart import draw
 from tools.experiments.comparisons import (
     COMPARISONS,
     Comparison,
-    autoencoder_plans,
+    autoencoder_models,
     equal_time_models,
     objective_models,
 )
@@ -24,7 +23,7 @@ from tools.experiments.fresh import speed_models
 from tools.experiments.jobs import StaleError
 from tools.experiments.pareto import pareto_models, seed_models
 from tools.experiments.plan import AutoencoderPlan
-from tools.experiments.report import command_line, models_table, print_rows, write_models
+from tools.experiments.report import autoencoders_table, command_line, models_table, print_rows, write_models
 from tools.experiments.scales import ScaleName
 from tools.processes import ChildError, StoppedError
 
@@ -129,25 +128,28 @@ def autoencoders(
     at_once: AtOnceOption = _CORES,
     results: ResultsOption = Path("results"),
 ) -> None:
-    """Autoencoders over K, over D and over their width: what they bring back of held-out text."""
+    """Autoencoders over K, over D and over their width: what they bring back of held-out text.
+
+    From the posterior's mean, under its noise, and from the latents that a student of each predicts.
+    """
     console = _console()
     experiment = Experiment(scale, folder, at_once, console)
-    found = experiment.make_autoencoders(autoencoder_plans())
-    rows = []
-    for name, figure in (("ae_clean", "token_exact"), ("ae_noisy", "token_exact_noisy")):
-        default = next(f for f in found if f["run"] == AutoencoderPlan("demo", 8).run)
-        rows.append(result_row(name, default[figure], "share of tokens"))
+    models = autoencoder_models(experiment.scale)
+    experiment.make(models)
+    found = [
+        experiment.autoencoder(m.model.autoencoder_plan)
+        | {"token_exact_at_student": m.value("ae_at_student"), "student": m.record()}
+        for m in experiment.measured(models, timed=False)
+    ]
+    default = next(f for f in found if f["run"] == AutoencoderPlan("demo", 8).run)
+    rows = [
+        result_row(name, default[figure], "share of tokens")
+        for name, figure in (("ae_clean", "token_exact"), ("ae_noisy", "token_exact_noisy"))
+    ]
     path = write_results(
         results, "autoencoders", command=command_line(), device=cpu_description(), seed=0, rows=rows, models=found
     )
-    table = Table(title="held-out tokens that come back")
-    shares = ("token_exact", "token_exact_noisy", "chunk_exact", "chunk_exact_noisy")
-    figures = ("k", "d", "hidden_size", *shares, "seconds")
-    for name in figures:
-        table.add_column(name, justify="right")
-    for f in found:
-        table.add_row(*(f"{f[name]:.5f}" if name in shares else f"{f[name]:.0f}" for name in figures))
-    console.print(table)
+    console.print(autoencoders_table(found))
     print_rows(console, rows)
     console.print(str(path), highlight=False)
 

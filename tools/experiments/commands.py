@@ -147,7 +147,7 @@ def student_job(places: Places, scale: Scale, model: Model) -> Job:
         values["student.init_backbone"] = places.runs / model.backbone_of / "token-level"
     command = _training(model.kind, places, model.vocabulary, model.run, values)
     if model.kind == "student":
-        command += ["--ae-checkpoint", str(places.autoencoder(AutoencoderPlan(model.vocabulary, model.k)))]
+        command += ["--ae-checkpoint", str(places.autoencoder(model.autoencoder_plan))]
         command += ["--objective", objective_of(model)]
     elif model.vocabulary == "large":
         # As chunk-ce has it.

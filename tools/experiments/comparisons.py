@@ -156,13 +156,20 @@ COMPARISONS: dict[Comparison, Callable[[Scale], list[Model]]] = {
 }
 
 
-def autoencoder_plans() -> list[AutoencoderPlan]:
-    """Over K at D = 32·K; over D and over the width at K=8."""
+def autoencoder_models(scale: Scale) -> list[Model]:
+    """A student for each autoencoder, over K at D = 32·K, over D and over the width at K=8.
+
+    All that it writes comes out of the latent that it predicts, so that its tokens show what of its error an
+    autoencoder forgives.
+    """
     over_k = [AutoencoderPlan("demo", k) for k in (2, 4, 8, 16)]
     over_d = [AutoencoderPlan("demo", 8, latent_size=d) for d in (64, 128, 512)]
     over_width = [AutoencoderPlan("demo", 8, hidden_size=width) for width in (32, 128)]
-    return [*over_k, *over_d, *over_width]
+    return [
+        _ablation(scale, f"ae-d{plan.d}-w{plan.width}", "demo", plan.k, objective=SEED_OBJECTIVE, autoencoder=plan)
+        for plan in (*over_k, *over_d, *over_width)
+    ]
 
 
-def _ablation(scale: Scale, group: str, vocabulary: Vocabulary, **more: Any) -> Model:
-    return Model(group, "student", vocabulary, scale.ablation_size, scale.ablation_tokens, 8, **more)
+def _ablation(scale: Scale, group: str, vocabulary: Vocabulary, k: int = 8, **more: Any) -> Model:
+    return Model(group, "student", vocabulary, scale.ablation_size, scale.ablation_tokens, k, **more)

@@ -50,8 +50,8 @@ class Experiment:
     def _make_vocabulary(self, children: Children, vocabulary: Vocabulary, models: Sequence[Model]) -> None:
         places, scale = self.places, self.scale
         self._run(children, commands.packing_jobs(places, scale, vocabulary), f"packing, {vocabulary}")
-        plans = dict.fromkeys(AutoencoderPlan(vocabulary, m.k) for m in models if m.kind == "student")
-        self._autoencoders(children, list(plans))
+        plans = dict.fromkeys(m.autoencoder_plan for m in models if m.kind == "student")
+        self._run(children, [commands.autoencoder_job(places, scale, plan) for plan in plans], "autoencoders")
         # A student may start from a token-level one.
         for kind in ("token-level", "student"):
             # The longest first, so that the last minutes are not one job's.
@@ -69,21 +69,11 @@ class Experiment:
             found[model.group] = statistics.median(steps)
         return found
 
-    def make_autoencoders(self, plans: Sequence[AutoencoderPlan]) -> list[dict[str, Any]]:
-        """Trains autoencoders of the demo's vocabulary, as far as they are not there; gives their evaluations."""
-        with stop_on_signals(), Children(self.places.root / "logs", env=self.environment) as children:
-            self._run(children, commands.text_jobs(self.places, self.scale), "text")
-            self._run(children, commands.packing_jobs(self.places, self.scale, "demo"), "packing")
-            self._autoencoders(children, plans)
-        found = (self.places.autoencoder(plan) / "evaluation.json" for plan in plans)
-        return [
-            {"run": plan.run, "hidden_size": plan.width} | json.loads(path.read_text(encoding="utf-8"))
-            for plan, path in zip(plans, found, strict=True)
-        ]
-
-    def _autoencoders(self, children: Children, plans: Sequence[AutoencoderPlan]) -> None:
-        jobs = [commands.autoencoder_job(self.places, self.scale, plan) for plan in plans]
-        self._run(children, jobs, "autoencoders")
+    def autoencoder(self, plan: AutoencoderPlan) -> dict[str, Any]:
+        """The evaluation of an autoencoder that was made."""
+        path = self.places.autoencoder(plan) / "evaluation.json"
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return {"run": plan.run, "hidden_size": plan.width} | found
 
     def measured(self, models: Sequence[Model], *, timed: bool) -> list[Measured]:
         """What came out; speeds of the models of the first seed."""

@@ -11,7 +11,7 @@ from latentforge.model.token_level import TokenLevelModel
 from latentforge.trainer.recipes import load_recipe
 from tools.experiments.commands import RECIPE, autoencoder_values, objective_of, student_values
 from tools.experiments.pareto import pareto_models
-from tools.experiments.plan import AutoencoderPlan, Model
+from tools.experiments.plan import Model
 from tools.experiments.scales import Scale
 from tools.experiments.speed import AnyModel
 
@@ -27,8 +27,7 @@ def speed_models(scale: Scale) -> Iterator[Model]:
 
 def fresh_model(scale: Scale, model: Model) -> AnyModel:
     """A model of the large vocabulary that has learnt nothing."""
-    plan = AutoencoderPlan(model.vocabulary, max(model.k, 2))
-    values = autoencoder_values(scale, plan) | student_values(scale, model)
+    values = autoencoder_values(scale, model.autoencoder_plan) | student_values(scale, model)
     recipe = load_recipe(str(RECIPE), RECIPE.parent, values | {"student.objective": objective_of(model)})
     torch.manual_seed(model.seed)
     if model.kind == "token-level":

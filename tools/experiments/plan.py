@@ -31,43 +31,6 @@ class Size:
 
 
 @dataclass(frozen=True)
-class Model:
-    """One model of an experiment.
-
-    Attributes:
-        group: what it is one of, part of its run's name.
-        kind: of student.
-        vocabulary: whose tokens it writes.
-        size: of the backbone.
-        tokens: that it learns from.
-        k: tokens per chunk; 1 for a token-level student.
-        objective: its name, of a latent student.
-        seed: of weights, order and noise.
-        changes: further values of the recipe.
-        induction: whether it has an induction head, where its objective can have one.
-        backbone_of: the run of the token-level student whose backbone it starts from.
-    """
-
-    group: str
-    kind: Kind
-    vocabulary: Vocabulary
-    size: Size
-    tokens: int
-    k: int = 1
-    objective: str | None = None
-    seed: int = 0
-    changes: dict[str, Any] = field(default_factory=dict, hash=False)
-    induction: bool = True
-    backbone_of: str | None = None
-
-    @property
-    def run(self) -> str:
-        """The name of its run."""
-        what = "token" if self.kind == "token-level" else f"k{self.k}"
-        return f"{self.vocabulary}-{self.group}-{what}-{self.size}-s{self.seed}"
-
-
-@dataclass(frozen=True)
 class AutoencoderPlan:
     """One autoencoder.
 
@@ -98,3 +61,47 @@ class AutoencoderPlan:
     def run(self) -> str:
         """The name of its run."""
         return f"{self.vocabulary}-autoencoder-k{self.k}-d{self.d}-w{self.width}"
+
+
+@dataclass(frozen=True)
+class Model:
+    """One model of an experiment.
+
+    Attributes:
+        group: what it is one of, part of its run's name.
+        kind: of student.
+        vocabulary: whose tokens it writes.
+        size: of the backbone.
+        tokens: that it learns from.
+        k: tokens per chunk; 1 for a token-level student.
+        objective: its name, of a latent student.
+        seed: of weights, order and noise.
+        changes: further values of the recipe.
+        induction: whether it has an induction head, where its objective can have one.
+        backbone_of: the run of the token-level student whose backbone it starts from.
+        autoencoder: of a latent student; None takes the one that its vocabulary and K have by default.
+    """
+
+    group: str
+    kind: Kind
+    vocabulary: Vocabulary
+    size: Size
+    tokens: int
+    k: int = 1
+    objective: str | None = None
+    seed: int = 0
+    changes: dict[str, Any] = field(default_factory=dict, hash=False)
+    induction: bool = True
+    backbone_of: str | None = None
+    autoencoder: AutoencoderPlan | None = None
+
+    @property
+    def run(self) -> str:
+        """The name of its run."""
+        what = "token" if self.kind == "token-level" else f"k{self.k}"
+        return f"{self.vocabulary}-{self.group}-{what}-{self.size}-s{self.seed}"
+
+    @property
+    def autoencoder_plan(self) -> AutoencoderPlan:
+        """``autoencoder``, or what stands for None."""
+        return self.autoencoder or AutoencoderPlan(self.vocabulary, self.k)

@@ -46,6 +46,17 @@ def models_table(measured: Sequence[Measured]) -> Table:
     return table
 
 
+def autoencoders_table(found: Sequence[dict[str, Any]]) -> Table:
+    table = Table(title="held-out tokens that come back")
+    shares = ("token_exact", "token_exact_noisy", "chunk_exact", "chunk_exact_noisy", "token_exact_at_student")
+    figures = ("k", "d", "hidden_size", *shares, "seconds")
+    for name in figures:
+        table.add_column(name, justify="right")
+    for f in found:
+        table.add_row(*(f"{f[name]:.5f}" if name in shares else f"{f[name]:.0f}" for name in figures))
+    return table
+
+
 def print_rows(console: Console, rows: Sequence[dict[str, Any]]) -> None:
     for row in rows:
         ratio = "" if row["ratio"] is None else f", {row['ratio']:.2f} times {row['rival']}"
