@@ -48,9 +48,9 @@ like Python, and is not useful otherwise.
 Made by `{command}`.
 
 """
-_MEASURED = "## Measured\n"
+_FIGURES = "## Measured\n"
 MEASURED = (
-    _MEASURED
+    _FIGURES
     + """
 `trainer evaluate`, seed {seed}, {device}, {date}, on held-out files that nothing was trained on; low and high
 are the 95 % interval where there is one. What each figure is: [the trainer](../../services/trainer/README.md). How it
@@ -152,7 +152,9 @@ def main(
     more = [part for value in setting or [] for part in ("--set", value)]
     card = out / "README.md"
     if measure_only:
-        about = card.read_text(encoding="utf-8").partition(_MEASURED)[0]
+        if not list_checkpoints(out):
+            raise typer.BadParameter(f"{out} has no finished student to measure; leave out --measure-only to train one")
+        about = card.read_text(encoding="utf-8").partition(_FIGURES)[0]
         evaluations = commands.evaluations(list_checkpoints(out)[-1], evaluation)
     else:
         commands.trainer("run", "--recipe", RECIPE, "--run", run, *more)

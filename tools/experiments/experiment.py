@@ -77,8 +77,10 @@ class Experiment:
 
     def measured(self, models: Sequence[Model], *, timed: bool) -> list[Measured]:
         """What came out; speeds of the models of the first seed."""
-        found = [m for m in models if timed and m.seed == 0]
-        speeds = self._speeds({m: load_model(self.places.trained(m)) for m in found}, self.scale.speed_repeats)
+        speeds: dict[str, Speed] = {}
+        if timed:
+            trained = {m: load_model(self.places.trained(m)) for m in models if m.seed == 0}
+            speeds = self._speeds(trained, self.scale.speed_repeats)
         return [
             Measured(m, {text: read_evaluation(self.places.evaluated(m, text)) for text in HELD_OUT}, speeds.get(m.run))
             for m in models
