@@ -51,12 +51,15 @@ class Experiment:
         places, scale = self.places, self.scale
         self._run(children, commands.packing_jobs(places, scale, vocabulary), f"packing, {vocabulary}")
         plans = dict.fromkeys(m.autoencoder_plan for m in models if m.kind == "student")
-        self._run(children, [commands.autoencoder_job(places, scale, plan) for plan in plans], "autoencoders")
-        # A student may start from a token-level one.
-        for kind in ("token-level", "student"):
-            # The longest first, so that the last minutes are not one job's.
-            of = sorted((m for m in models if m.kind == kind), key=lambda m: -m.size.layers * m.size.width**2)
-            self._run(children, [commands.student_job(places, scale, m) for m in of], f"{kind} models, {vocabulary}")
+        autoencoders = [commands.autoencoder_job(places, scale, plan) for plan in sorted(plans, key=lambda p: -p.k)]
+        # The longest first, so that the last minutes are not one job's.
+        models = sorted(models, key=lambda m: -m.size.layers * m.size.width**2)
+        trained = {m: commands.student_job(places, scale, m) for m in models}
+        token_level = [job for m, job in trained.items() if m.kind == "token-level"]
+        # A student needs an autoencoder, and may start from a token-level one.
+        self._run(children, token_level + autoencoders, f"token-level models and autoencoders, {vocabulary}")
+        students = [job for m, job in trained.items() if m.kind == "student"]
+        self._run(children, students, f"students, {vocabulary}")
         evaluations = [commands.evaluation_job(places, scale, m, text) for text in HELD_OUT for m in models]
         self._run(children, evaluations, f"evaluations, {vocabulary}")
 
