@@ -1,8 +1,10 @@
 """Experiments: what is planned, how jobs are run, and what the bars say of figures that are known."""
 
+import itertools
 import json
 import random
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,14 @@ from latentforge.model.latent_model import LatentModel
 from latentforge.model.token_level import TokenLevelModel
 from latentforge.trainer import objectives as trainer_objectives
 from tools.experiments.chart import draw
-from tools.experiments.commands import Job, Places, evaluation_job, student_job
-from tools.experiments.comparisons import COMPARISONS, OBJECTIVES, autoencoder_models, equal_time_models
+from tools.experiments.commands import Job, Places, autoencoder_job, evaluation_job, student_job
+from tools.experiments.comparisons import (
+    COMPARISONS,
+    OBJECTIVES,
+    autoencoder_models,
+    equal_time_models,
+    row_models,
+)
 from tools.experiments.experiment import Experiment
 from tools.experiments.figures import (
     Measured,
@@ -275,6 +283,29 @@ def test_every_autoencoder_has_a_student_that_is_trained_with_it(tmp_path: Path)
     (default,) = [m for m in models if m.autoencoder_plan == AutoencoderPlan("demo", 8)]
     other = student_job(places, scale, Model("x", "student", "demo", SIZE, 1000, 8)).command
     assert other[other.index("--ae-checkpoint") + 1] == str(places.autoencoder(default.autoencoder_plan))
+
+
+def test_latents_are_compared_whose_autoencoders_differ_in_one_thing(tmp_path: Path) -> None:
+    places, scale = Places(tmp_path), SCALES[ScaleName.cpu]
+    models = row_models(scale)
+    assert len({m.run for m in models}) == len(models)
+    default = AutoencoderPlan("large", 8)
+    others = [m for m in models if m.autoencoder_plan != default]
+
+    def settings(plan: AutoencoderPlan) -> set[str]:
+        command = autoencoder_job(places, scale, plan).command
+        assert command[command.index("--run") + 1] == plan.run
+        return {value for name, value in itertools.pairwise(command) if name == "--set"}
+
+    assert [(m.group, settings(m.autoencoder_plan) - settings(default)) for m in others] == [
+        ("longer", {"autoencoder.optim.steps=900"}),
+        ("denoising", {"autoencoder.model.token_dropout=0.5"}),
+    ]
+    # Their students are as the one with the default.
+    (beside,) = [m for m in models if m.group == "autoencoder-rank32"]
+    for m in others:
+        assert replace(m, group=beside.group, autoencoder=None) == beside
+        assert str(places.autoencoder(m.autoencoder_plan)) in student_job(places, scale, m).command
 
 
 def test_jobs_that_are_done_are_left_alone_and_a_failure_is_told(tmp_path: Path) -> None:

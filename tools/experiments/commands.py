@@ -107,17 +107,18 @@ def autoencoder_values(scale: Scale, plan: AutoencoderPlan) -> dict[str, Any]:
     """What an autoencoder has besides the recipe, by dotted name."""
     return {
         "chunk_size": plan.k,
-        "autoencoder.optim.steps": scale.autoencoder_steps,
+        "autoencoder.optim.steps": plan.times * scale.autoencoder_steps,
         "autoencoder.model.latent_size": plan.d,
         "autoencoder.model.hidden_size": plan.width,
         "autoencoder.model.chunk_hidden_size": max(128, plan.d, 32 * plan.k),
+        **({} if plan.token_dropout is None else {"autoencoder.model.token_dropout": plan.token_dropout}),
     }
 
 
 def autoencoder_job(places: Places, scale: Scale, plan: AutoencoderPlan) -> Job:
     values = autoencoder_values(scale, plan)
     command = _training("autoencoder", places, plan.vocabulary, plan.run, values)
-    tokens = scale.autoencoder_steps * 256 * plan.k
+    tokens = plan.times * scale.autoencoder_steps * 256 * plan.k
     return Job(f"train {plan.run}", command, places.autoencoder(plan) / "evaluation.json", tokens)
 
 

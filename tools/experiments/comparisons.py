@@ -43,6 +43,12 @@ _ROWS: dict[str, dict[str, Any]] = {
     for rank in (32, 128)
     for kind in ("autoencoder", "tuned", "linear")
 }
+# Autoencoders that might make the latent worth more than they do by default: one that learnt for longer, and one whose
+# latents, where half of a chunk is hidden from it, have to stand for what a chunk might be, as a prediction does.
+_LATENTS = {
+    "longer": AutoencoderPlan("large", 8, times=3),
+    "denoising": AutoencoderPlan("large", 8, token_dropout=0.5),
+}
 
 
 class Comparison(StrEnum):
@@ -99,8 +105,14 @@ def decoder_models(scale: Scale) -> list[Model]:
 
 
 def row_models(scale: Scale) -> list[Model]:
-    """Whether rows from the latent earn their place at the large vocabulary, beside corrections of two ranks."""
-    return [_ablation(scale, name, "large", changes=values) for name, values in _ROWS.items()]
+    """Whether rows from the latent earn their place at the large vocabulary, beside corrections of two ranks.
+
+    And whether those of other autoencoders do, where the correction is short of rank.
+    """
+    short = _ROWS["autoencoder-rank32"]
+    kinds = [_ablation(scale, name, "large", changes=values) for name, values in _ROWS.items()]
+    latents = [_ablation(scale, name, "large", changes=short, autoencoder=plan) for name, plan in _LATENTS.items()]
+    return kinds + latents
 
 
 def init_models(scale: Scale) -> list[Model]:

@@ -51,7 +51,9 @@ class Experiment:
         places, scale = self.places, self.scale
         self._run(children, commands.packing_jobs(places, scale, vocabulary), f"packing, {vocabulary}")
         plans = dict.fromkeys(m.autoencoder_plan for m in models if m.kind == "student")
-        autoencoders = [commands.autoencoder_job(places, scale, plan) for plan in sorted(plans, key=lambda p: -p.k)]
+        autoencoders = [
+            commands.autoencoder_job(places, scale, plan) for plan in sorted(plans, key=lambda p: -p.k * p.times)
+        ]
         # The longest first, so that the last minutes are not one job's.
         models = sorted(models, key=lambda m: -m.size.layers * m.size.width**2)
         trained = {m: commands.student_job(places, scale, m) for m in models}

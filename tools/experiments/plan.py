@@ -40,12 +40,16 @@ class AutoencoderPlan:
         latent_size: D; None takes CALM's 32·K.
         hidden_size: width of a token inside it, so of the rows of logits too; None takes 64, or 32 at the large
             vocabulary, where the rows are much of what a token costs.
+        times: how many times as many steps as the scale has.
+        token_dropout: share of its input tokens that it does not see; None takes the recipe's.
     """
 
     vocabulary: Vocabulary
     k: int
     latent_size: int | None = None
     hidden_size: int | None = None
+    times: int = 1
+    token_dropout: float | None = None
 
     @property
     def d(self) -> int:
@@ -60,7 +64,9 @@ class AutoencoderPlan:
     @property
     def run(self) -> str:
         """The name of its run."""
-        return f"{self.vocabulary}-autoencoder-k{self.k}-d{self.d}-w{self.width}"
+        longer = "" if self.times == 1 else f"-x{self.times}"
+        denoising = "" if self.token_dropout is None else f"-drop{self.token_dropout:g}"
+        return f"{self.vocabulary}-autoencoder-k{self.k}-d{self.d}-w{self.width}{longer}{denoising}"
 
 
 @dataclass(frozen=True)
