@@ -53,7 +53,8 @@ def test_the_whole_chart_and_again_without_training(tmp_path: Path) -> None:
     assert again.returncode == 0, again.stderr
     found = re.findall(r"^(.+): (\d+) of (\d+) done before$", again.stderr, re.MULTILINE)
     done = {what: (int(number), int(of)) for what, number, of in found}
-    assert {f"{kind} models, {v}" for kind in ("token-level", "student") for v in ("demo", "large")} <= done.keys()
+    stages = ("token-level models and autoencoders", "students", "evaluations")
+    assert {f"{stage}, {v}" for stage in stages for v in ("demo", "large")} <= done.keys()
     assert all(n == of for n, of in done.values()), done
     assert "train " not in again.stderr
 
