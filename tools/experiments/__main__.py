@@ -102,7 +102,7 @@ def compare(
         int | None, typer.Option("--seeds", min=1, help="How many seeds at most.", show_default="the scale's")
     ] = None,
 ) -> None:
-    """Objectives, chunk decoders or rows of logits beside each other, at the same size and tokens, K=8."""
+    """Objectives, chunk decoders, latents and more beside each other, at the same size and tokens, K=8."""
     console = _console()
     experiment = Experiment(scale, folder, at_once, console)
     if what is Comparison.equal_time:

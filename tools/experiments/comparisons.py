@@ -58,6 +58,7 @@ class Comparison(StrEnum):
     equal_time = "equal-time"
     decoders = "decoders"
     rows = "rows"
+    latents = "latents"
     init = "init"
     induction = "induction"
     on_policy = "on-policy"
@@ -105,14 +106,19 @@ def decoder_models(scale: Scale) -> list[Model]:
 
 
 def row_models(scale: Scale) -> list[Model]:
-    """Whether rows from the latent earn their place at the large vocabulary, beside corrections of two ranks.
+    """Whether rows from the latent earn their place at the large vocabulary, beside corrections of two ranks."""
+    return [_rows(scale, name) for name in _ROWS]
 
-    And whether those of other autoencoders do, where the correction is short of rank.
-    """
-    short = _ROWS["autoencoder-rank32"]
-    kinds = [_ablation(scale, name, "large", changes=values) for name, values in _ROWS.items()]
-    latents = [_ablation(scale, name, "large", changes=short, autoencoder=plan) for name, plan in _LATENTS.items()]
-    return kinds + latents
+
+def latent_models(scale: Scale) -> list[Model]:
+    """Whether rows from the latents of other autoencoders do, where the correction is short of rank."""
+    latent, linear = _rows(scale, "autoencoder-rank32"), _rows(scale, "linear-rank32")
+    others = [replace(latent, group=name, autoencoder=plan) for name, plan in _LATENTS.items()]
+    return [linear, latent, *others]
+
+
+def _rows(scale: Scale, name: str) -> Model:
+    return _ablation(scale, name, "large", changes=_ROWS[name])
 
 
 def init_models(scale: Scale) -> list[Model]:
@@ -161,6 +167,7 @@ COMPARISONS: dict[Comparison, Callable[[Scale], list[Model]]] = {
     Comparison.objectives: objective_models,
     Comparison.decoders: decoder_models,
     Comparison.rows: row_models,
+    Comparison.latents: latent_models,
     Comparison.init: init_models,
     Comparison.induction: induction_models,
     Comparison.on_policy: on_policy_models,
