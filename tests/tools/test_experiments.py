@@ -332,5 +332,6 @@ def test_jobs_that_are_done_are_left_alone_and_a_failure_is_told(tmp_path: Path)
 
 def test_the_chart_is_drawn(tmp_path: Path) -> None:
     models = [measured(k, 4 + k / 10, 100 * k, words=words) for k in (1, 4, 8) for words in VOCABULARIES]
+    models.append(measured(8, 4.5, 100, seed=1))
     draw(models, tmp_path / "charts" / "pareto.png", "a note")
     assert (tmp_path / "charts" / "pareto.png").read_bytes()[:4] == b"\x89PNG"

@@ -63,7 +63,7 @@ def pareto(
     measured = experiment.measured(models, timed=True)
     rows = pareto_rows(measured)
     path = write_models(results, "pareto", rows, measured, scale)
-    note = f"python -m tools.experiments pareto --scale {scale}; {cpu_description()}, one thread"
+    note = f"python -m tools.experiments pareto --scale {scale}; {cpu_description()}, one thread; hollow: further seeds"
     draw(measured, path.with_suffix(".png"), note)
     console.print(models_table(measured))
     print_rows(console, rows)

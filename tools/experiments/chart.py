@@ -2,13 +2,15 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from tools.experiments.figures import Measured
 
 _COLOURS = {1: "black", 2: "tab:green", 4: "tab:orange", 8: "tab:blue"}
 _NAMES = {"demo": "vocabulary 4,096", "large": "vocabulary 32,768"}
 
-Axis = tuple[str, Callable[[Measured], float | None]]
+Value = Callable[[Measured], float | None]
+Axis = tuple[str, Value]
 
 
 def _one(m: Measured) -> float | None:
@@ -40,7 +42,10 @@ _PANELS: tuple[tuple[Axis, Axis], ...] = (
 
 
 def draw(measured: Sequence[Measured], path: Path, note: str) -> None:
-    """Writes the chart as PNG: a row per vocabulary; lower and further right is better in all but the last column."""
+    """Writes the chart as PNG: a row per vocabulary; lower and further right is better in all but the last column.
+
+    Hollow points are further seeds of the model above or below them, whose speed and operations are the same.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
@@ -53,20 +58,10 @@ def draw(measured: Sequence[Measured], path: Path, note: str) -> None:
     )
     for row, vocabulary in zip(grid, vocabularies, strict=True):
         for axes, ((x_name, x_of), (y_name, y_of)) in zip(row, _PANELS, strict=True):
-            for k in _COLOURS:
-                points = [
-                    (x, y, str(m.model.size))
-                    for m in measured
-                    if m.model.vocabulary == vocabulary and m.model.k == k and m.model.seed == 0
-                    if (x := x_of(m)) is not None and (y := y_of(m)) is not None
-                ]
-                if not points:
-                    continue
-                points.sort()
-                label = "token-level" if k == 1 else f"latent, K={k}"
-                axes.plot([p[0] for p in points], [p[1] for p in points], "o-", color=_COLOURS[k], label=label)
-                for x, y, size in points:
-                    axes.annotate(size, (x, y), textcoords="offset points", xytext=(4, 4), fontsize=7)
+            for k, colour in _COLOURS.items():
+                of = [m for m in measured if m.model.vocabulary == vocabulary and m.model.k == k]
+                _draw_series(axes, of, x_of, y_of, colour)
+            axes.margins(x=0.12, y=0.08)
             axes.set_xscale("log")
             # Powers of ten alone leave an axis of less than a decade without figures, and all of them overlap.
             axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -82,3 +77,23 @@ def draw(measured: Sequence[Measured], path: Path, note: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
     plt.close(figure)
+
+
+def _draw_series(axes: Any, models: Sequence[Measured], x_of: Value, y_of: Value, colour: str) -> None:
+    """Draws the models of one K; where none has both values nothing, not even a label."""
+    points = [
+        (x, y, m.model)
+        for m in models
+        if m.model.seed == 0 and (x := x_of(m)) is not None and (y := y_of(m)) is not None
+    ]
+    if not points:
+        return
+    points.sort(key=lambda point: point[:2])
+    label = "token-level" if points[0][2].k == 1 else f"latent, K={points[0][2].k}"
+    axes.plot([x for x, _, _ in points], [y for _, y, _ in points], "o-", color=colour, label=label)
+    for x, y, model in points:
+        text = str(model.size)
+        axes.annotate(text, (x, y), textcoords="offset points", xytext=(4, 4), fontsize=7, color=colour)
+        further = [m for m in models if m.model.seed and m.model.size == model.size]
+        heights = [height for m in further if (height := y_of(m)) is not None]
+        axes.plot([x] * len(heights), heights, "o", color=colour, fillstyle="none", markersize=4)
