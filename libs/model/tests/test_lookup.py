@@ -40,3 +40,17 @@ def test_nobody_finds_anything_before_the_first_token() -> None:
 def test_large_scores_stay_finite() -> None:
     inputs = [1000 * x.detach() for x in make_inputs()]
     assert all(x.isfinite().all() for x in look_up(*inputs))
+
+
+def test_autocast_changes_nothing() -> None:
+    inputs = [x.detach().float().requires_grad_() for x in make_inputs()]
+    found = look_up(*inputs)
+    with torch.autocast("cpu", torch.bfloat16):
+        under = look_up(*(x.bfloat16() if x.dim() > 1 else x for x in inputs))
+        again = look_up(*inputs)
+    assert all(x.dtype == torch.float32 for x in under)
+    for ours, theirs in zip(again, found, strict=True):
+        assert ours.equal(theirs)
+    weights = [torch.randn_like(x) for x in found]
+    for ours, theirs in zip(*(torch.autograd.grad(x, inputs, weights) for x in (under, found)), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0.05, atol=0.05)

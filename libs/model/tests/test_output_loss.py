@@ -6,7 +6,7 @@ from torch import Tensor
 from latentforge.model import output_loss
 from latentforge.model.copies import Copies
 from latentforge.model.output_loss import OutputLayer, token_losses
-from latentforge.model.sparse_kd import make_buckets, sparse_kd
+from latentforge.model.sparse_kd import Buckets, make_buckets, sparse_kd
 
 N, V, K, W = 70, 40, 5, 9
 FIXED = 6
@@ -51,6 +51,29 @@ def test_values_and_gradients_are_those_of_autograd(monkeypatch: pytest.MonkeyPa
         torch.autograd.grad(3 * got.total, learnt), torch.autograd.grad(3 * total, learnt), strict=True
     ):
         torch.testing.assert_close(ours, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_autocast_rounds_products_and_not_their_sums(monkeypatch: pytest.MonkeyPatch) -> None:
+    # So many blocks of rows that their gradients, added up in bfloat16, would come to a stop on the way.
+    monkeypatch.setattr(output_loss, "_LOGITS_AT_ONCE_CPU", 32 * V)
+    tensors, rows, ce_w, kd_w = make_inputs()
+    inputs, learned, bias, fixed = (t.detach() for t in tensors)
+    many = [x.repeat(300, *[1] * (x.dim() - 1)) for x in make_buckets(**rows, vocab_size=V)]
+    results = []
+    for enabled in (False, True):
+        leaves = [
+            inputs.repeat(300, 1).requires_grad_(),
+            learned.clone().requires_grad_(),
+            bias.clone().requires_grad_(),
+        ]
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            layer = OutputLayer(leaves[0], torch.cat([fixed, leaves[1]], 1), leaves[2], FIXED)
+            got = token_losses(layer, Buckets(*many), ce_w.repeat(300), kd_w.repeat(300))
+        results.append([got.total, got.ce, got.kd, *torch.autograd.grad(got.total, leaves)])
+    for exact, rounded in zip(*results, strict=True):
+        assert rounded.dtype == torch.float32
+        assert not rounded.equal(exact)
+        torch.testing.assert_close(rounded, exact, rtol=0.02, atol=0.02 * exact.abs().max().item())
 
 
 @pytest.mark.parametrize("whole", [False, True])

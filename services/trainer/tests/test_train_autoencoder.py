@@ -60,6 +60,19 @@ def test_it_learns(make_run: Any, packed: PackedData) -> None:
     assert {"stage", "step", "kind", "time", "ce", "kl", "lr", "grad_norm", "tok_per_s"} <= set(records[0])
 
 
+# Norms keep their weights in float32, and torch says that this costs speed.
+@pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")
+def test_in_bfloat16_it_learns_the_same(make_run: Any, packed: PackedData) -> None:
+    steps = {"autoencoder.optim.steps": 40, "autoencoder.optim.lr": 0.01}
+    exact, rounded = (
+        train_autoencoder(make_run(name, overrides={**steps, "precision": name}), *split_tail(packed))
+        for name in ("float32", "bfloat16")
+    )
+    assert exact["loss"] < 4
+    assert rounded["loss"] == pytest.approx(exact["loss"], abs=0.05)
+    assert rounded["token_exact"] == pytest.approx(exact["token_exact"], abs=0.02)
+
+
 def test_batches_hold_text_of_every_phase_random_chunks_and_pads(make_run: Any) -> None:
     recipe = make_run(overrides={"autoencoder.pad_share": 0.25, "autoencoder.random_share": 0.25}).recipe.autoencoder
     stream = np.arange(100, 1100, dtype=np.uint16)

@@ -112,6 +112,31 @@ def test_it_learns_what_the_teacher_knows(
     assert result["teacher"]["held_out_nll"] > 5
 
 
+# Norms keep their weights in float32, and torch says that this costs speed.
+@pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")
+@pytest.mark.parametrize("objective", ["chunk-kd", "chunk-kd-tuned", "chunk-kd-energy", "regressed-latent"])
+def test_in_bfloat16_it_learns_the_same(
+    known_teacher: Any, make_run: Any, packed: PackedData, autoencoder: Path, objective: str
+) -> None:
+    data, steps = split_tail(packed), {"student.optim.steps": 20, "student.validate_every": 20}
+    curves = {
+        precision: train_student(
+            make_run(
+                precision,
+                port=known_teacher.port,
+                overrides={**steps, "precision": precision, "student.objective": objective},
+            ),
+            *data,
+            autoencoder,
+        )["curve"]
+        for precision in ("float32", "bfloat16")
+    }
+    for exact, rounded in zip(curves["float32"], curves["bfloat16"], strict=True):
+        assert rounded["ce"] == pytest.approx(exact["ce"], abs=0.01)
+        assert rounded["kd"] == pytest.approx(exact["kd"], abs=0.01)
+    assert curves["float32"][0]["kd"] - curves["float32"][-1]["kd"] > 0.1
+
+
 def test_a_second_run_is_served_from_the_cache(
     known_teacher: Any, make_run: Any, packed: PackedData, autoencoder: Path
 ) -> None:

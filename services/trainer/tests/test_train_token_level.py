@@ -43,6 +43,15 @@ def test_resume_equals_no_interruption_bit_for_bit(known_teacher: Any, make_run:
     assert resumed["curve"] == result["curve"]
 
 
+# Norms keep their weights in float32, and torch says that this costs speed.
+@pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")
+def test_it_learns_in_bfloat16(known_teacher: Any, make_run: Any, packed: PackedData) -> None:
+    run = make_run(port=known_teacher.port, overrides={"precision": "bfloat16", "student.optim.steps": 20})
+    first, *_, last = train_token_level(run, *split_tail(packed))["curve"]
+    assert last["ce"] < first["ce"]
+    assert last["kd"] < first["kd"]
+
+
 def test_it_is_taught_what_a_student_is_taught(
     known_teacher: Any, make_run: Any, packed: PackedData, tmp_path: Path
 ) -> None:

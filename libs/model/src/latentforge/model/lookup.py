@@ -14,7 +14,8 @@ _QUERIES = 128
 def look_up(queries: Tensor, keys: Tensor, values: Tensor, nothing: Tensor, gain: Tensor) -> tuple[Tensor, Tensor]:
     """Strictly causal attention beside a score of finding nothing.
 
-    The shares of query i are the softmax over ``nothing`` and its products with keys j < i.
+    The shares of query i are the softmax over ``nothing`` and its products with keys j < i. Under autocast all of it is
+    in float32: in a shorter format alike places could not be told apart.
 
     Args:
         queries, keys, values: float [b, h, L, d].
@@ -24,7 +25,11 @@ def look_up(queries: Tensor, keys: Tensor, values: Tensor, nothing: Tensor, gain
         the shares' sums of values, [b, h, L, d]; the shares times ``gain``, summed over the heads, [b, L, L].
     """
     run: Callable[..., tuple[Tensor, Tensor]] = _LookUp.apply
-    return run(queries, keys, values, nothing, gain)
+    inputs = queries, keys, values, nothing, gain
+    if not torch.is_autocast_enabled(queries.device.type):
+        return run(*inputs)
+    with torch.autocast(queries.device.type, enabled=False):
+        return run(*(tensor.float() for tensor in inputs))
 
 
 def _shares(queries: Tensor, keys: Tensor, nothing: Tensor) -> Iterator[tuple[slice, int, Tensor]]:

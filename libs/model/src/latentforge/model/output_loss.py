@@ -52,6 +52,8 @@ class OutputLayer(NamedTuple):
 def token_losses(layer: OutputLayer, buckets: Buckets, ce_weights: Tensor, kd_weights: Tensor) -> TokenLosses:
     """Losses of an output layer's logits [n, V], weighted and summed; differentiable in all of its tensors.
 
+    Under autocast the products are in its number format; their sums and everything else stay in float32.
+
     Args:
         layer: the output layer and its inputs.
         buckets: the teacher's rows; its last kept id is the realised token.
@@ -60,7 +62,11 @@ def token_losses(layer: OutputLayer, buckets: Buckets, ce_weights: Tensor, kd_we
     """
     run: Callable[..., tuple[Tensor, Tensor, Tensor]] = _TokenLosses.apply
     copies = layer.copies or (None, None, None, False)
-    return TokenLosses(*run(*layer[:4], *copies, *buckets, ce_weights, kd_weights, torch.is_grad_enabled()))
+    device = layer.inputs.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else layer.inputs.dtype
+    # By hand, because the gradients are products too, some of them into memory that is there: autocast leaves those.
+    with torch.autocast(device, enabled=False):
+        return TokenLosses(*run(*layer[:4], *copies, *buckets, ce_weights, kd_weights, torch.is_grad_enabled(), dtype))
 
 
 class _TokenLosses(torch.autograd.Function):
@@ -81,14 +87,15 @@ class _TokenLosses(torch.autograd.Function):
         ce_weights: Tensor,
         kd_weights: Tensor,
         with_grad: bool,
+        dtype: torch.dtype,
     ) -> tuple[Tensor, Tensor, Tensor]:
         n, vocab_size = inputs.shape[0], weight.shape[0]
         ce, kd = ce_weights.new_empty(n), ce_weights.new_empty(n)
         copies = None
         if boosts is not None and copied_ids is not None and texts is not None:
             copies = Copies(boosts, copied_ids, texts, whole)
-        layer = OutputLayer(inputs, weight, bias, num_fixed, copies)
-        input_grad = torch.empty_like(inputs) if with_grad else None
+        layer = OutputLayer(inputs.to(dtype), weight.to(dtype), bias.to(dtype), num_fixed, copies)
+        input_grad = torch.empty_like(layer.inputs) if with_grad else None
         boost_grad = torch.zeros_like(boosts) if with_grad and boosts is not None else None
         learned_grad, bias_grad = torch.zeros_like(weight[:, num_fixed:]), torch.zeros_like(bias)
         budget = _LOGITS_AT_ONCE_CPU if inputs.device.type == "cpu" else _LOGITS_AT_ONCE_GPU
@@ -97,7 +104,6 @@ class _TokenLosses(torch.autograd.Function):
             part = slice(first, first + step)
             ids = kept_ids[part]
             block = Buckets(ids, kept[part], teacher[part])
-            x = inputs[part]
             logits = layer.logits(part)
             kept_logits = logits.gather(1, ids)
             logits.scatter_(1, ids, NEVER)
@@ -119,10 +125,10 @@ class _TokenLosses(torch.autograd.Function):
             buffer.scatter_(1, ids, 0).scatter_add_(1, ids, kept_grad)
             if boost_grad is not None and copies is not None:
                 copies.rows(part).gradient(buffer, boost_grad[part])
-            gradient = buffer.to(x.dtype)
-            torch.mm(gradient, weight, out=input_grad[part])
-            learned_grad.addmm_(gradient.T, x[:, num_fixed:])
-            bias_grad += gradient.sum(0)
+            bias_grad += buffer.sum(0)
+            gradient = buffer.to(dtype)
+            torch.mm(gradient, layer.weight, out=input_grad[part])
+            _add_product(learned_grad, gradient.T, layer.inputs[part, num_fixed:])
         if input_grad is not None:
             ctx.save_for_backward(input_grad, F.pad(learned_grad, (num_fixed, 0)), bias_grad, boost_grad)
         total = (ce_weights * ce + kd_weights * kd).sum()
@@ -133,4 +139,12 @@ class _TokenLosses(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         inputs, weight, bias, boosts = ctx.saved_tensors
         scaled = (inputs * grads[0], weight * grads[0], bias * grads[0])
-        return *scaled, None, None if boosts is None else boosts * grads[0], *[None] * 9
+        return *scaled, None, None if boosts is None else boosts * grads[0], *[None] * 10
+
+
+def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """Adds left @ right to what may be of a wider number format."""
+    if total.dtype == left.dtype:
+        total.addmm_(left, right)
+    else:
+        total += left @ right
