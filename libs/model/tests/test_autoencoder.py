@@ -2,6 +2,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from latentforge.model.autoencoder import Autoencoder, Posterior
 from latentforge.model.config import AutoencoderConfig
@@ -42,6 +43,21 @@ def test_every_parameter_gets_a_finite_gradient(autoencoder_config: MakeConfig, 
         assert parameter.grad is not None, name
         assert parameter.grad.isfinite().all(), name
         assert parameter.grad.count_nonzero() > 0, name
+
+
+def test_the_loss_is_that_of_its_logits(autoencoder_config: MakeConfig) -> None:
+    model = Autoencoder(autoencoder_config()).eval()
+    tokens = torch.randint(64, (40, 4))
+    loss = model.loss(tokens, torch.Generator().manual_seed(1))
+    logits = model.decode(model.encode(tokens).sample(torch.Generator().manual_seed(1))).flatten(0, 1)
+    wanted = F.cross_entropy(logits, tokens.flatten())
+    torch.testing.assert_close(loss.ce, wanted)
+    assert loss.token_accuracy == (logits.argmax(-1) == tokens.flatten()).float().mean()
+    assert 0 < loss.token_accuracy < 1
+    parameters = [*model.decoder.parameters(), model.embedding.weight, model.compress.weight]
+    gradients = (torch.autograd.grad(x, parameters, retain_graph=True) for x in (loss.ce, wanted))
+    for ours, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
 
 
 def test_the_mask_is_no_vocabulary_id(autoencoder_config: MakeConfig, rng: torch.Generator) -> None:

@@ -46,6 +46,7 @@ def test_values_and_gradients_are_those_of_autograd(monkeypatch: pytest.MonkeyPa
     torch.testing.assert_close(got.ce, ce, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(got.kd, kd, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(got.total, total, rtol=1e-5, atol=1e-4)
+    assert got.best.equal(logits.argmax(1) == rows["realised_ids"])
     learnt = [inputs, learned, bias]
     for ours, wanted in zip(
         torch.autograd.grad(3 * got.total, learnt), torch.autograd.grad(3 * total, learnt), strict=True

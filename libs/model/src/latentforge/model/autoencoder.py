@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 from latentforge.model.config import AutoencoderConfig
 from latentforge.model.layers import SwiGLU, init_slots
+from latentforge.model.output_loss import OutputLayer, TokenLosses, token_losses
+from latentforge.model.sparse_kd import text_buckets
 
 
 @dataclass(frozen=True)
@@ -126,15 +128,21 @@ class Autoencoder(nn.Module):
         if self.training and self.config.latent_dropout:
             keep = _uniform(latents.shape, latents.device, generator) >= self.config.latent_dropout
             latents = latents * keep / (1 - self.config.latent_dropout)
-        logits_nv = self.decode(latents).flatten(0, -2)
-        ce = F.cross_entropy(logits_nv, tokens.flatten())
+        losses = self._token_losses(latents, tokens)
         kl_nd = posterior.kl().flatten(0, -2)
         floored = kl_nd.clamp(min=self.config.kl_floor).sum(-1).mean()
         with torch.no_grad():
             active_dims = (kl_nd.mean(0) > self.config.kl_floor).sum()
-            token_accuracy = (logits_nv.argmax(-1) == tokens.flatten()).float().mean()
-        total = self.config.chunk_size * ce + self.config.kl_weight * floored
-        return AutoencoderLoss(total, ce, kl_nd.sum(-1).mean(), active_dims, token_accuracy)
+            token_accuracy = losses.best.float().mean()
+        total = self.config.chunk_size * losses.total + self.config.kl_weight * floored
+        return AutoencoderLoss(total, losses.total, kl_nd.sum(-1).mean(), active_dims, token_accuracy)
+
+    def _token_losses(self, latents: Tensor, tokens: Tensor) -> TokenLosses:
+        """Of the decoded latents [..., D], their mean over tokens [..., K] in ``total``."""
+        rows = self.decoder(latents).flatten(0, -2)
+        layer = OutputLayer(rows, self.embedding.weight, rows.new_zeros(self.config.vocab_size))
+        share = torch.full((len(rows),), 1 / len(rows), device=rows.device)
+        return token_losses(layer, text_buckets(tokens.flatten()), share, torch.zeros_like(share))
 
     def _encode(self, x: Tensor) -> Posterior:
         x = self.encode_chunk(self.compress(self.encode_tokens(x).flatten(-2)))

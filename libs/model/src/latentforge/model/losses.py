@@ -10,7 +10,7 @@ from latentforge.model.autoencoder import Posterior
 from latentforge.model.energy import energy_loss
 from latentforge.model.latent_model import LatentModel
 from latentforge.model.output_loss import OutputLayer, token_losses
-from latentforge.model.sparse_kd import Buckets, make_buckets, sparse_kd
+from latentforge.model.sparse_kd import Buckets, make_buckets, sparse_kd, text_buckets
 from latentforge.model.token_level import TokenLevelModel
 
 __all__ = [
@@ -221,11 +221,7 @@ def _buckets(batch: StudentBatch, vocab_size: int) -> tuple[Buckets, Tensor]:
     realised = batch.tokens.flatten()
     rows = batch.kd
     if rows is None:
-        none = realised.new_zeros(len(realised), 0)
-        zeros = torch.zeros(len(realised), device=realised.device)
-        counts = torch.zeros_like(realised)
-        buckets = make_buckets(none, none.float(), counts, realised, zeros, zeros, vocab_size)
-        return buckets, torch.zeros_like(realised, dtype=torch.bool)
+        return text_buckets(realised), torch.zeros_like(realised, dtype=torch.bool)
     has_row = rows.has_row.flatten()
     buckets = make_buckets(
         rows.ids.flatten(0, 1),

@@ -19,11 +19,18 @@ _LOGITS_AT_ONCE_GPU = 2**27
 
 
 class TokenLosses(NamedTuple):
-    """``total`` = Σ_n ce_weights·ce + kd_weights·kd, a scalar with a gradient; ``ce``, ``kd`` [n] in nats, without."""
+    """Losses of n tokens.
+
+    Attributes:
+        total: Σ_n ce_weights·ce + kd_weights·kd, a scalar with a gradient; nothing else has one.
+        ce, kd: in nats, float32 [n].
+        best: whether no token has a larger logit than the realised one, bool [n].
+    """
 
     total: Tensor
     ce: Tensor
     kd: Tensor
+    best: Tensor
 
 
 class OutputLayer(NamedTuple):
@@ -60,7 +67,7 @@ def token_losses(layer: OutputLayer, buckets: Buckets, ce_weights: Tensor, kd_we
         ce_weights: float32 [n].
         kd_weights: float32 [n]; 0 where there is no row.
     """
-    run: Callable[..., tuple[Tensor, Tensor, Tensor]] = _TokenLosses.apply
+    run: Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]] = _TokenLosses.apply
     copies = layer.copies or (None, None, None, False)
     device = layer.inputs.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else layer.inputs.dtype
@@ -88,9 +95,10 @@ class _TokenLosses(torch.autograd.Function):
         kd_weights: Tensor,
         with_grad: bool,
         dtype: torch.dtype,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         n, vocab_size = inputs.shape[0], weight.shape[0]
         ce, kd = ce_weights.new_empty(n), ce_weights.new_empty(n)
+        best = torch.empty(n, dtype=torch.bool, device=inputs.device)
         copies = None
         if boosts is not None and copied_ids is not None and texts is not None:
             copies = Copies(boosts, copied_ids, texts, whole)
@@ -108,6 +116,8 @@ class _TokenLosses(torch.autograd.Function):
             kept_logits = logits.gather(1, ids)
             logits.scatter_(1, ids, NEVER)
             top = logits.amax(1, keepdim=True)
+            rivals = torch.cat([kept_logits.masked_fill(~block.kept, NEVER), top], 1)
+            best[part] = kept_logits[:, -1] >= rivals.amax(1)
             # From here on the buffer holds exp(logit - top) of the tail and 0 for kept tokens.
             buffer = logits.sub_(top).exp_()
             tail_sum = buffer.sum(1)
@@ -132,8 +142,8 @@ class _TokenLosses(torch.autograd.Function):
         if input_grad is not None:
             ctx.save_for_backward(input_grad, F.pad(learned_grad, (num_fixed, 0)), bias_grad, boost_grad)
         total = (ce_weights * ce + kd_weights * kd).sum()
-        ctx.mark_non_differentiable(ce, kd)
-        return total, ce, kd
+        ctx.mark_non_differentiable(ce, kd, best)
+        return total, ce, kd, best
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:

@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 # Stands for a logit of minus infinity: exp() of it is 0, and no difference of two such is a NaN.
@@ -44,6 +45,13 @@ def make_buckets(
     # Rounding on the wire leaves the sum near 1; a KL wants it at 1.
     teacher = torch.cat([kept_mass, tail[:, None]], 1)
     return Buckets(kept_ids, kept, teacher / teacher.sum(1, keepdim=True).clamp(min=1e-30))
+
+
+def text_buckets(realised_ids: Tensor) -> Buckets:
+    """Those of a text that no teacher has seen, int64 [n]: the realised tokens alone, for cross-entropy."""
+    kept_ids = realised_ids[:, None]
+    kept = torch.ones_like(kept_ids, dtype=torch.bool)
+    return Buckets(kept_ids, kept, F.pad(kept.float(), (0, 1)))
 
 
 def sparse_kd(
