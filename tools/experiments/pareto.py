@@ -40,10 +40,9 @@ def _student(vocabulary: Vocabulary, size: Size, tokens: int, k: int) -> Model:
 
 def _fast_models(scale: Scale) -> Iterator[Model]:
     """A backbone so large that its steps are most of the time: the fastest setting, and its rival."""
-    tokens = scale.tokens["large"]
+    tokens, k = scale.tokens["large"], max(scale.chunk_sizes)
     yield Model("fast", "token-level", "large", scale.fast_size, tokens)
-    for k in (4, 8):
-        yield Model("fast", "student", "large", scale.fast_size, tokens, k, changes=_changes("large", k))
+    yield Model("fast", "student", "large", scale.fast_size, tokens, k, changes=_changes("large", k))
 
 
 def _changes(vocabulary: Vocabulary, k: int) -> dict[str, Any]:
