@@ -158,9 +158,14 @@ def student_job(places: Places, scale: Scale, model: Model) -> Job:
 
 def evaluation_job(places: Places, scale: Scale, model: Model, held_out: str) -> Job:
     out = places.evaluated(model, held_out)
-    # What it writes is looked at once; on other text only its likelihood.
-    less = {} if held_out == "stdlib" else {"--brier-positions": 0, "--prompts": 0}
-    options = [part for name, value in (scale.evaluation | less).items() for part in (name, str(value))]
+    values = dict(scale.evaluation)
+    if model.vocabulary == "large":
+        # Half of the time, and after so few tokens every interval began at 0.
+        values["--brier-positions"] = 0
+    if held_out != "stdlib":
+        # What it writes is looked at once; on other text only its likelihood.
+        values |= {"--brier-positions": 0, "--prompts": 0}
+    options = [part for name, value in values.items() for part in (name, str(value))]
     command = ["evaluate", str(places.trained(model)), str(places.packed(model.vocabulary, held_out)), *options]
     command += ["--tokenizer", str(places.tokenizer(model.vocabulary)), "--out", str(out)]
     if model.vocabulary == "large":
