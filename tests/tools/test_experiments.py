@@ -8,14 +8,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from rich.console import Console
 
 from latentforge.model.config import BackboneConfig
 from latentforge.model.latent_model import LatentModel
 from latentforge.model.token_level import TokenLevelModel
 from latentforge.trainer import objectives as trainer_objectives
-from tools.experiments.chart import draw
+from tools.experiments.chart import draw, draw_series
 from tools.experiments.commands import Job, Places, autoencoder_job, evaluation_job, student_job
 from tools.experiments.comparisons import (
     COMPARISONS,
@@ -332,6 +334,13 @@ def test_jobs_that_are_done_are_left_alone_and_a_failure_is_told(tmp_path: Path)
 
 def test_the_chart_is_drawn(tmp_path: Path) -> None:
     models = [measured(k, 4 + k / 10, 100 * k, words=words) for k in (1, 4, 8) for words in VOCABULARIES]
-    models.append(measured(8, 4.5, 100, seed=1))
     draw(models, tmp_path / "charts" / "pareto.png", "a note")
     assert (tmp_path / "charts" / "pareto.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_further_seeds_stand_hollow_where_the_first_is_as_fast() -> None:
+    axes = Figure().add_subplot()
+    models = [measured(8, 4.0, 100), measured(8, 4.5, 100, seed=1), measured(8, 3.0, 300, size=Size(4, 256))]
+    draw_series(axes, models, lambda m: m.speed.one_request if m.speed else None, lambda m: m.nats, "black")
+    points = [(line.get_fillstyle(), np.asarray(line.get_xydata()).tolist()) for line in axes.lines]
+    assert points == [("full", [[100, 4.0], [300, 3.0]]), ("none", [[100, 4.5]]), ("none", [])]

@@ -60,7 +60,7 @@ def draw(measured: Sequence[Measured], path: Path, note: str) -> None:
         for axes, ((x_name, x_of), (y_name, y_of)) in zip(row, _PANELS, strict=True):
             for k, colour in _COLOURS.items():
                 of = [m for m in measured if m.model.vocabulary == vocabulary and m.model.k == k]
-                _draw_series(axes, of, x_of, y_of, colour)
+                draw_series(axes, of, x_of, y_of, colour)
             axes.margins(x=0.12, y=0.08)
             axes.set_xscale("log")
             # Powers of ten alone leave an axis of less than a decade without figures, and all of them overlap.
@@ -79,7 +79,7 @@ def draw(measured: Sequence[Measured], path: Path, note: str) -> None:
     plt.close(figure)
 
 
-def _draw_series(axes: Any, models: Sequence[Measured], x_of: Value, y_of: Value, colour: str) -> None:
+def draw_series(axes: Any, models: Sequence[Measured], x_of: Value, y_of: Value, colour: str) -> None:
     """Draws the models of one K; where none has both values nothing, not even a label."""
     points = [
         (x, y, m.model)
