@@ -289,26 +289,37 @@ def test_every_autoencoder_has_a_student_that_is_trained_with_it(tmp_path: Path)
     assert other[other.index("--ae-checkpoint") + 1] == str(places.autoencoder(default.autoencoder_plan))
 
 
-def test_latents_are_compared_whose_autoencoders_differ_in_one_thing(tmp_path: Path) -> None:
+def test_latents_are_compared_whose_autoencoders_or_targets_differ_in_one_thing(tmp_path: Path) -> None:
     places, scale = Places(tmp_path), SCALES[ScaleName.cpu]
-    linear, latent, *others = latent_models(scale)
+    linear, latent, longer, denoising, *targets = latent_models(scale)
     # Trained once for both comparisons.
     assert {linear, latent} <= set(row_models(scale))
     default = AutoencoderPlan("large", 8)
     assert latent.autoencoder_plan == default
 
-    def settings(plan: AutoencoderPlan) -> set[str]:
-        command = autoencoder_job(places, scale, plan).command
-        assert command[command.index("--run") + 1] == plan.run
-        return {value for name, value in itertools.pairwise(command) if name == "--set"}
+    def settings(job: Job, run: str) -> set[str]:
+        assert job.command[job.command.index("--run") + 1] == run
+        return {value for name, value in itertools.pairwise(job.command) if name == "--set"}
 
-    assert [(m.group, settings(m.autoencoder_plan) - settings(default)) for m in others] == [
-        ("longer", {"autoencoder.optim.steps=900"}),
-        ("denoising", {"autoencoder.model.token_dropout=0.5"}),
-    ]
-    for m in others:
+    def of_autoencoder(plan: AutoencoderPlan) -> set[str]:
+        return settings(autoencoder_job(places, scale, plan), plan.run)
+
+    def of_student(model: Model) -> set[str]:
+        return settings(student_job(places, scale, model), model.run)
+
+    assert of_autoencoder(longer.autoencoder_plan) - of_autoencoder(default) == {"autoencoder.optim.steps=900"}
+    assert of_autoencoder(denoising.autoencoder_plan) - of_autoencoder(default) == {
+        "autoencoder.model.token_dropout=0.5"
+    }
+    for m in (longer, denoising):
         assert replace(m, group=latent.group, autoencoder=None) == latent
         assert str(places.autoencoder(m.autoencoder_plan)) in student_job(places, scale, m).command
+    assert [(m.group, of_student(m) - of_student(latent)) for m in targets] == [
+        ("mse", {"student.weights.mse=0.1"}),
+        ("residual", {"student.model.residual=true"}),
+        ("residual-mse", {"student.model.residual=true", "student.weights.mse=0.1"}),
+    ]
+    assert {m.autoencoder_plan for m in targets} == {default}
 
 
 def test_jobs_that_are_done_are_left_alone_and_a_failure_is_told(tmp_path: Path) -> None:

@@ -185,7 +185,9 @@ def _training(what: str, places: Places, vocabulary: Vocabulary, run: str, value
     ]
     command += ["--tokenizer", str(places.tokenizer(vocabulary))]
     for name, value in values.items():
-        command += ["--set", f"{name}={value}"]
+        # As TOML has it.
+        text = str(value).lower() if isinstance(value, bool) else value
+        command += ["--set", f"{name}={text}"]
     return command
 
 

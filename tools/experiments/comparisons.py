@@ -43,11 +43,17 @@ _ROWS: dict[str, dict[str, Any]] = {
     for rank in (32, 128)
     for kind in ("autoencoder", "tuned", "linear")
 }
-# Autoencoders that might make the latent worth more than they do by default: one that learnt for longer, and one whose
-# latents, where half of a chunk is hidden from it, have to stand for what a chunk might be, as a prediction does.
+# What might make the latent worth more. Autoencoders: one that learnt for longer, and one whose latents, where half of
+# a chunk is hidden from it, have to stand for what a chunk might be, as a prediction does.
 _LATENTS = {
     "longer": AutoencoderPlan("large", 8, times=3),
     "denoising": AutoencoderPlan("large", 8, token_dropout=0.5),
+}
+# Targets: what the latent of the chunk before leaves, with the regression and without.
+_TARGETS: dict[str, dict[str, Any]] = {
+    "mse": {"student.weights.mse": 0.1},
+    "residual": {"student.model.residual": True},
+    "residual-mse": {"student.model.residual": True, "student.weights.mse": 0.1},
 }
 
 
@@ -111,10 +117,12 @@ def row_models(scale: Scale) -> list[Model]:
 
 
 def latent_models(scale: Scale) -> list[Model]:
-    """Whether rows from the latents of other autoencoders do, where the correction is short of rank."""
+    """Whether rows from latents of other autoencoders, or with other targets, do, where the correction is short of rank.
+    """
     latent, linear = _rows(scale, "autoencoder-rank32"), _rows(scale, "linear-rank32")
     others = [replace(latent, group=name, autoencoder=plan) for name, plan in _LATENTS.items()]
-    return [linear, latent, *others]
+    targets = [replace(latent, group=name, changes=latent.changes | more) for name, more in _TARGETS.items()]
+    return [linear, latent, *others, *targets]
 
 
 def _rows(scale: Scale, name: str) -> Model:

@@ -31,12 +31,12 @@ def run(
     return list(generator.generate(prompt, max_tokens, params, eos_id))
 
 
-@pytest.mark.parametrize("context", [0, 3])
+@pytest.mark.parametrize(("context", "residual"), [(0, False), (3, False), (0, True)])
 @pytest.mark.parametrize("prompt_length", [0, 1, 4, 7, 8])
 def test_incremental_greedy_equals_recomputing_from_scratch(
-    make_model: MakeModel, prompt_length: int, context: int
+    make_model: MakeModel, prompt_length: int, context: int, residual: bool
 ) -> None:
-    model = make_model(induction=InductionConfig(context=context))
+    model = make_model(induction=InductionConfig(context=context), residual=residual)
     prompt = list(range(5, 5 + prompt_length))
     got = run(ChunkGenerator(model), prompt, 12, GREEDY)
     written = ids_of(got)

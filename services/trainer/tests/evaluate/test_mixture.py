@@ -13,7 +13,13 @@ K = 4
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"chunk_decoder": {"kind": "none"}}, {"rows": {"kind": "linear", "width": 8}}, {"induction": {"context": 2}}],
+    [
+        {},
+        {"chunk_decoder": {"kind": "none"}},
+        {"rows": {"kind": "linear", "width": 8}},
+        {"induction": {"context": 2}},
+        {"residual": True},
+    ],
 )
 def test_of_a_deterministic_head_every_bound_is_the_likelihood(
     make_latent: Any, batches: list[StudentBatch], changes: dict[str, Any]

@@ -28,6 +28,7 @@ class ChunkWriter:
         self._model, self._rng = model, rng
         self._cache = DynamicCache()
         self._prompts = to_chunks(prompts, config.chunk_size, config.pad_id)
+        self._pads = prompts.new_full((len(prompts), 1, config.chunk_size), config.pad_id)
         self._window = prompts.new_full((len(prompts), config.chunk_decoder.window, config.chunk_size), config.pad_id)
         induction = model.student.induction
         self._text = None if induction is None else induction.start(len(prompts))
@@ -44,7 +45,8 @@ class ChunkWriter:
         if written is None:
             inputs = torch.cat([student.start_inputs(len(new)), inputs], 1)
         hidden = student.run_backbone(inputs, self._cache)[:, -1]
-        latents = student.head(hidden, 1, self._rng)[0]
+        before = torch.cat([self._pads, new], 1)[:, -1]
+        latents = model.latents(hidden, before, 1, self._rng)[0]
         # All rows of the chunk cost one pass over the output layer; the corrections come row by row.
         rows = model.rows(hidden, latents).flatten(0, 1)
         torch.addmm(student.bias, rows, model.row_table.T, out=self.logits.flatten(0, 1))
