@@ -43,17 +43,11 @@ _ROWS: dict[str, dict[str, Any]] = {
     for rank in (32, 128)
     for kind in ("autoencoder", "tuned", "linear")
 }
-# What might make the latent worth more. Autoencoders: one that learnt for longer, and one whose latents, where half of
+# Autoencoders that might make the latent worth more: one that learnt for longer, and one whose latents, where half of
 # a chunk is hidden from it, have to stand for what a chunk might be, as a prediction does.
 _LATENTS = {
     "longer": AutoencoderPlan("large", 8, times=3),
     "denoising": AutoencoderPlan("large", 8, token_dropout=0.5),
-}
-# Targets: what the latent of the chunk before leaves, with the regression and without.
-_TARGETS: dict[str, dict[str, Any]] = {
-    "mse": {"student.weights.mse": 0.1},
-    "residual": {"student.model.residual": True},
-    "residual-mse": {"student.model.residual": True, "student.weights.mse": 0.1},
 }
 
 
@@ -117,12 +111,13 @@ def row_models(scale: Scale) -> list[Model]:
 
 
 def latent_models(scale: Scale) -> list[Model]:
-    """Whether rows from latents of other autoencoders, or with other targets, do, where the correction is short of rank.
+    """Whether rows from latents of other autoencoders, or from a residual head, do, where the correction is short of
+    rank.
     """
     latent, linear = _rows(scale, "autoencoder-rank32"), _rows(scale, "linear-rank32")
     others = [replace(latent, group=name, autoencoder=plan) for name, plan in _LATENTS.items()]
-    targets = [replace(latent, group=name, changes=latent.changes | more) for name, more in _TARGETS.items()]
-    return [linear, latent, *others, *targets]
+    residual = replace(latent, group="residual", changes=latent.changes | {"student.model.residual": True})
+    return [linear, latent, *others, residual]
 
 
 def _rows(scale: Scale, name: str) -> Model:
