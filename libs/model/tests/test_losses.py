@@ -88,7 +88,9 @@ def test_what_stands_where_there_is_no_row_does_not_matter(make_model: MakeModel
     assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
 
 
-def test_the_mse_of_a_residual_head_is_towards_what_its_share_leaves(make_model: MakeModel, batch: StudentBatch) -> None:
+def test_the_mse_of_a_residual_head_is_towards_what_the_share_leaves(
+    make_model: MakeModel, batch: StudentBatch
+) -> None:
     model = make_model(residual=True)
     carry = model.student.carry
     assert carry is not None

@@ -90,13 +90,12 @@ class LatentModel(nn.Module):
             num_samples: drawn for each from an energy head; of the deterministic one all are the same.
             generator: draws the energy head's noise.
         """
-        latents = self.student.head(hidden, num_samples, generator)
-        carry = self.student.carry
-        if carry is None:
-            return latents
-        with torch.no_grad():
-            latents_before = self.autoencoder.encode(before).mean
-        return latents + carry * latents_before
+        latents: Tensor = self.student.head(hidden, num_samples, generator)
+        if (carry := self.student.carry) is not None:
+            with torch.no_grad():
+                latents_before = self.autoencoder.encode(before).mean
+            latents = latents + carry * latents_before
+        return latents
 
     def logits_of(self, tokens: Tensor, hidden: Tensor, latents: Tensor) -> Tensor:
         """Logits [b, t, K, V] of tokens [b, t, K] from hidden [b, t, h] and latents [b, t, D]."""
