@@ -291,7 +291,8 @@ def test_every_autoencoder_has_a_student_that_is_trained_with_it(tmp_path: Path)
 
 def test_latents_are_compared_whose_autoencoders_or_heads_differ_in_one_thing(tmp_path: Path) -> None:
     places, scale = Places(tmp_path), SCALES[ScaleName.cpu]
-    linear, latent, longer, denoising, residual = latent_models(scale)
+    first = [m for m in latent_models(scale) if m.seed == 0]
+    linear, latent, longer, denoising, both, residual = first
     # Trained once for both comparisons.
     assert {linear, latent} <= set(row_models(scale))
     default = AutoencoderPlan("large", 8)
@@ -311,11 +312,35 @@ def test_latents_are_compared_whose_autoencoders_or_heads_differ_in_one_thing(tm
     assert of_autoencoder(denoising.autoencoder_plan) - of_autoencoder(default) == {
         "autoencoder.model.token_dropout=0.5"
     }
-    for m in (longer, denoising):
+    assert of_autoencoder(both.autoencoder_plan) - of_autoencoder(default) == {
+        "autoencoder.optim.steps=900",
+        "autoencoder.model.token_dropout=0.5",
+    }
+    for m in (longer, denoising, both):
         assert replace(m, group=latent.group, autoencoder=None) == latent
         assert str(places.autoencoder(m.autoencoder_plan)) in student_job(places, scale, m).command
     assert of_student(residual) - of_student(latent) == {"student.model.residual=true"}
     assert residual.autoencoder_plan == default
+
+
+def test_latents_that_a_difference_is_claimed_of_have_autoencoders_of_every_seed(tmp_path: Path) -> None:
+    places, scale = Places(tmp_path), SCALES[ScaleName.cpu]
+    models = latent_models(scale)
+    assert {m.group: len([o for o in models if o.group == m.group]) for m in models} == {
+        "linear-rank32": 3,
+        "autoencoder-rank32": 3,
+        "longer": 3,
+        "denoising": 1,
+        "longer-denoising": 1,
+        "residual": 1,
+    }
+    # No latent student but the linear map, which reads no latent, shares an autoencoder with one of another seed.
+    plans = {(m.group, m.seed): m.autoencoder_plan for m in models if m.group in ("autoencoder-rank32", "longer")}
+    assert len({plan.run for plan in plans.values()}) == len(plans)
+    for (_, seed), plan in plans.items():
+        command = autoencoder_job(places, scale, plan).command
+        assert (f"seed={seed}" in command) == (seed > 0)
+        assert plan.seed == seed
 
 
 def test_jobs_that_are_done_are_left_alone_and_a_failure_is_told(tmp_path: Path) -> None:

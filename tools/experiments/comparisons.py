@@ -43,12 +43,15 @@ _ROWS: dict[str, dict[str, Any]] = {
     for rank in (32, 128)
     for kind in ("autoencoder", "tuned", "linear")
 }
-# Autoencoders that might make the latent worth more: one that learnt for longer, and one whose latents, where half of
+# Autoencoders that might make the latent worth more: one that learns for longer, and one whose latents, where half of
 # a chunk is hidden from it, have to stand for what a chunk might be, as a prediction does.
+LONGER = "longer"
 _LATENTS = {
-    "longer": AutoencoderPlan("large", 8, times=3),
+    LONGER: AutoencoderPlan("large", 8, times=3),
     "denoising": AutoencoderPlan("large", 8, token_dropout=0.5),
+    "longer-denoising": AutoencoderPlan("large", 8, times=3, token_dropout=0.5),
 }
+LINEAR_ROWS, LATENT_ROWS = "linear-rank32", "autoencoder-rank32"
 
 
 class Comparison(StrEnum):
@@ -113,11 +116,27 @@ def row_models(scale: Scale) -> list[Model]:
 def latent_models(scale: Scale) -> list[Model]:
     """Whether rows from latents of other autoencoders, or from a residual head, do, where the correction is short of
     rank.
+
+    Over the seeds, each with autoencoders of its own: the linear map, and the latents of the default autoencoder and of
+    one that learns for longer; the others once.
     """
-    latent, linear = _rows(scale, "autoencoder-rank32"), _rows(scale, "linear-rank32")
+    linear, latent = _rows(scale, LINEAR_ROWS), _rows(scale, LATENT_ROWS)
     others = [replace(latent, group=name, autoencoder=plan) for name, plan in _LATENTS.items()]
     residual = replace(latent, group="residual", changes=latent.changes | {"student.model.residual": True})
-    return [linear, latent, *others, residual]
+    claimed = (LINEAR_ROWS, LATENT_ROWS, LONGER)
+    return [
+        _of_seed(model, seed)
+        for seed in scale.seeds
+        for model in (linear, latent, *others, residual)
+        if seed == scale.seeds[0] or model.group in claimed
+    ]
+
+
+def _of_seed(model: Model, seed: int) -> Model:
+    """A student and the autoencoder that it reads; linear rows read none."""
+    if model.group == LINEAR_ROWS or seed == model.seed:
+        return replace(model, seed=seed)
+    return replace(model, seed=seed, autoencoder=replace(model.autoencoder_plan, seed=seed))
 
 
 def _rows(scale: Scale, name: str) -> Model:

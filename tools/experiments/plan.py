@@ -42,6 +42,7 @@ class AutoencoderPlan:
             vocabulary, where the rows are much of what a token costs.
         times: how many times as many steps as the scale has.
         token_dropout: share of its input tokens that it does not see; None takes the recipe's.
+        seed: of weights, order and noise.
     """
 
     vocabulary: Vocabulary
@@ -50,6 +51,7 @@ class AutoencoderPlan:
     hidden_size: int | None = None
     times: int = 1
     token_dropout: float | None = None
+    seed: int = 0
 
     @property
     def d(self) -> int:
@@ -66,7 +68,8 @@ class AutoencoderPlan:
         """The name of its run."""
         longer = "" if self.times == 1 else f"-x{self.times}"
         denoising = "" if self.token_dropout is None else f"-drop{self.token_dropout:g}"
-        return f"{self.vocabulary}-autoencoder-k{self.k}-d{self.d}-w{self.width}{longer}{denoising}"
+        seed = f"-s{self.seed}" if self.seed else ""
+        return f"{self.vocabulary}-autoencoder-k{self.k}-d{self.d}-w{self.width}{longer}{denoising}{seed}"
 
 
 @dataclass(frozen=True)
