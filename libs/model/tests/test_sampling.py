@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 
@@ -40,18 +42,26 @@ def test_masked_tokens_are_never_drawn() -> None:
     assert got[3] > 0
 
 
-def test_a_draw_inverts_the_cumulative_mass() -> None:
-    logits = 3 * torch.randn(50, 400, generator=torch.Generator().manual_seed(0))
+# Rows that are searched at once, or block by block, of which the last is whole or not.
+@pytest.mark.parametrize(("rows", "vocab_size"), [(50, 400), (50, 32_768), (3, 151_936), (200, 901)])
+def test_a_draw_inverts_the_cumulative_mass(rows: int, vocab_size: int) -> None:
+    logits = 3 * torch.randn(rows, vocab_size, generator=torch.Generator().manual_seed(0))
+    logits[:, vocab_size // 3 : vocab_size // 2] = -torch.inf
     drawn = sample(logits, SamplingParams(), torch.Generator().manual_seed(1))
-    uniform = torch.rand((50, 1), dtype=torch.float64, generator=torch.Generator().manual_seed(1))[:, 0].tolist()
-    for row, got, u in zip(logits.double().softmax(1).tolist(), drawn.tolist(), uniform, strict=True):
-        assert sum(row[:got]) <= u < sum(row[: got + 1])
+    uniform = torch.rand((rows, 1), dtype=torch.float64, generator=torch.Generator().manual_seed(1))[:, 0].tolist()
+    for row, got, u in zip(logits.softmax(1).tolist(), drawn.tolist(), uniform, strict=True):
+        total = math.fsum(row)
+        assert math.fsum(row[:got]) <= u * total < math.fsum(row[: got + 1])
 
 
-def test_uniform_numbers_at_the_ends_draw_entries_that_have_mass(monkeypatch: pytest.MonkeyPatch) -> None:
-    logits = torch.full((1, 1000), float("-inf"))
+@pytest.mark.parametrize("vocab_size", [1000, 140_000, 140_001])
+def test_uniform_numbers_at_the_ends_draw_entries_that_have_mass(
+    vocab_size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logits = torch.full((1, vocab_size), float("-inf"))
     logits[0, [300, 301, 700]] = torch.tensor([0.0, -40.0, -40.0])
-    for uniform, wanted in ((0.0, {300}), (1 - 2**-53, {300, 301, 700})):
+    # 1 is no random number, but rounding makes it where within a block to look.
+    for uniform, wanted in ((0.0, {300}), (1 - 2**-53, {300, 301, 700}), (1.0, {300, 301, 700})):
         monkeypatch.setattr(torch, "rand", lambda size, u=uniform, **_: torch.full(size, u, dtype=torch.float64))
         assert int(sample(logits, SamplingParams())) in wanted
 

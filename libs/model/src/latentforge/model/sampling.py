@@ -3,8 +3,14 @@
 from typing import Annotated
 
 import torch
+import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
+
+# A draw from many entries finds a block of them first: their cumulative mass in float64 is then not written out, which
+# at 16 rows of 151,936 entries takes ten times as long as all else. Few entries are quicker done at once.
+_BLOCK = 128
+_WORTH_BLOCKS = 2**17
 
 
 class SamplingParams(BaseModel):
@@ -77,8 +83,29 @@ def sample_with_logprobs(
 
 def _draw(mass: Tensor, generator: torch.Generator | None) -> Tensor:
     """One entry of each row of mass [b, n], which need not sum to 1, in proportion: int64 [b]."""
-    cumulative = mass.cumsum(-1, dtype=torch.float64)
     uniform = torch.rand((len(mass), 1), dtype=torch.float64, device=mass.device, generator=generator)
+    if mass.shape[-1] <= _BLOCK or mass.numel() < _WORTH_BLOCKS:
+        return _find(mass.cumsum(-1, dtype=torch.float64), uniform)[0][:, 0]
+    short = -mass.shape[-1] % _BLOCK
+    blocks = (F.pad(mass, (0, short)) if short else mass).unflatten(-1, (-1, _BLOCK))
+    ends = blocks.sum(-1, dtype=torch.float64).cumsum_(-1)
+    block, threshold = _find(ends, uniform)
+    start = F.pad(ends, (1, 0)).gather(1, block)
+    within = (threshold - start) / (ends.gather(1, block) - start)
+    entries = blocks.gather(1, block[:, :, None].expand(-1, -1, _BLOCK))[:, 0]
+    return (block * _BLOCK + _find(entries.cumsum(-1, dtype=torch.float64), within)[0])[:, 0]
+
+
+def _find(cumulative: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
+    """The entries of rows of cumulative mass [b, n] in which the shares ``uniform`` of it lie, and those as mass.
+
+    Args:
+        cumulative: float64 [b, n], the last entry of each row above 0.
+        uniform: float64 [b, 1], from 0 to 1.
+
+    Returns:
+        int64 [b, 1], always an entry that has mass; float64 [b, 1].
+    """
     # The first entry whose cumulative mass exceeds the threshold has mass; rounding must not reach the total.
     threshold = uniform * (cumulative[:, -1:] * (1 - 2**-50))
-    return torch.searchsorted(cumulative, threshold, right=True)[:, 0]
+    return torch.searchsorted(cumulative, threshold, right=True), threshold
