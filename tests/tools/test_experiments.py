@@ -31,6 +31,7 @@ from tools.experiments.experiment import Experiment
 from tools.experiments.figures import (
     Measured,
     equal_time_rows,
+    latent_rows,
     objective_rows,
     pareto_rows,
     read_evaluation,
@@ -120,6 +121,24 @@ def test_objectives_are_compared_seed_by_seed() -> None:
         "vs_seed_objective_equal_tokens": (2.5, 1.5, 3.5),
         "kd_bound": (1.0, 0.5, 1.5),
         "kd_kl": (1.0, 0.5, 1.5),
+    }
+
+
+def test_latents_are_compared_seed_by_seed_on_both_texts() -> None:
+    nats = {"linear-rank32": 4.5, "autoencoder-rank32": 4.75, "longer": 4.0}
+
+    def of(model: Model) -> Measured:
+        value = nats.get(model.group, 1.0) + (model.seed if model.group == "longer" else 0.0) / 4
+        texts = {"stdlib": value, "packages": 2 * value}
+        return Measured(model, {text: {"nats_per_token": {"value": nats}} for text, nats in texts.items()})
+
+    rows = latent_rows([of(model) for model in latent_models(SCALES[ScaleName.cpu])])
+    values = {row["id"]: (row["value"], row["low"], row["high"], row["seeds"]) for row in rows}
+    assert values == {
+        "latent_vs_linear": (0.25, 0.0, 0.5, 3),
+        "latent_vs_linear_packages": (0.5, 0.0, 1.0, 3),
+        "longer_vs_default": (0.5, 0.25, 0.75, 3),
+        "longer_vs_default_packages": (1.0, 0.5, 1.5, 3),
     }
 
 

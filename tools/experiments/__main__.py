@@ -18,7 +18,7 @@ from tools.experiments.comparisons import (
     objective_models,
 )
 from tools.experiments.experiment import Experiment
-from tools.experiments.figures import equal_time_rows, objective_rows, pareto_rows, speed_rows
+from tools.experiments.figures import equal_time_rows, latent_rows, objective_rows, pareto_rows, speed_rows
 from tools.experiments.fresh import speed_models
 from tools.experiments.jobs import StaleError
 from tools.experiments.pareto import pareto_models, seed_models
@@ -36,7 +36,11 @@ AtOnceOption = Annotated[
     int, typer.Option("--at-once", min=1, help="Jobs side by side, one thread each.", show_default="the cores")
 ]
 ResultsOption = Annotated[Path, typer.Option("--results", help="Where the results file goes.")]
-_ROWS = {Comparison.objectives: objective_rows, Comparison.equal_time: equal_time_rows}
+_ROWS = {
+    Comparison.objectives: objective_rows,
+    Comparison.equal_time: equal_time_rows,
+    Comparison.latents: latent_rows,
+}
 _CORES = len(os.sched_getaffinity(0))
 
 

@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 
 from latentforge.core.records import result_row
 from latentforge.trainer.objectives import DEFAULT_OBJECTIVE
-from tools.experiments.comparisons import SEED_OBJECTIVE
+from tools.experiments.comparisons import LATENT_ROWS, LINEAR_ROWS, LONGER, SEED_OBJECTIVE
 from tools.experiments.plan import Model, Size, Vocabulary
 from tools.experiments.speed import Speed
 
@@ -76,18 +76,29 @@ def objective_rows(measured: Sequence[Measured]) -> list[Row]:
     best = min(exact, key=lambda name: statistics.mean(m.nats for m in by_name[name]))
     rows = [_saved("vs_seed_objective_equal_tokens", by_name, best)]
     for name, figure in (("kd_bound", "nats_per_token"), ("kd_kl", "kl_to_teacher")):
-        pairs = [
-            (with_kd.value(figure), without.value(figure))
-            for with_kd, without in zip(by_name["chunk-kd"], by_name["chunk-ce"], strict=True)
-        ]
-        better = [theirs - ours for ours, theirs in pairs if ours is not None and theirs is not None]
-        rows.append(result_row(name, statistics.mean(better), "nats/token", low=min(better), high=max(better)))
+        rows.append(_better(name, by_name["chunk-ce"], by_name["chunk-kd"], figure))
     return rows
 
 
 def equal_time_rows(measured: Sequence[Measured]) -> list[Row]:
     """What the default saves beside the regressed latent in the same time, over the seeds."""
     return [_saved("vs_seed_objective", _by_objective(measured), DEFAULT_OBJECTIVE)]
+
+
+def latent_rows(measured: Sequence[Measured]) -> list[Row]:
+    """What the latents of an autoencoder that learns for longer save, over the seeds, by held-out text.
+
+    Beside a linear map, and beside the latents of the default autoencoder.
+    """
+    by_group: dict[str, list[Measured]] = {}
+    for m in measured:
+        by_group.setdefault(m.model.group, []).append(m)
+    ours, rivals = by_group[LONGER], {"latent_vs_linear": LINEAR_ROWS, "longer_vs_default": LATENT_ROWS}
+    return [
+        _better(name + suffix, by_group[rival], ours, held_out=held_out) | {"seeds": len(ours)}
+        for name, rival in rivals.items()
+        for held_out, suffix in (("stdlib", ""), ("packages", "_packages"))
+    ]
 
 
 def _by_objective(measured: Sequence[Measured]) -> dict[str, list[Measured]]:
@@ -103,6 +114,19 @@ def _saved(name: str, by_objective: Mapping[str, Sequence[Measured]], better: st
     saved = [seed.nats - m.nats for seed, m in pairs]
     row = result_row(name, statistics.mean(saved), "nats/token", low=min(saved), high=max(saved))
     return row | {"best": better, "tokens": by_objective[better][0].model.tokens}
+
+
+def _better(
+    name: str,
+    rivals: Sequence[Measured],
+    ours: Sequence[Measured],
+    figure: str = "nats_per_token",
+    held_out: str = "stdlib",
+) -> Row:
+    """How much lower a figure is than the rivals', seed by seed."""
+    pairs = [(r.value(figure, held_out), m.value(figure, held_out)) for r, m in zip(rivals, ours, strict=True)]
+    saved = [theirs - mine for theirs, mine in pairs if theirs is not None and mine is not None]
+    return result_row(name, statistics.mean(saved), "nats/token", low=min(saved), high=max(saved))
 
 
 def _gap(measured: Sequence[Measured], k: int) -> list[Row]:
