@@ -46,12 +46,16 @@ def _fast_models(scale: Scale) -> Iterator[Model]:
 
 
 def _changes(vocabulary: Vocabulary, k: int) -> dict[str, Any]:
-    """What differs from the recipe: the correction's rank and, for chunks of fewer tokens, how many its decoder reads.
+    """What differs from the recipe: the correction's rank, the width of token embeddings and, for chunks of fewer
+    tokens, how many its decoder reads.
 
-    The correction is read whole for every token: at a large vocabulary its rank decides the speed. And every decoder
-    reads about as many tokens before its chunk, since a window of one short chunk costs likelihood.
+    The correction is read whole for every token: at a large vocabulary its rank decides the speed. Of the embeddings
+    only the tokens' own rows are read, so that there more of them cost next to nothing. And every decoder reads about
+    as many tokens before its chunk, since a window of one short chunk costs likelihood.
     """
-    changes: dict[str, Any] = {f"{DECODER}rank": 32} if vocabulary == "large" else {}
+    changes: dict[str, Any] = {}
+    if vocabulary == "large":
+        changes = {f"{DECODER}rank": 32, "student.model.embed_size": 128}
     if k < _WINDOW_TOKENS:
         changes[f"{DECODER}window"] = _WINDOW_TOKENS // k
     return changes
