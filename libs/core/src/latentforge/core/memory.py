@@ -32,4 +32,4 @@ def keep_freed_memory() -> bool:
         # musl, macOS, Windows.
         return False
     wanted = ((_M_MMAP_THRESHOLD, _LARGEST_BLOCK), (_M_TRIM_THRESHOLD, _KEPT), (_M_TOP_PAD, _GROWTH))
-    return all([mallopt(number, value) == 1 for number, value in wanted])
+    return all(mallopt(number, value) == 1 for number, value in wanted)
