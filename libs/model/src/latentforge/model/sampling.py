@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-# A draw from many entries finds a block of them first: their cumulative mass in float64 is then not written out, which
-# at 16 rows of 151,936 entries takes ten times as long as all else. Few entries are quicker done at once.
+# A draw from many entries finds a block of them first: writing out their cumulative mass in float64 takes nine times as
+# long as that (16 rows of 151,936 entries). Few entries are quicker done at once.
 _BLOCK = 128
 _WORTH_BLOCKS = 2**17
 
