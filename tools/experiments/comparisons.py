@@ -133,7 +133,8 @@ def latent_models(scale: Scale) -> list[Model]:
 
 
 def _of_seed(model: Model, seed: int) -> Model:
-    """A student and the autoencoder that it reads; linear rows read none."""
+    """A student and the autoencoder that it reads; linear rows read none, so that any will do."""
+    # A student of the first seed stays as the other comparison that trains it has it.
     if model.group == LINEAR_ROWS or seed == model.seed:
         return replace(model, seed=seed)
     return replace(model, seed=seed, autoencoder=replace(model.autoencoder_plan, seed=seed))

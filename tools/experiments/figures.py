@@ -3,18 +3,19 @@
 import json
 import re
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 from latentforge.core.records import result_row
 from latentforge.trainer.objectives import DEFAULT_OBJECTIVE
 from tools.experiments.comparisons import LATENT_ROWS, LINEAR_ROWS, LONGER, SEED_OBJECTIVE
-from tools.experiments.plan import Model, Size, Vocabulary
+from tools.experiments.plan import Model, Vocabulary
 from tools.experiments.speed import Speed
 
 Row = dict[str, Any]
+_Key = TypeVar("_Key")
 # One request at a time, or 16 that step together.
 Way = Literal["one", "many"]
 # Not those of single positions in the chunk.
@@ -90,9 +91,7 @@ def latent_rows(measured: Sequence[Measured]) -> list[Row]:
 
     Beside a linear map, and beside the latents of the default autoencoder.
     """
-    by_group: dict[str, list[Measured]] = {}
-    for m in measured:
-        by_group.setdefault(m.model.group, []).append(m)
+    by_group = _grouped(measured, lambda model: model.group)
     ours, rivals = by_group[LONGER], {"latent_vs_linear": LINEAR_ROWS, "longer_vs_default": LATENT_ROWS}
     return [
         _better(name + suffix, by_group[rival], ours, held_out=held_out) | {"seeds": len(ours)}
@@ -101,18 +100,19 @@ def latent_rows(measured: Sequence[Measured]) -> list[Row]:
     ]
 
 
-def _by_objective(measured: Sequence[Measured]) -> dict[str, list[Measured]]:
-    found: dict[str, list[Measured]] = {}
+def _by_objective(measured: Iterable[Measured]) -> dict[str | None, list[Measured]]:
+    return _grouped(measured, lambda model: model.objective)
+
+
+def _grouped(measured: Iterable[Measured], key: Callable[[Model], _Key]) -> dict[_Key, list[Measured]]:
+    found: dict[_Key, list[Measured]] = {}
     for m in measured:
-        assert m.model.objective is not None
-        found.setdefault(m.model.objective, []).append(m)
+        found.setdefault(key(m.model), []).append(m)
     return found
 
 
-def _saved(name: str, by_objective: Mapping[str, Sequence[Measured]], better: str) -> Row:
-    pairs = zip(by_objective[SEED_OBJECTIVE], by_objective[better], strict=True)
-    saved = [seed.nats - m.nats for seed, m in pairs]
-    row = result_row(name, statistics.mean(saved), "nats/token", low=min(saved), high=max(saved))
+def _saved(name: str, by_objective: Mapping[str | None, Sequence[Measured]], better: str | None) -> Row:
+    row = _better(name, by_objective[SEED_OBJECTIVE], by_objective[better])
     return row | {"best": better, "tokens": by_objective[better][0].model.tokens}
 
 
@@ -131,8 +131,9 @@ def _better(
 
 def _gap(measured: Sequence[Measured], k: int) -> list[Row]:
     """Nats/token above the token-level student of the same backbone, over the seeds; the demo's vocabulary."""
+    mine = (m for m in measured if m.model.k == k and m.model.vocabulary == "demo")
     found = []
-    for size, seeds in _by_size(m for m in measured if m.model.k == k and m.model.vocabulary == "demo").items():
+    for size, seeds in _grouped(mine, lambda model: model.size).items():
         gaps = [m.nats - rival.nats for m in seeds if (rival := _rival(measured, m)) is not None]
         if gaps:
             found.append((len(gaps), size, gaps))
@@ -258,10 +259,3 @@ def _rival(measured: Sequence[Measured], student: Measured) -> Measured | None:
         ):
             return other
     return None
-
-
-def _by_size(measured: Iterable[Measured]) -> dict[Size, list[Measured]]:
-    found: dict[Size, list[Measured]] = {}
-    for m in measured:
-        found.setdefault(m.model.size, []).append(m)
-    return found

@@ -42,7 +42,6 @@ def test_memory_that_was_freed_is_used_again_without_page_faults() -> None:
 
 
 def test_settings_of_the_environment_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MALLOC_ARENA_MAX", "2")
     monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "1000")
     assert not memory.keep_freed_memory()
 
