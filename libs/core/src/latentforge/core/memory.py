@@ -5,12 +5,10 @@ import os
 
 # Of glibc's malloc.h; mallopt(3) says what they do.
 _M_TRIM_THRESHOLD = -1
-_M_TOP_PAD = -2
 _M_MMAP_THRESHOLD = -3
 # The most that glibc takes; larger blocks are given back when they are freed, as before.
 _LARGEST_BLOCK = 32 << 20
 _KEPT = 256 << 20
-_GROWTH = 16 << 20
 
 
 def keep_freed_memory() -> bool:
@@ -31,5 +29,5 @@ def keep_freed_memory() -> bool:
     except (AttributeError, OSError, TypeError):
         # musl, macOS, Windows.
         return False
-    wanted = ((_M_MMAP_THRESHOLD, _LARGEST_BLOCK), (_M_TRIM_THRESHOLD, _KEPT), (_M_TOP_PAD, _GROWTH))
+    wanted = ((_M_MMAP_THRESHOLD, _LARGEST_BLOCK), (_M_TRIM_THRESHOLD, _KEPT))
     return all(mallopt(number, value) == 1 for number, value in wanted)
