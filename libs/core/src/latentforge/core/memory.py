@@ -1,4 +1,4 @@
-"""Memory that a process keeps to itself, since asking for it anew costs more than what is computed into it."""
+"""Memory that a process keeps to itself instead of asking for it anew, page by page."""
 
 import ctypes
 import os
