@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file
 
+from latentforge.trainer.batches import training_sequences
 from latentforge.trainer.errors import TrainerError
 from latentforge.trainer.interrupt import Interrupted
+from latentforge.trainer.order import batch_indices
 from latentforge.trainer.packing import PackedData, split_tail
-from latentforge.trainer.train_autoencoder import chunk_batch, train_autoencoder
+from latentforge.trainer.train_autoencoder import chunk_batch, train_autoencoder, training_text
 
 
 def weights(run: Any) -> dict[str, Any]:
@@ -89,6 +91,37 @@ def test_batches_hold_text_of_every_phase_random_chunks_and_pads(make_run: Any) 
         phases |= set((text[3:, 0] % 4).tolist())
         assert (batch[12:] < 260).all()
     assert phases == {0, 1, 2, 3}
+
+
+@pytest.mark.parametrize(("seed", "batch_size", "steps"), [(0, 1, 3), (5, 2, 2)])
+def test_it_can_be_held_to_the_text_that_a_student_learns(
+    make_run: Any, packed: PackedData, seed: int, batch_size: int, steps: int
+) -> None:
+    run = make_run(overrides={"seed": seed, "student.optim.batch_size": batch_size})
+    of_student = [s for step in range(steps) for s in training_sequences(run, packed, step)]
+    num_tokens = sum(len(s) for s in of_student)
+    # Of a sequence that is begun it sees nothing.
+    text = training_text(packed, num_tokens + 1, seed)
+    assert text.tolist() == [t for s in of_student for t in s.tolist()]
+    assert sorted(training_text(packed, 10**9, seed).tolist()) == sorted(packed.tokens.tolist())
+    assert training_text(packed, None, seed).tolist() == packed.tokens.tolist()
+    with pytest.raises(
+        TrainerError, match=r"autoencoder\.text_tokens=5 is less than a sequence; set it to \d+ or more"
+    ):
+        training_text(packed, 5, seed)
+
+
+def test_held_to_one_sequence_it_is_as_if_there_were_no_other(make_run: Any, packed: PackedData) -> None:
+    train, held_out = split_tail(packed)
+    first = int(batch_indices(len(train), 1, 0, 0)[0])
+    held = make_run("held", overrides={"autoencoder.text_tokens": train.meta.sequence_length})
+    alone, free = make_run("alone"), make_run("free")
+    train_autoencoder(held, train, held_out)
+    train_autoencoder(alone, train.part(first, first + 1), held_out)
+    train_autoencoder(free, train, held_out)
+    for name, value in weights(held).items():
+        assert np.array_equal(value, weights(alone)[name]), name
+    assert not np.array_equal(weights(held)["embedding.weight"], weights(free)["embedding.weight"])
 
 
 def test_a_torn_or_missing_autoencoder_is_never_left(make_run: Any, packed: PackedData, tmp_path: Path) -> None:

@@ -66,6 +66,9 @@ class AutoencoderRecipe(_Section):
         optim: optimizer and schedule.
         random_share: share of a batch's chunks that are uniformly random ids, so that rare tokens are learnt too.
         pad_share: share of a batch's chunks that are padded on the left, like a text's first chunk.
+        text_tokens: of the training text, how many tokens it learns from: the sequences that a student of the same seed
+            reads first. So many as the student learns from, and the two together have seen no more text than it has;
+            None takes all.
         validate_every, save_every: steps between validations and saves.
         validation_chunks: held-out chunks of a validation during the run; the last one takes all.
     """
@@ -74,6 +77,7 @@ class AutoencoderRecipe(_Section):
     optim: OptimRecipe
     random_share: Share = 0.1
     pad_share: Share = 0.02
+    text_tokens: PositiveInt | None = None
     validate_every: PositiveInt = 200
     save_every: PositiveInt = 200
     validation_chunks: PositiveInt = 1024

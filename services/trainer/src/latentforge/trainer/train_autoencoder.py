@@ -13,6 +13,7 @@ from torch import Tensor
 from latentforge.core.records import write_atomically
 from latentforge.model.autoencoder import Autoencoder
 from latentforge.model.io import save_pretrained
+from latentforge.trainer.errors import TrainerError
 from latentforge.trainer.evaluation import evaluate_autoencoder
 from latentforge.trainer.interrupt import Interrupted
 from latentforge.trainer.optimisation import Optimisation, autocast
@@ -46,6 +47,7 @@ def train_autoencoder(run: RunContext, train: PackedData, held_out: PackedData) 
         run.console.print(f"autoencoder: finished before, {out}", highlight=False)
         return _read(out / EVALUATION)
 
+    stream = training_text(train, recipe.text_tokens, run.recipe.seed)
     run.use_threads(beside_gateway=False)
     torch.manual_seed(run.recipe.seed)
     autoencoder = Autoencoder(config).to(run.device)
@@ -66,7 +68,7 @@ def train_autoencoder(run: RunContext, train: PackedData, held_out: PackedData) 
                 save()
                 raise Interrupted
             chunks_nk = chunk_batch(
-                train.tokens, recipe, config.chunk_size, config.pad_id, config.vocab_size, run.recipe.seed, step
+                stream, recipe, config.chunk_size, config.pad_id, config.vocab_size, run.recipe.seed, step
             )
             with autocast(run.recipe, run.device):
                 terms = autoencoder.loss(chunks_nk.to(run.device), step_generator(run.recipe.seed, step, run.device))
@@ -96,6 +98,26 @@ def train_autoencoder(run: RunContext, train: PackedData, held_out: PackedData) 
     save_pretrained(autoencoder, out)
     write_atomically(out / EVALUATION, json.dumps(result, indent=1) + "\n")
     return result
+
+
+def training_text(data: PackedData, max_tokens: int | None, seed: int) -> NDArray[Any]:
+    """The ids that chunks are taken from, [num_tokens]: all, or the sequences that a student of this seed reads first.
+
+    Those follow one another in the order in which it reads them, so that of any phase but the first a chunk in 256
+    (2,048 tokens per sequence, K = 8) is of two of them, as others are of two documents.
+
+    Raises:
+        TrainerError: ``max_tokens`` is less than a sequence.
+    """
+    if max_tokens is None:
+        return data.tokens
+    length = data.meta.sequence_length
+    if max_tokens < length:
+        raise TrainerError(
+            f"autoencoder.text_tokens={max_tokens} is less than a sequence; set it to {length} or more, or leave it out"
+        )
+    first = batch_indices(len(data), min(len(data), max_tokens // length), seed, 0)
+    return data.tokens.reshape(len(data), length)[first].reshape(-1)
 
 
 def chunk_batch(
