@@ -25,6 +25,7 @@ from tools.experiments.comparisons import (
     autoencoder_models,
     equal_time_models,
     latent_models,
+    of_groups,
     row_models,
 )
 from tools.experiments.experiment import Experiment
@@ -85,6 +86,21 @@ def test_a_scale_has_what_the_chart_needs(name: ScaleName) -> None:
         assert student.k * student.changes.get(f"{DECODER}window", 1) == 8
 
 
+def test_a_charts_student_and_its_autoencoder_learn_from_the_same_text(tmp_path: Path) -> None:
+    places, scale = Places(tmp_path), SCALES[ScaleName.cpu]
+    for student in (m for m in (*pareto_models(scale), *seed_models(scale)) if m.kind == "student"):
+        plan = student.autoencoder_plan
+        assert (plan.vocabulary, plan.k, plan.seed) == (student.vocabulary, student.k, student.seed)
+        made, trained = autoencoder_job(places, scale, plan).command, student_job(places, scale, student).command
+        assert f"autoencoder.text_tokens={student.tokens}" in made
+        assert f"student.optim.steps={student.tokens // scale.sequence_length}" in trained
+        for option in ("--data", "--tokenizer"):
+            assert made[made.index(option) + 1] == trained[trained.index(option) + 1]
+        seeds = [{v for v in command if v.startswith("seed=")} - {"seed=0"} for command in (made, trained)]
+        assert seeds[0] == seeds[1]
+        assert trained[trained.index("--ae-checkpoint") + 1] == str(places.autoencoder(plan))
+
+
 def test_the_gap_is_the_mean_over_seeds_of_the_same_backbone() -> None:
     rows = pareto_rows(
         [
@@ -125,21 +141,40 @@ def test_objectives_are_compared_seed_by_seed() -> None:
 
 
 def test_latents_are_compared_seed_by_seed_on_both_texts() -> None:
-    nats = {"linear-rank32": 4.5, "autoencoder-rank32": 4.75, "longer": 4.0}
+    nats = {
+        "linear-rank32": 4.5,
+        "autoencoder-rank32": 4.75,
+        "longer": 4.0,
+        "longer-denoising": 3.5,
+        "longer-denoising-own-text": 3.75,
+    }
 
     def of(model: Model) -> Measured:
         value = nats.get(model.group, 1.0) + (model.seed if model.group == "longer" else 0.0) / 4
         texts = {"stdlib": value, "packages": 2 * value}
         return Measured(model, {text: {"nats_per_token": {"value": nats}} for text, nats in texts.items()})
 
-    rows = latent_rows([of(model) for model in latent_models(SCALES[ScaleName.cpu])])
+    models = latent_models(SCALES[ScaleName.cpu])
+    rows = latent_rows([of(model) for model in models])
     values = {row["id"]: (row["value"], row["low"], row["high"], row["seeds"]) for row in rows}
     assert values == {
-        "latent_vs_linear": (0.25, 0.0, 0.5, 3),
-        "latent_vs_linear_packages": (0.5, 0.0, 1.0, 3),
+        "longer_vs_linear": (0.25, 0.0, 0.5, 3),
+        "longer_vs_linear_packages": (0.5, 0.0, 1.0, 3),
         "longer_vs_default": (0.5, 0.25, 0.75, 3),
         "longer_vs_default_packages": (1.0, 0.5, 1.5, 3),
+        "denoising_vs_linear": (1.0, 1.0, 1.0, 3),
+        "denoising_vs_linear_packages": (2.0, 2.0, 2.0, 3),
+        "own_text_vs_linear": (0.75, 0.75, 0.75, 3),
+        "own_text_vs_linear_packages": (1.5, 1.5, 1.5, 3),
     }
+    some = of_groups(models, ["linear-rank32", "longer"])
+    assert {model.group for model in some} == {"linear-rank32", "longer"}
+    assert [row["id"] for row in latent_rows([of(model) for model in some])] == [
+        "longer_vs_linear",
+        "longer_vs_linear_packages",
+    ]
+    with pytest.raises(ValueError, match="no group 'shorter'; there are linear-rank32, autoencoder-rank32, longer, "):
+        of_groups(models, ["longer", "shorter"])
 
 
 def test_the_compared_objectives_are_the_trainers() -> None:
@@ -311,7 +346,7 @@ def test_every_autoencoder_has_a_student_that_is_trained_with_it(tmp_path: Path)
 def test_latents_are_compared_whose_autoencoders_or_heads_differ_in_one_thing(tmp_path: Path) -> None:
     places, scale = Places(tmp_path), SCALES[ScaleName.cpu]
     first = [m for m in latent_models(scale) if m.seed == 0]
-    linear, latent, longer, denoising, both, residual = first
+    linear, latent, longer, denoising, both, own_text, residual = first
     # Trained once for both comparisons.
     assert {linear, latent} <= set(row_models(scale))
     default = AutoencoderPlan("large", 8)
@@ -335,7 +370,11 @@ def test_latents_are_compared_whose_autoencoders_or_heads_differ_in_one_thing(tm
         "autoencoder.optim.steps=900",
         "autoencoder.model.token_dropout=0.5",
     }
-    for m in (longer, denoising, both):
+    # It sees what a student of its seed learns from, and no other text.
+    assert of_autoencoder(own_text.autoencoder_plan) - of_autoencoder(both.autoencoder_plan) == {
+        f"autoencoder.text_tokens={own_text.tokens}"
+    }
+    for m in (longer, denoising, both, own_text):
         assert replace(m, group=latent.group, autoencoder=None) == latent
         assert str(places.autoencoder(m.autoencoder_plan)) in student_job(places, scale, m).command
     assert of_student(residual) - of_student(latent) == {"student.model.residual=true"}
@@ -350,11 +389,13 @@ def test_latents_that_a_difference_is_claimed_of_have_autoencoders_of_every_seed
         "autoencoder-rank32": 3,
         "longer": 3,
         "denoising": 1,
-        "longer-denoising": 1,
+        "longer-denoising": 3,
+        "longer-denoising-own-text": 3,
         "residual": 1,
     }
     # No latent student but the linear map, which reads no latent, shares an autoencoder with one of another seed.
-    plans = {(m.group, m.seed): m.autoencoder_plan for m in models if m.group in ("autoencoder-rank32", "longer")}
+    claimed = [m for m in models if m.seed > 0 and m.group != "linear-rank32"]
+    plans = {(m.group, m.seed): m.autoencoder_plan for m in claimed}
     assert len({plan.run for plan in plans.values()}) == len(plans)
     for (_, seed), plan in plans.items():
         command = autoencoder_job(places, scale, plan).command

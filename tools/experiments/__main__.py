@@ -16,6 +16,7 @@ from tools.experiments.comparisons import (
     autoencoder_models,
     equal_time_models,
     objective_models,
+    of_groups,
 )
 from tools.experiments.experiment import Experiment
 from tools.experiments.figures import equal_time_rows, latent_rows, objective_rows, pareto_rows, speed_rows
@@ -105,6 +106,9 @@ def compare(
     seeds: Annotated[
         int | None, typer.Option("--seeds", min=1, help="How many seeds at most.", show_default="the scale's")
     ] = None,
+    only: Annotated[
+        list[str] | None, typer.Option("--only", help="A group of models; again for more.", show_default="all groups")
+    ] = None,
 ) -> None:
     """Objectives, chunk decoders, latents and more beside each other, at the same size and tokens, K=8."""
     console = _console()
@@ -116,6 +120,11 @@ def compare(
     else:
         models = COMPARISONS[what](experiment.scale)
     models = [m for m in models if m.seed in experiment.scale.seeds[:seeds]]
+    if only is not None:
+        try:
+            models = of_groups(models, only)
+        except ValueError as error:
+            raise typer.BadParameter(str(error), param_hint="--only") from None
     experiment.make(models)
     measured = experiment.measured(models, timed=what in (Comparison.decoders, Comparison.rows, Comparison.induction))
     rows = _ROWS[what](measured) if what in _ROWS else []
@@ -160,9 +169,7 @@ def autoencoders(
 
 if __name__ == "__main__":
     try:
-        app(standalone_mode=False)
-    except typer.Exit as done:
-        sys.exit(done.exit_code)
+        app()
     except StoppedError as stopped:
         sys.stderr.write("stopped; the same command goes on\n")
         sys.exit(stopped.exit_code)

@@ -22,7 +22,7 @@ def _many(m: Measured) -> float | None:
 
 
 def _flops(m: Measured) -> float | None:
-    return m.speed.training_flops * m.model.tokens if m.speed else None
+    return m.training_flops
 
 
 def _written(m: Measured) -> float | None:
@@ -37,7 +37,7 @@ _PANELS: tuple[tuple[Axis, Axis], ...] = (
     (("decode tokens/s, one request", _one), ("held-out nats/token", _nats)),
     (("decode tokens/s, 16 at once", _many), ("held-out nats/token", _nats)),
     (("decode tokens/s, one request", _one), ("teacher's nats/token of what it writes, T=0.7", _written)),
-    (("training operations", _flops), ("held-out nats/token", _nats)),
+    (("training operations, the autoencoder's too", _flops), ("held-out nats/token", _nats)),
 )
 
 

@@ -112,6 +112,7 @@ def autoencoder_values(scale: Scale, plan: AutoencoderPlan) -> dict[str, Any]:
         "autoencoder.model.hidden_size": plan.width,
         "autoencoder.model.chunk_hidden_size": max(128, plan.d, 32 * plan.k),
         **({} if plan.token_dropout is None else {"autoencoder.model.token_dropout": plan.token_dropout}),
+        **({} if plan.text_tokens is None else {"autoencoder.text_tokens": plan.text_tokens}),
         **({"seed": plan.seed} if plan.seed else {}),
     }
 

@@ -1,6 +1,6 @@
 """What is compared, one thing varied at a time, at a scale's ablation size and tokens."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
 from enum import StrEnum
 from typing import Any, get_args
@@ -45,13 +45,14 @@ _ROWS: dict[str, dict[str, Any]] = {
 }
 # Autoencoders that might make the latent worth more: one that learns for longer, and one whose latents, where half of
 # a chunk is hidden from it, have to stand for what a chunk might be, as a prediction does.
-LONGER = "longer"
+LONGER, DENOISING, OWN_TEXT = "longer", "longer-denoising", "longer-denoising-own-text"
 _LATENTS = {
     LONGER: AutoencoderPlan("large", 8, times=3),
     "denoising": AutoencoderPlan("large", 8, token_dropout=0.5),
-    "longer-denoising": AutoencoderPlan("large", 8, times=3, token_dropout=0.5),
+    DENOISING: AutoencoderPlan("large", 8, times=3, token_dropout=0.5),
 }
 LINEAR_ROWS, LATENT_ROWS = "linear-rank32", "autoencoder-rank32"
+_CLAIMED = (LINEAR_ROWS, LATENT_ROWS, LONGER, DENOISING, OWN_TEXT)
 
 
 class Comparison(StrEnum):
@@ -117,18 +118,19 @@ def latent_models(scale: Scale) -> list[Model]:
     """Whether rows from latents of other autoencoders, or from a residual head, do, where the correction is short of
     rank.
 
-    Over the seeds, each with autoencoders of its own: the linear map, and the latents of the default autoencoder and of
-    one that learns for longer; the others once.
+    Over the seeds, each with autoencoders of its own: what a difference is claimed of; the others once.
     """
     linear, latent = _rows(scale, LINEAR_ROWS), _rows(scale, LATENT_ROWS)
-    others = [replace(latent, group=name, autoencoder=plan) for name, plan in _LATENTS.items()]
+    # Whether it is the hidden tokens or the text beyond the student's that makes such an autoencoder worth more.
+    own_text = replace(_LATENTS[DENOISING], text_tokens=latent.tokens)
+    plans = _LATENTS | {OWN_TEXT: own_text}
+    others = [replace(latent, group=name, autoencoder=plan) for name, plan in plans.items()]
     residual = replace(latent, group="residual", changes=latent.changes | {"student.model.residual": True})
-    claimed = (LINEAR_ROWS, LATENT_ROWS, LONGER)
     return [
         _of_seed(model, seed)
         for seed in scale.seeds
         for model in (linear, latent, *others, residual)
-        if seed == scale.seeds[0] or model.group in claimed
+        if seed == scale.seeds[0] or model.group in _CLAIMED
     ]
 
 
@@ -183,6 +185,19 @@ def on_policy_models(scale: Scale) -> list[Model]:
         return Model(group, kind, "demo", size, tokens, k, seed=seed, changes={"student.on_policy.share": share})
 
     return [of(kind, seed, share) for seed in scale.seeds for share in (0.5, 0.0) for kind in get_args(Kind)]
+
+
+def of_groups(models: Iterable[Model], groups: Collection[str]) -> list[Model]:
+    """The models of some groups.
+
+    Raises:
+        ValueError: one of these groups has no model.
+    """
+    models = list(models)
+    known = dict.fromkeys(m.group for m in models)
+    if unknown := sorted(set(groups) - set(known)):
+        raise ValueError(f"there is no group {unknown[0]!r}; there are {', '.join(known)}")
+    return [m for m in models if m.group in groups]
 
 
 # All but those whose models depend on what others measured.

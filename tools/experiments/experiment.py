@@ -8,11 +8,14 @@ from typing import Any
 
 from rich.console import Console
 
+from latentforge.model.latent_model import LatentModel
+from latentforge.trainer.recipes import load_recipe
 from tools.experiments import commands
 from tools.experiments.commands import HELD_OUT, Job, Places
 from tools.experiments.figures import Measured, read_evaluation
 from tools.experiments.fresh import fresh_model
 from tools.experiments.jobs import run_jobs
+from tools.experiments.operations import autoencoder_flops
 from tools.experiments.plan import AutoencoderPlan, Model, Vocabulary
 from tools.experiments.scales import SCALES, Scale, ScaleName
 from tools.experiments.speed import AnyModel, Speed, load_model, measure_speed
@@ -83,11 +86,18 @@ class Experiment:
     def measured(self, models: Sequence[Model], *, timed: bool) -> list[Measured]:
         """What came out; speeds of the models of the first seed."""
         speeds: dict[str, Speed] = {}
+        flops: dict[Model, float] = {}
         if timed:
             trained = {m: load_model(self.places.trained(m)) for m in models if m.seed == 0}
+            flops = {m: self._autoencoder_flops(m, of) for m, of in trained.items() if isinstance(of, LatentModel)}
             speeds = self._speeds(trained, self.scale.speed_repeats)
         return [
-            Measured(m, {text: read_evaluation(self.places.evaluated(m, text)) for text in HELD_OUT}, speeds.get(m.run))
+            Measured(
+                m,
+                {text: read_evaluation(self.places.evaluated(m, text)) for text in HELD_OUT},
+                speeds.get(m.run),
+                flops.get(m, 0.0),
+            )
             for m in models
         ]
 
@@ -96,6 +106,12 @@ class Experiment:
         fresh = {m: fresh_model(self.scale, m) for m in models}
         speeds = self._speeds(fresh, repeats or self.scale.speed_repeats)
         return [Measured(m, {}, speeds[m.run]) for m in fresh]
+
+    def _autoencoder_flops(self, model: Model, trained: LatentModel) -> float:
+        """Of all the tokens that its autoencoder has learnt."""
+        made = self.autoencoder(model.autoencoder_plan)
+        chunks = made["steps"] * load_recipe(str(commands.RECIPE), commands.RECIPE.parent).autoencoder.optim.batch_size
+        return autoencoder_flops(trained.autoencoder) * float(chunks * made["k"])
 
     def _speeds(self, models: Mapping[Model, AnyModel], repeats: int) -> dict[str, Speed]:
         return measure_speed(

@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeVar, get_args
 
 from latentforge.core.records import result_row
 from latentforge.trainer.objectives import DEFAULT_OBJECTIVE
-from tools.experiments.comparisons import LATENT_ROWS, LINEAR_ROWS, LONGER, SEED_OBJECTIVE
+from tools.experiments.comparisons import DENOISING, LATENT_ROWS, LINEAR_ROWS, LONGER, OWN_TEXT, SEED_OBJECTIVE
 from tools.experiments.plan import Model, Vocabulary
 from tools.experiments.speed import Speed
 
@@ -20,17 +20,32 @@ _Key = TypeVar("_Key")
 Way = Literal["one", "many"]
 # Not those of single positions in the chunk.
 _BOUND = re.compile(r"nats_per_token_bound_n\d+")
+# Groups of the comparison of latents, each with the one beside which it should save something.
+_SAVINGS = {
+    "longer_vs_linear": (LONGER, LINEAR_ROWS),
+    "longer_vs_default": (LONGER, LATENT_ROWS),
+    "denoising_vs_linear": (DENOISING, LINEAR_ROWS),
+    "own_text_vs_linear": (OWN_TEXT, LINEAR_ROWS),
+}
 # Token-level sizes that a student has to beat, by the bars.
 _WORTH = 2
 
 
 @dataclass(frozen=True)
 class Measured:
-    """One model with its evaluations by held-out text and its speed; None where it was not timed."""
+    """One model with what was measured of it.
+
+    Attributes:
+        model: it.
+        evaluations: rows by id, by held-out text.
+        speed: None where it was not timed.
+        autoencoder_flops: floating-point operations of all of its autoencoder's training; 0 of a token-level student.
+    """
 
     model: Model
     evaluations: dict[str, dict[str, Row]]
     speed: Speed | None = None
+    autoencoder_flops: float = 0.0
 
     def value(self, name: str, held_out: str = "stdlib") -> float | None:
         """A figure of its evaluation; None where it has none."""
@@ -45,10 +60,16 @@ class Measured:
         found = [exact] if exact else [row for name, row in rows.items() if _BOUND.fullmatch(name)]
         return min(float(row["value"]) for row in found)
 
+    @property
+    def training_flops(self) -> float | None:
+        """Floating-point operations of all of its training, its autoencoder's too; None where it was not timed."""
+        return self.speed.training_flops * self.model.tokens + self.autoencoder_flops if self.speed else None
+
     def record(self) -> dict[str, Any]:
         """Everything, for the results file."""
         about = asdict(self.model) | {"run": self.model.run, "size": str(self.model.size)}
-        return about | {"evaluations": self.evaluations, "speed": asdict(self.speed) if self.speed else None}
+        speed = {"speed": asdict(self.speed) if self.speed else None, "autoencoder_flops": self.autoencoder_flops}
+        return about | {"evaluations": self.evaluations} | speed
 
 
 def read_evaluation(folder: Path) -> dict[str, Row]:
@@ -87,15 +108,15 @@ def equal_time_rows(measured: Sequence[Measured]) -> list[Row]:
 
 
 def latent_rows(measured: Sequence[Measured]) -> list[Row]:
-    """What the latents of an autoencoder that learns for longer save, over the seeds, by held-out text.
+    """What latents save beside a linear map, and those of an autoencoder that learns for longer beside the default's.
 
-    Beside a linear map, and beside the latents of the default autoencoder.
+    Over the seeds, by held-out text; of the groups that were trained.
     """
     by_group = _grouped(measured, lambda model: model.group)
-    ours, rivals = by_group[LONGER], {"latent_vs_linear": LINEAR_ROWS, "longer_vs_default": LATENT_ROWS}
     return [
-        _better(name + suffix, by_group[rival], ours, held_out=held_out) | {"seeds": len(ours)}
-        for name, rival in rivals.items()
+        _better(name + suffix, by_group[rival], by_group[ours], held_out=held_out) | {"seeds": len(by_group[ours])}
+        for name, (ours, rival) in _SAVINGS.items()
+        if {ours, rival} <= set(by_group)
         for held_out, suffix in (("stdlib", ""), ("packages", "_packages"))
     ]
 

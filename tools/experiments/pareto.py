@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from tools.experiments.plan import DECODER, Model, Size, Vocabulary
+from tools.experiments.plan import DECODER, AutoencoderPlan, Model, Size, Vocabulary
 from tools.experiments.scales import Scale
 
 _WINDOW_TOKENS = 8
@@ -27,35 +27,42 @@ def seed_models(scale: Scale) -> Iterator[Model]:
     for seed in scale.seeds[1:]:
         yield replace(_token_level("demo", size, scale.tokens["demo"]), seed=seed)
         for k in (4, 8):
-            yield replace(_student("demo", size, scale.tokens["demo"], k), seed=seed)
+            yield _student("demo", size, scale.tokens["demo"], k, seed=seed)
 
 
 def _token_level(vocabulary: Vocabulary, size: Size, tokens: int) -> Model:
     return Model("pareto", "token-level", vocabulary, size, tokens)
 
 
-def _student(vocabulary: Vocabulary, size: Size, tokens: int, k: int) -> Model:
-    return Model("pareto", "student", vocabulary, size, tokens, k, changes=_changes(vocabulary, k))
+def _student(vocabulary: Vocabulary, size: Size, tokens: int, k: int, *, group: str = "pareto", seed: int = 0) -> Model:
+    """A student, with an autoencoder that learns for long, with half of its tokens hidden, from what it learns from.
+
+    Latents of such an autoencoder stand for what a chunk might be, as a prediction does. And since it sees no other
+    text, a student and a token-level model have seen as much.
+    """
+    autoencoder = AutoencoderPlan(vocabulary, k, times=3, token_dropout=0.5, text_tokens=tokens, seed=seed)
+    changes = _changes(vocabulary, k)
+    return Model(group, "student", vocabulary, size, tokens, k, seed=seed, changes=changes, autoencoder=autoencoder)
 
 
 def _fast_models(scale: Scale) -> Iterator[Model]:
     """A backbone so large that its steps are most of the time: the fastest setting, and its rival."""
     tokens, k = scale.tokens["large"], max(scale.chunk_sizes)
     yield Model("fast", "token-level", "large", scale.fast_size, tokens)
-    yield Model("fast", "student", "large", scale.fast_size, tokens, k, changes=_changes("large", k))
+    yield _student("large", scale.fast_size, tokens, k, group="fast")
 
 
 def _changes(vocabulary: Vocabulary, k: int) -> dict[str, Any]:
-    """What differs from the recipe: the correction's rank, the width of token embeddings and, for chunks of fewer
+    """What differs from the recipe: the width of token embeddings, the correction's rank and, for chunks of fewer
     tokens, how many its decoder reads.
 
-    The correction is read whole for every token: at a large vocabulary its rank decides the speed. Of the embeddings
-    only the tokens' own rows are read, so that there more of them cost next to nothing. And every decoder reads about
-    as many tokens before its chunk, since a window of one short chunk costs likelihood.
+    Of the embeddings only the tokens' own rows are read, so that more of them cost next to nothing when writing. The
+    correction is read whole for every token: at a large vocabulary its rank decides the speed. And every decoder reads
+    about as many tokens before its chunk, since a window of one short chunk costs likelihood.
     """
-    changes: dict[str, Any] = {}
+    changes: dict[str, Any] = {"student.model.embed_size": 128}
     if vocabulary == "large":
-        changes = {f"{DECODER}rank": 32, "student.model.embed_size": 128}
+        changes[f"{DECODER}rank"] = 32
     if k < _WINDOW_TOKENS:
         changes[f"{DECODER}window"] = _WINDOW_TOKENS // k
     return changes

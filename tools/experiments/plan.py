@@ -42,6 +42,8 @@ class AutoencoderPlan:
             vocabulary, where the rows are much of what a token costs.
         times: how many times as many steps as the scale has.
         token_dropout: share of its input tokens that it does not see; None takes the recipe's.
+        text_tokens: of the training text, how many it learns from: those that a student of its seed reads first; None
+            takes all.
         seed: of weights, order and noise.
     """
 
@@ -51,6 +53,7 @@ class AutoencoderPlan:
     hidden_size: int | None = None
     times: int = 1
     token_dropout: float | None = None
+    text_tokens: int | None = None
     seed: int = 0
 
     @property
@@ -68,8 +71,9 @@ class AutoencoderPlan:
         """The name of its run."""
         longer = "" if self.times == 1 else f"-x{self.times}"
         denoising = "" if self.token_dropout is None else f"-drop{self.token_dropout:g}"
+        text = "" if self.text_tokens is None else f"-text{self.text_tokens}"
         seed = f"-s{self.seed}" if self.seed else ""
-        return f"{self.vocabulary}-autoencoder-k{self.k}-d{self.d}-w{self.width}{longer}{denoising}{seed}"
+        return f"{self.vocabulary}-autoencoder-k{self.k}-d{self.d}-w{self.width}{longer}{denoising}{text}{seed}"
 
 
 @dataclass(frozen=True)

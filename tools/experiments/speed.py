@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.progress import track
-from torch.utils.flop_counter import FlopCounterMode
 
 from latentforge.core.manifest import list_checkpoints
 from latentforge.core.memory import keep_freed_memory
@@ -20,9 +19,9 @@ from latentforge.model.batch_generation import generate_batch
 from latentforge.model.generation import ChunkGenerator, TokenGenerator, store_for_one_request
 from latentforge.model.io import load_autoencoder, load_student, load_token_level
 from latentforge.model.latent_model import LatentModel
-from latentforge.model.losses import ObjectiveWeights, StudentBatch, loss_of
 from latentforge.model.sampling import SamplingParams
 from latentforge.model.token_level import TokenLevelModel
+from tools.experiments.operations import student_flops
 
 AnyModel = LatentModel | TokenLevelModel
 
@@ -39,7 +38,7 @@ class Speed:
     Attributes:
         one: one request at a time.
         many: 16 requests that step together, all their tokens.
-        training_flops: floating-point operations of one training step per token, forward and backward.
+        training_flops: floating-point operations per token that it learns, without those of its autoencoder.
         parameters: of everything that is needed to write.
     """
 
@@ -91,7 +90,7 @@ def measure_speed(
     """
     torch.set_num_threads(1)
     keep_freed_memory()
-    flops = {name: training_flops(model) for name, model in models.items()}
+    flops = {name: student_flops(model) for name, model in models.items()}
     shuffle = random.Random(seed)
 
     def rounds(pace: Callable[[AnyModel, int, int], float], what: str) -> dict[str, tuple[float, ...]]:
@@ -125,19 +124,6 @@ def neighbours(groups: Mapping[str, str], shuffle: random.Random) -> list[str]:
         shuffle.shuffle(names)
     shuffle.shuffle(order)
     return [name for names in order for name in names]
-
-
-def training_flops(model: AnyModel, tokens: int = 2048) -> float:
-    """Operations of a forward and backward pass per token, counted by torch (matrix products and attention)."""
-    generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(2, model.vocab_size, (1, tokens), generator=generator)
-    batch = StudentBatch(ids, torch.ones_like(ids, dtype=torch.bool))
-    model.train()
-    with FlopCounterMode(display=False) as counter:
-        loss_of(model, batch, ObjectiveWeights(ce=1.0, kd=0.0, mse=0.0), generator).total.backward()
-    model.zero_grad()
-    model.eval()
-    return float(counter.get_total_flops()) / tokens
 
 
 def _one(model: AnyModel, new_tokens: int, seed: int) -> float:
