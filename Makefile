@@ -12,7 +12,7 @@ TRAINING = --recipe $(or $(RECIPE),demo) --run $(or $(RUN),toy) --data '$(or $(D
 	$(foreach value,$(SET),--set '$(value)')
 
 PACKAGES := proto/pyproject.toml $(wildcard libs/*/pyproject.toml services/*/pyproject.toml)
-# What is served while nothing is published, unless the environment or .env says.
+# What is served and evaluated while nothing is published, unless the environment or .env says.
 SHIPPED = $(if $(shell grep -s '^FALLBACK_RUN=' .env),,FALLBACK_RUN="$${FALLBACK_RUN:-models/stdlib-student}")
 READY := .venv/.ready
 READY_DEV := .venv/.ready-dev
@@ -136,11 +136,11 @@ bench: $(READY) ## Measure decoding beside a token-level model: results/bench_<t
 		$(call option,--temp,$(TEMP)) $(call option,--top-p,$(TOP_P)) $(call option,--seed,$(SEED))
 
 .PHONY: eval
-eval: $(READY) ## Measure a model on held-out data: results/eval_<time>.json; starts a gateway where none answers
+eval: $(READY) ## Measure a model on held-out data: results/eval_<time>.json; the shipped student while there is none
 #: CHECKPOINT=newest   a published checkpoint's folder, a run, a token-level student's folder, or teacher
-#: DATA=   a packed folder or a JSONL file; default: what the checkpoint's run held out
+#: DATA=   a packed folder or a JSONL file; default: what the checkpoint's run held out, the library's of the shipped one
 #: SEED=0 OUT=results GATEWAY_TARGET=localhost:50051   ARGS='--sequences 40'   trainer evaluate --help lists them
-	@$(BIN)/python -m tools.gateway -- $(BIN)/trainer evaluate '$(or $(CHECKPOINT),newest)' $(if $(DATA),'$(DATA)') \
+	@$(SHIPPED) $(BIN)/python -m tools.gateway -- $(BIN)/trainer evaluate '$(or $(CHECKPOINT),newest)' $(if $(DATA),'$(DATA)') \
 		$(call option,--seed,$(SEED)) $(call option,--out,$(OUT)) $(ARGS)
 
 .PHONY: bench-gateway

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
+from latentforge.core.corpus import source_files, stdlib_root
 from latentforge.core.manifest import TeacherId
 from latentforge.model.io import save_pretrained
 from latentforge.model.latent_model import LatentModel
@@ -200,6 +201,31 @@ def test_what_the_run_held_out_is_the_default(
     result, record = evaluate("run")
     assert result.exit_code == 0, result.output
     assert record["data"]["folder"].endswith("runs/run/data/held-out")
+
+
+def test_while_nothing_is_published_the_shipped_student_is_evaluated_on_the_library(
+    evaluate: Evaluate,
+    make_latent: Any,
+    tokenizer: TextTokenizer,
+    held_out: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    publish(tmp_path / "models", tokenizer, make_latent(), 3)
+    monkeypatch.setenv("FALLBACK_RUN", str(tmp_path / "models" / "run"))
+    result, record = evaluate("newest", "--no-teacher")
+    assert result.exit_code == 0, result.output
+    assert record["checkpoint"]["id"] == "run/step-00000003"
+    assert "/evaluate/stdlib-held-out-" in record["data"]["folder"]
+    documents = (tmp_path / "runs" / "evaluate" / "stdlib-held-out.jsonl").read_text().splitlines()
+    names = {file.name for file in source_files(stdlib_root(), "held-out")}
+    assert {json.loads(line)["name"] for line in documents} == names
+    # Other data may be named, and what is published goes first.
+    _, record = evaluate("newest", held_out, "--no-teacher")
+    assert record["data"]["folder"] == str(held_out)
+    publish(tmp_path / "checkpoints", tokenizer, make_latent(), 4)
+    _, record = evaluate("newest", held_out, "--no-teacher")
+    assert record["checkpoint"]["id"] == "run/step-00000004"
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ class TrainerSettings(ServiceSettings):
         gateway_api_key: its key, if it has one.
         gateway_tls_ca: PEM file of the root certificate of a gateway with TLS.
         checkpoints_dir: where students are published.
+        fallback_run: a run's folder, ``step-00001200/`` in it, that is evaluated while nothing is published.
         runs_dir: where a run keeps its data, state, metrics and autoencoder.
         tokenizer_path: folder of the teacher's tokenizer.
         recipes_dir: where recipes are looked up by name.
@@ -32,6 +33,7 @@ class TrainerSettings(ServiceSettings):
     gateway_api_key: SecretStr | None = None
     gateway_tls_ca: Path | None = None
     checkpoints_dir: Path = Path("checkpoints")
+    fallback_run: Path | None = None
     runs_dir: Path = Path("runs")
     tokenizer_path: Path = Path("models/stdlib-teacher")
     recipes_dir: Path = Path(__file__).parents[3] / "recipes"

@@ -11,6 +11,7 @@ from latentforge.model.io import CONFIG_FILE, load_autoencoder, load_student, lo
 from latentforge.model.latent_model import LatentModel
 from latentforge.model.token_level import TokenLevelModel
 from latentforge.trainer.data import pack_with_bar
+from latentforge.trainer.documents import write_stdlib
 from latentforge.trainer.errors import TrainerError
 from latentforge.trainer.evaluate.likelihood import Model
 from latentforge.trainer.packing import PackedData, check_data, split_tail
@@ -31,12 +32,14 @@ class Subject:
         model: None for the teacher.
         tokenizer: its own.
         held_out: where its run keeps held-out data; None where that is unknown.
+        fallback: whether it stands in while nothing is published; then it has learnt the standard library.
     """
 
     id: str
     model: Model | None
     tokenizer: TextTokenizer
     held_out: Path | None
+    fallback: bool = False
 
     @property
     def chunk_size(self) -> int:
@@ -54,7 +57,7 @@ def load_subject(name: str, settings: TrainerSettings) -> Subject:
 
     Args:
         name: a published checkpoint's folder, a run's folder or name (its newest checkpoint), a token-level student's
-            folder, "newest" or "teacher".
+            folder, "newest" (while nothing is published, that of ``settings.fallback_run``) or "teacher".
         settings: say where checkpoints, runs and the tokenizer are.
 
     Raises:
@@ -63,26 +66,34 @@ def load_subject(name: str, settings: TrainerSettings) -> Subject:
     """
     if name == TEACHER:
         return Subject(TEACHER, None, TextTokenizer(settings.tokenizer_path), None)
-    place = _find(name, settings)
+    if fallback := name == NEWEST and chosen_checkpoint(settings.checkpoints_dir) is None:
+        place = _fallback(settings)
+    else:
+        place = _find(name, settings)
     if (place / MANIFEST).is_file():
         manifest = verify_checkpoint(place)
         latent = LatentModel(load_autoencoder(place / "autoencoder"), load_student(place / "student"))
         held_out = settings.runs_dir / manifest.run / "data" / "held-out"
-        return Subject(manifest.id, latent, _tokenizer(place / "tokenizer", latent), held_out)
+        return Subject(manifest.id, latent, _tokenizer(place / "tokenizer", latent), held_out, fallback)
     token_level = load_token_level(place)
     folders = (place / "tokenizer", place.parent / "tokenizer")
     folder = next((f for f in folders if f.is_dir()), settings.tokenizer_path)
     return Subject(str(place), token_level, _tokenizer(folder, token_level), place.parent / "data" / "held-out")
 
 
+def _fallback(settings: TrainerSettings) -> Path:
+    published = list_checkpoints(settings.fallback_run) if settings.fallback_run else []
+    if not published:
+        raise TrainerError(
+            f"nothing is published in CHECKPOINTS_DIR={settings.checkpoints_dir}; train a student, or name what is to "
+            "be evaluated"
+        )
+    return published[-1]
+
+
 def _find(name: str, settings: TrainerSettings) -> Path:
     root = settings.checkpoints_dir
-    if name == NEWEST:
-        newest = chosen_checkpoint(root)
-        if newest is None:
-            raise TrainerError(
-                f"nothing is published in CHECKPOINTS_DIR={root}; train a student, or name what is to be evaluated"
-            )
+    if name == NEWEST and (newest := chosen_checkpoint(root)) is not None:
         return newest
     for place in (Path(name), root / name):
         if (place / MANIFEST).is_file() or _is_token_level(place):
@@ -114,8 +125,9 @@ def load_data(
     """Held-out data that fits the subject.
 
     Args:
-        path: a packed folder, a JSONL file, which is packed into runs/evaluate/, or None for what its run held out. Of
-            a folder that was packed for training only the part is taken that a run on it holds out.
+        path: a packed folder, a JSONL file, which is packed into runs/evaluate/, or None for what its run held out; for
+            a fallback those are the library's held-out files. Of a folder that was packed for training only the part is
+            taken that a run on it holds out.
         subject: what reads it.
         settings: say where runs are.
         sequence_length: tokens per sequence of a JSONL file; None is 2048, or the subject's context if that is smaller.
@@ -124,7 +136,15 @@ def load_data(
     Raises:
         TrainerError: there is none, or it does not fit.
     """
-    if path is None:
+    if path is None and subject.fallback:
+        path = settings.runs_dir / "evaluate" / "stdlib-held-out.jsonl"
+        write_stdlib(path, "held-out")
+        console.print(
+            f"nothing is published: {subject.id} is evaluated, on the held-out files of the standard library",
+            soft_wrap=True,
+            highlight=False,
+        )
+    elif path is None:
         if subject.held_out is None or not subject.held_out.is_dir():
             raise TrainerError(
                 f"there is no held-out data at {subject.held_out}: give DATA, a packed folder or a JSONL file. Of a "
