@@ -1,5 +1,7 @@
 """Runs a command with a teacher-gateway: the one that answers already, or one started for as long as the command takes.
 
+One that was started here stays until no other command that found it needs it.
+
 Usage: python -m tools.gateway -- trainer train student ...
 """
 
@@ -15,7 +17,8 @@ from latentforge.core.channel import open_channel
 from latentforge.core.settings import ServiceSettings, SettingsError, load_settings
 from latentforge.core.sync_teacher_client import SyncTeacherClient
 from latentforge.core.teacher_errors import TeacherError
-from tools.processes import ChildError, Children, StoppedError, stop_on_signals
+from tools.gateway_use import GatewayUse
+from tools.processes import Child, ChildError, Children, StoppedError, stop_on_signals
 
 # The gateway itself waits for a vLLM that is still starting; a gateway that died is noticed at once.
 START_SECONDS = 700.0
@@ -82,7 +85,9 @@ def run_with_gateway(command: list[str]) -> None:
         "TORCH_THREADS": os.environ.get("TORCH_THREADS", "1"),
         "OMP_WAIT_POLICY": "PASSIVE",
     }
-    with stop_on_signals(), Children(_LOGS, env=environment) as children:
+    gateway: Child | None = None
+    # The gateway is stopped before its use ends.
+    with stop_on_signals(), GatewayUse(int(port)) as use, Children(_LOGS, env=environment) as children:
         if gateway_answers(target, settings.gateway_tls_ca):
             backend = backend_of(settings)
             if settings.teacher_backend not in (None, backend):
@@ -97,13 +102,22 @@ def run_with_gateway(command: list[str]) -> None:
             )
         else:
             sys.stderr.write(f"starting a teacher-gateway at {target} for as long as this takes\n")
-            children.start("teacher-gateway", gateway_command())
+            gateway = children.start("teacher-gateway", gateway_command())
             children.wait_until(
                 lambda: gateway_answers(target, settings.gateway_tls_ca),
                 "starting the teacher-gateway",
                 seconds=START_SECONDS,
             )
-        children.finish(children.start(Path(command[0]).name, command, visible=True))
+        try:
+            children.finish(children.start(Path(command[0]).name, command, visible=True))
+        finally:
+            alive = gateway is not None and gateway.exit_code() is None
+            if alive and not isinstance(sys.exception(), StoppedError):
+                use.wait_for_others(_tell_of_others)
+
+
+def _tell_of_others() -> None:
+    sys.stderr.write("other commands use the gateway that this one started; it stays until they end (Ctrl-C: now)\n")
 
 
 def main(arguments: list[str]) -> int:
