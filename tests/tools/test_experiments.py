@@ -147,6 +147,7 @@ def test_latents_are_compared_seed_by_seed_on_both_texts() -> None:
         "longer": 4.0,
         "longer-denoising": 3.5,
         "longer-denoising-own-text": 3.75,
+        "embeddings": 4.0,
     }
 
     def of(model: Model) -> Measured:
@@ -166,6 +167,8 @@ def test_latents_are_compared_seed_by_seed_on_both_texts() -> None:
         "denoising_vs_linear_packages": (2.0, 2.0, 2.0, 3),
         "own_text_vs_linear": (0.75, 0.75, 0.75, 3),
         "own_text_vs_linear_packages": (1.5, 1.5, 1.5, 3),
+        "own_text_vs_embeddings": (0.25, 0.25, 0.25, 3),
+        "own_text_vs_embeddings_packages": (0.5, 0.5, 0.5, 3),
     }
     some = of_groups(models, ["linear-rank32", "longer"])
     assert {model.group for model in some} == {"linear-rank32", "longer"}
@@ -346,7 +349,7 @@ def test_every_autoencoder_has_a_student_that_is_trained_with_it(tmp_path: Path)
 def test_latents_are_compared_whose_autoencoders_or_heads_differ_in_one_thing(tmp_path: Path) -> None:
     places, scale = Places(tmp_path), SCALES[ScaleName.cpu]
     first = [m for m in latent_models(scale) if m.seed == 0]
-    linear, latent, longer, denoising, both, own_text, residual = first
+    linear, latent, longer, denoising, both, own_text, embeddings, residual = first
     # Trained once for both comparisons.
     assert {linear, latent} <= set(row_models(scale))
     default = AutoencoderPlan("large", 8)
@@ -377,6 +380,9 @@ def test_latents_are_compared_whose_autoencoders_or_heads_differ_in_one_thing(tm
     for m in (longer, denoising, both, own_text):
         assert replace(m, group=latent.group, autoencoder=None) == latent
         assert str(places.autoencoder(m.autoencoder_plan)) in student_job(places, scale, m).command
+    changed = of_student(embeddings) - of_student(own_text)
+    assert changed == {"student.model.rows.kind=embeddings"}
+    assert embeddings.autoencoder_plan == own_text.autoencoder_plan
     assert of_student(residual) - of_student(latent) == {"student.model.residual=true"}
     assert residual.autoencoder_plan == default
 
@@ -391,10 +397,11 @@ def test_latents_that_a_difference_is_claimed_of_have_autoencoders_of_every_seed
         "denoising": 1,
         "longer-denoising": 3,
         "longer-denoising-own-text": 3,
+        "embeddings": 3,
         "residual": 1,
     }
-    # No latent student but the linear map, which reads no latent, shares an autoencoder with one of another seed.
-    claimed = [m for m in models if m.seed > 0 and m.group != "linear-rank32"]
+    # None that reads latents shares its autoencoder.
+    claimed = [m for m in models if m.seed > 0 and m.group not in ("linear-rank32", "embeddings")]
     plans = {(m.group, m.seed): m.autoencoder_plan for m in claimed}
     assert len({plan.run for plan in plans.values()}) == len(plans)
     for (_, seed), plan in plans.items():

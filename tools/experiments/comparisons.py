@@ -45,14 +45,14 @@ _ROWS: dict[str, dict[str, Any]] = {
 }
 # Autoencoders that might make the latent worth more: one that learns for longer, and one whose latents, where half of
 # a chunk is hidden from it, have to stand for what a chunk might be, as a prediction does.
-LONGER, DENOISING, OWN_TEXT = "longer", "longer-denoising", "longer-denoising-own-text"
+LONGER, DENOISING, OWN_TEXT, EMBEDDINGS = "longer", "longer-denoising", "longer-denoising-own-text", "embeddings"
 _LATENTS = {
     LONGER: AutoencoderPlan("large", 8, times=3),
     "denoising": AutoencoderPlan("large", 8, token_dropout=0.5),
     DENOISING: AutoencoderPlan("large", 8, times=3, token_dropout=0.5),
 }
 LINEAR_ROWS, LATENT_ROWS = "linear-rank32", "autoencoder-rank32"
-_CLAIMED = (LINEAR_ROWS, LATENT_ROWS, LONGER, DENOISING, OWN_TEXT)
+_CLAIMED = (LINEAR_ROWS, LATENT_ROWS, LONGER, DENOISING, OWN_TEXT, EMBEDDINGS)
 
 
 class Comparison(StrEnum):
@@ -124,12 +124,15 @@ def latent_models(scale: Scale) -> list[Model]:
     # Whether it is the hidden tokens or the text beyond the student's that makes such an autoencoder worth more.
     own_text = replace(_LATENTS[DENOISING], text_tokens=latent.tokens)
     plans = _LATENTS | {OWN_TEXT: own_text}
+    # Whether it is the latent, or the token embeddings that come with it.
+    rows = {"student.model.rows.kind": "embeddings"}
+    embeddings = replace(latent, group=EMBEDDINGS, autoencoder=own_text, changes=latent.changes | rows)
     others = [replace(latent, group=name, autoencoder=plan) for name, plan in plans.items()]
     residual = replace(latent, group="residual", changes=latent.changes | {"student.model.residual": True})
     return [
         _of_seed(model, seed)
         for seed in scale.seeds
-        for model in (linear, latent, *others, residual)
+        for model in (linear, latent, *others, embeddings, residual)
         if seed == scale.seeds[0] or model.group in _CLAIMED
     ]
 

@@ -10,7 +10,15 @@ from typing import Any, Literal, TypeVar, get_args
 
 from latentforge.core.records import result_row
 from latentforge.trainer.objectives import DEFAULT_OBJECTIVE
-from tools.experiments.comparisons import DENOISING, LATENT_ROWS, LINEAR_ROWS, LONGER, OWN_TEXT, SEED_OBJECTIVE
+from tools.experiments.comparisons import (
+    DENOISING,
+    EMBEDDINGS,
+    LATENT_ROWS,
+    LINEAR_ROWS,
+    LONGER,
+    OWN_TEXT,
+    SEED_OBJECTIVE,
+)
 from tools.experiments.plan import Model, Vocabulary
 from tools.experiments.speed import Speed
 
@@ -26,6 +34,7 @@ _SAVINGS = {
     "longer_vs_default": (LONGER, LATENT_ROWS),
     "denoising_vs_linear": (DENOISING, LINEAR_ROWS),
     "own_text_vs_linear": (OWN_TEXT, LINEAR_ROWS),
+    "own_text_vs_embeddings": (OWN_TEXT, EMBEDDINGS),
 }
 # Token-level sizes that a student has to beat, by the bars.
 _WORTH = 2

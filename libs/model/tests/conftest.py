@@ -8,6 +8,7 @@ from latentforge.model.autoencoder import Autoencoder
 from latentforge.model.config import AutoencoderConfig, ChunkDecoderConfig, StudentConfig
 from latentforge.model.latent_model import LatentModel
 from latentforge.model.layers import TABLE_SCALE, output_scale
+from latentforge.model.rows import LinearRows
 from latentforge.model.student import Student
 
 V, K, D = 64, 4, 16
@@ -46,7 +47,7 @@ def make_model() -> MakeModel:
                 if parameter.ndim == 2:
                     parameter.normal_(std=parameter.shape[1] ** -0.5)
             student = model.student
-            for part in (student.chunk_decoder, student.rows if student.config.rows.kind == "linear" else None):
+            for part in (student.chunk_decoder, student.rows if isinstance(student.rows, LinearRows) else None):
                 if part is not None:
                     part.output.weight /= output_scale(part.output.weight.shape[1])
             student.embedding.weight /= TABLE_SCALE

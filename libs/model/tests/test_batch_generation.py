@@ -30,6 +30,7 @@ STUDENTS: dict[str, dict[str, Any]] = {
     "from-latent": {"chunk_decoder": ChunkDecoderConfig(width=16, rank=8, start="latent")},
     "linear-rows": {"rows": RowsConfig(kind="linear", width=12)},
     "tuned-rows": {"rows": "tuned"},
+    "rows-of-embeddings": {"rows": RowsConfig(kind="embeddings", width=16)},
     "induction": {"induction": InductionConfig(context=2, size=12)},
     "induction-transformer": {
         "induction": InductionConfig(context=5),

@@ -25,6 +25,7 @@ VARIANTS: list[dict[str, Any]] = [
     {"chunk_decoder": ChunkDecoderConfig(width=16, rank=8, start="latent")},
     {"rows": RowsConfig(kind="linear", width=12)},
     {"rows": RowsConfig(kind="tuned", autoencoder=AUTOENCODER)},
+    {"rows": RowsConfig(kind="embeddings", width=16)},
     {"head": "energy"},
     {"residual": True},
     {"residual": True, "head": "energy"},
@@ -111,6 +112,20 @@ def test_tuned_rows_start_as_the_autoencoders(make_model: MakeModel, rng: torch.
     torch.testing.assert_close(tuned.logits(tokens).logits, frozen.logits(tokens).logits)
 
 
+def test_rows_can_be_a_linear_map_onto_the_autoencoders_embeddings(make_model: MakeModel, rng: torch.Generator) -> None:
+    model = make_model(rows=RowsConfig(kind="embeddings", width=16), chunk_decoder=ChunkDecoderConfig(kind="none"))
+    tokens = torch.randint(2, V, (2, T, K), generator=rng)
+    found = model.logits(tokens)
+    linear = model.student.rows.map  # type: ignore[union-attr]
+    for k in range(K):
+        slot = slice(16 * k, 16 * (k + 1))
+        rows = (found.hidden @ linear.weight[slot].T + linear.bias[slot]) / 4  # type: ignore[index, union-attr]
+        wanted = rows @ model.autoencoder.embedding.weight.T + model.student.bias
+        torch.testing.assert_close(found.logits[:, :, k], wanted)
+    with pytest.raises(ValueError, match=r"rows\.width is 12, the autoencoder's hidden_size 16; they must be the same"):
+        make_model(rows=RowsConfig(kind="embeddings", width=12))
+
+
 def test_every_trainable_parameter_gets_a_finite_gradient(make_model: MakeModel, rng: torch.Generator) -> None:
     for changes in VARIANTS:
         model = make_model(**changes).train()
@@ -121,7 +136,7 @@ def test_every_trainable_parameter_gets_a_finite_gradient(make_model: MakeModel,
                 assert not parameter.requires_grad
                 assert parameter.grad is None
                 continue
-            if name.startswith("student.head.") and model.student.config.rows.kind == "linear":
+            if name.startswith("student.head.") and model.student.config.rows.kind in ("linear", "embeddings"):
                 assert parameter.grad is None, "linear rows need no latent"
                 continue
             assert parameter.grad is not None, name

@@ -86,12 +86,14 @@ class RowsConfig(_Config):
 
     Attributes:
         kind: the autoencoder's frozen decoder applied to the latent; a copy of it that is trained on; or a plain linear
-            map from the hidden state with an output table of its own, which needs no latent.
-        width: of the linear map's rows; the other kinds have the autoencoder's ``hidden_size``.
+            map from the hidden state, which needs no latent, to the autoencoder's frozen token embeddings
+            (``embeddings``) or to an output table of its own (``linear``).
+        width: of the linear map's rows; the autoencoder's ``hidden_size`` for ``embeddings``. The other kinds have that
+            whatever stands here.
         autoencoder: the one that ``tuned`` starts from.
     """
 
-    kind: Literal["autoencoder", "tuned", "linear"] = "autoencoder"
+    kind: Literal["autoencoder", "tuned", "embeddings", "linear"] = "autoencoder"
     width: int = Field(default=64, ge=1)
     autoencoder: AutoencoderConfig | None = None
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from latentforge.model.autoencoder import Autoencoder
 from latentforge.model.induction import Found
 from latentforge.model.output_loss import OutputLayer
+from latentforge.model.rows import EmbeddingRows
 from latentforge.model.student import Student
 
 
@@ -31,7 +32,8 @@ class LatentModel(nn.Module):
         """Puts the two together and freezes the autoencoder.
 
         Raises:
-            ValueError: they differ in vocab_size, chunk_size (K), latent_size (D) or pad_id; both values are named.
+            ValueError: they differ in vocab_size, chunk_size (K), latent_size (D), pad_id or the width of rows that are
+                applied to the autoencoder's embeddings; both values are named.
         """
         super().__init__()
         for field in ("vocab_size", "chunk_size", "latent_size", "pad_id"):
@@ -40,6 +42,11 @@ class LatentModel(nn.Module):
                 raise ValueError(
                     f"{field} differs: the autoencoder has {ours}, the student {theirs}; they must be trained together"
                 )
+        rows, width = student.config.rows, autoencoder.config.hidden_size
+        if rows.kind == "embeddings" and rows.width != width:
+            raise ValueError(
+                f"rows.width is {rows.width}, the autoencoder's hidden_size {width}; they must be the same"
+            )
         self.autoencoder = autoencoder.requires_grad_(False).eval()
         self.student = student
         self.chunk_size = student.config.chunk_size
@@ -150,7 +157,7 @@ class LatentModel(nn.Module):
     def row_table(self) -> Tensor:
         """The output table of the rows, [V, w]; it has no gradient where it is the autoencoder's."""
         own = self.student.rows
-        return self.autoencoder.embedding.weight if own is None else own.output.weight
+        return self.autoencoder.embedding.weight if own is None or isinstance(own, EmbeddingRows) else own.output.weight
 
     def context(self, hidden: Tensor, latents: Tensor) -> Tensor:
         """What the chunk decoder starts from, out of hidden [..., h] and latents [..., D]."""

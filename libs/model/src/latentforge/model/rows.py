@@ -29,24 +29,47 @@ class TunedRows(nn.Module):
         return rows
 
 
-class LinearRows(nn.Module):
-    """A linear map from the hidden state and an output table of its own: no latent at all."""
+class _MappedRows(nn.Module):
+    """A linear map from the hidden state: no latent at all."""
 
-    def __init__(self, config: StudentConfig) -> None:
+    def __init__(self, config: StudentConfig, scale: float) -> None:
         super().__init__()
         self.slots = (config.chunk_size, config.rows.width)
         self.map = nn.Linear(config.hidden_size, config.chunk_size * config.rows.width)
-        self.output = output_table(config.vocab_size, config.rows.width)
-        self._output_scale = output_scale(config.rows.width)
+        self._scale = scale
 
     def forward(self, hidden: Tensor, latents: Tensor) -> Tensor:
         """Maps hidden states [..., h] to rows [..., K, w]; the latents are not read."""
-        rows: Tensor = self.map(hidden).unflatten(-1, self.slots) * self._output_scale
+        rows: Tensor = self.map(hidden).unflatten(-1, self.slots) * self._scale
         return rows
 
 
-def build_rows(config: StudentConfig) -> TunedRows | LinearRows | None:
+class LinearRows(_MappedRows):
+    """A linear map with an output table of its own."""
+
+    def __init__(self, config: StudentConfig) -> None:
+        super().__init__(config, output_scale(config.rows.width))
+        self.output = output_table(config.vocab_size, config.rows.width)
+
+
+class EmbeddingRows(_MappedRows):
+    """A linear map whose output table is the frozen autoencoder's token embeddings, with entries of about 1."""
+
+    def __init__(self, config: StudentConfig) -> None:
+        super().__init__(config, config.rows.width**-0.5)
+
+
+OwnRows = TunedRows | LinearRows | EmbeddingRows
+
+
+def build_rows(config: StudentConfig) -> OwnRows | None:
     """The student's own rows; None where they are the frozen autoencoder's."""
-    if config.rows.kind == "autoencoder":
-        return None
-    return TunedRows(config) if config.rows.kind == "tuned" else LinearRows(config)
+    match config.rows.kind:
+        case "autoencoder":
+            return None
+        case "tuned":
+            return TunedRows(config)
+        case "linear":
+            return LinearRows(config)
+        case "embeddings":
+            return EmbeddingRows(config)

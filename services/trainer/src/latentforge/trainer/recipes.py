@@ -272,8 +272,12 @@ class Recipe(_Section):
         """Of a student that is trained with this autoencoder."""
         chosen = {"max_chunks": self.data.sequence_length // self.chunk_size, **self.student.model}
         rows = chosen.get("rows")
-        if isinstance(rows, dict) and rows.get("kind") == "tuned":
-            chosen["rows"] = {"autoencoder": autoencoder, **rows}
+        follows: dict[str, dict[str, Any]] = {
+            "tuned": {"autoencoder": autoencoder},
+            "embeddings": {"width": autoencoder.hidden_size},
+        }
+        if isinstance(rows, dict) and rows.get("kind") in follows:
+            chosen["rows"] = {**follows[rows["kind"]], **rows}
         return _build(
             StudentConfig,
             "student.model",
