@@ -46,10 +46,11 @@ def _student(vocabulary: Vocabulary, size: Size, tokens: int, k: int, *, group: 
 
 
 def _fast_models(scale: Scale) -> Iterator[Model]:
-    """A backbone so large that its steps are most of the time: the fastest setting, and its rival."""
+    """Backbones so large that their steps are most of the time: the fastest settings, and their rivals."""
     tokens, k = scale.tokens["large"], max(scale.chunk_sizes)
-    yield Model("fast", "token-level", "large", scale.fast_size, tokens)
-    yield _student("large", scale.fast_size, tokens, k, group="fast")
+    for size in scale.fast_sizes:
+        yield Model("fast", "token-level", "large", size, tokens)
+        yield _student("large", size, tokens, k, group="fast")
 
 
 def _changes(vocabulary: Vocabulary, k: int) -> dict[str, Any]:

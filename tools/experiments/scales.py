@@ -21,7 +21,8 @@ class Scale:
     Attributes:
         token_sizes: of the token-level students.
         student_sizes: of the latent ones.
-        fast_size: of the fastest setting and its rival; the larger the backbone, the nearer the ratio comes to K.
+        fast_sizes: of backbones so large that their steps are most of the time: the largest K and its rival alone, at
+            the large vocabulary; the larger the backbone, the nearer the ratio comes to K.
         chunk_sizes: K.
         tokens: that every model learns from, by vocabulary.
         autoencoder_steps: of every autoencoder.
@@ -37,7 +38,7 @@ class Scale:
 
     token_sizes: tuple[Size, ...]
     student_sizes: tuple[Size, ...]
-    fast_size: Size
+    fast_sizes: tuple[Size, ...]
     chunk_sizes: tuple[int, ...]
     tokens: dict[Vocabulary, int]
     autoencoder_steps: int
@@ -65,7 +66,7 @@ SCALES: dict[ScaleName, Scale] = {
     ScaleName.smoke: Scale(
         token_sizes=(Size(1, 64), Size(2, 64)),
         student_sizes=(Size(1, 64),),
-        fast_size=Size(2, 128),
+        fast_sizes=(Size(2, 128),),
         chunk_sizes=(4, 8),
         tokens={"demo": 8_192, "large": 8_192},
         autoencoder_steps=10,
@@ -82,7 +83,7 @@ SCALES: dict[ScaleName, Scale] = {
     ScaleName.cpu: Scale(
         token_sizes=(Size(1, 64), Size(1, 128), Size(2, 128), Size(3, 192), Size(4, 256)),
         student_sizes=(Size(2, 128), Size(3, 192), Size(4, 256)),
-        fast_size=Size(8, 512),
+        fast_sizes=(Size(6, 384), Size(8, 512)),
         chunk_sizes=(2, 4, 8),
         tokens={"demo": 409_600, "large": 102_400},
         autoencoder_steps=300,
@@ -96,7 +97,7 @@ SCALES: dict[ScaleName, Scale] = {
     ScaleName.gpu: Scale(
         token_sizes=(Size(2, 128), Size(4, 256), Size(6, 384), Size(8, 512), Size(12, 768)),
         student_sizes=(Size(4, 256), Size(8, 512), Size(12, 768)),
-        fast_size=Size(16, 1024),
+        fast_sizes=(Size(16, 1024),),
         chunk_sizes=(2, 4, 8),
         tokens={"demo": 20_480_000, "large": 20_480_000},
         autoencoder_steps=3000,
