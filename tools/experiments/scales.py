@@ -79,7 +79,7 @@ SCALES: dict[ScaleName, Scale] = {
         sequence_length=512,
         package_megabytes=1,
     ),
-    # Two CPU cores, 1 h 45 min.
+    # Two CPU cores, one to two hours.
     ScaleName.cpu: Scale(
         token_sizes=(Size(1, 64), Size(1, 128), Size(2, 128), Size(3, 192), Size(4, 256)),
         student_sizes=(Size(2, 128), Size(3, 192), Size(4, 256)),
