@@ -14,7 +14,6 @@ from rich.console import Console
 from rich.progress import track
 
 from latentforge.core.manifest import list_checkpoints
-from latentforge.core.memory import keep_freed_memory
 from latentforge.model.batch_generation import generate_batch
 from latentforge.model.generation import ChunkGenerator, TokenGenerator, store_for_one_request
 from latentforge.model.io import load_autoencoder, load_student, load_token_level
@@ -77,8 +76,6 @@ def measure_speed(
 ) -> dict[str, Speed]:
     """Times all models on one CPU thread, at T = 1, after prompts of 64 random tokens, the prompt's own time included.
 
-    Memory is kept as the inference service keeps it.
-
     Args:
         models: by name; their tables are stored anew, as each way of writing reads them best.
         backbones: of the models; those of one backbone are timed right after each other, since it is their ratio that
@@ -89,7 +86,6 @@ def measure_speed(
         console: for progress.
     """
     torch.set_num_threads(1)
-    keep_freed_memory()
     flops = {name: student_flops(model) for name, model in models.items()}
     shuffle = random.Random(seed)
 

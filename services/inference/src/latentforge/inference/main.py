@@ -11,7 +11,6 @@ import torch
 import uvicorn
 from fastapi import FastAPI
 
-from latentforge.core.memory import keep_freed_memory
 from latentforge.core.settings import SettingsError
 from latentforge.inference.app import create_app
 from latentforge.inference.engine import Engine
@@ -42,8 +41,7 @@ def pick_device(name: str) -> torch.device:
 
 
 def build_registry(settings: Settings) -> Registry:
-    """A registry that has not looked at the folder yet; also sets torch's threads and how memory is kept."""
-    keep_freed_memory()
+    """A registry that has not looked at the folder yet; also sets torch's threads."""
     if settings.torch_threads:
         torch.set_num_threads(settings.torch_threads)
     device = pick_device(settings.device)
