@@ -86,8 +86,9 @@ def run_with_gateway(command: list[str]) -> None:
         "OMP_WAIT_POLICY": "PASSIVE",
     }
     gateway: Child | None = None
+    place = "local" if host in _LOCAL else host
     # The gateway is stopped before its use ends.
-    with stop_on_signals(), GatewayUse(int(port)) as use, Children(_LOGS, env=environment) as children:
+    with stop_on_signals(), GatewayUse(f"{place}-{port}") as use, Children(_LOGS, env=environment) as children:
         if gateway_answers(target, settings.gateway_tls_ca):
             backend = backend_of(settings)
             if settings.teacher_backend not in (None, backend):

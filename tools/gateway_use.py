@@ -13,14 +13,14 @@ _LOOK_EVERY = 0.5
 
 
 class GatewayUse:
-    """One command's use of the gateway at a port of this machine; a command that dies uses it no more.
+    """One command's use of a gateway, which all commands of this machine call the same; one that dies uses it no more.
 
     Use is a shared lock of a file that all commands of one user find. Who stops the gateway holds it alone, so that a
     command which comes in that moment waits, finds no gateway, and starts one.
     """
 
-    def __init__(self, port: int) -> None:
-        self._path = Path(tempfile.gettempdir()) / f"latentforge-gateway-{os.getuid()}-{port}.lock"
+    def __init__(self, name: str) -> None:
+        self._path = Path(tempfile.gettempdir()) / f"latentforge-gateway-{os.getuid()}-{name}.lock"
 
     def __enter__(self) -> Self:
         self._file = self._path.open("w")

@@ -56,5 +56,5 @@ def test_a_student_is_as_it_was_after_its_autoencoder_was_counted() -> None:
     before = student_flops(model, 64)
     assert autoencoder_flops(model.autoencoder, 64) > 6 * WIDTH * model.vocab_size
     assert not any(p.requires_grad for p in model.autoencoder.parameters())
-    assert not model.training
+    assert not model.autoencoder.training
     assert student_flops(model, 64) == before

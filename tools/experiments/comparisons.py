@@ -6,7 +6,7 @@ from enum import StrEnum
 from typing import Any, get_args
 
 from latentforge.trainer.objectives import DEFAULT_OBJECTIVE
-from tools.experiments.plan import DECODER, AutoencoderPlan, Kind, Model, Size, Vocabulary
+from tools.experiments.plan import DECODER, AutoencoderPlan, Kind, Model, Size, Vocabulary, denoising_autoencoder
 from tools.experiments.scales import Scale
 
 SEED_OBJECTIVE = "regressed-latent"
@@ -43,13 +43,13 @@ _ROWS: dict[str, dict[str, Any]] = {
     for rank in (32, 128)
     for kind in ("autoencoder", "tuned", "linear")
 }
-# Autoencoders that might make the latent worth more: one that learns for longer, and one whose latents, where half of
-# a chunk is hidden from it, have to stand for what a chunk might be, as a prediction does.
+# Autoencoders that might make the latent worth more: one that learns for longer, and one that has half of a chunk
+# hidden from it.
 LONGER, DENOISING, OWN_TEXT, EMBEDDINGS = "longer", "longer-denoising", "longer-denoising-own-text", "embeddings"
 _LATENTS = {
     LONGER: AutoencoderPlan("large", 8, times=3),
     "denoising": AutoencoderPlan("large", 8, token_dropout=0.5),
-    DENOISING: AutoencoderPlan("large", 8, times=3, token_dropout=0.5),
+    DENOISING: denoising_autoencoder("large", 8),
 }
 LINEAR_ROWS, LATENT_ROWS = "linear-rank32", "autoencoder-rank32"
 _CLAIMED = (LINEAR_ROWS, LATENT_ROWS, LONGER, DENOISING, OWN_TEXT, EMBEDDINGS)
@@ -122,7 +122,7 @@ def latent_models(scale: Scale) -> list[Model]:
     """
     linear, latent = _rows(scale, LINEAR_ROWS), _rows(scale, LATENT_ROWS)
     # Whether it is the hidden tokens or the text beyond the student's that makes such an autoencoder worth more.
-    own_text = replace(_LATENTS[DENOISING], text_tokens=latent.tokens)
+    own_text = denoising_autoencoder("large", 8, text_tokens=latent.tokens)
     plans = _LATENTS | {OWN_TEXT: own_text}
     # Whether it is the latent, or the token embeddings that come with it.
     rows = {"student.model.rows.kind": "embeddings"}

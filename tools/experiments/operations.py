@@ -1,5 +1,6 @@
 """How many floating-point operations learning from a token takes, counted by torch: matrix products and attention."""
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -27,11 +28,9 @@ def autoencoder_flops(autoencoder: Autoencoder, tokens: int = 2048) -> float:
     generator = torch.Generator().manual_seed(0)
     config = autoencoder.config
     chunks = torch.randint(2, config.vocab_size, (tokens // config.chunk_size, config.chunk_size), generator=generator)
-    # As it was when it learnt: one that a student reads is frozen.
-    autoencoder.requires_grad_(True)
-    flops = _counted(autoencoder, lambda: autoencoder.loss(chunks, generator).total)
-    autoencoder.requires_grad_(False)
-    return flops / chunks.numel()
+    # As it was when it learnt: one that a student reads is frozen, and stays so.
+    learning = copy.deepcopy(autoencoder).requires_grad_(True)
+    return _counted(learning, lambda: learning.loss(chunks, generator).total) / chunks.numel()
 
 
 def _counted(model: torch.nn.Module, loss: Callable[[], Tensor]) -> float:

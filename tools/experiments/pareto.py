@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from tools.experiments.plan import DECODER, AutoencoderPlan, Model, Size, Vocabulary
+from tools.experiments.plan import DECODER, Model, Size, Vocabulary, denoising_autoencoder
 from tools.experiments.scales import Scale
 
 _WINDOW_TOKENS = 8
@@ -35,12 +35,8 @@ def _token_level(vocabulary: Vocabulary, size: Size, tokens: int) -> Model:
 
 
 def _student(vocabulary: Vocabulary, size: Size, tokens: int, k: int, *, group: str = "pareto", seed: int = 0) -> Model:
-    """A student, with an autoencoder that learns for long, with half of its tokens hidden, from what it learns from.
-
-    Latents of such an autoencoder stand for what a chunk might be, as a prediction does. And since it sees no other
-    text, a student and a token-level model have seen as much.
-    """
-    autoencoder = AutoencoderPlan(vocabulary, k, times=3, token_dropout=0.5, text_tokens=tokens, seed=seed)
+    """A student and an autoencoder that sees no other text, so that it and a token-level model have seen as much."""
+    autoencoder = denoising_autoencoder(vocabulary, k, text_tokens=tokens, seed=seed)
     changes = _changes(vocabulary, k)
     return Model(group, "student", vocabulary, size, tokens, k, seed=seed, changes=changes, autoencoder=autoencoder)
 

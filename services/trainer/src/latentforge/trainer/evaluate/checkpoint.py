@@ -66,10 +66,7 @@ def load_subject(name: str, settings: TrainerSettings) -> Subject:
     """
     if name == TEACHER:
         return Subject(TEACHER, None, TextTokenizer(settings.tokenizer_path), None)
-    if fallback := name == NEWEST and chosen_checkpoint(settings.checkpoints_dir) is None:
-        place = _fallback(settings)
-    else:
-        place = _find(name, settings)
+    place, fallback = _find(name, settings)
     if (place / MANIFEST).is_file():
         manifest = verify_checkpoint(place)
         latent = LatentModel(load_autoencoder(place / "autoencoder"), load_student(place / "student"))
@@ -81,25 +78,22 @@ def load_subject(name: str, settings: TrainerSettings) -> Subject:
     return Subject(str(place), token_level, _tokenizer(folder, token_level), place.parent / "data" / "held-out")
 
 
-def _fallback(settings: TrainerSettings) -> Path:
-    published = list_checkpoints(settings.fallback_run) if settings.fallback_run else []
-    if not published:
-        raise TrainerError(
-            f"nothing is published in CHECKPOINTS_DIR={settings.checkpoints_dir}; train a student, or name what is to "
-            "be evaluated"
-        )
-    return published[-1]
-
-
-def _find(name: str, settings: TrainerSettings) -> Path:
+def _find(name: str, settings: TrainerSettings) -> tuple[Path, bool]:
+    """The folder that a name stands for, and whether it is the fallback."""
     root = settings.checkpoints_dir
-    if name == NEWEST and (newest := chosen_checkpoint(root)) is not None:
-        return newest
+    if name == NEWEST:
+        if (newest := chosen_checkpoint(root)) is not None:
+            return newest, False
+        if settings.fallback_run and (shipped := list_checkpoints(settings.fallback_run)):
+            return shipped[-1], True
+        raise TrainerError(
+            f"nothing is published in CHECKPOINTS_DIR={root}; train a student, or name what is to be evaluated"
+        )
     for place in (Path(name), root / name):
         if (place / MANIFEST).is_file() or _is_token_level(place):
-            return place
+            return place, False
         if published := list_checkpoints(place):
-            return published[-1]
+            return published[-1], False
     raise TrainerError(
         f"{name!r} is no published checkpoint, no run of {root} and no token-level student's folder; give a folder "
         f"with {MANIFEST} or {CONFIG_FILE} in it, a run, '{NEWEST}' or '{TEACHER}'"
