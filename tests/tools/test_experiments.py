@@ -134,7 +134,9 @@ def test_what_is_timed_without_training_is_what_the_chart_has() -> None:
     assert isinstance(model, LatentModel)
     config, autoencoder = model.student.config, model.autoencoder.config
     assert (config.vocab_size, config.chunk_size, config.num_layers, config.hidden_size) == (32768, 8, 1, 64)
-    assert (config.chunk_decoder.rank, config.induction.context, autoencoder.hidden_size) == (32, 4, 32)
+    assert (config.chunk_decoder.frequent_ids, config.chunk_decoder.width, config.chunk_decoder.rank) == (2048, 256, 128)
+    assert (config.rows.kind, config.rows.width, autoencoder.hidden_size) == ("embeddings", 32, 32)
+    assert config.induction.context == 4
     rival = fresh_model(scale, next(m for m in models if m.k == 1))
     assert isinstance(rival, TokenLevelModel)
     shared = BackboneConfig.model_fields

@@ -8,6 +8,7 @@ from tools.experiments.plan import DECODER, Model, Size, Vocabulary, denoising_a
 from tools.experiments.scales import Scale
 
 _WINDOW_TOKENS = 8
+_FREQUENT_IDS = 2048
 
 
 def pareto_models(scale: Scale) -> Iterator[Model]:
@@ -37,7 +38,7 @@ def _token_level(vocabulary: Vocabulary, size: Size, tokens: int) -> Model:
 def _student(vocabulary: Vocabulary, size: Size, tokens: int, k: int, *, group: str = "pareto", seed: int = 0) -> Model:
     """A student and an autoencoder that sees no other text, so that it and a token-level model have seen as much."""
     autoencoder = denoising_autoencoder(vocabulary, k, text_tokens=tokens, seed=seed)
-    changes = _changes(vocabulary, k)
+    changes = _changes(vocabulary, k, autoencoder.width)
     return Model(group, "student", vocabulary, size, tokens, k, seed=seed, changes=changes, autoencoder=autoencoder)
 
 
@@ -49,17 +50,23 @@ def _fast_models(scale: Scale) -> Iterator[Model]:
         yield _student("large", size, tokens, k, group="fast")
 
 
-def _changes(vocabulary: Vocabulary, k: int) -> dict[str, Any]:
-    """What differs from the recipe: the width of token embeddings, the correction's rank and, for chunks of fewer
-    tokens, how many its decoder reads.
+def _changes(vocabulary: Vocabulary, k: int, row_width: int) -> dict[str, Any]:
+    """What differs from the recipe: the width of token embeddings; for chunks of fewer tokens, how many the decoder
+    reads; and at a large vocabulary the output.
 
-    Of the embeddings only the tokens' own rows are read, so that more of them cost next to nothing when writing. The
-    correction is read whole for every token: at a large vocabulary its rank decides the speed. And every decoder reads
-    about as many tokens before its chunk, since a window of one short chunk costs likelihood.
+    Of the embeddings only the tokens' own rows are read, so that more of them cost next to nothing when writing. Every
+    decoder reads about as many tokens before its chunk, since a window of one short chunk costs likelihood. The
+    correction is read whole for every token: where the vocabulary is large it corrects the frequent ids alone, and what
+    that saves goes into a wider decoder. Rows out of the hidden state there need no latent, only the embeddings.
     """
     changes: dict[str, Any] = {"student.model.embed_size": 128}
     if vocabulary == "large":
-        changes[f"{DECODER}rank"] = 32
+        changes |= {
+            f"{DECODER}width": 256,
+            f"{DECODER}frequent_ids": _FREQUENT_IDS,
+            "student.model.rows.kind": "embeddings",
+            "student.model.rows.width": row_width,
+        }
     if k < _WINDOW_TOKENS:
         changes[f"{DECODER}window"] = _WINDOW_TOKENS // k
     return changes

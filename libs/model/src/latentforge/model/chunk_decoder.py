@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from latentforge.model.config import StudentConfig
-from latentforge.model.layers import SwiGLU, output_scale, output_table
+from latentforge.model.correction_table import CorrectionTable
+from latentforge.model.layers import SwiGLU, output_scale
 
 
 class ChunkDecoder(nn.Module, ABC):
@@ -16,7 +17,7 @@ class ChunkDecoder(nn.Module, ABC):
 
     It starts from a context (the backbone's hidden state, or the latent), reads the tokens of the previous chunks in
     its window, then this chunk's as they become known. Its state before token k gives ``U · W · state``, which is added
-    to row k of the logits: row k depends on x_<k only.
+    to row k of the logits: row k depends on x_<k only. U is ``output``.
     """
 
     def __init__(self, config: StudentConfig) -> None:
@@ -25,7 +26,7 @@ class ChunkDecoder(nn.Module, ABC):
         self.chunk_size = config.chunk_size
         self.start = nn.Linear(config.latent_size if decoder.start == "latent" else config.hidden_size, decoder.width)
         self.reduce = nn.Linear(decoder.width, decoder.rank, bias=False)
-        self.output = output_table(config.vocab_size, decoder.rank)
+        self.output = CorrectionTable(config)
         self._output_scale = output_scale(decoder.rank)
 
     def forward(self, context: Tensor, previous: Tensor, current: Tensor) -> Tensor:
@@ -37,7 +38,7 @@ class ChunkDecoder(nn.Module, ABC):
             current: embedded tokens of the chunk itself, float [n, K, e]; the last one is not read.
 
         Returns:
-            float [n, K, rank]; ``output.weight`` [V, rank] maps them to corrections of logits.
+            float [n, K, rank]; ``output`` maps them to logits.
         """
         return self._reduce(self.states(context, previous, current))
 
@@ -55,7 +56,7 @@ class ChunkDecoder(nn.Module, ABC):
 
     @abstractmethod
     def correction(self, state: Any) -> Tensor:
-        """Maps a state to [n, rank], to be multiplied by ``output.weight``."""
+        """Maps a state to [n, rank], for ``output`` to add to logits."""
 
     def _reduce(self, states: Tensor) -> Tensor:
         reduced: Tensor = self.reduce(states) * self._output_scale

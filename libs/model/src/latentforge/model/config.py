@@ -57,6 +57,8 @@ class ChunkDecoderConfig(_Config):
         kind: a GRU, a small causal transformer, or none: then the tokens of a chunk do not know each other.
         width: size of its state.
         rank: rank of the correction that it adds to the logits.
+        frequent_ids: of how many ids it corrects the logits, those that stand most often in the training data; None
+            takes all.
         window: previous chunks whose tokens it reads before this chunk's.
         num_layers: of the GRU or the transformer.
         num_heads: of the transformer.
@@ -66,6 +68,7 @@ class ChunkDecoderConfig(_Config):
     kind: Literal["gru", "transformer", "none"] = "gru"
     width: int = Field(default=256, ge=1)
     rank: int = Field(default=128, ge=1)
+    frequent_ids: int | None = Field(default=None, ge=1)
     window: int = Field(default=1, ge=0)
     num_layers: int = Field(default=1, ge=1)
     num_heads: int = Field(default=4, ge=1)
@@ -202,6 +205,16 @@ class StudentConfig(BackboneConfig):
     residual: bool = False
     chunk_decoder: ChunkDecoderConfig = ChunkDecoderConfig()
     rows: RowsConfig = RowsConfig()
+
+    @model_validator(mode="after")
+    def _check_frequent_ids(self) -> Self:
+        frequent = self.chunk_decoder.frequent_ids
+        if frequent is not None and frequent > self.vocab_size:
+            raise ValueError(
+                f"chunk_decoder.frequent_ids={frequent} is more than vocab_size={self.vocab_size}; "
+                "set it to fewer, or leave it out to take all"
+            )
+        return self
 
     @model_validator(mode="after")
     def _check_induction(self) -> Self:

@@ -144,7 +144,7 @@ class LatentModel(nn.Module):
         corrections = decoder(self.context(hidden, latents), previous, current)
         if found is not None:
             corrections = corrections + found
-        weight = torch.cat([table, decoder.output.weight], 1)
+        weight = torch.cat([table, decoder.output.whole()], 1)
         return OutputLayer(torch.cat([rows, corrections.flatten(0, 1)], 1), weight, self.student.bias, num_fixed)
 
     def rows(self, hidden: Tensor, latents: Tensor) -> Tensor:

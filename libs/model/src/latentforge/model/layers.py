@@ -45,8 +45,13 @@ def output_scale(width: int) -> float:
 def output_table(vocab_size: int, width: int) -> nn.Embedding:
     """A learnt output table [V, width] that starts near zero; what it reads is to be scaled by :func:`output_scale`."""
     table = nn.Embedding(vocab_size, width)
-    nn.init.normal_(table.weight, std=0.002)
+    init_output_table(table)
     return table
+
+
+def init_output_table(table: nn.Embedding) -> None:
+    """Starts a learnt output table near zero."""
+    nn.init.normal_(table.weight, std=0.002)
 
 
 def log_frequencies(counts: Tensor) -> Tensor:

@@ -44,11 +44,14 @@ class Student(nn.Module):
 
     @torch.no_grad()
     def set_token_counts(self, counts: Tensor) -> None:
-        """Starts the bias of the logits at the log frequencies of the tokens in the training data, int64 [V].
+        """Tells a fresh student how often each token stands in the training data, int64 [V].
 
-        A fresh student then begins at the unigram model instead of spending its first steps on learning it.
+        The bias of the logits starts at the log frequencies: it then begins at the unigram model instead of spending
+        its first steps on learning it. And the correction takes the most frequent ids, where it does not take all.
         """
         self.bias.copy_(log_frequencies(counts))
+        if self.chunk_decoder is not None:
+            self.chunk_decoder.output.set_token_counts(counts)
 
     def embed(self, tokens: Tensor) -> Tensor:
         """Embeds ids, int64 [...], for the backbone and the chunk decoder alike, float [..., e]."""

@@ -70,9 +70,9 @@ class ChunkWriter:
             self._read(last[:, None], embedded[:, None])
         correction = decoder.correction(self._state)
         if student.induction is None or self._text is None:
-            return row.addmm_(correction, decoder.output.weight.T)
+            return decoder.output.add_to(row, correction)
         found, boosts, ids = student.induction.find(self._text)
-        return row.addmm_(correction + found, decoder.output.weight.T).scatter_add_(1, ids, boosts)
+        return decoder.output.add_to(row, correction + found).scatter_add_(1, ids, boosts)
 
     def _read(self, ids: Tensor, embedded: Tensor | None = None) -> None:
         """Lets the induction head read ids [b, t]."""
