@@ -134,7 +134,8 @@ def test_what_is_timed_without_training_is_what_the_chart_has() -> None:
     assert isinstance(model, LatentModel)
     config, autoencoder = model.student.config, model.autoencoder.config
     assert (config.vocab_size, config.chunk_size, config.num_layers, config.hidden_size) == (32768, 8, 1, 64)
-    assert (config.chunk_decoder.frequent_ids, config.chunk_decoder.width, config.chunk_decoder.rank) == (2048, 256, 128)
+    decoder = config.chunk_decoder
+    assert (decoder.frequent_ids, decoder.width, decoder.rank) == (2048, 256, 128)
     assert (config.rows.kind, config.rows.width, autoencoder.hidden_size) == ("embeddings", 32, 32)
     assert config.induction.context == 4
     rival = fresh_model(scale, next(m for m in models if m.k == 1))

@@ -27,6 +27,7 @@ STUDENTS: dict[str, dict[str, Any]] = {
         for window in (0, 1, 2)
     },
     "no-decoder": {"chunk_decoder": ChunkDecoderConfig(kind="none")},
+    "frequent-ids": {"chunk_decoder": ChunkDecoderConfig(width=16, rank=8, frequent_ids=9)},
     "from-latent": {"chunk_decoder": ChunkDecoderConfig(width=16, rank=8, start="latent")},
     "linear-rows": {"rows": RowsConfig(kind="linear", width=12)},
     "tuned-rows": {"rows": "tuned"},

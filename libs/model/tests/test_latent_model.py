@@ -23,6 +23,7 @@ VARIANTS: list[dict[str, Any]] = [
     {"chunk_decoder": ChunkDecoderConfig(kind="transformer", width=16, rank=8, window=1, num_layers=2, num_heads=2)},
     {"chunk_decoder": ChunkDecoderConfig(kind="transformer", width=16, rank=8, window=0, start="latent")},
     {"chunk_decoder": ChunkDecoderConfig(width=16, rank=8, start="latent")},
+    {"chunk_decoder": ChunkDecoderConfig(width=16, rank=8, frequent_ids=40)},
     {"rows": RowsConfig(kind="linear", width=12)},
     {"rows": RowsConfig(kind="tuned", autoencoder=AUTOENCODER)},
     {"rows": RowsConfig(kind="embeddings", width=16)},
