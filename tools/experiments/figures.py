@@ -19,7 +19,7 @@ from tools.experiments.comparisons import (
     OWN_TEXT,
     SEED_OBJECTIVE,
 )
-from tools.experiments.plan import Model, Vocabulary
+from tools.experiments.plan import FAST, Model, Vocabulary
 from tools.experiments.speed import Speed
 
 Row = dict[str, Any]
@@ -226,6 +226,7 @@ def _decode(measured: Sequence[Measured], k: int) -> list[Row]:
 
     ``decode_k4`` and ``decode_k8`` are the best ratio of a student that is worth having, because it beats at least
     ``_WORTH`` token-level sizes (their number is in the row); where there is none, that of the one that beats most.
+    Larger backbones, which K=8 alone has, are left to ``fast_k8``, so that both K are held to the same sizes.
     """
     rivals = [m for m in measured if _timed(m) and m.model.k == 1 and m.model.vocabulary == "large"]
     rows = [
@@ -234,8 +235,9 @@ def _decode(measured: Sequence[Measured], k: int) -> list[Row]:
         | {"beaten": sum(beats(m, r) for r in rivals)}
         for m, rival in _pairs(measured, k)
     ]
-    if rows:
-        chosen = max(rows, key=lambda row: (min(row["beaten"], _WORTH), row["ratio"]))
+    fast = {str(m.model.size) for m in measured if m.model.group == FAST}
+    if common := [row for row in rows if row["size"] not in fast]:
+        chosen = max(common, key=lambda row: (min(row["beaten"], _WORTH), row["ratio"]))
         chosen["id"] = f"decode_k{k}"
     return rows
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from tools.experiments.plan import DECODER, Model, Size, Vocabulary, denoising_autoencoder
+from tools.experiments.plan import DECODER, FAST, Model, Size, Vocabulary, denoising_autoencoder
 from tools.experiments.scales import Scale
 
 _WINDOW_TOKENS = 8
@@ -46,8 +46,8 @@ def _fast_models(scale: Scale) -> Iterator[Model]:
     """Backbones so large that their steps are most of the time: the fastest settings, and their rivals."""
     tokens, k = scale.tokens["large"], max(scale.chunk_sizes)
     for size in scale.fast_sizes:
-        yield Model("fast", "token-level", "large", size, tokens)
-        yield _student("large", size, tokens, k, group="fast")
+        yield Model(FAST, "token-level", "large", size, tokens)
+        yield _student("large", size, tokens, k, group=FAST)
 
 
 def _changes(vocabulary: Vocabulary, k: int, row_width: int) -> dict[str, Any]:

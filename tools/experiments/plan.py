@@ -6,6 +6,8 @@ from typing import Any, Literal
 Vocabulary = Literal["demo", "large"]
 Kind = Literal["student", "token-level"]
 DECODER = "student.model.chunk_decoder."
+# The group of models whose backbone is so large that its steps are most of the time.
+FAST = "fast"
 
 
 @dataclass(frozen=True)
