@@ -60,6 +60,12 @@ class LatentModel(nn.Module):
         """The longest text that it reads and writes, pads of the first chunk included."""
         return self.student.config.max_chunks * self.chunk_size
 
+    @property
+    def writes_from_latents(self) -> bool:
+        """Whether what it writes hangs on the latents; rows and chunk decoder may both come from the hidden state."""
+        config = self.student.config
+        return config.rows.kind in ("autoencoder", "tuned") or config.chunk_decoder.start == "latent"
+
     def train(self, mode: bool = True) -> "LatentModel":
         super().train(mode)
         self.autoencoder.eval()

@@ -46,7 +46,7 @@ class ChunkWriter:
             inputs = torch.cat([student.start_inputs(len(new)), inputs], 1)
         hidden = student.run_backbone(inputs, self._cache)[:, -1]
         before = torch.cat([self._pads, new], 1)[:, -1]
-        latents = model.latents(hidden, before, 1, self._rng)[0]
+        latents = model.latents(hidden, before, 1, self._rng)[0] if model.writes_from_latents else hidden.new_empty(0)
         # All rows of the chunk cost one pass over the output layer; the corrections come row by row.
         rows = model.rows(hidden, latents).flatten(0, 1)
         torch.addmm(student.bias, rows, model.row_table.T, out=self.logits.flatten(0, 1))
