@@ -95,6 +95,17 @@ def test_the_ids_are_saved_with_the_weights(make_model: MakeModel, tmp_path: Pat
     assert decoder.output.ids.tolist() == IDS
 
 
+@pytest.mark.parametrize("ids", [[0, 1, 7, 40, V], [-1, 1, 7, 40, 63], [0, 7, 1, 40, 63], [0, 1, 1, 40, 63]])
+def test_a_file_with_other_ids_is_refused(make_model: MakeModel, tmp_path: Path, ids: list[int]) -> None:
+    student = make_model(chunk_decoder=DECODER).student
+    assert student.chunk_decoder is not None
+    assert student.chunk_decoder.output.ids is not None
+    student.chunk_decoder.output.ids.copy_(torch.tensor(ids))
+    save_pretrained(student, tmp_path)
+    with pytest.raises(ValueError, match=r"chunk_decoder.output.ids are not ascending ids of the 64 .* damaged"):
+        load_student(tmp_path)
+
+
 def test_more_frequent_ids_than_the_vocabulary_has_are_refused(student_config: MakeConfig) -> None:
     with pytest.raises(ValidationError, match="frequent_ids=65 is more than vocab_size=64; set it to fewer"):
         student_config(chunk_decoder=ChunkDecoderConfig(frequent_ids=V + 1))

@@ -34,6 +34,13 @@ class CorrectionTable(nn.Embedding):
         if self.ids is not None:
             self.ids.copy_(counts.argsort(descending=True, stable=True)[: len(self.ids)].sort().values)
 
+    def has_sound_ids(self) -> bool:
+        """Whether the ids are ascending ones of the vocabulary, as a file may not have them."""
+        if self.ids is None:
+            return True
+        inside = bool((self.ids[0] >= 0) & (self.ids[-1] < self.vocab_size))
+        return inside and bool((self.ids.diff() > 0).all())
+
     def whole(self) -> Tensor:
         """A row for every id, float [V, rank], zeros where it has none; differentiable in the weight."""
         if self.ids is None:

@@ -46,6 +46,11 @@ def load_student(directory: Path) -> Student:
     """As :func:`load_autoencoder`, for a student."""
     module = Student(_read_config(directory, "student", StudentConfig))
     _load_weights(module, directory)
+    if module.chunk_decoder is not None and not module.chunk_decoder.output.has_sound_ids():
+        raise ValueError(
+            f"{directory / WEIGHTS_FILE}: chunk_decoder.output.ids are not ascending ids of the "
+            f"{module.config.vocab_size} that the vocabulary has; the file is damaged, take another checkpoint"
+        )
     return module.eval()
 
 
