@@ -9,10 +9,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from tools.experiments.chart import draw, draw_series
-from tools.experiments.comparisons import (
-    latent_models,
-    of_groups,
-)
+from tools.experiments.comparisons import latent_models, of_groups
 from tools.experiments.figures import (
     Measured,
     latent_rows,

@@ -229,14 +229,14 @@ def _decode(measured: Sequence[Measured], k: int) -> list[Row]:
     Larger backbones, which K=8 alone has, are left to ``fast_k8``, so that both K are held to the same sizes.
     """
     rivals = [m for m in measured if _timed(m) and m.model.k == 1 and m.model.vocabulary == "large"]
+    pairs = _pairs(measured, k)
     rows = [
         _pace(f"decode_k{k}_{m.model.size}", m, rival)
         | _likelihoods(m, rival)
         | {"beaten": sum(beats(m, r) for r in rivals)}
-        for m, rival in _pairs(measured, k)
+        for m, rival in pairs
     ]
-    fast = {str(m.model.size) for m in measured if m.model.group == FAST}
-    if common := [row for row in rows if row["size"] not in fast]:
+    if common := [row for row, (m, _) in zip(rows, pairs, strict=True) if m.model.group != FAST]:
         chosen = max(common, key=lambda row: (min(row["beaten"], _WORTH), row["ratio"]))
         chosen["id"] = f"decode_k{k}"
     return rows
