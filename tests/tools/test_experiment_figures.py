@@ -194,6 +194,23 @@ def test_decode_speed_is_the_best_of_the_students_that_beat_two_sizes_and_the_fa
     }
 
 
+def test_decode_speed_is_that_of_a_backbone_that_beats_two_sizes_at_both_vocabularies() -> None:
+    small, large = Size(2, 128), Size(4, 256)
+    models = [
+        *(measured(1, 5.0, pace, size, words="large") for size, pace in ((small, 300), (large, 100))),
+        *(measured(1, 4.0, pace, size) for size, pace in ((small, 600), (large, 200))),
+        measured(8, 4.9, 600, small, words="large"),
+        measured(8, 4.9, 400, large, words="large"),
+        measured(8, 3.9, 900, small),
+    ]
+    with_two = pareto_rows([*models, measured(8, 3.9, 700, large)])
+    with_one = pareto_rows([*models, measured(8, 3.9, 500, large)])
+    chosen = [next(row for row in rows if row["id"] == "decode_k8") for rows in (with_two, with_one)]
+    assert [(row["size"], row["beaten"], row["beaten_demo"]) for row in chosen] == [("4x256", 2, 2), ("2x128", 2, 2)]
+    (fallen,) = [row for row in with_one if row["id"] == "decode_k8_4x256"]
+    assert (fallen["beaten"], fallen["beaten_demo"]) == (2, 1)
+
+
 def test_an_energy_models_nats_are_its_tightest_bound(tmp_path: Path) -> None:
     rows = [{"id": f"nats_per_token_bound_n{n}", "value": v} for n, v in ((1, 7.0), (128, 6.0))]
     rows.append({"id": "nats_per_token_bound_n128_k3", "value": 5.0})

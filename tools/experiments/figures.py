@@ -224,22 +224,36 @@ def speed_rows(measured: Sequence[Measured]) -> list[Row]:
 def _decode(measured: Sequence[Measured], k: int) -> list[Row]:
     """Tokens/s of the large vocabulary's students beside the token-level one with the same backbone.
 
-    ``decode_k4`` and ``decode_k8`` are the best ratio of a student that is worth having, because it beats at least
-    ``_WORTH`` token-level sizes (their number is in the row); where there is none, that of the one that beats most.
-    Larger backbones, which K=8 alone has, are left to ``fast_k8``, so that both K are held to the same sizes.
+    ``decode_k4`` and ``decode_k8`` are the best ratio of a student that is worth having: there, and with the same
+    backbone at the demo's vocabulary, it beats at least ``_WORTH`` token-level sizes (both numbers are in the row;
+    None where it was not trained). Where there is none, that of the one that comes nearest. Larger backbones, which
+    K=8 alone has, are left to ``fast_k8``, so that both K are held to the same sizes.
     """
-    rivals = [m for m in measured if _timed(m) and m.model.k == 1 and m.model.vocabulary == "large"]
     pairs = _pairs(measured, k)
     rows = [
         _pace(f"decode_k{k}_{m.model.size}", m, rival)
         | _likelihoods(m, rival)
-        | {"beaten": sum(beats(m, r) for r in rivals)}
+        | {"beaten": _sizes_beaten(measured, m.model, "large"), "beaten_demo": _sizes_beaten(measured, m.model, "demo")}
         for m, rival in pairs
     ]
     if common := [row for row, (m, _) in zip(rows, pairs, strict=True) if m.model.group != FAST]:
-        chosen = max(common, key=lambda row: (min(row["beaten"], _WORTH), row["ratio"]))
+        chosen = max(common, key=lambda row: (_worth(row), row["ratio"]))
         chosen["id"] = f"decode_k{k}"
     return rows
+
+
+def _sizes_beaten(measured: Sequence[Measured], student: Model, vocabulary: Vocabulary) -> int | None:
+    """How many token-level sizes the student of that K and backbone beats at a vocabulary; None where there is none."""
+    timed = [m for m in measured if _timed(m) and m.model.vocabulary == vocabulary]
+    rivals = [m for m in timed if m.model.k == 1]
+    mine = [m for m in timed if (m.model.k, m.model.size) == (student.k, student.size)]
+    return sum(beats(mine[0], r) for r in rivals) if mine else None
+
+
+def _worth(row: Row) -> int:
+    """How many sizes it beats wherever it was trained, no more than are asked."""
+    counts: list[int] = [beaten for beaten in (row["beaten"], row["beaten_demo"]) if beaten is not None]
+    return min(_WORTH, *counts)
 
 
 def _fast(measured: Sequence[Measured]) -> list[Row]:
