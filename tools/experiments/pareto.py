@@ -51,18 +51,18 @@ def _fast_models(scale: Scale) -> Iterator[Model]:
 
 
 def _changes(vocabulary: Vocabulary, k: int, row_width: int) -> dict[str, Any]:
-    """What differs from the recipe: the width of token embeddings; for chunks of fewer tokens, how many the decoder
-    reads; and at a large vocabulary the output.
+    """What differs from the recipe: the width of token embeddings and of the decoder; for chunks of fewer tokens, how
+    many the decoder reads; and at a large vocabulary the output.
 
-    Of the embeddings only the tokens' own rows are read, so that more of them cost next to nothing when writing. Every
-    decoder reads about as many tokens before its chunk, since a window of one short chunk costs likelihood. The
-    correction is read whole for every token: where the vocabulary is large it corrects the frequent ids alone, and what
-    that saves goes into a wider decoder. Rows out of the hidden state there need no latent, only the embeddings.
+    Of the embeddings only the tokens' own rows are read, so that more of them cost next to nothing when writing, and a
+    wider decoder gives more likelihood than it takes speed. Every decoder reads about as many tokens before its chunk,
+    since a window of one short chunk costs likelihood. The correction is read whole for every token: where the
+    vocabulary is large it corrects the frequent ids alone (a small one has none that are rare enough), and rows out of
+    the hidden state there need no latent, only the autoencoder's embeddings.
     """
-    changes: dict[str, Any] = {"student.model.embed_size": 128}
+    changes: dict[str, Any] = {"student.model.embed_size": 128, f"{DECODER}width": 256}
     if vocabulary == "large":
         changes |= {
-            f"{DECODER}width": 256,
             f"{DECODER}frequent_ids": _FREQUENT_IDS,
             "student.model.rows.kind": "embeddings",
             "student.model.rows.width": row_width,
