@@ -17,6 +17,7 @@ from tools.experiments.figures import (
     pareto_rows,
     read_evaluation,
     speed_rows,
+    token_rows,
 )
 from tools.experiments.plan import FAST, Model, Size, Vocabulary
 from tools.experiments.scales import SCALES, ScaleName
@@ -119,6 +120,30 @@ def test_latents_are_compared_seed_by_seed_on_both_texts() -> None:
     ]
     with pytest.raises(ValueError, match="no group 'shorter'; there are linear-rank32, autoencoder-rank32, longer, "):
         of_groups(models, ["longer", "shorter"])
+
+
+def test_a_lead_is_that_of_the_best_over_the_best_after_the_same_tokens() -> None:
+    def of(k: int, size: Size, tokens: int, nats: float, packages: float, words: Vocabulary = "demo") -> Measured:
+        model = Model(f"x{tokens}", "token-level" if k == 1 else "student", words, size, tokens, k)
+        texts = {"stdlib": nats, "packages": packages}
+        return Measured(model, {text: {"nats_per_token": {"value": nats}} for text, nats in texts.items()})
+
+    small, large = SIZE, Size(4, 256)
+    rows = token_rows(
+        [
+            *(of(1, small, 10, 4.0, 5.0), of(1, large, 10, 4.5, 4.75), of(8, small, 10, 3.5, 5.25)),
+            *(of(8, large, 10, 3.75, 4.0), of(1, small, 20, 3.0, 3.0), of(8, small, 20, 3.25, 2.5)),
+            *(of(1, small, 10, 9.0, 9.0, "large"), of(8, small, 10, 7.0, 8.0, "large")),
+        ]
+    )
+    assert {row["id"]: (row["value"], row["student"], row["token_level"]) for row in rows} == {
+        "lead_demo_10": (0.5, "demo-x10-k8-2x128-s0", "demo-x10-token-2x128-s0"),
+        "lead_demo_10_packages": (0.75, "demo-x10-k8-4x256-s0", "demo-x10-token-4x256-s0"),
+        "lead_demo_20": (-0.25, "demo-x20-k8-2x128-s0", "demo-x20-token-2x128-s0"),
+        "lead_demo_20_packages": (0.5, "demo-x20-k8-2x128-s0", "demo-x20-token-2x128-s0"),
+        "lead_large_10": (2.0, "large-x10-k8-2x128-s0", "large-x10-token-2x128-s0"),
+        "lead_large_10_packages": (1.0, "large-x10-k8-2x128-s0", "large-x10-token-2x128-s0"),
+    }
 
 
 def test_a_size_is_beaten_in_both_speed_and_quality_or_not_at_all() -> None:

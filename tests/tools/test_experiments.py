@@ -31,7 +31,7 @@ from tools.experiments.figures import (
 )
 from tools.experiments.fresh import fresh_model, speed_models
 from tools.experiments.jobs import StaleError, run_jobs
-from tools.experiments.pareto import pareto_models, seed_models
+from tools.experiments.pareto import longer_models, pareto_models, seed_models
 from tools.experiments.plan import DECODER, AutoencoderPlan, Model, Size, Vocabulary
 from tools.experiments.scales import SCALES, ScaleName
 from tools.experiments.speed import neighbours
@@ -64,7 +64,8 @@ def test_a_scale_has_what_the_chart_needs(name: ScaleName) -> None:
 
 def test_a_charts_student_and_its_autoencoder_learn_from_the_same_text(tmp_path: Path) -> None:
     places, scale = Places(tmp_path), SCALES[ScaleName.cpu]
-    for student in (m for m in (*pareto_models(scale), *seed_models(scale)) if m.kind == "student"):
+    models = (*pareto_models(scale), *seed_models(scale), *longer_models(scale))
+    for student in (m for m in models if m.kind == "student"):
         plan = student.autoencoder_plan
         assert (plan.vocabulary, plan.k, plan.seed) == (student.vocabulary, student.k, student.seed)
         made, trained = autoencoder_job(places, scale, plan).command, student_job(places, scale, student).command
@@ -75,6 +76,33 @@ def test_a_charts_student_and_its_autoencoder_learn_from_the_same_text(tmp_path:
         seeds = [{v for v in command if v.startswith("seed=")} - {"seed=0"} for command in (made, trained)]
         assert seeds[0] == seeds[1]
         assert trained[trained.index("--ae-checkpoint") + 1] == str(places.autoencoder(plan))
+
+
+@pytest.mark.parametrize("vocabulary", VOCABULARIES)
+def test_longer_training_is_that_of_the_charts_models_on_more_of_the_text(
+    tmp_path: Path, vocabulary: Vocabulary
+) -> None:
+    places, scale = Places(tmp_path), SCALES[ScaleName.cpu]
+    models = [m for m in longer_models(scale) if m.vocabulary == vocabulary]
+    once = [m for m in models if m.tokens == scale.tokens[vocabulary]]
+    assert set(once) <= set(pareto_models(scale))
+    assert {(m.kind, str(m.size)) for m in once} == {
+        ("student", "2x128"),
+        ("student", "4x256"),
+        ("token-level", "4x256"),
+        ("token-level", "6x384" if vocabulary == "large" else "3x192"),
+    }
+    for model in once:
+        for times in (2, 4):
+            (longer,) = [
+                m for m in models if m.tokens == times * model.tokens and (m.kind, m.size) == (model.kind, model.size)
+            ]
+            jobs = [student_job(places, scale, m).command for m in (model, longer)]
+            changed = {value for command in jobs for value in command} - set(jobs[0]).intersection(jobs[1])
+            names = {value.split("=")[0] for value in changed if "=" in value}
+            assert names == {"student.optim.steps", "student.publish_every"}
+            assert f"student.optim.steps={longer.tokens // scale.sequence_length}" in jobs[1]
+    assert len(models) == 3 * len(once)
 
 
 def test_the_compared_objectives_are_the_trainers() -> None:

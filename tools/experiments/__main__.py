@@ -19,7 +19,7 @@ from tools.experiments.comparisons import (
     of_groups,
 )
 from tools.experiments.experiment import Experiment
-from tools.experiments.figures import equal_time_rows, latent_rows, objective_rows, pareto_rows, speed_rows
+from tools.experiments.figures import equal_time_rows, latent_rows, objective_rows, pareto_rows, speed_rows, token_rows
 from tools.experiments.fresh import speed_models
 from tools.experiments.jobs import StaleError
 from tools.experiments.pareto import pareto_models, seed_models
@@ -41,6 +41,7 @@ _ROWS = {
     Comparison.objectives: objective_rows,
     Comparison.equal_time: equal_time_rows,
     Comparison.latents: latent_rows,
+    Comparison.tokens: token_rows,
 }
 _CORES = len(os.sched_getaffinity(0))
 
@@ -110,7 +111,7 @@ def compare(
         list[str] | None, typer.Option("--only", help="A group of models; again for more.", show_default="all groups")
     ] = None,
 ) -> None:
-    """Objectives, chunk decoders, latents and more beside each other, at the same size and tokens, K=8."""
+    """Objectives, chunk decoders, latents and more beside each other, K=8, one thing varied at a time."""
     console = _console()
     experiment = Experiment(scale, folder, at_once, console)
     if what is Comparison.equal_time:

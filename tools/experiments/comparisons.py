@@ -6,6 +6,7 @@ from enum import StrEnum
 from typing import Any, get_args
 
 from latentforge.trainer.objectives import DEFAULT_OBJECTIVE
+from tools.experiments.pareto import longer_models
 from tools.experiments.plan import DECODER, AutoencoderPlan, Kind, Model, Size, Vocabulary, denoising_autoencoder
 from tools.experiments.scales import Scale
 
@@ -67,6 +68,7 @@ class Comparison(StrEnum):
     induction = "induction"
     on_policy = "on-policy"
     rates = "rates"
+    tokens = "tokens"
 
 
 def objective_models(scale: Scale) -> list[Model]:
@@ -213,6 +215,7 @@ COMPARISONS: dict[Comparison, Callable[[Scale], list[Model]]] = {
     Comparison.induction: induction_models,
     Comparison.on_policy: on_policy_models,
     Comparison.rates: rate_models,
+    Comparison.tokens: longer_models,
 }
 
 

@@ -130,6 +130,27 @@ def latent_rows(measured: Sequence[Measured]) -> list[Row]:
     ]
 
 
+def token_rows(measured: Sequence[Measured]) -> list[Row]:
+    """How many nats/token the best student is ahead of the best token-level model after as many tokens.
+
+    By vocabulary, tokens and held-out text, on each of which others may be best; the row names them.
+    """
+    rows = []
+    for (vocabulary, tokens), of in _grouped(measured, lambda model: (model.vocabulary, model.tokens)).items():
+        for held_out, suffix in (("stdlib", ""), ("packages", "_packages")):
+            student, rival = (
+                min((_likelihood(m, held_out), m.model.run) for m in of if m.model.kind == kind)
+                for kind in ("student", "token-level")
+            )
+            row = result_row(f"lead_{vocabulary}_{tokens}{suffix}", rival[0] - student[0], "nats/token")
+            rows.append(row | {"student": student[1], "token_level": rival[1]})
+    return rows
+
+
+def _likelihood(measured: Measured, held_out: str) -> float:
+    return float(measured.evaluations[held_out]["nats_per_token"]["value"])
+
+
 def _by_objective(measured: Iterable[Measured]) -> dict[str | None, list[Measured]]:
     return _grouped(measured, lambda model: model.objective)
 

@@ -8,6 +8,8 @@ from tools.experiments.plan import DECODER, FAST, Model, Size, Vocabulary, denoi
 from tools.experiments.scales import Scale
 
 _WINDOW_TOKENS = 8
+# Of the chart's tokens, where it is asked what more of them do.
+_TIMES = (1, 2, 4)
 _FREQUENT_IDS = 2048
 
 
@@ -31,8 +33,28 @@ def seed_models(scale: Scale) -> Iterator[Model]:
             yield _student("demo", size, scale.tokens["demo"], k, seed=seed)
 
 
-def _token_level(vocabulary: Vocabulary, size: Size, tokens: int) -> Model:
-    return Model("pareto", "token-level", vocabulary, size, tokens)
+def longer_models(scale: Scale) -> list[Model]:
+    """Students of the largest K, in the chart's smallest and largest size, and the largest token-level models.
+
+    After as many tokens as the chart's models, which these then are, and after several times as many: whether a lead
+    lasts. At the large vocabulary, where size pays more, the second rival is the smaller of the fast ones.
+    """
+    k = max(scale.chunk_sizes)
+    students = dict.fromkeys((scale.student_sizes[0], scale.student_sizes[-1]))
+    found: list[Model] = []
+    for vocabulary, once in scale.tokens.items():
+        rivals = [(size, "pareto") for size in scale.token_sizes[-2:]]
+        if vocabulary == "large":
+            rivals = [*rivals[1:], (scale.fast_sizes[0], FAST)]
+        for times in _TIMES:
+            tokens, longer = times * once, "" if times == 1 else f"tokens-x{times}"
+            found += [_token_level(vocabulary, size, tokens, group=longer or group) for size, group in rivals]
+            found += [_student(vocabulary, size, tokens, k, group=longer or "pareto") for size in students]
+    return found
+
+
+def _token_level(vocabulary: Vocabulary, size: Size, tokens: int, *, group: str = "pareto") -> Model:
+    return Model(group, "token-level", vocabulary, size, tokens)
 
 
 def _student(vocabulary: Vocabulary, size: Size, tokens: int, k: int, *, group: str = "pareto", seed: int = 0) -> Model:
@@ -46,7 +68,7 @@ def _fast_models(scale: Scale) -> Iterator[Model]:
     """Backbones so large that their steps are most of the time: the fastest settings, and their rivals."""
     tokens, k = scale.tokens["large"], max(scale.chunk_sizes)
     for size in scale.fast_sizes:
-        yield Model(FAST, "token-level", "large", size, tokens)
+        yield _token_level("large", size, tokens, group=FAST)
         yield _student("large", size, tokens, k, group=FAST)
 
 
