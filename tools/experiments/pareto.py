@@ -10,7 +10,6 @@ from tools.experiments.scales import Scale
 _WINDOW_TOKENS = 8
 # Of the chart's tokens, where it is asked what more of them do.
 _TIMES = (1, 2, 4)
-_FREQUENT_IDS = 2048
 
 
 def pareto_models(scale: Scale) -> Iterator[Model]:
@@ -20,7 +19,7 @@ def pareto_models(scale: Scale) -> Iterator[Model]:
             yield _token_level(vocabulary, size, tokens)
         for k in scale.chunk_sizes:
             for size in scale.student_sizes:
-                yield _student(vocabulary, size, tokens, k)
+                yield _student(scale, vocabulary, size, tokens, k)
     yield from _fast_models(scale)
 
 
@@ -30,7 +29,7 @@ def seed_models(scale: Scale) -> Iterator[Model]:
     for seed in scale.seeds[1:]:
         yield replace(_token_level("demo", size, scale.tokens["demo"]), seed=seed)
         for k in (4, 8):
-            yield _student("demo", size, scale.tokens["demo"], k, seed=seed)
+            yield _student(scale, "demo", size, scale.tokens["demo"], k, seed=seed)
 
 
 def longer_models(scale: Scale) -> list[Model]:
@@ -49,7 +48,7 @@ def longer_models(scale: Scale) -> list[Model]:
         for times in _TIMES:
             tokens, longer = times * once, "" if times == 1 else f"tokens-x{times}"
             found += [_token_level(vocabulary, size, tokens, group=longer or group) for size, group in rivals]
-            found += [_student(vocabulary, size, tokens, k, group=longer or "pareto") for size in students]
+            found += [_student(scale, vocabulary, size, tokens, k, group=longer or "pareto") for size in students]
     return found
 
 
@@ -57,10 +56,12 @@ def _token_level(vocabulary: Vocabulary, size: Size, tokens: int, *, group: str 
     return Model(group, "token-level", vocabulary, size, tokens)
 
 
-def _student(vocabulary: Vocabulary, size: Size, tokens: int, k: int, *, group: str = "pareto", seed: int = 0) -> Model:
+def _student(
+    scale: Scale, vocabulary: Vocabulary, size: Size, tokens: int, k: int, *, group: str = "pareto", seed: int = 0
+) -> Model:
     """A student and an autoencoder that sees no other text, so that it and a token-level model have seen as much."""
     autoencoder = denoising_autoencoder(vocabulary, k, text_tokens=tokens, seed=seed)
-    changes = _changes(vocabulary, k, autoencoder.width)
+    changes = _changes(scale, vocabulary, k, autoencoder.width)
     return Model(group, "student", vocabulary, size, tokens, k, seed=seed, changes=changes, autoencoder=autoencoder)
 
 
@@ -69,26 +70,24 @@ def _fast_models(scale: Scale) -> Iterator[Model]:
     tokens, k = scale.tokens["large"], max(scale.chunk_sizes)
     for size in scale.fast_sizes:
         yield _token_level("large", size, tokens, group=FAST)
-        yield _student("large", size, tokens, k, group=FAST)
+        yield _student(scale, "large", size, tokens, k, group=FAST)
 
 
-def _changes(vocabulary: Vocabulary, k: int, row_width: int) -> dict[str, Any]:
+def _changes(scale: Scale, vocabulary: Vocabulary, k: int, row_width: int) -> dict[str, Any]:
     """What differs from the recipe: the width of token embeddings and of the decoder; for chunks of fewer tokens, how
     many the decoder reads; and at a large vocabulary the output.
 
     Of the embeddings only the tokens' own rows are read, so that more of them cost next to nothing when writing, and a
     wider decoder gives more likelihood than it takes speed. Every decoder reads about as many tokens before its chunk,
     since a window of one short chunk costs likelihood. The correction is read whole for every token: where the
-    vocabulary is large it corrects the frequent ids alone (a small one has none that are rare enough), and rows out of
-    the hidden state there need no latent, only the autoencoder's embeddings.
+    vocabulary is large it may correct the frequent ids alone (a small one has none that are rare enough), and rows out
+    of the hidden state there need no latent, only the autoencoder's embeddings.
     """
     changes: dict[str, Any] = {"student.model.embed_size": 128, f"{DECODER}width": 256}
     if vocabulary == "large":
-        changes |= {
-            f"{DECODER}frequent_ids": _FREQUENT_IDS,
-            "student.model.rows.kind": "embeddings",
-            "student.model.rows.width": row_width,
-        }
+        if scale.frequent_ids is not None:
+            changes[f"{DECODER}frequent_ids"] = scale.frequent_ids
+        changes |= {"student.model.rows.kind": "embeddings", "student.model.rows.width": row_width}
     if k < _WINDOW_TOKENS:
         changes[f"{DECODER}window"] = _WINDOW_TOKENS // k
     return changes

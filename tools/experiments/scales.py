@@ -34,6 +34,8 @@ class Scale:
         large_vocabulary, package_megabytes: of the second vocabulary, and the text that it is made of besides the
             standard library.
         learning_rate: of both kinds of student.
+        frequent_ids: of how many ids the large vocabulary's students correct the logits; None takes all, which pays
+            where there is so much text that rare ids are learnt too.
     """
 
     token_sizes: tuple[Size, ...]
@@ -52,6 +54,7 @@ class Scale:
     large_vocabulary: int = 32768
     package_megabytes: int = 20
     learning_rate: float = 0.016
+    frequent_ids: int | None = 2048
 
 
 _EVALUATION = {
@@ -108,5 +111,6 @@ SCALES: dict[ScaleName, Scale] = {
         speed_tokens=256,
         speed_repeats=5,
         package_megabytes=120,
+        frequent_ids=None,
     ),
 }
