@@ -1,4 +1,4 @@
-"""The Pareto chart: quality against speed and against training, latent students beside token-level ones."""
+"""The Pareto chart: quality against speed and against training, students beside token-level models."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -89,7 +89,7 @@ def draw_series(axes: Any, models: Sequence[Measured], x_of: Value, y_of: Value,
     if not points:
         return
     points.sort(key=lambda point: point[:2])
-    label = "token-level" if points[0][2].k == 1 else f"latent, K={points[0][2].k}"
+    label = "token-level" if points[0][2].k == 1 else f"student, K={points[0][2].k}"
     axes.plot([x for x, _, _ in points], [y for _, y, _ in points], "o-", color=colour, label=label)
     for x, y, model in points:
         text = str(model.size)
