@@ -139,16 +139,16 @@ def token_rows(measured: Sequence[Measured]) -> list[Row]:
     for (vocabulary, tokens), of in _grouped(measured, lambda model: (model.vocabulary, model.tokens)).items():
         for held_out, suffix in (("stdlib", ""), ("packages", "_packages")):
             student, rival = (
-                min((_likelihood(m, held_out), m.model.run) for m in of if m.model.kind == kind)
+                min(
+                    (nats, m.model.run)
+                    for m in of
+                    if m.model.kind == kind and (nats := m.value("nats_per_token", held_out)) is not None
+                )
                 for kind in ("student", "token-level")
             )
             row = result_row(f"lead_{vocabulary}_{tokens}{suffix}", rival[0] - student[0], "nats/token")
             rows.append(row | {"student": student[1], "token_level": rival[1]})
     return rows
-
-
-def _likelihood(measured: Measured, held_out: str) -> float:
-    return float(measured.evaluations[held_out]["nats_per_token"]["value"])
 
 
 def _by_objective(measured: Iterable[Measured]) -> dict[str | None, list[Measured]]:
@@ -213,9 +213,15 @@ def _beaten(measured: Sequence[Measured], k: int) -> list[Row]:
 def _best(measured: Sequence[Measured], k: int, vocabulary: Vocabulary) -> tuple[Measured, list[Measured]] | None:
     """The student that beats most token-level sizes, and those; of equals the one that writes best."""
     timed = [m for m in measured if _timed(m) and m.model.vocabulary == vocabulary]
-    students, rivals = ([m for m in timed if m.model.k == of] for of in (k, 1))
-    beaten = [(m, [r for r in rivals if beats(m, r)]) for m in students]
-    return max(beaten, key=lambda entry: (len(entry[1]), -entry[0].nats)) if beaten and rivals else None
+    beaten = [(m, _beaten_by(m, measured)) for m in timed if m.model.k == k]
+    has_rivals = any(m.model.k == 1 for m in timed)
+    return max(beaten, key=lambda entry: (len(entry[1]), -entry[0].nats)) if beaten and has_rivals else None
+
+
+def _beaten_by(student: Measured, measured: Sequence[Measured]) -> list[Measured]:
+    """The token-level models of its vocabulary that a student beats."""
+    rivals = (m for m in measured if _timed(m) and m.model.k == 1 and m.model.vocabulary == student.model.vocabulary)
+    return [r for r in rivals if beats(student, r)]
 
 
 def beats(student: Measured, rival: Measured) -> bool:
@@ -251,24 +257,24 @@ def _decode(measured: Sequence[Measured], k: int) -> list[Row]:
     K=8 alone has, are left to ``fast_k8``, so that both K are held to the same sizes.
     """
     pairs = _pairs(measured, k)
-    rows = [
-        _pace(f"decode_k{k}_{m.model.size}", m, rival)
-        | _likelihoods(m, rival)
-        | {"beaten": _sizes_beaten(measured, m.model, "large"), "beaten_demo": _sizes_beaten(measured, m.model, "demo")}
-        for m, rival in pairs
-    ]
+    rows = []
+    for m, rival in pairs:
+        twin = _twin(measured, m.model, "demo")
+        beaten = {
+            "beaten": len(_beaten_by(m, measured)),
+            "beaten_demo": None if twin is None else len(_beaten_by(twin, measured)),
+        }
+        rows.append(_pace(f"decode_k{k}_{m.model.size}", m, rival) | _likelihoods(m, rival) | beaten)
     if common := [row for row, (m, _) in zip(rows, pairs, strict=True) if m.model.group != FAST]:
         chosen = max(common, key=lambda row: (_worth(row), row["ratio"]))
         chosen["id"] = f"decode_k{k}"
     return rows
 
 
-def _sizes_beaten(measured: Sequence[Measured], student: Model, vocabulary: Vocabulary) -> int | None:
-    """How many token-level sizes the student of that K and backbone beats at a vocabulary; None where there is none."""
-    timed = [m for m in measured if _timed(m) and m.model.vocabulary == vocabulary]
-    rivals = [m for m in timed if m.model.k == 1]
-    mine = [m for m in timed if (m.model.k, m.model.size) == (student.k, student.size)]
-    return sum(beats(mine[0], r) for r in rivals) if mine else None
+def _twin(measured: Sequence[Measured], student: Model, vocabulary: Vocabulary) -> Measured | None:
+    """The student of the same K and backbone at a vocabulary; None where there is none."""
+    twins = (m for m in measured if _timed(m) and (m.model.k, m.model.size) == (student.k, student.size))
+    return next((m for m in twins if m.model.vocabulary == vocabulary), None)
 
 
 def _worth(row: Row) -> int:

@@ -9,7 +9,7 @@ from tools.experiments.scales import Scale
 
 _WINDOW_TOKENS = 8
 # Of the chart's tokens, where it is asked what more of them do.
-_TIMES = (1, 2, 4)
+_TIMES = (2, 4)
 
 
 def pareto_models(scale: Scale) -> Iterator[Model]:
@@ -35,21 +35,25 @@ def seed_models(scale: Scale) -> Iterator[Model]:
 def longer_models(scale: Scale) -> list[Model]:
     """Students of the largest K, in the chart's smallest and largest size, and the largest token-level models.
 
-    After as many tokens as the chart's models, which these then are, and after several times as many: whether a lead
-    lasts. At the large vocabulary, where size pays more, the second rival is the smaller of the fast ones.
+    As the chart has them, and after several times as many tokens: whether a lead lasts. At the large vocabulary, where
+    size pays more, the second rival is the smaller of the fast ones.
     """
-    k = max(scale.chunk_sizes)
-    students = dict.fromkeys((scale.student_sizes[0], scale.student_sizes[-1]))
-    found: list[Model] = []
-    for vocabulary, once in scale.tokens.items():
-        rivals = [(size, "pareto") for size in scale.token_sizes[-2:]]
-        if vocabulary == "large":
-            rivals = [*rivals[1:], (scale.fast_sizes[0], FAST)]
-        for times in _TIMES:
-            tokens, longer = times * once, "" if times == 1 else f"tokens-x{times}"
-            found += [_token_level(vocabulary, size, tokens, group=longer or group) for size, group in rivals]
-            found += [_student(scale, vocabulary, size, tokens, k, group=longer or "pareto") for size in students]
-    return found
+    student_sizes = scale.student_sizes[0], scale.student_sizes[-1]
+    rivals = {"demo": scale.token_sizes[-2:], "large": (scale.token_sizes[-1], scale.fast_sizes[0])}
+    chart = [
+        m
+        for m in pareto_models(scale)
+        if (m.k == max(scale.chunk_sizes) and m.size in student_sizes)
+        or (m.kind == "token-level" and m.size in rivals[m.vocabulary])
+    ]
+    return [*chart, *(_longer(m, times) for times in _TIMES for m in chart)]
+
+
+def _longer(model: Model, times: int) -> Model:
+    """A model that learns from as many times the tokens, and its autoencoder from the same text."""
+    tokens = times * model.tokens
+    autoencoder = model.autoencoder and replace(model.autoencoder, text_tokens=tokens)
+    return replace(model, group=f"tokens-x{times}", tokens=tokens, autoencoder=autoencoder)
 
 
 def _token_level(vocabulary: Vocabulary, size: Size, tokens: int, *, group: str = "pareto") -> Model:
