@@ -87,6 +87,12 @@ def test_a_host_that_is_not_this_machine_is_named() -> None:
         listen("192.0.2.1", 0)
 
 
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_the_listening_socket_makes_connections_without_delay(host: str) -> None:
+    with listen(host, 0) as server:
+        assert server.proto == socket.IPPROTO_TCP
+
+
 def test_cuda_is_refused_where_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(SettingsError, match="DEVICE is 'cuda', but torch finds no CUDA device"):

@@ -11,6 +11,8 @@ def test_status_is_served_while_it_changes() -> None:
     try:
         base = f"http://127.0.0.1:{server.port}"
         assert httpx.get(f"{base}/health").json() == {"status": "ok"}
+        probe = httpx.head(f"{base}/health")
+        assert (probe.status_code, probe.content) == (200, b"")
         status.stage, status.step, status.losses = "student", 3, {"ce": 1.0}
         answer = httpx.get(f"{base}/status").json()
         assert (answer["stage"], answer["step"], answer["losses"]) == ("student", 3, {"ce": 1.0})

@@ -12,6 +12,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from latentforge.core.settings import SettingsError
+from latentforge.core.sockets import http_address, listening_socket
 from latentforge.inference.app import create_app
 from latentforge.inference.engine import Engine
 from latentforge.inference.registry import Registry
@@ -60,17 +61,14 @@ def build(settings: Settings) -> Service:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A bound socket, taken before anything slow is done.
+    """A socket that listens, taken before anything slow is done.
 
     Raises:
-        SettingsError: the address cannot be had; the message names it and what to do.
+        SettingsError: nothing can listen there; the message names the address and what to do.
     """
-    server = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
-    server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        server.bind((host, port))
+        return listening_socket(host, port)
     except OSError as error:
-        server.close()
         if error.errno == errno.EADDRINUSE:
             raise SettingsError(
                 f"port {port} on {host} is taken by another program; stop it, or choose another with --port or PORT"
@@ -78,7 +76,6 @@ def listen(host: str, port: int) -> socket.socket:
         raise SettingsError(
             f"cannot listen on {host} port {port}: {error.strerror or error}; change --host or --port"
         ) from None
-    return server
 
 
 def serve(settings: Settings) -> None:
@@ -98,8 +95,7 @@ def serve(settings: Settings) -> None:
     # uvicorn raises the signal that stopped it once more when it is done; by default that would be the exit status.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _leave)
-    host, port = server_socket.getsockname()[:2]
-    logger.info("listening on http://%s:%d, watching %s", host, port, settings.checkpoints_dir)
+    logger.info("listening on %s, watching %s", http_address(server_socket), settings.checkpoints_dir)
     try:
         uvicorn.Server(config).run(sockets=[server_socket])
     finally:

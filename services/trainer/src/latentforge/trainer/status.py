@@ -1,6 +1,5 @@
 """The trainer's status over HTTP: what an orchestrator's health check and a curious person read."""
 
-import socket
 import threading
 import time
 from dataclasses import asdict, dataclass, field
@@ -9,6 +8,7 @@ from typing import Any
 import uvicorn
 from fastapi import FastAPI
 
+from latentforge.core.sockets import listening_socket
 from latentforge.trainer.errors import TrainerError
 
 
@@ -39,7 +39,9 @@ class Status:
 def build_app(status: Status) -> FastAPI:
     app = FastAPI(title="LatentForge trainer", docs_url="/docs")
 
+    # Starlette would answer HEAD here; FastAPI leaves it to us.
     @app.get("/health")
+    @app.head("/health", include_in_schema=False)
     def health() -> dict[str, str]:
         """Whether the process lives; a finished run is healthy."""
         return {"status": "ok"}
@@ -61,7 +63,7 @@ class StatusServer:
 
     def __init__(self, status: Status, host: str, port: int) -> None:
         try:
-            self._socket = socket.create_server((host, port))
+            self._socket = listening_socket(host, port)
         except OSError as error:
             raise TrainerError(
                 f"--status-port {port} on {host} cannot be opened ({error.strerror}); choose another"
