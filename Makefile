@@ -153,7 +153,7 @@ bench-gateway: $(READY_DEV) ## Measure the gateway beside vLLM asked directly an
 .PHONY: pareto speed compare autoencoders
 pareto: $(READY_DEV) ## Quality against speed, latent students beside token-level ones: results/pareto_<time>.json and .png
 #: SCALE=cpu   smoke: minutes; cpu: one to two hours of two cores; gpu: larger. Stopped, the same command goes on
-#: ARGS=   such as --publish docs/results; python -m tools.experiments pareto --help lists them
+#: ARGS=   such as --publish docs/results/students; python -m tools.experiments pareto --help lists them
 pareto:
 	@$(EXPERIMENT) pareto --scale $(or $(SCALE),cpu) $(ARGS)
 speed: $(READY_DEV) ## Decode speed of students beside token-level models, without training any: results/speed_<time>.json

@@ -58,7 +58,7 @@ def pareto(
     at_once: AtOnceOption = _CORES,
     results: ResultsOption = Path("results"),
     publish: Annotated[
-        Path | None, typer.Option("--publish", help="Also write pareto.png and student.json to this folder.")
+        Path | None, typer.Option("--publish", help="Also write results.json and pareto.png to this folder.")
     ] = None,
 ) -> None:
     """Latent students beside token-level ones: quality against speed and against training."""
@@ -76,7 +76,7 @@ def pareto(
     console.print(f"{path}\n{path.with_suffix('.png')}", highlight=False)
     if publish is not None:
         publish.mkdir(parents=True, exist_ok=True)
-        (publish / "student.json").write_bytes(path.read_bytes())
+        (publish / "results.json").write_bytes(path.read_bytes())
         (publish / "pareto.png").write_bytes(path.with_suffix(".png").read_bytes())
 
 
