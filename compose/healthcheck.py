@@ -8,6 +8,9 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
+# Docker's client configuration may put HTTP_PROXY into every container; what is asked here is this container itself.
+_NO_PROXY = (("grpc.enable_http_proxy", 0),)
+
 
 def grpc_serving(port: int) -> bool:
     import grpc  # the other images need not have it
@@ -18,9 +21,9 @@ def grpc_serving(port: int) -> bool:
         trusted = Path(os.environ.get("GATEWAY_TLS_CA") or certificate).read_bytes()
         # The certificate is for the gateway's name, which is not that of the loopback.
         name = (("grpc.ssl_target_name_override", tls_name(port, trusted.decode())),)
-        channel = grpc.secure_channel(target, grpc.ssl_channel_credentials(trusted), options=name)
+        channel = grpc.secure_channel(target, grpc.ssl_channel_credentials(trusted), options=(*_NO_PROXY, *name))
     else:
-        channel = grpc.insecure_channel(target)
+        channel = grpc.insecure_channel(target, options=_NO_PROXY)
     with channel:
         answer = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=5)
     return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
@@ -39,7 +42,8 @@ def tls_name(port: int, trusted: str) -> str:
 
 
 def http_ok(port: int, path: str) -> bool:
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=5) as answer:
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with direct.open(f"http://127.0.0.1:{port}{path}", timeout=5) as answer:
         return bool(answer.status == 200)
 
 

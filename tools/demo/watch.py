@@ -16,7 +16,7 @@ class WatchError(RuntimeError):
 
 @dataclass
 class InferenceWatch:
-    """One inference server, seen from outside.
+    """One inference server of this machine, seen from outside; it is asked past every proxy.
 
     Attributes:
         swaps: {from, to, at} for every change of the checkpoint that answers name; the first comes from None.
@@ -41,7 +41,7 @@ class InferenceWatch:
     def is_up(self) -> bool:
         """Whether it answers at all; it is ready only once something is published."""
         try:
-            httpx.get(f"{self.url}/health", timeout=5)
+            httpx.get(f"{self.url}/health", timeout=5, trust_env=False)
         except httpx.HTTPError:
             return False
         return True
@@ -49,7 +49,7 @@ class InferenceWatch:
     def is_ready(self) -> bool:
         """Whether it has a checkpoint to answer from."""
         try:
-            return httpx.get(f"{self.url}/ready", timeout=30).status_code == httpx.codes.OK
+            return httpx.get(f"{self.url}/ready", timeout=30, trust_env=False).status_code == httpx.codes.OK
         except httpx.HTTPError:
             return False
 
@@ -74,7 +74,7 @@ class InferenceWatch:
         """
         body = {"prompt": prompt, "seed": self.seed, **parameters}
         try:
-            answer = httpx.post(f"{self.url}/generate", json=body, timeout=120)
+            answer = httpx.post(f"{self.url}/generate", json=body, timeout=120, trust_env=False)
         except httpx.HTTPError as error:
             raise WatchError(f"{self.url}/generate did not answer: {error!r}") from None
         if answer.status_code != httpx.codes.OK:

@@ -1,6 +1,8 @@
 import json
 import socket
+import threading
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -67,6 +69,61 @@ def test_infer_says_when_no_server_answers(taken_port: int) -> None:
     result = runner.invoke(app, ["infer", "--url", url])
     assert result.exit_code == 1
     assert f"no inference server answers at {url}" in result.stderr
+
+
+class _AnswersGenerate(BaseHTTPRequestHandler):
+    def do_POST(self) -> None:
+        usage = {"prompt_tokens": 1, "completion_tokens": 2, "latent_steps": 1}
+        answer = {
+            "text": "from afar",
+            "token_ids": [2, 3],
+            "checkpoint": "demo/step-00000001",
+            "finish_reason": "length",
+            "usage": usage,
+            "seed": 1,
+            "milliseconds": 1.0,
+            "latent_steps_per_second": 1.0,
+            "tokens_per_second": 2.0,
+        }
+        body = json.dumps(answer).encode()
+        self.rfile.read(int(self.headers["content-length"]))
+        self.send_response(200)
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def proxied(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A proxy in the environment that answers nobody."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        proxy = f"http://127.0.0.1:{free.getsockname()[1]}"
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, proxy)
+
+
+@pytest.mark.usefixtures("proxied")
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_infer_asks_a_server_of_this_machine_past_every_proxy(host: str) -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), _AnswersGenerate) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        result = runner.invoke(app, ["infer", "--url", f"http://{host}:{server.server_address[1]}"])
+        server.shutdown()
+    assert result.exit_code == 0, result.output
+    assert result.stdout.startswith("from afar\n")
+
+
+@pytest.mark.usefixtures("proxied")
+def test_infer_says_when_a_proxy_stands_before_the_server() -> None:
+    result = runner.invoke(app, ["infer", "--url", "http://inference.example:7860"])
+    assert result.exit_code == 1
+    assert "http_proxy sends this through a proxy, no_proxy=inference.example would not" in result.stderr
 
 
 def test_serve_on_a_taken_port_names_it_and_the_way_out(taken_port: int) -> None:

@@ -150,6 +150,17 @@ def test_an_unknown_host_and_a_closed_port_are_told_apart(
     assert len(lines) == 1
 
 
+def test_a_server_of_this_machine_is_asked_past_every_proxy_and_one_elsewhere_is_said_to_be_behind_it(
+    run_check: Any, remote: dict[str, str], models_server: ModelsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    run_check(**remote, http_proxy="http://127.0.0.1:9")
+    assert models_server.paths[0] == "/v1/models"
+    _, lines = run_check(**remote | {"VLLM_REMOTE_URL": "http://vllm.example:8000"})
+    assert lines[0].endswith("; http_proxy sends this through a proxy, no_proxy=vllm.example would not")
+
+
 def test_a_server_that_does_not_answer_is_said(
     run_check: Any, models_server: ModelsServer, random_teacher: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

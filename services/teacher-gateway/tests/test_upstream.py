@@ -112,6 +112,26 @@ async def test_json_goes_there_and_comes_back_with_the_key(make_upstream: Any, s
     assert all(headers["authorization"] == f"Bearer {KEY}" for headers in server.headers)
 
 
+@pytest.fixture
+def proxied(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A proxy in the environment that answers nobody: nothing listens on port 9."""
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("http_proxy", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+
+
+@pytest.mark.usefixtures("proxied")
+async def test_a_server_of_this_machine_is_asked_past_every_proxy(make_upstream: Any) -> None:
+    assert await make_upstream().get("/thing") == {"good": True}
+
+
+@pytest.mark.usefixtures("proxied")
+async def test_an_error_behind_a_proxy_says_how_to_go_past_it(make_upstream: Any) -> None:
+    error = await failure(make_upstream(base_url="http://vllm.example:8000", attempts=1))
+    assert "http_proxy sends this through a proxy, no_proxy=vllm.example would not" in str(error)
+
+
 @pytest.mark.parametrize("status", [429, 500, 502, 503, 504])
 async def test_what_may_pass_is_tried_again_after_a_growing_pause(
     make_upstream: Any, server: Script, fake_time: Any, status: int

@@ -8,15 +8,17 @@ from typing import Any
 import grpc
 from pydantic import SecretStr
 
+from latentforge.core.proxies import is_loopback
 from latentforge.core.settings import SettingsError
 from latentforge.core.wire import MAX_MESSAGE_BYTES
 
 MAX_ATTEMPTS = 5
 
 
-def channel_options(*, retries: bool = True) -> list[tuple[str, Any]]:
+def channel_options(target: str, *, retries: bool = True) -> list[tuple[str, Any]]:
     """Options of a channel. gRPC itself asks again what is safe: the gateway was not there, or not yet."""
     options: list[tuple[str, Any]] = [
+        ("grpc.enable_http_proxy", int(not is_loopback(target))),
         ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
         ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
         ("grpc.enable_retries", int(retries)),
@@ -65,13 +67,13 @@ def open_channel(target: str, *, tls_ca: Path | str | None = None, retries: bool
     """A channel for threads."""
     credentials = channel_credentials(tls_ca)
     if credentials is None:
-        return grpc.insecure_channel(target, options=channel_options(retries=retries))
-    return grpc.secure_channel(target, credentials, options=channel_options(retries=retries))
+        return grpc.insecure_channel(target, options=channel_options(target, retries=retries))
+    return grpc.secure_channel(target, credentials, options=channel_options(target, retries=retries))
 
 
 def open_aio_channel(target: str, *, tls_ca: Path | str | None = None, retries: bool = True) -> grpc.aio.Channel:
     """A channel for asyncio."""
     credentials = channel_credentials(tls_ca)
     if credentials is None:
-        return grpc.aio.insecure_channel(target, options=channel_options(retries=retries))
-    return grpc.aio.secure_channel(target, credentials, options=channel_options(retries=retries))
+        return grpc.aio.insecure_channel(target, options=channel_options(target, retries=retries))
+    return grpc.aio.secure_channel(target, credentials, options=channel_options(target, retries=retries))

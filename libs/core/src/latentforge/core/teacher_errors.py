@@ -8,6 +8,8 @@ import grpc
 from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped]
 
+from latentforge.core.proxies import proxy_hint
+
 _DETAILS_KEY = "grpc-status-details-bin"
 _REQUEST_ID_KEY = "x-request-id"
 
@@ -95,6 +97,7 @@ class TeacherError(RuntimeError):
             message = f"no teacher-gateway answers at {target} ({message}); start it or set GATEWAY_TARGET"
             if "handshake" in message.lower():
                 message += ", or set GATEWAY_TLS_CA to the root certificate that signed its own"
+            message += proxy_hint(target)
         return cls(error.code(), message, request_id=request_id)
 
 

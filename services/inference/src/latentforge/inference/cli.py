@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from latentforge.core.logs import configure_logging
+from latentforge.core.proxies import direct_mounts, proxy_hint
 from latentforge.core.settings import SettingsError, describe_errors, load_settings
 from latentforge.inference import bench as benchmark
 from latentforge.inference.completion import PromptError, answer, prepare
@@ -148,14 +149,18 @@ def _request(**values: Any) -> GenerateRequest:
 def _ask(url: str, request: GenerateRequest) -> GenerateResponse:
     body = request.model_dump(exclude_none=True)
     try:
-        response = httpx.post(f"{url.rstrip('/')}/generate", json=body, timeout=600)
+        with httpx.Client(mounts=direct_mounts(url), timeout=600) as client:
+            response = client.post(f"{url.rstrip('/')}/generate", json=body)
     except (httpx.HTTPError, httpx.InvalidURL) as error:
-        _fail(f"no inference server answers at {url} ({error}); start one with `make serve`, or leave --url out")
+        _fail(
+            f"no inference server answers at {url} ({error}); start one with `make serve`, or leave --url out"
+            f"{proxy_hint(url)}"
+        )
     if response.status_code != 200:
         try:
             message = response.json()["error"]["message"]
         except (ValueError, KeyError, TypeError):
-            message = response.text[:200]
+            message = f"{response.text[:200]}{proxy_hint(url)}"
         _fail(f"{url} answered {response.status_code}: {message}")
     return GenerateResponse.model_validate(response.json())
 

@@ -7,6 +7,7 @@ from typing import Any
 import httpx
 from pydantic import SecretStr
 
+from latentforge.core.proxies import direct_mounts, proxy_hint
 from latentforge.gateway.backends.upstream import check_key, error_text, parsed_url
 from latentforge.gateway.settings import without_password
 
@@ -34,12 +35,14 @@ async def listed_models(setting: str, url: str, path: str, key_setting: str, key
     auth = (parsed.username, parsed.password) if parsed.userinfo and key is None else None
     base = str(parsed.copy_with(username=None, password=None)).rstrip("/")
     try:
-        async with httpx.AsyncClient(timeout=_SECONDS, headers=headers, auth=auth) as client:
+        async with httpx.AsyncClient(
+            timeout=_SECONDS, headers=headers, auth=auth, mounts=direct_mounts(base)
+        ) as client:
             response = await client.get(base + path)
     except httpx.TimeoutException:
         raise ListingError(f"{shown} did not answer within {_SECONDS:g} s; check the address and firewalls") from None
     except httpx.RequestError as error:
-        raise ListingError(f"{shown} cannot be reached: {_cause(error, parsed)}") from None
+        raise ListingError(f"{shown} cannot be reached: {_cause(error, parsed)}{proxy_hint(base)}") from None
     _check_status(response, shown, path, key_setting, key)
     try:
         answer: dict[str, Any] = response.json()

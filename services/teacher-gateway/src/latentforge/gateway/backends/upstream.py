@@ -15,6 +15,7 @@ import orjson
 import tenacity
 from pydantic import SecretStr
 
+from latentforge.core.proxies import direct_mounts, proxy_hint
 from latentforge.core.settings import SettingsError
 from latentforge.gateway.backends.base import BackendError, FailureKind
 from latentforge.gateway.breaker import Breaker
@@ -117,6 +118,7 @@ class Upstream:
             timeout=httpx.Timeout(api.timeout, connect=min(10.0, api.timeout), pool=None),
             limits=httpx.Limits(max_connections=api.max_requests, max_keepalive_connections=api.max_requests),
             transport=transport,
+            mounts=direct_mounts(self._base_url),
         )
         self._slots = asyncio.Semaphore(api.max_requests)
         self._waiting = 0
@@ -208,7 +210,8 @@ class Upstream:
                 "timeout", f"did not answer within {self._api.timeout:g} s", FailureKind.TOO_SLOW
             ) from None
         except httpx.RequestError as error:
-            raise self._failed("connection", f"cannot be reached ({_reason(error)})", FailureKind.GONE) from None
+            what = f"cannot be reached ({_reason(error)}){proxy_hint(self._base_url)}"
+            raise self._failed("connection", what, FailureKind.GONE) from None
         except BaseException:
             self._breaker.abandoned()
             raise

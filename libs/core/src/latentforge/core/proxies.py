@@ -1,0 +1,57 @@
+"""Loopback is never asked through a proxy, whatever HTTP_PROXY says; errors of other addresses name the proxy."""
+
+import os
+from ipaddress import ip_address
+from urllib.parse import SplitResult, urlsplit
+from urllib.request import getproxies, proxy_bypass
+
+_WEB = ("http", "https")
+# In the order in which gRPC looks at them, lower case alone.
+_GRPC_VARIABLES = ("grpc_proxy", "https_proxy", "http_proxy")
+
+
+def is_loopback(address: str) -> bool:
+    """Whether a URL, or a gRPC target like ``localhost:50051``, means this machine itself.
+
+    ``0.0.0.0`` and ``::`` do as well: whoever connects to them arrives at the loopback.
+    """
+    host = _split(address).hostname or ""
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        ip = ip_address(host)
+    except ValueError:
+        return False
+    return ip.is_loopback or ip.is_unspecified
+
+
+def direct_mounts(url: str) -> dict[str, None]:
+    """What httpx clients take as ``mounts``, so that they ask a loopback URL past every proxy; empty for others."""
+    if not is_loopback(url):
+        return {}
+    host = _split(url).hostname or ""
+    return {f"all://[{host}]" if ":" in host else f"all://{host}": None}
+
+
+def proxy_hint(address: str) -> str:
+    """What an error says more where the environment sends a URL or a gRPC target through a proxy; else nothing."""
+    parts = _split(address)
+    host = parts.hostname
+    if not host or is_loopback(address) or proxy_bypass(host):
+        return ""
+    if parts.scheme in _WEB:
+        variables = [f"{kind}_proxy" for kind in (parts.scheme, "all") if kind in getproxies()]
+    else:
+        variables = [name for name in _GRPC_VARIABLES if os.environ.get(name)]
+    return f"; {variables[0]} sends this through a proxy, no_proxy={host} would not" if variables else ""
+
+
+def _split(address: str) -> SplitResult:
+    """A URL's parts; a target without a scheme, or with gRPC's ``dns:///``, has its host where a URL has it."""
+    scheme, separator, rest = address.rpartition("://")
+    try:
+        parts = urlsplit(f"{scheme or 'grpc'}://{rest.lstrip('/')}" if separator else f"grpc://{address}")
+        parts.hostname  # noqa: B018  looks at the brackets of an IPv6 address
+    except ValueError:
+        return urlsplit("")
+    return parts
