@@ -28,15 +28,15 @@ HELD_OUT = {"stdlib": "standard library", "packages": "networkx, jinja2, anyio"}
 MODEL_CARD = """\
 # stdlib-student
 
-The student that LatentForge ships: it writes {k} tokens per autoregressive step. `make serve` and `make infer` use it
-while no checkpoint is published. It exists so that a fresh clone has something to serve; it writes text that looks
-like Python, and is not useful otherwise.
+The student that LatentForge ships: a model that writes {k} tokens per autoregressive step, so that a fresh clone has
+something to serve. `make serve` and `make infer` use it while no checkpoint is published. It writes text that looks
+like Python and repeats itself; it is not useful otherwise.
 
 | | |
 | --- | --- |
 | teacher | {teacher} |
-| data | the Python standard library's own sources; the split is by file name (`latentforge.core.corpus`) |
-| learned from | {tokens:,} tokens in {steps:,} steps, seed {seed} |
+| data | the Python standard library's own sources, split by file name |
+| trained on | {tokens:,} tokens in {steps:,} steps, seed {seed} |
 | recipe | `models/stdlib-student.toml` |
 | autoencoder | K = {k}, D = {d}; {autoencoder:,} parameters |
 | student | {layers} layers of width {hidden}; {student:,} parameters |
@@ -52,12 +52,13 @@ _FIGURES = "## Measured\n"
 MEASURED = (
     _FIGURES
     + """
-`trainer evaluate`, seed {seed}, {device}, {date}, on held-out files that nothing was trained on; low and high
-are the 95 % interval where there is one. What each figure is: [the trainer](../../services/trainer/README.md). How it
-compares with token-level models at the same speed: [results](../../docs/results/README.md). `make student
-ARGS=--measure-only` measures anew.
+`trainer evaluate`, seed {seed}, {device}, {date}, on held-out files that nothing was trained on; in
+brackets the 95 % interval. [The trainer](../../services/trainer/README.md#evaluation) says what each figure is.
+`kl_to_teacher` is over the teacher's top 20, the realised token and the remaining mass: a lower bound of the full KL.
+What a student is worth beside token-level models: [results](../../docs/results/students/README.md).
+`make student ARGS=--measure-only` measures anew.
 
-{tables}"""
+{table}"""
 )
 
 
@@ -96,17 +97,28 @@ def measured(evaluations: dict[str, dict[str, Any]]) -> str:
         seed=evaluations["stdlib"]["seed"],
         device=cpu_description(),
         date=date.today().isoformat(),
-        tables="\n".join(table(evaluations[text], name) for text, name in HELD_OUT.items()),
+        table=table(evaluations),
     )
 
 
-def table(evaluation: dict[str, Any], title: str) -> str:
-    """One evaluation's figures in Markdown."""
-    lines = [f"### Held-out {title}", "", "| figure | value | low | high | unit |", "| --- | --- | --- | --- | --- |"]
-    for row in evaluation["rows"]:
-        value, low, high = ("" if row[name] is None else f"{row[name]:.4g}" for name in ("value", "low", "high"))
-        lines.append(f"| `{row['id']}` | {value} | {low} | {high} | {row['unit']} |")
+def table(evaluations: dict[str, dict[str, Any]]) -> str:
+    """The figures in Markdown, a column for each held-out text."""
+    found = {text: {row["id"]: row for row in evaluation["rows"]} for text, evaluation in evaluations.items()}
+    units = {name: row["unit"] for rows in found.values() for name, row in rows.items()}
+    lines = ["| " + " | ".join(["figure", *(HELD_OUT[text] for text in found), "unit"]) + " |"]
+    lines.append("| --- " * (len(found) + 2) + "|")
+    for name, unit in units.items():
+        cells = (_cell(rows[name]) if name in rows else "" for rows in found.values())
+        lines.append("| " + " | ".join([f"`{name}`", *cells, unit]) + " |")
     return "\n".join([*lines, ""])
+
+
+def _cell(row: dict[str, Any]) -> str:
+    """A value, and in brackets its interval where it has one."""
+    if row["value"] is None:
+        return ""
+    interval = "" if row["low"] is None else f" ({row['low']:.4g} – {row['high']:.4g})"
+    return f"{row['value']:.4g}{interval}"
 
 
 def model_card(trained: Path, checkpoint: Path, evaluation: dict[str, Any], settings: Sequence[str]) -> str:

@@ -44,7 +44,7 @@ otherwise.
 | --- | --- |
 | data | the Python {python} standard library's own sources |
 | tokens | {train_tokens:,} of library code, {test_tokens:,} with its test suites |
-| split | by file name (`latentforge.core.corpus`); {held_out_files} library files are held out from all training |
+| split | by file name; {held_out_files} library files are held out from all training |
 | licence of the data | Python Software Foundation License, version 2; these weights: MIT, like the project |
 | optimizer | Muon and AdamW, peak learning rate {lr}, {steps:,} steps of {batch:,} tokens, seed {seed} |
 | stages | {one:.0%} of the steps at length {len_one}; the rest at {len_two}, library code only, the rate falling to 0 |

@@ -80,8 +80,13 @@ def test_it_can_be_measured_anew_without_training(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     about, measured = (out / "README.md").read_text().split("## Measured")
     assert about == before.split("## Measured")[0]
-    titles = re.compile(r"^### Held-out .*", re.MULTILINE)
-    assert titles.findall(measured) == titles.findall(before)
+    header = re.compile(r"^\| figure \|.*", re.MULTILINE)
+    assert (
+        header.findall(measured)
+        == header.findall(before)
+        == ["| figure | standard library | networkx, jinja2, anyio | unit |"]
+    )
+    assert re.search(r"`nats_per_token` \| [\d.]+ \([\d.]+ – [\d.]+\) \| [\d.]+ \([\d.]+ – [\d.]+\) \|", measured)
     assert "`nats_per_token_k7`" in measured
     assert "brier_lm" not in measured
     assert [place.name for place in list_checkpoints(out)] == [place.name for place in list_checkpoints(FOLDER)]
