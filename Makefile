@@ -145,21 +145,21 @@ eval: $(READY) ## Measure a model on held-out data: results/eval_<time>.json; th
 
 .PHONY: bench-gateway
 bench-gateway: $(READY_DEV) ## Measure the gateway beside vLLM asked directly and LiteLLM's cache: results/bench_gateway_<time>.json
-#: ARGS=   such as --quick; python -m tools.bench_gateway --help lists them
+#: ARGS=   such as --quick; python -m benchmarks.gateway --help lists them
 	@$(BIN)/python -m tools.vllm_env
 	@$(BIN)/python -m tools.litellm_env
-	@$(BIN)/python -m tools.bench_gateway $(ARGS)
+	@$(BIN)/python -m benchmarks.gateway $(ARGS)
 
 .PHONY: pareto speed compare autoencoders
 pareto: $(READY_DEV) ## Quality against speed, latent students beside token-level ones: results/pareto_<time>.json and .png
 #: SCALE=cpu   smoke: minutes; cpu: one to two hours of two cores; gpu: larger. Stopped, the same command goes on
-#: ARGS=   such as --publish docs/results/students; python -m tools.experiments pareto --help lists them
+#: ARGS=   such as --publish docs/results/students; python -m experiments pareto --help lists them
 pareto:
 	@$(EXPERIMENT) pareto --scale $(or $(SCALE),cpu) $(ARGS)
 speed: $(READY_DEV) ## Decode speed of students beside token-level models, without training any: results/speed_<time>.json
 #: SCALE=cpu   minutes of a machine that does nothing else   ARGS='--repeats 15'
 speed:
-	@$(BIN)/python -m tools.experiments speed --scale $(or $(SCALE),cpu) $(ARGS)
+	@$(BIN)/python -m experiments speed --scale $(or $(SCALE),cpu) $(ARGS)
 compare: $(READY_DEV) ## Objectives beside each other at the same tokens: results/objectives_<time>.json
 #: WHAT=objectives   or equal-time, decoders, rows, latents, init, induction, on-policy, rates, tokens   SCALE=cpu ARGS=
 compare:
@@ -168,15 +168,16 @@ autoencoders: $(READY_DEV) ## Autoencoders over K, D and width, and a student of
 #: SCALE=cpu ARGS=
 autoencoders:
 	@$(EXPERIMENT) autoencoders --scale $(or $(SCALE),cpu) $(ARGS)
-EXPERIMENT = $(BIN)/python -m tools.gateway -- $(BIN)/python -m tools.experiments
+EXPERIMENT = $(BIN)/python -m tools.gateway -- $(BIN)/python -m experiments
 
 ##@ Checks and tests
 
 .PHONY: check
-check: $(READY_DEV) ## Lint, format, types (strict), stubs up to date
+check: $(READY_DEV) ## Lint, format, types (strict), layers, stubs up to date
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy $(CODE)
+	@$(BIN)/lint-imports --no-logo
 	@$(BIN)/python -m tools.stubs --check
 
 .PHONY: stubs
@@ -216,9 +217,9 @@ engine:
 
 .PHONY: clean
 clean: ## Remove what commands made: caches, data, runs, checkpoints, results (not .venv)
-	rm -rf build cache checkpoints data results runs .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf build cache checkpoints data results runs .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name .venv -prune -o \( -name __pycache__ -o -name '*.egg-info' \) -prune -exec rm -rf {} +
 
-CODE := compose libs models proto services tests tools
+CODE := benchmarks compose experiments libs models proto services tests tools
 # Small matrices: more threads than one only get in each other's way.
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(ARGS)

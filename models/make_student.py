@@ -17,9 +17,9 @@ from typing import Annotated, Any
 import typer
 
 from latentforge.core.manifest import chosen_checkpoint, list_checkpoints
-from latentforge.core.records import cpu_description
+from latentforge.core.results import cpu_description
 from latentforge.model.io import load_student
-from latentforge.trainer.settings import TrainerSettings
+from latentforge.trainer.config.settings import TrainerSettings
 
 RUN = "stdlib-student"
 RECIPE = Path(__file__).with_name("stdlib-student.toml")

@@ -22,9 +22,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-from latentforge.core.corpus import SourceFile, source_files, stdlib_root
-from latentforge.model.bpe import train_bpe
 from latentforge.model.optim import build_optimizers, load_state_tensors, set_learning_rate, state_tensors
+from latentforge.text.bpe import train_bpe
+from latentforge.trainer.data.corpus import SourceFile, source_files, stdlib_root
 
 VOCAB_SIZE = 4096
 BATCH_TOKENS = 4096

@@ -1,4 +1,4 @@
-"""Makes .venv and installs the six packages into it, with nothing but a bare Python.
+"""Makes .venv and installs our packages into it, with nothing but a bare Python.
 
 Usage: python3 tools/bootstrap.py [--dev]
 """
@@ -12,7 +12,16 @@ from typing import NoReturn
 ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
 VENV_PYTHON = VENV / "bin" / "python"
-PACKAGES = ("proto", "libs/core", "libs/model", "services/teacher-gateway", "services/trainer", "services/inference")
+PACKAGES = (
+    "proto",
+    "libs/core",
+    "libs/text",
+    "libs/teacher-client",
+    "libs/model",
+    "services/teacher-gateway",
+    "services/trainer",
+    "services/inference",
+)
 OLDEST = (3, 11)
 
 

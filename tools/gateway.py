@@ -13,10 +13,10 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from pydantic import Field, SecretStr
 
-from latentforge.core.channel import open_channel
 from latentforge.core.settings import ServiceSettings, SettingsError, load_settings
-from latentforge.core.sync_teacher_client import SyncTeacherClient
-from latentforge.core.teacher_errors import TeacherError
+from latentforge.teacher_client.channel import open_channel
+from latentforge.teacher_client.errors import TeacherError
+from latentforge.teacher_client.sync_client import SyncTeacherClient
 from tools.gateway_use import GatewayUse
 from tools.processes import Child, ChildError, Children, StoppedError, stop_on_signals
 

@@ -23,7 +23,7 @@ BROKEN = ("torchvision", "torchaudio", "torchcodec")
 PYTHON = (3, 11)
 
 GATEWAY = "latentforge-teacher-gateway"
-OURS = ("proto", "libs/core", "services/teacher-gateway")
+OURS = ("proto", "libs/core", "libs/text", "libs/teacher-client", "services/teacher-gateway")
 
 _INSTALLED = "import importlib.metadata as m, sys; names = {d.name for d in m.distributions()}; "
 _IS_READY = (

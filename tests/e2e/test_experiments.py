@@ -23,7 +23,7 @@ def run(folder: Path) -> subprocess.CompletedProcess[str]:
     options = ["--scale", "smoke", "--folder", str(folder / "work"), "--results", str(folder / "results")]
     environment = {"GATEWAY_PORT": str(port), "CACHE_URL": f"sqlite:///{folder}/cache.sqlite", "OMP_NUM_THREADS": "1"}
     return subprocess.run(
-        [*python, "tools.gateway", "--", *python, "tools.experiments", "pareto", *options],
+        [*python, "tools.gateway", "--", *python, "experiments", "pareto", *options],
         cwd=ROOT,
         env={**os.environ, **environment},
         text=True,
@@ -65,7 +65,7 @@ def test_the_whole_chart_and_again_without_training(tmp_path: Path) -> None:
 
 def test_speed_needs_nothing_trained(tmp_path: Path) -> None:
     options = ["--scale", "smoke", "--results", str(tmp_path)]
-    command = [sys.executable, "-m", "tools.experiments", "speed", *options]
+    command = [sys.executable, "-m", "experiments", "speed", *options]
     done = subprocess.run(command, cwd=ROOT, text=True, capture_output=True, check=False)
     assert done.returncode == 0, done.stderr
     (path,) = tmp_path.glob("speed_*.json")

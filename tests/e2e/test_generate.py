@@ -19,7 +19,7 @@ import torch
 from transformers import Qwen3ForCausalLM
 
 from latentforge.core.manifest import list_checkpoints, verify_checkpoint
-from latentforge.core.sparse_rows import unpack
+from latentforge.teacher_client.sparse_rows import unpack
 from tools.demo.settings import ROOT
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]

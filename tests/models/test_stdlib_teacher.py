@@ -1,6 +1,7 @@
 """The shipped teacher is what its card says."""
 
 import json
+import platform
 import re
 from pathlib import Path
 
@@ -9,7 +10,8 @@ import torch
 from safetensors import safe_open
 from transformers import AutoTokenizer, Qwen3ForCausalLM
 
-from latentforge.core.corpus import source_files, stdlib_root
+from latentforge.text.bpe import train_bpe
+from latentforge.trainer.data.corpus import source_files, stdlib_root
 
 FOLDER = Path(__file__).resolve().parents[2] / "models" / "stdlib-teacher"
 
@@ -53,3 +55,11 @@ def test_it_predicts_held_out_code_about_as_well_as_its_card_says() -> None:
                 losses.append(float(model(input_ids=ids, labels=ids).loss))
     # Six files of thirty, and another Python's files differ a little.
     assert sum(losses) / len(losses) == pytest.approx(said, abs=1.0)
+
+
+@pytest.mark.slow
+def test_the_teachers_own_data_gives_the_shipped_tokenizer(tmp_path: Path) -> None:
+    if f"the Python {platform.python_version()} standard library" not in (FOLDER / "README.md").read_text():
+        pytest.skip("the teacher was made from another version's standard library")
+    train_bpe((f.text for f in source_files(stdlib_root(), "train")), 4096).save_pretrained(tmp_path)
+    assert (tmp_path / "tokenizer.json").read_bytes() == (FOLDER / "tokenizer.json").read_bytes()

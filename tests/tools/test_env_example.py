@@ -5,7 +5,7 @@ from pydantic_settings import BaseSettings
 
 from latentforge.gateway.settings import GatewaySettings
 from latentforge.inference.settings import Settings
-from latentforge.trainer.settings import TrainerSettings
+from latentforge.trainer.config.settings import TrainerSettings
 from tools.demo.settings import ROOT, DemoSettings
 from tools.gateway import GatewayChoice
 

@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from latentforge.core.sparse_rows import SparseRows
-from latentforge.core.teacher_client import TeacherClient
-from latentforge.gateway.backends.vllm_command import vllm_command
+from latentforge.gateway.backends.vllm.command import vllm_command
 from latentforge.gateway.main import Gateway
 from latentforge.gateway.settings import GatewaySettings
+from latentforge.teacher_client.client import TeacherClient
+from latentforge.teacher_client.sparse_rows import SparseRows
 from tools.processes import Child, ChildError
 from tools.vllm_env import VENV_PYTHON
 

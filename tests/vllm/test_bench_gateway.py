@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from tools.bench_gateway.report import BARS
+from benchmarks.gateway.report import BARS
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(1500)]
 
 
 def test_a_quick_benchmark_measures_every_figure_and_writes_them_down(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "tools.bench_gateway", "--quick", "--no-litellm", "--results", str(tmp_path)]
+    command = [sys.executable, "-m", "benchmarks.gateway", "--quick", "--no-litellm", "--results", str(tmp_path)]
     run = subprocess.run(command, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
     (path,) = tmp_path.glob("bench_gateway_*.json")

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from latentforge.core.sparse_rows import SparseRows
-from latentforge.core.teacher_client import TeacherClient
-from latentforge.core.wire import rows_from_proto
 from latentforge.teacher.v1 import teacher_pb2 as pb
+from latentforge.teacher_client.client import TeacherClient
+from latentforge.teacher_client.sparse_rows import SparseRows
+from latentforge.teacher_client.wire import rows_from_proto
 
 from .conftest import TOLERANCE, Reference
 

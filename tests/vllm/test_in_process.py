@@ -12,9 +12,10 @@ import grpc
 import numpy as np
 import pytest
 
-from latentforge.core.teacher_client import TeacherClient, TeacherError
-from latentforge.core.wire import rows_from_proto
 from latentforge.teacher.v1 import teacher_pb2 as pb
+from latentforge.teacher_client.client import TeacherClient
+from latentforge.teacher_client.errors import TeacherError
+from latentforge.teacher_client.wire import rows_from_proto
 from tools.gateway import gateway_answers
 from tools.processes import Children
 from tools.vllm_env import VENV_PYTHON

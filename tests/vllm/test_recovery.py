@@ -7,8 +7,9 @@ import grpc
 import numpy as np
 import pytest
 
-from latentforge.core.sparse_rows import SparseRows
-from latentforge.core.teacher_client import TeacherClient, TeacherError
+from latentforge.teacher_client.client import TeacherClient
+from latentforge.teacher_client.errors import TeacherError
+from latentforge.teacher_client.sparse_rows import SparseRows
 
 from .conftest import LONGEST, VOCAB_SIZE, Reference, VllmServer
 

@@ -6,7 +6,8 @@ import grpc
 import numpy as np
 import pytest
 
-from latentforge.core.teacher_client import TeacherClient, TeacherError
+from latentforge.teacher_client.client import TeacherClient
+from latentforge.teacher_client.errors import TeacherError
 
 from .conftest import LONGEST, MAX_TOP_K, SPECIAL, VOCAB_SIZE, Reference, RunGateway
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from latentforge.core.corpus import source_files, stdlib_root
+from latentforge.trainer.data.corpus import source_files, stdlib_root
 from tools.demo.settings import ROOT
 
 from .conftest import VOCAB_SIZE, VllmServer

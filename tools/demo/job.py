@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 
 from latentforge.core.manifest import list_checkpoints, read_manifest
-from latentforge.core.records import commit, cpu_description
+from latentforge.core.results import commit, cpu_description
 from latentforge.core.settings import load_settings
 from tools.demo.preflight import preflight
 from tools.demo.report import decode_figures, report_table, write_report

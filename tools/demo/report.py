@@ -7,7 +7,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from latentforge.core.records import write_atomically
+from latentforge.core.files import write_atomically
 
 
 def write_report(folder: Path, result: dict[str, Any]) -> Path:

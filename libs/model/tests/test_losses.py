@@ -4,17 +4,10 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from latentforge.model.energy import energy_loss
 from latentforge.model.latent_model import LatentModel
-from latentforge.model.losses import (
-    KdTargets,
-    ObjectiveWeights,
-    StudentBatch,
-    cross_entropy,
-    energy_loss,
-    latent_mse,
-    sparse_kd,
-    student_loss,
-)
+from latentforge.model.losses import KdTargets, ObjectiveWeights, StudentBatch, cross_entropy, latent_mse, student_loss
+from latentforge.model.sparse_kd import sparse_kd
 
 MakeModel = Callable[..., LatentModel]
 V, K, T, B, TOP = 64, 4, 3, 2, 6

@@ -8,7 +8,6 @@ import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from latentforge.core.fingerprint import tokenizer_fingerprint
 from latentforge.core.manifest import Golden, ManifestDraft, TeacherId, publish_checkpoint
 from latentforge.model.autoencoder import Autoencoder
 from latentforge.model.config import AutoencoderConfig, ChunkDecoderConfig, StudentConfig
@@ -17,6 +16,7 @@ from latentforge.model.io import save_pretrained
 from latentforge.model.latent_model import LatentModel
 from latentforge.model.sampling import SamplingParams
 from latentforge.model.student import Student
+from latentforge.text.fingerprint import tokenizer_fingerprint
 
 VOCABULARY = 300
 GOLDEN_PROMPT = "def main():"

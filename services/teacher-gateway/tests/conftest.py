@@ -19,13 +19,13 @@ import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from latentforge.core.sparse_rows import SparseRows
-from latentforge.core.teacher_client import TeacherClient
 from latentforge.gateway.backends.base import Backend, Generation, Piece, TeacherDescription, TokenIds
-from latentforge.gateway.backends.transformers_backend import TransformersBackend
+from latentforge.gateway.backends.local.backend import TransformersBackend
 from latentforge.gateway.main import Gateway
 from latentforge.gateway.settings import GatewaySettings
 from latentforge.gateway.tokenizer import TeacherTokenizer
+from latentforge.teacher_client.client import TeacherClient
+from latentforge.teacher_client.sparse_rows import SparseRows
 
 TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"

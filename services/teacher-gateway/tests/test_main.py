@@ -13,10 +13,11 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from latentforge.core.settings import SettingsError
-from latentforge.core.teacher_client import TeacherClient, TeacherError
-from latentforge.gateway.calls import SERVICE
 from latentforge.gateway.main import Gateway, serve
+from latentforge.gateway.rpc.interceptor import SERVICE
 from latentforge.teacher.v1 import teacher_pb2 as pb
+from latentforge.teacher_client.client import TeacherClient
+from latentforge.teacher_client.errors import TeacherError
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING

@@ -11,7 +11,6 @@ import pytest
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
-from latentforge.core.teacher_client import TeacherError
 from latentforge.gateway import telemetry
 from latentforge.gateway.backends.base import BackendError, FailureKind
 from latentforge.gateway.backends.upstream import Api, Upstream
@@ -19,6 +18,7 @@ from latentforge.gateway.breaker import Breaker
 from latentforge.gateway.metrics import Metrics
 from latentforge.teacher.v1 import teacher_pb2 as pb
 from latentforge.teacher.v1.teacher_pb2_grpc import TeacherServiceStub
+from latentforge.teacher_client.errors import TeacherError
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 CALLER = "00f067aa0ba902b7"
@@ -167,7 +167,7 @@ def test_nothing_is_traced_outside_a_traced_call() -> None:
 def test_without_an_endpoint_no_tracing_is_even_imported() -> None:
     # Of itself: a Redis client imports OpenTelemetry's metrics wherever they are installed.
     program = (
-        "import sys, latentforge.gateway.calls, latentforge.gateway.telemetry\n"
+        "import sys, latentforge.gateway.rpc.interceptor, latentforge.gateway.telemetry\n"
         "sys.exit(any(name.startswith('opentelemetry') for name in sys.modules))"
     )
     assert subprocess.run([sys.executable, "-c", program]).returncode == 0

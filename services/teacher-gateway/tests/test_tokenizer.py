@@ -2,8 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from latentforge.core.fingerprint import tokenizer_fingerprint
 from latentforge.gateway.tokenizer import ChatError, TeacherTokenizer, TextStream
+from latentforge.text.fingerprint import tokenizer_fingerprint
 
 
 @pytest.fixture

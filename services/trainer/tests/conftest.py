@@ -2,7 +2,6 @@
 
 import asyncio
 import io
-import json
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -14,30 +13,25 @@ import numpy as np
 import pytest
 import torch
 from rich.console import Console
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
-from transformers import PreTrainedTokenizerFast
 
-from latentforge.core.fingerprint import tokenizer_fingerprint
-from latentforge.core.sparse_rows import SparseRows
-from latentforge.core.wire import dtype_from_proto, rows_to_proto
 from latentforge.model.losses import StudentBatch
 from latentforge.model.sparse_kd import sparse_kd
 from latentforge.teacher.v1 import teacher_pb2 as pb
 from latentforge.teacher.v1 import teacher_pb2_grpc
-from latentforge.trainer.packing import PackedData, pack_jsonl
-from latentforge.trainer.recipes import load_recipe
-from latentforge.trainer.run_context import RunContext
-from latentforge.trainer.settings import TrainerSettings
-from latentforge.trainer.status import Status
-from latentforge.trainer.tokenizer import TextTokenizer
+from latentforge.teacher_client.sparse_rows import SparseRows
+from latentforge.teacher_client.wire import dtype_from_proto, rows_to_proto
+from latentforge.text.fingerprint import tokenizer_fingerprint
+from latentforge.text.tokenizer import TextTokenizer
+from latentforge.trainer.config.recipe import load_recipe
+from latentforge.trainer.config.settings import TrainerSettings
+from latentforge.trainer.run.context import RunContext
+from latentforge.trainer.run.status import Status
+from tests.fixtures import corpus, packed, tokenizer, tokenizer_folder
 
-SPECIAL = ["<|endoftext|>", "<|pad|>", "<|im_start|>", "<|im_end|>"]
-TEMPLATE = (
-    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-VOCAB = 256 + len(SPECIAL)
+__all__ = ["corpus", "packed", "tokenizer", "tokenizer_folder"]
+
+VOCAB = 260
 TOP_K = 4
 # <|pad|>, <|im_end|>
 PAD, END = 1, 3
@@ -98,48 +92,6 @@ batch_size = 2
 lr = 0.003
 warmup_steps = 2
 """
-
-
-@pytest.fixture(scope="session")
-def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Bytes and four special tokens: 260 ids."""
-    folder = tmp_path_factory.mktemp("tokenizer")
-    vocab = {token: i for i, token in enumerate([*SPECIAL, *sorted(pre_tokenizers.ByteLevel.alphabet())])}
-    backend = Tokenizer(models.BPE(vocab=vocab, merges=[]))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    backend.decoder = decoders.ByteLevel()
-    PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        eos_token=SPECIAL[0],
-        pad_token=SPECIAL[1],
-        additional_special_tokens=SPECIAL[2:],
-        chat_template=TEMPLATE,
-        clean_up_tokenization_spaces=False,
-    ).save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="session")
-def tokenizer(tokenizer_folder: Path) -> TextTokenizer:
-    return TextTokenizer(tokenizer_folder)
-
-
-@pytest.fixture(scope="session")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """60 documents of text that repeats itself enough to be learnt from."""
-    path = tmp_path_factory.mktemp("corpus") / "corpus.jsonl"
-    random = np.random.default_rng(0)
-    words = ["def ", "return ", "self.", "value", "(", ")", ":\n    ", " = ", "0", "1"]
-    texts = ["".join(random.choice(words, size=40)) for _ in range(60)]
-    path.write_text("".join(json.dumps({"text": t}) + "\n" for t in texts), encoding="utf-8")
-    return path
-
-
-@pytest.fixture(scope="session")
-def packed(tmp_path_factory: pytest.TempPathFactory, corpus: Path, tokenizer: TextTokenizer) -> PackedData:
-    out = tmp_path_factory.mktemp("packed") / "train"
-    pack_jsonl(corpus, out, tokenizer, sequence_length=32, chunk_size=4, split="train")
-    return PackedData(out)
 
 
 @pytest.fixture(scope="session")

@@ -15,9 +15,9 @@ from latentforge.model.layers import output_scale
 from latentforge.model.losses import StudentBatch
 from latentforge.model.student import Student
 from latentforge.model.token_level import TokenLevelModel, token_level_config
-from latentforge.trainer.packing import PackedData
-from latentforge.trainer.teacher_rows import kd_targets
-from latentforge.trainer.tokenizer import TextTokenizer
+from latentforge.text.packed import PackedData
+from latentforge.text.tokenizer import TextTokenizer
+from latentforge.trainer.teacher.rows import kd_targets
 
 V, K, TOP_K = 260, 4, 4
 
@@ -90,7 +90,7 @@ def batches(packed: PackedData, known_rows: Any) -> list[StudentBatch]:
     """Three sequences of 32 tokens with rows; of the last one some more tokens are not counted."""
     found = []
     for i in range(3):
-        sequence = packed.sequence(i)
+        sequence = torch.from_numpy(packed.sequence(i))
         valid = torch.ones(1, 32, dtype=torch.bool)
         valid[:, 0] = False
         rows = known_rows("").rows(sequence.tolist(), TOP_K)

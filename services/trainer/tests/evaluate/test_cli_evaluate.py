@@ -7,15 +7,16 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from latentforge.core.corpus import source_files, stdlib_root
 from latentforge.core.manifest import TeacherId
 from latentforge.model.io import save_pretrained
 from latentforge.model.latent_model import LatentModel
 from latentforge.model.token_level import TokenLevelModel
-from latentforge.trainer.cli import app
-from latentforge.trainer.packing import PackedData, pack_jsonl
-from latentforge.trainer.publish import Publisher
-from latentforge.trainer.tokenizer import TextTokenizer
+from latentforge.text.packed import PackedData
+from latentforge.text.packing import pack_jsonl
+from latentforge.text.tokenizer import TextTokenizer
+from latentforge.trainer.cli.main import app
+from latentforge.trainer.data.corpus import source_files, stdlib_root
+from latentforge.trainer.training.publish import Publisher
 
 SMALL = [
     "--sequences",

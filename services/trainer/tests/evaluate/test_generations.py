@@ -7,9 +7,9 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from latentforge.text.packed import PackedData
 from latentforge.trainer.errors import TrainerError
 from latentforge.trainer.evaluate.generations import Text, choose_prompts, evaluate_generations, score_texts
-from latentforge.trainer.packing import PackedData
 
 
 def constant_score(prompts: Sequence[Sequence[int]], texts: Sequence[Sequence[int]]) -> list[NDArray[np.float32]]:

@@ -8,11 +8,11 @@ import torch
 from latentforge.model.latent_model import LatentModel
 from latentforge.model.losses import StudentBatch
 from latentforge.model.token_level import TokenLevelModel
+from latentforge.text.packed import PackedData
+from latentforge.text.tokenizer import TextTokenizer
 from latentforge.trainer.errors import TrainerError
 from latentforge.trainer.evaluate import likelihood as module
 from latentforge.trainer.evaluate.likelihood import evaluate_likelihood, teacher_likelihood
-from latentforge.trainer.packing import PackedData
-from latentforge.trainer.tokenizer import TextTokenizer
 
 
 def slow_logprobs(model: LatentModel | TokenLevelModel, tokens: torch.Tensor) -> torch.Tensor:

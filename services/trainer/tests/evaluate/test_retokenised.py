@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from latentforge.text.tokenizer import TextTokenizer
 from latentforge.trainer.evaluate.retokenised import retokenised
-from latentforge.trainer.tokenizer import TextTokenizer
 
 Ids = Sequence[Sequence[int]]
 

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-from latentforge.core.teacher_errors import TeacherError
+from latentforge.teacher_client.errors import TeacherError
+from latentforge.text.packed import PackedData
+from latentforge.text.tokenizer import TextTokenizer
+from latentforge.trainer.config.settings import TrainerSettings
 from latentforge.trainer.errors import TrainerError
 from latentforge.trainer.evaluate.brier import PrefixGroup
 from latentforge.trainer.evaluate.teacher import EvaluationTeacher
-from latentforge.trainer.packing import PackedData
-from latentforge.trainer.settings import TrainerSettings
-from latentforge.trainer.tokenizer import TextTokenizer
 
 # <|im_end|>, with which the known teacher ends a text, and the end of text.
 END, EOS = 3, 0
@@ -66,7 +66,7 @@ def test_its_brier_values_are_those_of_its_own_samples_and_probabilities(
     teacher: EvaluationTeacher, packed: PackedData, known_rows: Any
 ) -> None:
     """One text and one n-gram at a time, from the teacher's closed form."""
-    texts = torch.stack([packed.sequence(i)[:13] for i in range(3)])
+    texts = torch.stack([torch.from_numpy(packed.sequence(i))[:13] for i in range(3)])
     group = PrefixGroup(texts[:, :5], texts[:, 5:], torch.arange(3))
 
     def probability(prefix: list[int], text: list[int]) -> float:

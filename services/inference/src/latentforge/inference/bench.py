@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from rich.table import Table
 
-from latentforge.core.records import cpu_description, result_row, write_results
+from latentforge.core.results import cpu_description, result_row, write_results
 from latentforge.inference.engine import NO_EOS, Generation, Job, generate_ids
 from latentforge.inference.snapshot import Snapshot
 from latentforge.model.generation import ChunkGenerator, TokenGenerator, store_for_one_request

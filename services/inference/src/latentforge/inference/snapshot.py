@@ -6,12 +6,12 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer
 
-from latentforge.core.fingerprint import tokenizer_fingerprint
 from latentforge.core.manifest import CheckpointError, Manifest, verify_checkpoint
 from latentforge.model.generation import ChunkGenerator, store_for_one_request
 from latentforge.model.io import load_autoencoder, load_student
 from latentforge.model.latent_model import LatentModel
 from latentforge.model.sampling import SamplingParams
+from latentforge.text.fingerprint import tokenizer_fingerprint
 
 GREEDY = SamplingParams(temperature=0)
 

@@ -14,14 +14,14 @@ from rich.table import Table
 
 from latentforge.core.logs import configure_logging
 from latentforge.core.settings import SettingsError, load_settings
-from latentforge.core.sparse_rows import LogprobDtype
-from latentforge.core.sync_teacher_client import SyncTeacherClient
-from latentforge.core.teacher_client import TeacherClient
-from latentforge.core.teacher_errors import TeacherError
 from latentforge.gateway.backends.base import BackendError
 from latentforge.gateway.cache import open_cache
 from latentforge.gateway.cache.base import Cache, CacheError
 from latentforge.gateway.settings import GatewaySettings
+from latentforge.teacher_client.client import TeacherClient
+from latentforge.teacher_client.errors import TeacherError
+from latentforge.teacher_client.sparse_rows import LogprobDtype
+from latentforge.teacher_client.sync_client import SyncTeacherClient
 
 app = typer.Typer(help="One gRPC logprobs API over every teacher.", no_args_is_help=True)
 cache_app = typer.Typer(help="The cache of CACHE_URL.", no_args_is_help=True)
@@ -65,7 +65,7 @@ def serve_vllm(
 ) -> None:
     """Becomes the vLLM server that TEACHER_BACKEND=vllm-local asks: VLLM_LOCAL_MODEL at VLLM_LOCAL_URL."""
     settings = _settings()
-    from latentforge.gateway.backends.vllm_command import vllm_command, vllm_environment
+    from latentforge.gateway.backends.vllm.command import vllm_command, vllm_environment
 
     try:
         command = [*vllm_command(settings), *(arguments or [])]
@@ -81,7 +81,7 @@ def check(backend: Backend = None) -> None:
     """Tries the settings of the chosen teacher for real: a line per finding, exit 1 if one is bad."""
     settings = _settings(teacher_backend=backend)
     configure_logging("teacher-gateway", level="WARNING", json_lines=settings.log_json)
-    from latentforge.gateway.check import check as findings_of
+    from latentforge.gateway.check.findings import check as findings_of
 
     async def report() -> bool:
         good = True

@@ -10,18 +10,18 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from latentforge.core.wire import MAX_MESSAGE_BYTES
-from latentforge.gateway.access import KeyInterceptor, server_credentials
 from latentforge.gateway.backends import build_backend
 from latentforge.gateway.backends.base import Backend
 from latentforge.gateway.cache import open_cache
-from latentforge.gateway.calls import SERVICE, CallInterceptor
 from latentforge.gateway.metrics import Metrics, MetricsServer
-from latentforge.gateway.service import TeacherServicer
+from latentforge.gateway.rpc.auth import KeyInterceptor, server_credentials
+from latentforge.gateway.rpc.interceptor import SERVICE, CallInterceptor
+from latentforge.gateway.rpc.servicer import TeacherServicer
+from latentforge.gateway.scoring.teacher import Teacher
 from latentforge.gateway.settings import GatewaySettings
-from latentforge.gateway.teacher import Teacher
 from latentforge.gateway.telemetry import Tracing
 from latentforge.teacher.v1.teacher_pb2_grpc import add_TeacherServiceServicer_to_server
+from latentforge.teacher_client.wire import MAX_MESSAGE_BYTES
 
 _log = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ from typing import Any
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
-from latentforge.core.fingerprint import tokenizer_fingerprint
+from latentforge.text.fingerprint import tokenizer_fingerprint
 
 
 class ChatError(ValueError):

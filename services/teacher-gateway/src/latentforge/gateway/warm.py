@@ -12,9 +12,9 @@ import grpc
 import numpy as np
 from numpy.typing import NDArray
 
-from latentforge.core.sparse_rows import LogprobDtype
-from latentforge.core.teacher_client import TeacherClient
 from latentforge.teacher.v1 import teacher_pb2 as pb
+from latentforge.teacher_client.client import TeacherClient
+from latentforge.teacher_client.sparse_rows import LogprobDtype
 
 EXPECTED = (
     'a file with {"text": "..."} or {"messages": [{"role": ..., "content": ...}, ...]} per line, or a packed folder'

@@ -1,3 +1,3 @@
-from latentforge.trainer.cli import app
+from latentforge.trainer.cli.main import app
 
 app()

@@ -4,10 +4,10 @@ from collections.abc import Callable
 
 from latentforge.core.settings import SettingsError
 from latentforge.gateway.backends.base import Backend
-from latentforge.gateway.backends.transformers_backend import TransformersBackend
-from latentforge.gateway.backends.venice_backend import VeniceBackend
-from latentforge.gateway.backends.vllm_backend import local_server, remote_server
-from latentforge.gateway.backends.vllm_engine import VllmEngineBackend
+from latentforge.gateway.backends.local.backend import TransformersBackend
+from latentforge.gateway.backends.venice.backend import VeniceBackend
+from latentforge.gateway.backends.vllm.engine import VllmEngineBackend
+from latentforge.gateway.backends.vllm.server import local_server, remote_server
 from latentforge.gateway.metrics import Metrics
 from latentforge.gateway.settings import GatewaySettings
 

@@ -8,9 +8,9 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from latentforge.core.sparse_rows import SparseRows
 from latentforge.gateway.tokenizer import TeacherTokenizer
 from latentforge.teacher.v1 import teacher_pb2 as pb
+from latentforge.teacher_client.sparse_rows import SparseRows
 
 # uint32 [length]
 TokenIds = NDArray[np.uint32]

@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from latentforge.core.sparse_rows import LogprobDtype
 from latentforge.gateway.backends.base import TeacherDescription, TokenIds
 from latentforge.teacher.v1 import teacher_pb2 as pb
+from latentforge.teacher_client.sparse_rows import LogprobDtype
 
 
 class CacheError(RuntimeError):

@@ -2,7 +2,7 @@
 
 from collections import OrderedDict
 
-from latentforge.core.sparse_rows import PackedRows
+from latentforge.teacher_client.sparse_rows import PackedRows
 
 
 class RecentRows:

@@ -10,13 +10,14 @@ from latentforge.core.manifest import MANIFEST, chosen_checkpoint, list_checkpoi
 from latentforge.model.io import CONFIG_FILE, load_autoencoder, load_student, load_token_level
 from latentforge.model.latent_model import LatentModel
 from latentforge.model.token_level import TokenLevelModel
-from latentforge.trainer.data import pack_with_bar
-from latentforge.trainer.documents import write_stdlib
+from latentforge.text.held_out import split_tail
+from latentforge.text.packed import PackedData, check_data
+from latentforge.text.tokenizer import TextTokenizer
+from latentforge.trainer.config.settings import TrainerSettings
+from latentforge.trainer.data.prepare import pack_with_bar
+from latentforge.trainer.data.sources import write_stdlib
 from latentforge.trainer.errors import TrainerError
 from latentforge.trainer.evaluate.likelihood import Model
-from latentforge.trainer.packing import PackedData, check_data, split_tail
-from latentforge.trainer.settings import TrainerSettings
-from latentforge.trainer.tokenizer import TextTokenizer
 
 NEWEST = "newest"
 TEACHER = "teacher"

@@ -8,11 +8,13 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from latentforge.core.records import cpu_description, write_results
+from latentforge.core.results import cpu_description, write_results
 from latentforge.model.latent_model import LatentModel
 from latentforge.model.losses import StudentBatch
 from latentforge.model.metrics.brier import BrierScore
-from latentforge.trainer.batches import held_out_sequences
+from latentforge.text.packed import PackedData
+from latentforge.text.tokenizer import TextTokenizer
+from latentforge.trainer.config.settings import TrainerSettings
 from latentforge.trainer.errors import TrainerError
 from latentforge.trainer.evaluate.brier import choose_prefixes, evaluate_brier, model_values
 from latentforge.trainer.evaluate.checkpoint import Subject
@@ -33,10 +35,8 @@ from latentforge.trainer.evaluate.report import Figures, Row, figure_rows
 from latentforge.trainer.evaluate.retokenised import retokenised
 from latentforge.trainer.evaluate.stages import stage
 from latentforge.trainer.evaluate.teacher import EvaluationTeacher
-from latentforge.trainer.packing import PackedData
-from latentforge.trainer.settings import TrainerSettings
-from latentforge.trainer.teacher_rows import kd_targets
-from latentforge.trainer.tokenizer import TextTokenizer
+from latentforge.trainer.targets.batches import held_out_sequences
+from latentforge.trainer.teacher.rows import kd_targets
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,10 @@ from latentforge.model.batch_generation import generate_batch
 from latentforge.model.latent_model import LatentModel
 from latentforge.model.metrics.text_stats import text_stats
 from latentforge.model.sampling import SamplingParams
+from latentforge.text.packed import PackedData
 from latentforge.trainer.errors import TrainerError
 from latentforge.trainer.evaluate.estimate import Estimate, ratio_of_sums
 from latentforge.trainer.evaluate.likelihood import Model, device_of_model
-from latentforge.trainer.packing import PackedData
 
 TEMPERATURES = (1.0, 0.7, 0.0)
 _LOGITS_AT_ONCE = 2**26

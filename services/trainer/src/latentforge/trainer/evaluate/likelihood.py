@@ -13,10 +13,10 @@ from latentforge.model.metrics.calibration import expected_calibration_error
 from latentforge.model.output_loss import OutputLayer
 from latentforge.model.sparse_kd import sparse_kd
 from latentforge.model.token_level import TokenLevelModel
+from latentforge.trainer.data.sequence_order import step_generator
 from latentforge.trainer.errors import TrainerError
 from latentforge.trainer.evaluate.estimate import Estimate, mean, ratio_of_sums
-from latentforge.trainer.evaluation import to_device
-from latentforge.trainer.order import step_generator
+from latentforge.trainer.training.validation import to_device
 
 Model = LatentModel | TokenLevelModel
 

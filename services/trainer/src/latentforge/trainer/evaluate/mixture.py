@@ -9,9 +9,9 @@ from torch import Tensor
 from latentforge.model.latent_model import LatentModel
 from latentforge.model.losses import StudentBatch
 from latentforge.model.metrics.mixture import nested_mixture
+from latentforge.trainer.data.sequence_order import step_generator
 from latentforge.trainer.errors import TrainerError
 from latentforge.trainer.evaluate.likelihood import Likelihood, check_lengths, device_of_model, logits_in_blocks
-from latentforge.trainer.order import step_generator
 
 SIZES = (1, 8, 32, 128)
 _DRAWS_AT_ONCE = 8

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from latentforge.model.latent_model import LatentModel
 from latentforge.model.losses import StudentBatch
+from latentforge.trainer.data.sequence_order import step_generator
 from latentforge.trainer.evaluate.likelihood import check_lengths, device_of_model
-from latentforge.trainer.order import step_generator
 
 _LOGITS_AT_ONCE_CPU = 2**22
 _LOGITS_AT_ONCE_GPU = 2**27

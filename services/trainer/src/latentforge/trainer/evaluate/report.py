@@ -8,7 +8,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from latentforge.core.records import result_row
+from latentforge.core.results import result_row
 from latentforge.model.metrics.brier import BrierScore
 from latentforge.trainer.evaluate.estimate import Estimate
 from latentforge.trainer.evaluate.generations import TextScore

@@ -11,16 +11,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from latentforge.core.sparse_rows import SparseRows
-from latentforge.core.sync_teacher_client import SyncTeacherClient
-from latentforge.core.teacher_errors import TeacherError
 from latentforge.model.metrics.brier import brier_values_of_logprobs
 from latentforge.teacher.v1 import teacher_pb2 as pb
+from latentforge.teacher_client.errors import TeacherError
+from latentforge.teacher_client.sparse_rows import SparseRows
+from latentforge.teacher_client.sync_client import SyncTeacherClient
+from latentforge.text.tokenizer import TextTokenizer
+from latentforge.trainer.config.settings import TrainerSettings
 from latentforge.trainer.errors import TrainerError
 from latentforge.trainer.evaluate.brier import NUM_TARGETS, PrefixGroup, Values
 from latentforge.trainer.evaluate.generations import Text
-from latentforge.trainer.settings import TrainerSettings
-from latentforge.trainer.tokenizer import TextTokenizer
 
 _SEQUENCES_AT_ONCE = 8
 _MEETING_SECONDS = 20.0

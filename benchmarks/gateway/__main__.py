@@ -1,0 +1,219 @@
+"""python -m benchmarks.gateway: every rival in one run on one machine; exit code 0 whatever the figures."""
+
+import shlex
+import sys
+import tempfile
+import time
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+from types import TracebackType
+from typing import Annotated, Any, Literal, Self
+
+import httpx
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from benchmarks.gateway import report
+from benchmarks.gateway.clients import ClientError, Clients, CompletionsServer
+from benchmarks.gateway.litellm import WAYS, Finding, best_way, try_ways
+from benchmarks.gateway.measures import Bench, Measured, Plan, vocab_size_of
+from benchmarks.gateway.servers import Dtype, MissingError, Servers, cpu_flags, fast_dtype, machine, wait_for_vllm
+from benchmarks.gateway.workload import held_out_sequences, tokenizer_of
+from latentforge.core.results import cpu_description, write_results
+from latentforge.core.settings import SettingsError
+from latentforge.teacher_client.errors import TeacherError
+from tools import litellm_env, vllm_env
+from tools.processes import ChildError, StoppedError, stop_on_signals
+
+_LOGS = Path("runs") / "logs" / "bench-gateway"
+# Sequences of MAX_BATCH_TOKENS tokens together travel in one of the gateway's own requests.
+_MAX_BATCH_TOKENS = 2048
+_DEFAULT = Plan()
+_QUICK = Plan(sequences=16, per_request=2, repeats=1, cached_passes=4, shared_sequences=4)
+
+app = typer.Typer(add_completion=False)
+
+
+@app.command()
+def main(
+    model: Annotated[Path, typer.Option(help="The teacher that vLLM serves.")] = Path("models/stdlib-teacher"),
+    sequences: Annotated[int, typer.Option(min=8, help="Different sequences.")] = _DEFAULT.sequences,
+    length: Annotated[int, typer.Option(min=2, max=1023, help="Tokens of each.")] = _DEFAULT.length,
+    top_k: Annotated[int, typer.Option(min=2, max=64, help="Entries of a row.")] = _DEFAULT.top_k,
+    clients: Annotated[int, typer.Option(min=1, help="Client processes.")] = _DEFAULT.clients,
+    per_request: Annotated[int, typer.Option(min=1, help="Sequences of one request.")] = _DEFAULT.per_request,
+    repeats: Annotated[int, typer.Option(min=1, help="Times that everything is measured.")] = _DEFAULT.repeats,
+    cached_passes: Annotated[
+        int, typer.Option(min=1, help="Times that a repeat asks the gateway for every cached sequence.")
+    ] = _DEFAULT.cached_passes,
+    shared_sequences: Annotated[
+        int, typer.Option(min=1, help="Sequences that several clients ask for at the same time.")
+    ] = _DEFAULT.shared_sequences,
+    shared_clients: Annotated[int, typer.Option(min=1, help="How many clients do.")] = _DEFAULT.shared_clients,
+    dtype: Annotated[
+        Literal["auto", "float32", "bfloat16"],
+        typer.Option(help="What vLLM computes in; auto is bfloat16 where the processor has units for it."),
+    ] = "auto",
+    litellm: Annotated[bool, typer.Option(help="Measure LiteLLM's proxy too.")] = True,
+    quick: Annotated[bool, typer.Option(help="A look whether it works: few sequences, one repeat.")] = False,
+    results: Annotated[Path, typer.Option(help="Folder for bench_gateway_<time>.json.")] = Path("results"),
+) -> None:
+    """Measures the teacher-gateway beside a vLLM asked directly and beside LiteLLM's proxy with its Redis cache.
+
+    Starts Redis, a real vLLM on this machine's CPU, two gateways (with a cache and without) and the proxy, asks all of
+    them for the same sequences of real text, and stops them. Needs .venv-vllm and .venv-litellm.
+    """
+    plan = Plan(
+        sequences=sequences,
+        length=length,
+        top_k=top_k,
+        clients=clients,
+        per_request=per_request,
+        repeats=repeats,
+        cached_passes=cached_passes,
+        shared_sequences=min(shared_sequences, sequences),
+        shared_clients=min(shared_clients, clients),
+    )
+    try:
+        with stop_on_signals():
+            _run(
+                _QUICK if quick else plan,
+                model,
+                fast_dtype(cpu_flags()) if dtype == "auto" else dtype,
+                results,
+                with_litellm=litellm,
+            )
+    except StoppedError as stopped:
+        typer.echo(f"bench-gateway: {stopped}; everything it started is stopped", err=True)
+        raise typer.Exit(stopped.exit_code) from None
+    except (
+        ChildError,
+        ClientError,
+        MissingError,
+        OSError,
+        SettingsError,
+        TeacherError,
+        TimeoutError,
+        ValueError,
+        httpx.HTTPError,
+    ) as error:
+        typer.secho(f"bench-gateway: {error}", fg="red", err=True)
+        raise typer.Exit(1) from None
+
+
+def _run(plan: Plan, model: Path, dtype: Dtype, results: Path, *, with_litellm: bool) -> None:
+    started = time.monotonic()
+    before = machine()
+    ids = held_out_sequences(plan.sequences, plan.length, model)
+    vocab_size = vocab_size_of(model)
+    with ExitStack() as stack:
+        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-gateway-")))
+        progress = stack.enter_context(_Progress(plan.loads))
+        servers = Servers(stack, _LOGS, scratch)
+        clients = stack.enter_context(Clients(plan.clients))
+        progress.begin("starting Redis and vLLM")
+        redis = servers.start_redis()
+        vllm, children = servers.start_vllm(model, dtype, max_model_len=plan.length + 1, max_logprobs=64)
+        wait_for_vllm(vllm, children)
+        progress.begin("starting gateways")
+        plain = servers.start_gateway("gateway-without-cache", vllm, model, "none")
+        cache_url = f"redis://127.0.0.1:{redis.port}/0"
+        cached = servers.start_gateway("gateway-with-cache", vllm, model, cache_url)
+        redis_only = servers.start_gateway("gateway-redis-only", vllm, model, cache_url, cache_memory_mb="0")
+        findings: list[Finding] = []
+        asked: CompletionsServer | None = None
+        if with_litellm:
+            progress.begin("starting LiteLLM, trying what it caches")
+            proxy = servers.start_litellm(vllm, redis, WAYS)
+            findings = try_ways(proxy.url, vllm.url, ids[0], tokenizer_of(model), plan.top_k)
+            if (way := best_way(findings)) is not None:
+                asked = CompletionsServer(proxy.url, way.way, vocab_size, plan.top_k)
+        bench = Bench(plan, ids, clients, vocab_size, scratch, progress.done)
+        progress.begin("comparing answers")
+        bench.compare_answers(vllm, plain)
+        bench.measure_wire(vllm, cached)
+        bench.measure_uncached(vllm, plain)
+        bench.measure_shared(vllm, plain)
+        bench.measure_orjson(vllm, max(1, _MAX_BATCH_TOKENS // plan.length))
+        bench.measure_cached(cached, redis_only, asked, vllm)
+    _report(plan, model, dtype, bench.measured, findings, results, machine=before, seconds=time.monotonic() - started)
+
+
+def _report(
+    plan: Plan,
+    model: Path,
+    dtype: Dtype,
+    measured: Measured,
+    findings: list[Finding],
+    results: Path,
+    *,
+    machine: dict[str, Any],
+    seconds: float,
+) -> None:
+    rows = report.result_rows(measured, report.name_of(best_way(findings), findings))
+    path = write_results(
+        results,
+        "bench_gateway",
+        command=f"python -m benchmarks.gateway {shlex.join(sys.argv[1:])}".strip(),
+        device=cpu_description(),
+        seed=0,
+        rows=rows,
+        setting=asdict(plan) | {"model": str(model), "vllm_dtype": dtype},
+        versions={
+            "vllm": f"{vllm_env.PACKAGE} {vllm_env.VERSION}",
+            "litellm": litellm_env.VERSION if findings else None,
+        },
+        litellm=[finding.record() for finding in findings],
+        measured=asdict(measured),
+        bars=report.BARS,
+        notes=report.NOTES,
+        machine=machine,
+        seconds=round(seconds, 1),
+    )
+    console = Console()
+    # Rows are compared by eye, so a narrow pipe must not fold them.
+    console.width = max(console.width, 160)
+    title = f"{plan.sequences} sequences x {plan.length} tokens, k={plan.top_k}, {plan.clients} clients, "
+    title += f"{plan.repeats} repeats, vLLM in {dtype}"
+    notes = [*report.note_on_misses(measured), *report.notes_on_litellm(findings), *report.NOTES]
+    console.print(report.table(rows, title, "\n".join(notes)))
+    typer.echo(f"written to {path} after {seconds:.0f} s")
+
+
+class _Progress:
+    """A bar on a terminal, a line for each thing elsewhere."""
+
+    def __init__(self, loads: int) -> None:
+        self._console = Console(stderr=True)
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        self._bar = Progress(*columns, console=self._console, disable=not self._console.is_terminal)
+        self._task = self._bar.add_task("", total=loads)
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def begin(self, what: str) -> None:
+        self._bar.update(self._task, description=what)
+        self._say(what)
+
+    def done(self, what: str, figure: str = "") -> None:
+        """One load is over, with its figure."""
+        text = f"{what}: {figure}" if figure else what
+        self._bar.update(self._task, advance=1, description=text)
+        self._say(text)
+
+    def _say(self, text: str) -> None:
+        if not self._console.is_terminal:
+            self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,232 @@
+"""Client processes: each has one connection and one request open at a time, and turns every answer into arrays."""
+
+import multiprocessing
+import signal
+import time
+from collections.abc import Callable, Sequence
+from contextlib import closing, suppress
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from types import TracebackType
+from typing import Literal, Protocol, Self
+
+import httpx
+import numpy as np
+import orjson
+
+from benchmarks.gateway.workload import Ids, completions_request
+from latentforge.gateway.backends.vllm.answers import scored
+from latentforge.teacher_client.sparse_rows import SparseRows
+from latentforge.teacher_client.sync_client import SyncTeacherClient
+
+_TIMEOUT_SECONDS = 600.0
+
+
+class ClientError(RuntimeError):
+    """A client did not get what it asked for."""
+
+
+class Asker(Protocol):
+    """A connection to a server that scores."""
+
+    def ask(self, sequences: Sequence[Ids]) -> list[SparseRows]:
+        """One request; rows of each sequence, in their order."""
+        ...
+
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class GatewayServer:
+    """A teacher-gateway at host:port, asked with its own client."""
+
+    target: str
+    row_encoding: Literal["arrays", "packed"]
+    top_k: int
+
+    def connect(self) -> Asker:
+        return _GatewayAsker(self)
+
+
+@dataclass(frozen=True)
+class CompletionsServer:
+    """Whatever answers POST /v1/completions with vLLM's prompt_logprobs; the gateway's own parser reads them."""
+
+    url: str
+    model: str
+    vocab_size: int
+    top_k: int
+
+    def connect(self) -> Asker:
+        return _CompletionsAsker(self)
+
+
+class _GatewayAsker:
+    def __init__(self, server: GatewayServer) -> None:
+        self._server = server
+        self._client = SyncTeacherClient(server.target, timeout=_TIMEOUT_SECONDS, attempts=1)
+        # The tokenizer's fingerprint goes with every request; asking for it is part of connecting.
+        self._client.teacher()
+
+    def ask(self, sequences: Sequence[Ids]) -> list[SparseRows]:
+        server = self._server
+        if len(sequences) == 1:
+            return [self._client.score(sequences[0], server.top_k, row_encoding=server.row_encoding)]
+        found: list[SparseRows | None] = [None] * len(sequences)
+        for answer in self._client.score_batch(sequences, server.top_k, row_encoding=server.row_encoding):
+            if answer.rows is None:
+                raise ClientError(f"sequence {answer.index}: {answer.error}")
+            found[answer.index] = answer.rows
+        return [rows for rows in found if rows is not None]
+
+    def close(self) -> None:
+        self._client.close()
+
+
+class _CompletionsAsker:
+    def __init__(self, server: CompletionsServer) -> None:
+        self._server = server
+        self._http = httpx.Client(base_url=server.url, timeout=_TIMEOUT_SECONDS)
+        self._http.get("/v1/models").raise_for_status()
+
+    def ask(self, sequences: Sequence[Ids]) -> list[SparseRows]:
+        server = self._server
+        request = completions_request(server.model, sequences, server.top_k)
+        answer = self._http.post(
+            "/v1/completions", content=orjson.dumps(request), headers={"content-type": "application/json"}
+        )
+        if answer.status_code != 200:
+            raise ClientError(f"{server.url} answers {answer.status_code}: {answer.text[:300]}")
+        ids = [np.array(s, np.uint32) for s in sequences]
+        return scored(answer.content, ids, server.top_k, server.vocab_size)
+
+    def close(self) -> None:
+        self._http.close()
+
+
+Server = GatewayServer | CompletionsServer
+
+
+@dataclass(frozen=True)
+class Job:
+    """What one client asks for: its requests one after another, all of that ``passes`` times."""
+
+    server: Server
+    requests: list[list[Ids]]
+    passes: int = 1
+
+
+@dataclass(frozen=True)
+class _Done:
+    started: float
+    ended: float
+    positions: int
+
+
+@dataclass(frozen=True)
+class Load:
+    """Several clients at once.
+
+    Attributes:
+        seconds: from the first request of any client to the last answer of any, as arrays.
+        positions: rows that they got.
+    """
+
+    seconds: float
+    positions: int
+
+    @property
+    def positions_per_second(self) -> float:
+        return self.positions / self.seconds
+
+
+class Clients:
+    """Processes that stay from one load to the next, so that no load pays for starting them.
+
+    Raises:
+        ClientError: (every method) a client failed, and how.
+    """
+
+    def __init__(self, count: int) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._pipes: list[Connection] = []
+        self._processes = []
+        for number in range(count):
+            ours, theirs = context.Pipe()
+            process = context.Process(target=_work, args=(theirs,), name=f"client-{number}", daemon=True)
+            process.start()
+            theirs.close()
+            self._pipes.append(ours)
+            self._processes.append(process)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for pipe in self._pipes:
+            pipe.close()
+        for process in self._processes:
+            if error is None:
+                process.join(timeout=10)
+            # One that waits for an answer would wait on.
+            process.kill()
+            process.join()
+
+    def run(self, jobs: Sequence[Job], on_start: Callable[[], None] = lambda: None) -> Load:
+        """Runs one job per client, all at the same time; ``on_start`` is called when all have connected."""
+        assert len(jobs) <= len(self._pipes)
+        pipes = self._pipes[: len(jobs)]
+        for pipe, job in zip(pipes, jobs, strict=True):
+            pipe.send(job)
+        for pipe in pipes:
+            self._answer(pipe)
+        on_start()
+        for pipe in pipes:
+            pipe.send(None)
+        done = [self._answer(pipe) for pipe in pipes]
+        seconds = max(d.ended for d in done) - min(d.started for d in done)
+        return Load(seconds, sum(d.positions for d in done))
+
+    def _answer(self, pipe: Connection) -> _Done:
+        try:
+            answer = pipe.recv()
+        except EOFError:
+            raise ClientError("a client process died") from None
+        if isinstance(answer, str):
+            raise ClientError(answer)
+        assert isinstance(answer, _Done)
+        return answer
+
+
+def _work(pipe: Connection) -> None:
+    # A Ctrl-C reaches every process of the terminal; ours ends when the pipe does.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with suppress(EOFError, ConnectionError):
+        while True:
+            job: Job = pipe.recv()
+            try:
+                with closing(job.server.connect()) as asker:
+                    pipe.send(_Done(0.0, 0.0, 0))
+                    pipe.recv()
+                    answer: _Done | str = _do(job, asker)
+            except (EOFError, ConnectionError):
+                raise
+            except Exception as error:
+                answer = f"{type(error).__name__}: {error}"
+            pipe.send(answer)
+
+
+def _do(job: Job, asker: Asker) -> _Done:
+    positions = 0
+    # One clock for all processes of a machine.
+    started = time.monotonic()
+    for _ in range(job.passes):
+        for sequences in job.requests:
+            positions += sum(map(len, asker.ask(sequences)))
+    ended = time.monotonic()
+    wanted = job.passes * sum(len(ids) - 1 for request in job.requests for ids in request)
+    if positions != wanted:
+        raise ClientError(f"{job.server} gave {positions} rows where {wanted} were asked for")
+    return _Done(started, ended, positions)

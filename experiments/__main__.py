@@ -1,0 +1,179 @@
+"""``python -m experiments pareto|speed|compare|autoencoders``: trains, measures, and writes figures and chart."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from experiments.chart import draw
+from experiments.comparisons import (
+    COMPARISONS,
+    Comparison,
+    autoencoder_models,
+    equal_time_models,
+    objective_models,
+    of_groups,
+)
+from experiments.experiment import Experiment
+from experiments.figures import equal_time_rows, latent_rows, objective_rows, pareto_rows, speed_rows, token_rows
+from experiments.fresh import speed_models
+from experiments.jobs import StaleError
+from experiments.pareto import pareto_models, seed_models
+from experiments.plan import AutoencoderPlan
+from experiments.report import autoencoders_table, command_line, models_table, print_rows, write_models
+from experiments.scales import ScaleName
+from latentforge.core.results import cpu_description, result_row, write_results
+from tools.processes import ChildError, StoppedError
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, help="Experiments, from data to figures; resumable.")
+ScaleOption = Annotated[ScaleName, typer.Option("--scale", help="How large.")]
+FolderOption = Annotated[
+    Path | None, typer.Option("--folder", help="Where everything is kept.", show_default="runs/experiments-SCALE")
+]
+AtOnceOption = Annotated[
+    int, typer.Option("--at-once", min=1, help="Jobs side by side, one thread each.", show_default="the cores")
+]
+ResultsOption = Annotated[Path, typer.Option("--results", help="Where the results file goes.")]
+_ROWS = {
+    Comparison.objectives: objective_rows,
+    Comparison.equal_time: equal_time_rows,
+    Comparison.latents: latent_rows,
+    Comparison.tokens: token_rows,
+}
+_CORES = len(os.sched_getaffinity(0))
+
+
+def _console() -> Console:
+    """A file takes wide tables."""
+    return Console(stderr=True, width=None if sys.stderr.isatty() else 170)
+
+
+@app.command()
+def pareto(
+    scale: ScaleOption = ScaleName.cpu,
+    folder: FolderOption = None,
+    at_once: AtOnceOption = _CORES,
+    results: ResultsOption = Path("results"),
+    publish: Annotated[
+        Path | None, typer.Option("--publish", help="Also write results.json and pareto.png to this folder.")
+    ] = None,
+) -> None:
+    """Latent students beside token-level ones: quality against speed and against training."""
+    console = _console()
+    experiment = Experiment(scale, folder, at_once, console)
+    models = [*pareto_models(experiment.scale), *seed_models(experiment.scale)]
+    experiment.make(models)
+    measured = experiment.measured(models, timed=True)
+    rows = pareto_rows(measured)
+    path = write_models(results, "pareto", rows, measured, scale)
+    note = f"python -m experiments pareto --scale {scale}; {cpu_description()}, one thread; hollow: further seeds"
+    draw(measured, path.with_suffix(".png"), note)
+    console.print(models_table(measured))
+    print_rows(console, rows)
+    console.print(f"{path}\n{path.with_suffix('.png')}", highlight=False)
+    if publish is not None:
+        publish.mkdir(parents=True, exist_ok=True)
+        (publish / "results.json").write_bytes(path.read_bytes())
+        (publish / "pareto.png").write_bytes(path.with_suffix(".png").read_bytes())
+
+
+@app.command()
+def speed(
+    scale: ScaleOption = ScaleName.cpu,
+    results: ResultsOption = Path("results"),
+    repeats: Annotated[
+        int | None, typer.Option("--repeats", min=1, help="Rounds that count.", show_default="the scale's")
+    ] = None,
+) -> None:
+    """How many times as fast students write as token-level models of their backbone, without training any."""
+    console = _console()
+    experiment = Experiment(scale, None, 1, console)
+    measured = experiment.measured_fresh(speed_models(experiment.scale), repeats)
+    rows = speed_rows(measured)
+    print_rows(console, rows)
+    console.print(str(write_models(results, "speed", rows, measured, scale)), highlight=False)
+
+
+@app.command()
+def compare(
+    what: Annotated[Comparison, typer.Argument(help="What is varied.")],
+    scale: ScaleOption = ScaleName.cpu,
+    folder: FolderOption = None,
+    at_once: AtOnceOption = _CORES,
+    results: ResultsOption = Path("results"),
+    seeds: Annotated[
+        int | None, typer.Option("--seeds", min=1, help="How many seeds at most.", show_default="the scale's")
+    ] = None,
+    only: Annotated[
+        list[str] | None, typer.Option("--only", help="A group of models; again for more.", show_default="all groups")
+    ] = None,
+) -> None:
+    """Objectives, chunk decoders, latents and more beside each other, K=8, one thing varied at a time."""
+    console = _console()
+    experiment = Experiment(scale, folder, at_once, console)
+    if what is Comparison.equal_time:
+        others = [m for m in objective_models(experiment.scale) if m.seed == experiment.scale.seeds[0]]
+        experiment.make(others)
+        models = equal_time_models(experiment.scale, experiment.rates(others))
+    else:
+        models = COMPARISONS[what](experiment.scale)
+    models = [m for m in models if m.seed in experiment.scale.seeds[:seeds]]
+    if only is not None:
+        try:
+            models = of_groups(models, only)
+        except ValueError as error:
+            raise typer.BadParameter(str(error), param_hint="--only") from None
+    experiment.make(models)
+    measured = experiment.measured(models, timed=what in (Comparison.decoders, Comparison.rows, Comparison.induction))
+    rows = _ROWS[what](measured) if what in _ROWS else []
+    path = write_models(results, what, rows, measured, scale)
+    console.print(models_table(measured))
+    print_rows(console, rows)
+    console.print(str(path), highlight=False)
+
+
+@app.command()
+def autoencoders(
+    scale: ScaleOption = ScaleName.cpu,
+    folder: FolderOption = None,
+    at_once: AtOnceOption = _CORES,
+    results: ResultsOption = Path("results"),
+) -> None:
+    """Autoencoders over K, over D and over their width: what they bring back of held-out text.
+
+    From the posterior's mean, under its noise, and from the latents that a student of each predicts.
+    """
+    console = _console()
+    experiment = Experiment(scale, folder, at_once, console)
+    models = autoencoder_models(experiment.scale)
+    experiment.make(models)
+    found = [
+        experiment.autoencoder(m.model.autoencoder_plan)
+        | {"token_exact_at_student": m.value("ae_at_student"), "student": m.record()}
+        for m in experiment.measured(models, timed=False)
+    ]
+    default = next(f for f in found if f["run"] == AutoencoderPlan("demo", 8).run)
+    rows = [
+        result_row(name, default[figure], "share of tokens")
+        for name, figure in (("ae_clean", "token_exact"), ("ae_noisy", "token_exact_noisy"))
+    ]
+    path = write_results(
+        results, "autoencoders", command=command_line(), device=cpu_description(), seed=0, rows=rows, models=found
+    )
+    console.print(autoencoders_table(found))
+    print_rows(console, rows)
+    console.print(str(path), highlight=False)
+
+
+if __name__ == "__main__":
+    try:
+        app()
+    except StoppedError as stopped:
+        sys.stderr.write("stopped; the same command goes on\n")
+        sys.exit(stopped.exit_code)
+    except (ChildError, StaleError) as error:
+        sys.stderr.write(f"error: {error}\n")
+        sys.exit(1)

@@ -1,0 +1,139 @@
+"""One experiment from text to figures; what is done is not done again."""
+
+import json
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from experiments import commands
+from experiments.commands import HELD_OUT, Job, Places
+from experiments.figures import Measured, read_evaluation
+from experiments.fresh import fresh_model
+from experiments.jobs import run_jobs
+from experiments.operations import autoencoder_flops
+from experiments.plan import AutoencoderPlan, Model, Vocabulary
+from experiments.scales import SCALES, Scale, ScaleName
+from experiments.speed import AnyModel, Speed, load_model, measure_speed
+from latentforge.model.latent_model import LatentModel
+from latentforge.trainer.config.recipe import load_recipe
+from tools.processes import Children, stop_on_signals
+
+
+class Experiment:
+    """One scale's data and models in one folder."""
+
+    def __init__(self, scale: ScaleName, folder: Path | None, at_once: int, console: Console) -> None:
+        self.scale: Scale = SCALES[scale]
+        self.places = Places(folder or Path("runs") / f"experiments-{scale}")
+        self.at_once, self.console = at_once, console
+        self.environment = {
+            "RUNS_DIR": str(self.places.runs),
+            # Not where inference looks.
+            "CHECKPOINTS_DIR": str(self.places.checkpoints),
+            "TRAINER_THREADS": "1",
+            "OMP_NUM_THREADS": "1",
+            "OMP_WAIT_POLICY": "PASSIVE",
+        }
+
+    def make(self, models: Sequence[Model]) -> None:
+        """Data, autoencoders, students and evaluations, as far as they are not there."""
+        places, scale = self.places, self.scale
+        vocabularies: list[Vocabulary] = [v for v in scale.tokens if any(m.vocabulary == v for m in models)]
+        with stop_on_signals(), Children(places.root / "logs", env=self.environment) as children:
+            self._run(children, commands.text_jobs(places, scale), "text")
+            if "large" in vocabularies:
+                self._join_text()
+                self._run(children, [commands.tokenizer_job(places, scale)], "tokenizer")
+            for vocabulary in vocabularies:
+                self._make_vocabulary(children, vocabulary, [m for m in models if m.vocabulary == vocabulary])
+
+    def _make_vocabulary(self, children: Children, vocabulary: Vocabulary, models: Sequence[Model]) -> None:
+        places, scale = self.places, self.scale
+        self._run(children, commands.packing_jobs(places, scale, vocabulary), f"packing, {vocabulary}")
+        plans = dict.fromkeys(m.autoencoder_plan for m in models if m.kind == "student")
+        autoencoders = [
+            commands.autoencoder_job(places, scale, plan) for plan in sorted(plans, key=lambda p: -p.k * p.times)
+        ]
+        # The longest first, so that the last minutes are not one job's.
+        models = sorted(models, key=lambda m: -m.size.layers * m.size.width**2)
+        trained = {m: commands.student_job(places, scale, m) for m in models}
+        token_level = [job for m, job in trained.items() if m.kind == "token-level"]
+        # A student needs an autoencoder, and may start from a token-level one.
+        self._run(children, token_level + autoencoders, f"token-level models and autoencoders, {vocabulary}")
+        students = [job for m, job in trained.items() if m.kind == "student"]
+        self._run(children, students, f"students, {vocabulary}")
+        evaluations = [commands.evaluation_job(places, scale, m, text) for text in HELD_OUT for m in models]
+        self._run(children, evaluations, f"evaluations, {vocabulary}")
+
+    def rates(self, models: Iterable[Model]) -> dict[str, float]:
+        """How many tokens/s the runs of models learnt, by group: medians over their steps."""
+        found: dict[str, float] = {}
+        for model in models:
+            lines = (self.places.runs / model.run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+            steps = [entry["tok_per_s"] for entry in map(json.loads, lines) if entry["kind"] == "train"]
+            found[model.group] = statistics.median(steps)
+        return found
+
+    def autoencoder(self, plan: AutoencoderPlan) -> dict[str, Any]:
+        """The evaluation of an autoencoder that was made."""
+        path = self.places.autoencoder(plan) / "evaluation.json"
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return {"run": plan.run, "hidden_size": plan.width} | found
+
+    def measured(self, models: Sequence[Model], *, timed: bool) -> list[Measured]:
+        """What came out; speeds of the models of the first seed."""
+        speeds: dict[str, Speed] = {}
+        flops: dict[Model, float] = {}
+        if timed:
+            trained = {m: load_model(self.places.trained(m)) for m in models if m.seed == 0}
+            flops = {m: self._autoencoder_flops(m, of) for m, of in trained.items() if isinstance(of, LatentModel)}
+            speeds = self._speeds(trained, self.scale.speed_repeats)
+        return [
+            Measured(
+                m,
+                {text: read_evaluation(self.places.evaluated(m, text)) for text in HELD_OUT},
+                speeds.get(m.run),
+                flops.get(m, 0.0),
+            )
+            for m in models
+        ]
+
+    def measured_fresh(self, models: Iterable[Model], repeats: int | None) -> list[Measured]:
+        """Speeds alone, of models that have learnt nothing: weights do not change how long a token takes."""
+        fresh = {m: fresh_model(self.scale, m) for m in models}
+        speeds = self._speeds(fresh, repeats or self.scale.speed_repeats)
+        return [Measured(m, {}, speeds[m.run]) for m in fresh]
+
+    def _autoencoder_flops(self, model: Model, trained: LatentModel) -> float:
+        """Of all the tokens that its autoencoder has learnt."""
+        made = self.autoencoder(model.autoencoder_plan)
+        chunks = made["steps"] * load_recipe(str(commands.RECIPE), commands.RECIPE.parent).autoencoder.optim.batch_size
+        return autoencoder_flops(trained.autoencoder) * float(chunks * made["k"])
+
+    def _speeds(self, models: Mapping[Model, AnyModel], repeats: int) -> dict[str, Speed]:
+        return measure_speed(
+            {m.run: model for m, model in models.items()},
+            {m.run: f"{m.vocabulary} {m.size}" for m in models},
+            new_tokens=self.scale.speed_tokens,
+            repeats=repeats,
+            seed=0,
+            console=self.console,
+        )
+
+    def _run(self, children: Children, jobs: Sequence[Job], what: str) -> None:
+        records = self.places.root / "commands"
+        run_jobs(children, jobs, records=records, at_once=self.at_once, console=self.console, what=what)
+
+    def _join_text(self) -> None:
+        """The large vocabulary's text: the standard library and the packages."""
+        path = self.places.text("vocabulary")
+        if path.exists():
+            return
+        temporary = path.with_suffix(".part")
+        with temporary.open("wb") as file:
+            for name in ("stdlib-train", "packages-train"):
+                file.write(self.places.text(name).read_bytes())
+        temporary.rename(path)

@@ -1,0 +1,334 @@
+"""What was measured of every model, and what the bars ask about it."""
+
+import json
+import re
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args
+
+from experiments.comparisons import (
+    DENOISING,
+    EMBEDDINGS,
+    LATENT_ROWS,
+    LINEAR_ROWS,
+    LONGER,
+    OWN_TEXT,
+    SEED_OBJECTIVE,
+)
+from experiments.plan import FAST, Model, Vocabulary
+from experiments.speed import Speed
+from latentforge.core.results import result_row
+from latentforge.trainer.config.objectives import DEFAULT_OBJECTIVE
+
+Row = dict[str, Any]
+_Key = TypeVar("_Key")
+# One request at a time, or 16 that step together.
+Way = Literal["one", "many"]
+# Not those of single positions in the chunk.
+_BOUND = re.compile(r"nats_per_token_bound_n\d+")
+# Groups of the comparison of latents, each with the one beside which it should save something.
+_SAVINGS = {
+    "longer_vs_linear": (LONGER, LINEAR_ROWS),
+    "longer_vs_default": (LONGER, LATENT_ROWS),
+    "denoising_vs_linear": (DENOISING, LINEAR_ROWS),
+    "own_text_vs_linear": (OWN_TEXT, LINEAR_ROWS),
+    "own_text_vs_embeddings": (OWN_TEXT, EMBEDDINGS),
+}
+# Token-level sizes that a student has to beat, by the bars.
+_WORTH = 2
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One model with what was measured of it.
+
+    Attributes:
+        model: it.
+        evaluations: rows by id, by held-out text.
+        speed: None where it was not timed.
+        autoencoder_flops: floating-point operations of all of its autoencoder's training; 0 of a token-level student.
+    """
+
+    model: Model
+    evaluations: dict[str, dict[str, Row]]
+    speed: Speed | None = None
+    autoencoder_flops: float = 0.0
+
+    def value(self, name: str, held_out: str = "stdlib") -> float | None:
+        """A figure of its evaluation; None where it has none."""
+        row = self.evaluations[held_out].get(name)
+        return None if row is None else float(row["value"])
+
+    @property
+    def nats(self) -> float:
+        """Held-out nats/token, of the tightest bound where there is no exact likelihood."""
+        rows = self.evaluations["stdlib"]
+        exact = rows.get("nats_per_token")
+        found = [exact] if exact else [row for name, row in rows.items() if _BOUND.fullmatch(name)]
+        return min(float(row["value"]) for row in found)
+
+    @property
+    def training_flops(self) -> float | None:
+        """Floating-point operations of all of its training, its autoencoder's too; None where it was not timed."""
+        return self.speed.training_flops * self.model.tokens + self.autoencoder_flops if self.speed else None
+
+    def record(self) -> dict[str, Any]:
+        """Everything, for the results file."""
+        about = asdict(self.model) | {"run": self.model.run, "size": str(self.model.size)}
+        speed = {"speed": asdict(self.speed) if self.speed else None, "autoencoder_flops": self.autoencoder_flops}
+        return about | {"evaluations": self.evaluations} | speed
+
+
+def read_evaluation(folder: Path) -> dict[str, Row]:
+    """The newest evaluation in a folder, its rows by id."""
+    newest = max(folder.glob("eval_*.json"))
+    return {row["id"]: row for row in json.loads(newest.read_text(encoding="utf-8"))["rows"]}
+
+
+def pareto_rows(measured: Sequence[Measured]) -> list[Row]:
+    """The bars about the chart: gaps, beaten sizes, speeds."""
+    rows: list[Row] = []
+    for k in (4, 8):
+        rows += _gap(measured, k)
+    for k in (4, 8):
+        rows += _beaten(measured, k)
+    for k in (4, 8):
+        rows += _decode(measured, k)
+    return rows + _fast(measured)
+
+
+def objective_rows(measured: Sequence[Measured]) -> list[Row]:
+    """The bars about objectives at equal tokens: KD against CE alone, over the seeds; and what the best one saves."""
+    by_name = _by_objective(measured)
+    # A bound is over fewer tokens than a likelihood, and no rival of one.
+    exact = [name for name, of in by_name.items() if of[0].value("nats_per_token") is not None]
+    best = min(exact, key=lambda name: statistics.mean(m.nats for m in by_name[name]))
+    rows = [_saved("vs_seed_objective_equal_tokens", by_name, best)]
+    for name, figure in (("kd_bound", "nats_per_token"), ("kd_kl", "kl_to_teacher")):
+        rows.append(_better(name, by_name["chunk-ce"], by_name["chunk-kd"], figure))
+    return rows
+
+
+def equal_time_rows(measured: Sequence[Measured]) -> list[Row]:
+    """What the default saves beside the regressed latent in the same time, over the seeds."""
+    return [_saved("vs_seed_objective", _by_objective(measured), DEFAULT_OBJECTIVE)]
+
+
+def latent_rows(measured: Sequence[Measured]) -> list[Row]:
+    """What latents save beside a linear map, and those of an autoencoder that learns for longer beside the default's.
+
+    Over the seeds, by held-out text; of the groups that were trained.
+    """
+    by_group = _grouped(measured, lambda model: model.group)
+    return [
+        _better(name + suffix, by_group[rival], by_group[ours], held_out=held_out) | {"seeds": len(by_group[ours])}
+        for name, (ours, rival) in _SAVINGS.items()
+        if {ours, rival} <= set(by_group)
+        for held_out, suffix in (("stdlib", ""), ("packages", "_packages"))
+    ]
+
+
+def token_rows(measured: Sequence[Measured]) -> list[Row]:
+    """How many nats/token the best student is ahead of the best token-level model after as many tokens.
+
+    By vocabulary, tokens and held-out text, on each of which others may be best; the row names them.
+    """
+    rows = []
+    for (vocabulary, tokens), of in _grouped(measured, lambda model: (model.vocabulary, model.tokens)).items():
+        for held_out, suffix in (("stdlib", ""), ("packages", "_packages")):
+            student, rival = (
+                min(
+                    (nats, m.model.run)
+                    for m in of
+                    if m.model.kind == kind and (nats := m.value("nats_per_token", held_out)) is not None
+                )
+                for kind in ("student", "token-level")
+            )
+            row = result_row(f"lead_{vocabulary}_{tokens}{suffix}", rival[0] - student[0], "nats/token")
+            rows.append(row | {"student": student[1], "token_level": rival[1]})
+    return rows
+
+
+def _by_objective(measured: Iterable[Measured]) -> dict[str | None, list[Measured]]:
+    return _grouped(measured, lambda model: model.objective)
+
+
+def _grouped(measured: Iterable[Measured], key: Callable[[Model], _Key]) -> dict[_Key, list[Measured]]:
+    found: dict[_Key, list[Measured]] = {}
+    for m in measured:
+        found.setdefault(key(m.model), []).append(m)
+    return found
+
+
+def _saved(name: str, by_objective: Mapping[str | None, Sequence[Measured]], better: str | None) -> Row:
+    row = _better(name, by_objective[SEED_OBJECTIVE], by_objective[better])
+    return row | {"best": better, "tokens": by_objective[better][0].model.tokens}
+
+
+def _better(
+    name: str,
+    rivals: Sequence[Measured],
+    ours: Sequence[Measured],
+    figure: str = "nats_per_token",
+    held_out: str = "stdlib",
+) -> Row:
+    """How much lower a figure is than the rivals', seed by seed."""
+    pairs = [(r.value(figure, held_out), m.value(figure, held_out)) for r, m in zip(rivals, ours, strict=True)]
+    saved = [theirs - mine for theirs, mine in pairs if theirs is not None and mine is not None]
+    return result_row(name, statistics.mean(saved), "nats/token", low=min(saved), high=max(saved))
+
+
+def _gap(measured: Sequence[Measured], k: int) -> list[Row]:
+    """Nats/token above the token-level student of the same backbone, over the seeds; the demo's vocabulary."""
+    mine = (m for m in measured if m.model.k == k and m.model.vocabulary == "demo")
+    found = []
+    for size, seeds in _grouped(mine, lambda model: model.size).items():
+        gaps = [m.nats - rival.nats for m in seeds if (rival := _rival(measured, m)) is not None]
+        if gaps:
+            found.append((len(gaps), size, gaps))
+    if not found:
+        return []
+    # Where most seeds were trained.
+    _, size, gaps = max(found, key=lambda entry: entry[0])
+    row = result_row(f"gap_k{k}", statistics.mean(gaps), "nats/token", low=min(gaps), high=max(gaps))
+    return [row | {"size": str(size), "seeds": len(gaps)}]
+
+
+def _beaten(measured: Sequence[Measured], k: int) -> list[Row]:
+    """How many token-level sizes the best student beats in both one-request speed and held-out nats/token."""
+    rows = []
+    for vocabulary in get_args(Vocabulary):
+        if (best := _best(measured, k, vocabulary)) is None:
+            continue
+        student, less = best
+        row = result_row(f"pareto_k{k}{'' if vocabulary == 'demo' else '_large'}", len(less), "token-level sizes")
+        in_writing = [str(r.model.size) for r in less if _writes_better(student, r)]
+        about = {"student": student.model.run, "beaten": [str(r.model.size) for r in less]}
+        rows.append(row | about | {"beaten_in_writing": in_writing})
+    return rows
+
+
+def _best(measured: Sequence[Measured], k: int, vocabulary: Vocabulary) -> tuple[Measured, list[Measured]] | None:
+    """The student that beats most token-level sizes, and those; of equals the one that writes best."""
+    timed = [m for m in measured if _timed(m) and m.model.vocabulary == vocabulary]
+    beaten = [(m, _beaten_by(m, measured)) for m in timed if m.model.k == k]
+    has_rivals = any(m.model.k == 1 for m in timed)
+    return max(beaten, key=lambda entry: (len(entry[1]), -entry[0].nats)) if beaten and has_rivals else None
+
+
+def _beaten_by(student: Measured, measured: Sequence[Measured]) -> list[Measured]:
+    """The token-level models of its vocabulary that a student beats."""
+    rivals = (m for m in measured if _timed(m) and m.model.k == 1 and m.model.vocabulary == student.model.vocabulary)
+    return [r for r in rivals if beats(student, r)]
+
+
+def beats(student: Measured, rival: Measured) -> bool:
+    """At one request's speed and in held-out nats/token."""
+    assert student.speed is not None
+    assert rival.speed is not None
+    return student.speed.one_request > rival.speed.one_request and student.nats < rival.nats
+
+
+def _writes_better(student: Measured, rival: Measured) -> bool:
+    """By what the teacher says of their text at T=0.7, beside which its variety has to be looked at."""
+    ours, theirs = student.value("gen_t07_teacher_nats"), rival.value("gen_t07_teacher_nats")
+    return ours is not None and theirs is not None and ours < theirs
+
+
+def speed_rows(measured: Sequence[Measured]) -> list[Row]:
+    """Every timed student's tokens/s, one request and 16 at once, beside its backbone's token-level model."""
+    ways: tuple[tuple[str, Way], ...] = (("speed", "one"), ("speed16", "many"))
+    return [
+        _pace(f"{name}_k{k}_{m.model.size}", m, rival, way)
+        for name, way in ways
+        for k in (2, 4, 8)
+        for m, rival in _pairs(measured, k)
+    ]
+
+
+def _decode(measured: Sequence[Measured], k: int) -> list[Row]:
+    """Tokens/s of the large vocabulary's students beside the token-level one with the same backbone.
+
+    ``decode_k4`` and ``decode_k8`` are the best ratio of a student that is worth having: there, and with the same
+    backbone at the demo's vocabulary, it beats at least ``_WORTH`` token-level sizes (both numbers are in the row;
+    None where it was not trained). Where there is none, that of the one that comes nearest. Larger backbones, which
+    K=8 alone has, are left to ``fast_k8``, so that both K are held to the same sizes.
+    """
+    pairs = _pairs(measured, k)
+    rows = []
+    for m, rival in pairs:
+        twin = _twin(measured, m.model, "demo")
+        beaten = {
+            "beaten": len(_beaten_by(m, measured)),
+            "beaten_demo": None if twin is None else len(_beaten_by(twin, measured)),
+        }
+        rows.append(_pace(f"decode_k{k}_{m.model.size}", m, rival) | _likelihoods(m, rival) | beaten)
+    if common := [row for row, (m, _) in zip(rows, pairs, strict=True) if m.model.group != FAST]:
+        chosen = max(common, key=lambda row: (_worth(row), row["ratio"]))
+        chosen["id"] = f"decode_k{k}"
+    return rows
+
+
+def _twin(measured: Sequence[Measured], student: Model, vocabulary: Vocabulary) -> Measured | None:
+    """The student of the same K and backbone at a vocabulary; None where there is none."""
+    twins = (m for m in measured if _timed(m) and (m.model.k, m.model.size) == (student.k, student.size))
+    return next((m for m in twins if m.model.vocabulary == vocabulary), None)
+
+
+def _worth(row: Row) -> int:
+    """How many sizes it beats wherever it was trained, no more than are asked."""
+    counts: list[int] = [beaten for beaten in (row["beaten"], row["beaten_demo"]) if beaten is not None]
+    return min(_WORTH, *counts)
+
+
+def _fast(measured: Sequence[Measured]) -> list[Row]:
+    """The K=8 setting that is fastest beside its rival."""
+    rows = [_pace("fast_k8", m, rival) | _likelihoods(m, rival) for m, rival in _pairs(measured, 8)]
+    return [max(rows, key=lambda row: float(row["ratio"]))] if rows else []
+
+
+def _pairs(measured: Sequence[Measured], k: int) -> list[tuple[Measured, Measured]]:
+    """The large vocabulary's students with their rivals."""
+    mine = [m for m in measured if _timed(m) and m.model.k == k and m.model.vocabulary == "large"]
+    return [(m, rival) for m in mine if (rival := _rival(measured, m)) is not None and _timed(rival)]
+
+
+def _pace(name: str, student: Measured, rival: Measured, way: Way = "one") -> Row:
+    """The ratio is the median over the rounds, in each of which the two were timed one after the other."""
+    assert student.speed is not None
+    assert rival.speed is not None
+    ours: tuple[float, ...] = getattr(student.speed, way)
+    theirs: tuple[float, ...] = getattr(rival.speed, way)
+    ratios = [mine / other for mine, other in zip(ours, theirs, strict=True)]
+    row = result_row(
+        name,
+        statistics.median(ours),
+        "tokens/s",
+        rival=f"token-level {rival.model.size}",
+        rival_value=statistics.median(theirs),
+        low=min(ratios),
+        high=max(ratios),
+    )
+    return row | {"ratio": statistics.median(ratios), "size": str(student.model.size)}
+
+
+def _likelihoods(student: Measured, rival: Measured) -> Row:
+    return {"nats_per_token": student.nats, "rival_nats_per_token": rival.nats}
+
+
+def _timed(measured: Measured) -> bool:
+    return measured.speed is not None
+
+
+def _rival(measured: Sequence[Measured], student: Measured) -> Measured | None:
+    """The token-level student of the same backbone, vocabulary, tokens and seed, with an induction head as it has."""
+    for other in measured:
+        ours, theirs = student.model, other.model
+        if theirs.kind == "token-level" and all(
+            getattr(ours, name) == getattr(theirs, name)
+            for name in ("vocabulary", "size", "tokens", "seed", "induction")
+        ):
+            return other
+    return None

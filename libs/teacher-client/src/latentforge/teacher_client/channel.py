@@ -1,0 +1,79 @@
+"""Channels to a teacher-gateway: caps, retries, TLS and the key, the same for asyncio and for threads."""
+
+import json
+import ssl
+from pathlib import Path
+from typing import Any
+
+import grpc
+from pydantic import SecretStr
+
+from latentforge.core.proxies import is_loopback
+from latentforge.core.settings import SettingsError
+from latentforge.teacher_client.wire import MAX_MESSAGE_BYTES
+
+MAX_ATTEMPTS = 5
+
+
+def channel_options(target: str, *, retries: bool = True) -> list[tuple[str, Any]]:
+    """Options of a channel. gRPC itself asks again what is safe: the gateway was not there, or not yet."""
+    options: list[tuple[str, Any]] = [
+        ("grpc.enable_http_proxy", int(not is_loopback(target))),
+        ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+        ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+        ("grpc.enable_retries", int(retries)),
+    ]
+    if retries:
+        policy = {
+            "maxAttempts": MAX_ATTEMPTS,
+            "initialBackoff": "0.2s",
+            "maxBackoff": "5s",
+            "backoffMultiplier": 2,
+            "retryableStatusCodes": ["UNAVAILABLE"],
+        }
+        method = {"name": [{"service": "latentforge.teacher.v1.TeacherService"}], "retryPolicy": policy}
+        options.append(("grpc.service_config", json.dumps({"methodConfig": [method]})))
+    return options
+
+
+def channel_credentials(tls_ca: Path | str | None) -> grpc.ChannelCredentials | None:
+    """TLS that trusts the root certificate in a PEM file; None, which is no TLS, where there is no file.
+
+    Raises:
+        SettingsError: the file cannot be read or holds no certificate.
+    """
+    if tls_ca is None:
+        return None
+    try:
+        data = Path(tls_ca).read_bytes()
+        # gRPC itself would only fail at the first call, and say less.
+        ssl.create_default_context(cadata=data.decode())
+    except (ssl.SSLError, ValueError):
+        raise SettingsError(f"GATEWAY_TLS_CA={tls_ca} holds no PEM certificate") from None
+    except OSError as error:
+        raise SettingsError(f"GATEWAY_TLS_CA={tls_ca} cannot be read: {error.strerror}") from None
+    return grpc.ssl_channel_credentials(data)
+
+
+def key_metadata(api_key: SecretStr | str | None) -> tuple[tuple[str, str], ...]:
+    """The metadata that shows the gateway's key."""
+    if api_key is None:
+        return ()
+    key = api_key.get_secret_value() if isinstance(api_key, SecretStr) else api_key
+    return (("authorization", f"Bearer {key}"),)
+
+
+def open_channel(target: str, *, tls_ca: Path | str | None = None, retries: bool = True) -> grpc.Channel:
+    """A channel for threads."""
+    credentials = channel_credentials(tls_ca)
+    if credentials is None:
+        return grpc.insecure_channel(target, options=channel_options(target, retries=retries))
+    return grpc.secure_channel(target, credentials, options=channel_options(target, retries=retries))
+
+
+def open_aio_channel(target: str, *, tls_ca: Path | str | None = None, retries: bool = True) -> grpc.aio.Channel:
+    """A channel for asyncio."""
+    credentials = channel_credentials(tls_ca)
+    if credentials is None:
+        return grpc.aio.insecure_channel(target, options=channel_options(target, retries=retries))
+    return grpc.aio.secure_channel(target, credentials, options=channel_options(target, retries=retries))

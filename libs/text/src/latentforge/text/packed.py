@@ -1,0 +1,146 @@
+"""Packed data: sequences of token ids, memory-mapped; :mod:`latentforge.text.packing` writes it.
+
+A packed folder holds
+
+- ``tokens.bin``: token ids, little-endian uint16 or uint32, [num_sequences, sequence_length];
+- ``documents.bin``: int64, where each document starts, counted in tokens from the start of ``tokens.bin``;
+- ``meta.json``: :class:`PackedMeta`.
+
+Every document is followed by the end-of-text id; documents follow one another without regard to sequences. The tokens
+after the last whole sequence are dropped (``num_dropped_tokens`` says how many): a training sequence is never padded on
+the right.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from latentforge.core.settings import describe_errors
+from latentforge.text.errors import TextError
+from latentforge.text.tokenizer import TextTokenizer
+
+META = "meta.json"
+TOKENS = "tokens.bin"
+DOCUMENTS = "documents.bin"
+
+
+class PackedMeta(BaseModel):
+    """What a packed folder holds and what it was made from."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    format_version: Literal[1] = 1
+    chunk_size: int
+    sequence_length: int
+    dtype: Literal["uint16", "uint32"]
+    vocab_size: int
+    eos_id: int
+    pad_id: int
+    tokenizer_fingerprint: str
+    num_sequences: int
+    num_documents: int
+    num_empty_documents: int
+    num_dropped_tokens: int
+    source: str
+    source_sha256: str
+    split: str
+
+
+class PackedData:
+    """The sequences of a packed folder, or a range of them; nothing is read before it is asked for.
+
+    Args:
+        folder: the packed folder.
+        source: the documents that it was packed from, where they are at hand.
+
+    Raises:
+        TextError: the folder is not packed data, or its files do not fit its meta.json.
+    """
+
+    def __init__(self, folder: Path, source: Path | None = None) -> None:
+        self.folder, self.source = folder, source
+        self._first_token = 0
+        path = folder / META
+        try:
+            self.meta = PackedMeta.model_validate_json(path.read_bytes())
+        except OSError as error:
+            raise TextError(f"{path} cannot be read ({error.strerror}); make the folder with `trainer pack`") from None
+        except ValidationError as error:
+            raise TextError(f"{path}: {describe_errors(error)}; make the folder again with `trainer pack`") from None
+        dtype = np.dtype(self.meta.dtype).newbyteorder("<")
+        shape = (self.meta.num_sequences, self.meta.sequence_length)
+        size = (folder / TOKENS).stat().st_size if (folder / TOKENS).is_file() else 0
+        if size != shape[0] * shape[1] * dtype.itemsize:
+            raise TextError(
+                f"{folder / TOKENS} has {size} bytes, {META} says {shape[0]} x {shape[1]} {self.meta.dtype}; "
+                "make the folder again with `trainer pack`"
+            )
+        self._tokens: NDArray[np.uint16] | NDArray[np.uint32] = np.memmap(folder / TOKENS, dtype, "r", shape=shape)
+
+    def __len__(self) -> int:
+        """Sequences."""
+        return int(self._tokens.shape[0])
+
+    def sequence(self, index: int) -> NDArray[np.int64]:
+        """Sequence ``index``, int64 [L]."""
+        ids: NDArray[np.int64] = self._tokens[index].astype(np.int64)
+        return ids
+
+    @property
+    def tokens(self) -> NDArray[np.uint16] | NDArray[np.uint32]:
+        """All sequences one after another, [num_sequences · L], not copied."""
+        return self._tokens.reshape(-1)
+
+    def document_starts(self) -> NDArray[np.int64]:
+        """Where documents start, in tokens from the start of the folder's first sequence."""
+        return np.fromfile(self.folder / DOCUMENTS, dtype="<i8")
+
+    def document_beginnings(self, max_tokens: int) -> Iterator[list[int]]:
+        """The first ids, up to ``max_tokens``, of each document that begins in these sequences; no end-of-text ids."""
+        begin, end = self._first_token, self._first_token + len(self.tokens)
+        starts = self.document_starts()
+        starts = starts[(begin <= starts) & (starts < end)] - begin
+        stops = np.append(starts[1:], len(self.tokens))
+        for start, stop in zip(starts, stops, strict=True):
+            ids = self.tokens[start : min(stop, start + max_tokens)].tolist()
+            yield ids[:-1] if ids[-1] == self.meta.eos_id else ids
+
+    def part(self, start: int, stop: int) -> "PackedData":
+        """Sequences ``start`` to ``stop``, as if they were all."""
+        view = PackedData.__new__(PackedData)
+        view.folder, view.source = self.folder, None
+        view._first_token = self._first_token + start * self.meta.sequence_length
+        view.meta = self.meta.model_copy(
+            update={"num_sequences": stop - start, "split": f"{self.meta.split}[{start}:{stop}]"}
+        )
+        view._tokens = self._tokens[start:stop]
+        return view
+
+    def identity(self) -> dict[str, Any]:
+        """What a resumed run must find unchanged."""
+        return self.meta.model_dump(exclude={"num_documents", "num_empty_documents", "num_dropped_tokens", "source"})
+
+
+def check_data(data: PackedData, tokenizer: TextTokenizer, chunk_size: int) -> None:
+    """Raises TextError when packed data was made with another tokenizer, other ids or a K that does not divide
+    it."""
+    meta = data.meta
+    for name, theirs, ours in (
+        ("tokenizer fingerprint", meta.tokenizer_fingerprint, tokenizer.fingerprint),
+        ("eos_id", meta.eos_id, tokenizer.eos_id),
+        ("pad_id", meta.pad_id, tokenizer.pad_id),
+    ):
+        if theirs != ours:
+            raise TextError(
+                f"{data.folder} was packed with {name} {theirs}, TOKENIZER_PATH={tokenizer.folder} has {ours}; pack "
+                "it again"
+            )
+    if meta.sequence_length % chunk_size:
+        raise TextError(
+            f"{data.folder} has sequences of {meta.sequence_length} (packed for K={meta.chunk_size}), "
+            f"which K={chunk_size} does not divide; pack it again with --k {chunk_size}"
+        )

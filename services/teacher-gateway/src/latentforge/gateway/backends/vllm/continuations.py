@@ -1,0 +1,79 @@
+"""What both ways to vLLM share when it continues a prompt."""
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
+from typing import Any, TypeVar
+
+from latentforge.gateway.backends.base import Generation, Piece
+from latentforge.gateway.backends.local.generation import seed_of
+from latentforge.gateway.tokenizer import TeacherTokenizer
+from latentforge.teacher.v1 import teacher_pb2 as pb
+
+T = TypeVar("T")
+
+FINISH_REASONS = {"stop": pb.FINISH_REASON_STOP, "length": pb.FINISH_REASON_LENGTH}
+
+
+async def continuations(
+    request: Generation, continue_one: Callable[[int, int], Coroutine[Any, Any, Piece]]
+) -> AsyncIterator[Piece]:
+    """Each continuation as soon as it is whole; those that are left are cancelled when the caller stops or one fails.
+
+    Every one is a request of its own: vLLM would give number i of a request the seed s+i, which another request's
+    continuation has too.
+
+    Args:
+        continue_one: from its number and its seed to the continuation.
+    """
+    seed = secrets.randbits(63) if request.seed is None else request.seed
+    tasks = [asyncio.create_task(continue_one(index, seed_of(seed, index))) for index in range(request.n)]
+    try:
+        for finished in asyncio.as_completed(tasks):
+            yield await finished
+    finally:
+        await _cancel(tasks)
+
+
+def text_of(
+    token_ids: Sequence[int],
+    reason: pb.FinishReason.ValueType,
+    stop_reason: int | str | None,
+    stop: Sequence[str],
+    tokenizer: TeacherTokenizer,
+) -> str:
+    """The text of a continuation, which ends before what ended it.
+
+    Made here, since vLLM's begins with characters that the prompt left incomplete.
+
+    Args:
+        stop_reason: the string or the token that ended it; None for the model's own end-of-text.
+    """
+    ended_by_token = reason == pb.FINISH_REASON_STOP and not isinstance(stop_reason, str)
+    text = tokenizer.decode(token_ids[:-1] if ended_by_token else token_ids, skip_special=True)
+    found = [at for at in (text.find(s) for s in stop) if at >= 0]
+    return text[: min(found, default=len(text))]
+
+
+async def gather(works: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+    """Results in order. The first failure, or the caller's leaving, cancels the others."""
+    tasks = [asyncio.create_task(work) for work in works]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        await _cancel(tasks)
+
+
+def stops(request: Generation, tokenizer: TeacherTokenizer) -> dict[str, Any]:
+    """vLLM's arguments: it looks for strings in the text, where special tokens do not show."""
+    ids = {text: tokenizer.special_id(text) for text in request.stop}
+    return {
+        "stop": [text for text, token_id in ids.items() if token_id is None],
+        "stop_token_ids": [token_id for token_id in ids.values() if token_id is not None],
+    }
+
+
+async def _cancel(tasks: Sequence["asyncio.Task[T]"]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)

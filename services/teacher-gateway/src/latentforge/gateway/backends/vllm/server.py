@@ -1,0 +1,298 @@
+"""A vLLM server: the backends ``vllm-local`` and ``vllm-remote``."""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from pydantic import SecretStr
+
+from latentforge.core.settings import SettingsError
+from latentforge.gateway.backends.base import (
+    BackendError,
+    FailureKind,
+    Generation,
+    Piece,
+    TeacherDescription,
+    TokenIds,
+)
+from latentforge.gateway.backends.model_folder import tokenizer_folder
+from latentforge.gateway.backends.upstream import Api, Upstream
+from latentforge.gateway.backends.vllm.answers import answer_of, continuation, generated_rows, prompt_rows, scored
+from latentforge.gateway.backends.vllm.continuations import continuations, stops
+from latentforge.gateway.backends.vllm.model import describe, digest, probe_text, read_model_files
+from latentforge.gateway.breaker import Breaker
+from latentforge.gateway.metrics import Metrics
+from latentforge.gateway.settings import GatewaySettings
+from latentforge.gateway.tokenizer import TeacherTokenizer
+from latentforge.teacher_client.sparse_rows import SparseRows
+
+_log = logging.getLogger(__name__)
+
+# A large teacher may have a long queue before it; who asks sets a deadline of his own.
+_TIMEOUT_SECONDS = 600.0
+_MAX_WAITING = 4096
+_ATTEMPTS = 4
+# A dead server must be told from a slow one soon, and a restarted one be found soon.
+_BREAKER_FAILURES, _BREAKER_WINDOW, _BREAKER_PAUSE = 8, 30.0, 5.0
+_START_TIMEOUT_SECONDS = 10.0
+_SECONDS_BETWEEN_LOOKS = 2.0
+_SECONDS_BETWEEN_LINES = 15.0
+_NOT_YET = (FailureKind.GONE, FailureKind.TOO_SLOW)
+# Said each time, since a server takes others from the model's generation_config.json.
+_SAMPLING = {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
+_GREEDY = {**_SAMPLING, "temperature": 0.0, "top_p": 1.0}
+_AS_IDS = {"return_token_ids": True, "return_tokens_as_token_ids": True, "add_special_tokens": False}
+_COMPLETIONS = "/v1/completions"
+_PROBE_TEMPERATURE = 2.0
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """One of the models that a server lists; ``root`` is what it was loaded from."""
+
+    name: str
+    root: str
+    max_model_len: int
+
+
+class VllmBackend:
+    """Asks a server over HTTP with token ids and reads its answers into arrays, off the event loop.
+
+    Args:
+        url: the server's, with or without /v1.
+        url_setting: the environment variable that gave it, for errors.
+        key: the server's --api-key.
+    """
+
+    def __init__(
+        self, settings: GatewaySettings, metrics: Metrics, *, url: str, url_setting: str, key: SecretStr | None
+    ) -> None:
+        self._settings = settings
+        self._url_setting = url_setting
+        self._api = Api(
+            name=settings.teacher_backend,
+            base_url=url.rstrip("/").removesuffix("/v1"),
+            url_setting=url_setting,
+            key=key,
+            key_setting="VLLM_REMOTE_API_KEY",
+            max_requests=settings.vllm_max_requests,
+            max_waiting=_MAX_WAITING,
+            attempts=_ATTEMPTS,
+            timeout=_TIMEOUT_SECONDS,
+        )
+        gauge = metrics.breaker_open.labels(settings.teacher_backend)
+        breaker = Breaker(_BREAKER_FAILURES, _BREAKER_WINDOW, _BREAKER_PAUSE, on_change=gauge.set)
+        self._metrics = metrics
+        self._upstream = Upstream(self._api, breaker, metrics)
+
+    @property
+    def description(self) -> TeacherDescription:
+        return self._description
+
+    @property
+    def tokenizer(self) -> TeacherTokenizer:
+        return self._files.tokenizer
+
+    async def load(self) -> None:
+        """Waits for the server, and makes sure that it is the teacher that the settings describe."""
+        self._files = await asyncio.to_thread(read_model_files, tokenizer_folder(self._settings))
+        served, version = await self._wait_for_server()
+        self._model = served.name
+        self._description = describe(
+            self._settings,
+            self._files,
+            model=served.name,
+            revision="",
+            engine=f"vllm {version}".strip(),
+            max_model_len=served.max_model_len,
+        )
+        configuration = await self._probe(served)
+        revision = digest(served.name, served.root, version, configuration, self._settings.vllm_revision)
+        self._description = replace(self._description, revision=revision)
+
+    async def score(self, sequences: Sequence[TokenIds], top_k: int) -> list[SparseRows]:
+        vocab_size = self._description.vocab_size
+        payload = {
+            "model": self._model,
+            "prompt": [ids.tolist() for ids in sequences],
+            "max_tokens": 1,
+            "prompt_logprobs": top_k,
+            "add_special_tokens": False,
+            **_GREEDY,
+        }
+        return await self._upstream.post(
+            _COMPLETIONS, lambda: payload, lambda body: scored(body, sequences, top_k, vocab_size)
+        )
+
+    async def generate(self, request: Generation) -> AsyncIterator[Piece]:
+        async for piece in continuations(request, lambda index, seed: self._continue(request, index, seed)):
+            yield piece
+
+    async def close(self) -> None:
+        await self._upstream.close()
+
+    async def _continue(self, request: Generation, index: int, seed: int) -> Piece:
+        payload = {
+            "model": self._model,
+            "prompt": [request.prompt_ids.tolist()],
+            "max_tokens": request.max_tokens,
+            "logprobs": request.top_k or None,
+            "seed": seed,
+            **_SAMPLING,
+            "temperature": request.temperature,
+            "top_p": request.top_p,
+            **stops(request, self.tokenizer),
+            **_AS_IDS,
+        }
+        tokenizer, vocab_size = self.tokenizer, self._description.vocab_size
+        return await self._upstream.post(
+            _COMPLETIONS, lambda: payload, lambda body: continuation(body, index, request, tokenizer, vocab_size)
+        )
+
+    async def _wait_for_server(self) -> tuple[ServedModel, str]:
+        """The model that is meant, and the server's version, which is empty if it does not say.
+
+        Raises:
+            BackendError: VLLM_START_SECONDS have passed, or the server refuses.
+        """
+        limit = self._settings.vllm_start_seconds
+        started = said = time.monotonic()
+        # Failures are what is expected here: no breaker may count them.
+        api = replace(self._api, attempts=1, timeout=_START_TIMEOUT_SECONDS)
+        upstream = Upstream(api, Breaker(1 << 30, 1.0, 1.0), self._metrics)
+        try:
+            while True:
+                try:
+                    served = self._choose(await upstream.get("/v1/models"))
+                    return served, await _version(upstream)
+                except BackendError as error:
+                    waited = time.monotonic() - started
+                    if error.kind not in _NOT_YET:
+                        raise
+                    if waited + _SECONDS_BETWEEN_LOOKS > limit:
+                        text = f"{error}; start it (make serve-vllm-local) or set {self._url_setting}"
+                        raise BackendError(text, FailureKind.GONE) from None
+                    if time.monotonic() - said >= _SECONDS_BETWEEN_LINES:
+                        said = time.monotonic()
+                        _log.info("waiting for vLLM since %.0f s (at most %g s): %s", waited, limit, error)
+                await asyncio.sleep(_SECONDS_BETWEEN_LOOKS)
+        finally:
+            await upstream.close()
+
+    def _choose(self, answer: Any) -> ServedModel:
+        try:
+            models = {
+                str(m["id"]): ServedModel(str(m["id"]), str(m.get("root") or ""), int(m["max_model_len"]))
+                for m in answer["data"]
+            }
+        except (KeyError, TypeError, ValueError, AttributeError):
+            text = f"{self._url_setting} answers GET /v1/models with something that is not vLLM's list of models"
+            raise BackendError(text, FailureKind.MISCONFIGURED) from None
+        wanted = self._settings.vllm_served_model or next(iter(models), None)
+        if wanted is None or wanted not in models:
+            listed = ", ".join(models) or "none"
+            text = f"VLLM_SERVED_MODEL={wanted} is not among the models that {self._url_setting} lists: {listed}"
+            raise BackendError(text, FailureKind.MISCONFIGURED)
+        return models[wanted]
+
+    async def _probe(self, served: ServedModel) -> str:
+        """Makes sure of what would be wrong and silent: ids, k, the output layer's width, raw log-probabilities.
+
+        Returns:
+            What the server says of its configuration.
+
+        Raises:
+            BackendError: one of them is not as the settings say, and which.
+        """
+        about = self._description
+        text, ids = probe_text(self.tokenizer, served.max_model_len - 3)
+        payload = {
+            "model": self._model,
+            "prompt": text,
+            "max_tokens": 1,
+            "prompt_logprobs": about.max_top_k,
+            "logprobs": about.max_top_k,
+            "seed": 0,
+            **_SAMPLING,
+            "temperature": _PROBE_TEMPERATURE,
+            "top_p": 1.0,
+            "ignore_eos": True,
+            **_AS_IDS,
+        }
+        try:
+            answer = await self._upstream.post(_COMPLETIONS, lambda: payload, lambda body: answer_of(body, 1))
+        except BackendError as error:
+            if error.kind is FailureKind.REFUSED and "logprobs" in str(error):
+                text = f"{error}; set MAX_TOP_K to what it allows, or serve with --max-logprobs {about.max_top_k}"
+                raise BackendError(text, FailureKind.MISCONFIGURED) from None
+            raise
+        (choice,) = answer.choices
+        theirs = choice.prompt_token_ids
+        if theirs is None or not choice.token_ids:
+            raise BackendError(f"{about.engine} gives no token ids; version 0.11 or newer is needed")
+        if theirs != ids:
+            same = [a == b for a, b in zip(theirs, ids, strict=False)]
+            at = same.index(False) if False in same else len(same)
+            raise BackendError(
+                f"TOKENIZER_PATH={tokenizer_folder(self._settings)} is not the tokenizer of {served.name} at "
+                f"{self._url_setting}: ids of one text differ from token {at} on ({ids[at : at + 4]} here, "
+                f"{theirs[at : at + 4]} there)",
+                FailureKind.MISCONFIGURED,
+            )
+        prompt_rows(choice.prompt_logprobs, np.array(ids, np.uint32), about.max_top_k, about.vocab_size)
+        drawn = generated_rows(choice, len(ids), about.max_top_k, about.vocab_size)
+        await self._probe_width_and_mode([*ids, choice.token_ids[0], about.vocab_size - 1], drawn)
+        return answer.system_fingerprint or ""
+
+    async def _probe_width_and_mode(self, ids: Sequence[int], drawn: SparseRows) -> None:
+        """``drawn`` is the row of the last token but one, as it came with the continuation."""
+        about = self._description
+        try:
+            (rows,) = await self.score([np.array(ids, np.uint32)], about.max_top_k)
+        except BackendError as error:
+            if error.kind is FailureKind.REFUSED:
+                text = f"{error}; is config.json in {tokenizer_folder(self._settings)} this model's?"
+                raise BackendError(text, FailureKind.MISCONFIGURED) from None
+            raise
+        spread, expected = _spread(drawn.logprobs[-1]), _spread(rows.logprobs[-2])
+        # That temperature leaves half of it; a forward pass in another batch changes it by a few percent.
+        if spread < 0.75 * expected:
+            raise BackendError(
+                f"{about.engine} gives processed log-probabilities with its own text; serve it with "
+                "--logprobs-mode raw_logprobs",
+                FailureKind.MISCONFIGURED,
+            )
+
+
+def _spread(logprobs: Any) -> float:
+    return float(logprobs[0] - logprobs[-1])
+
+
+async def _version(upstream: Upstream) -> str:
+    """A proxy may show /v1 only."""
+    try:
+        answer = await upstream.get("/version")
+    except BackendError as error:
+        if error.kind in _NOT_YET:
+            raise
+        return ""
+    return str(answer.get("version", "")) if isinstance(answer, Mapping) else ""
+
+
+def local_server(settings: GatewaySettings, metrics: Metrics) -> VllmBackend:
+    return VllmBackend(settings, metrics, url=settings.vllm_local_url, url_setting="VLLM_LOCAL_URL", key=None)
+
+
+def remote_server(settings: GatewaySettings, metrics: Metrics) -> VllmBackend:
+    """
+    Raises:
+        SettingsError: VLLM_REMOTE_URL is not set.
+    """
+    if settings.vllm_remote_url is None:
+        raise SettingsError("VLLM_REMOTE_URL is not set; TEACHER_BACKEND=vllm-remote needs the server's base URL")
+    key = settings.vllm_remote_api_key
+    return VllmBackend(settings, metrics, url=settings.vllm_remote_url, url_setting="VLLM_REMOTE_URL", key=key)

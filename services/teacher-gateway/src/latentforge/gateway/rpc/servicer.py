@@ -1,0 +1,217 @@
+"""latentforge.teacher.v1.TeacherService over the core: messages in, messages out, failures as statuses."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import grpc
+
+from latentforge.gateway.backends.base import TeacherDescription, TokenIds
+from latentforge.gateway.rpc import validation
+from latentforge.gateway.rpc.errors import ApiError, teacher_failed
+from latentforge.gateway.rpc.interceptor import Context, count
+from latentforge.gateway.scoring.teacher import Answer, Teacher
+from latentforge.teacher.v1 import teacher_pb2 as pb
+from latentforge.teacher.v1.teacher_pb2_grpc import TeacherServiceServicer
+from latentforge.teacher_client.sparse_rows import LogprobDtype
+from latentforge.teacher_client.wire import dtype_from_proto, is_packed, rows_to_proto
+
+# A teacher is loaded within seconds or minutes; a caller's next try need not wait for the whole of that.
+_RETRY_SECONDS = 1.0
+
+
+class TeacherServicer(TeacherServiceServicer):
+    """Answers UNAVAILABLE until :meth:`open` gives it a teacher and after :meth:`drain` was called.
+
+    Methods raise ApiError or BackendError, which the interceptor of ``calls`` turns into statuses.
+
+    Args:
+        max_tokens_in_flight: that the continuations of one request may have together.
+    """
+
+    def __init__(self, max_tokens_in_flight: int) -> None:
+        self._max_tokens_in_flight = max_tokens_in_flight
+        self._teacher: Teacher | None = None
+        self._draining = False
+        self._calls = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    def open(self, teacher: Teacher) -> None:
+        self._teacher = teacher
+
+    async def drain(self, seconds: float) -> bool:
+        """Refuses new calls and waits for those under way; false if ``seconds`` were not enough."""
+        self._draining = True
+        try:
+            await asyncio.wait_for(self._idle.wait(), seconds)
+        except TimeoutError:
+            return False
+        return True
+
+    @asynccontextmanager
+    async def _call(self) -> AsyncIterator[Teacher]:
+        """Around every answer: the teacher, which stays until the answer is given."""
+        self._calls += 1
+        self._idle.clear()
+        try:
+            yield self._ready_teacher()
+        finally:
+            self._calls -= 1
+            if self._calls == 0:
+                self._idle.set()
+
+    def _ready_teacher(self) -> Teacher:
+        if self._draining:
+            raise _unavailable(
+                "this gateway is shutting down; ask again, and another one or the next answers", "DRAINING"
+            )
+        if self._teacher is None:
+            raise _unavailable("the teacher is still being loaded; ask again", "TEACHER_LOADING")
+        return self._teacher
+
+    async def GetTeacher(self, request: pb.GetTeacherRequest, context: Context) -> pb.GetTeacherResponse:  # noqa: N802
+        async with self._call() as teacher:
+            about = teacher.description
+            return pb.GetTeacherResponse(
+                backend=about.backend,
+                model=about.model,
+                revision=about.revision,
+                quantization=about.quantization,
+                engine=about.engine,
+                can_score=about.can_score,
+                can_generate=about.can_generate,
+                max_top_k=about.max_top_k,
+                max_sequence_length=about.max_sequence_length,
+                vocab_size=about.vocab_size,
+                tokenizer_fingerprint=about.tokenizer_fingerprint,
+                logprobs_mode=about.logprobs_mode,
+                id_fidelity=about.id_fidelity,
+                healthy=True,
+                chat_prompts_only=about.chat_prompts_only,
+            )
+
+    async def Score(self, request: pb.ScoreRequest, context: Context) -> pb.ScoreResponse:  # noqa: N802
+        async with self._call() as teacher:
+            about = teacher.description
+            validation.check_can_score(about)
+            validation.check_fingerprint(request.tokenizer_fingerprint, about)
+            top_k, dtype = validation.row_arguments(request, about)
+            token_ids = validation.sequence_ids(request.token_ids, "token_ids", about)
+            packed = is_packed(request.row_encoding)
+            answer = await teacher.score(token_ids, top_k, dtype, packed=packed)
+            response = _score_response(answer, dtype, about, packed=packed)
+            count(tokens=len(token_ids), rows=response.rows.num_rows)
+            return response
+
+    async def ScoreBatch(  # noqa: N802
+        self, request: pb.ScoreBatchRequest, context: Context
+    ) -> AsyncIterator[pb.ScoreBatchResponse]:
+        async with self._call() as teacher:
+            about = teacher.description
+            validation.check_can_score(about)
+            validation.check_fingerprint(request.tokenizer_fingerprint, about)
+            top_k, dtype = validation.row_arguments(request, about)
+            validation.check_number_of_sequences(len(request.sequences))
+            good: list[tuple[int, TokenIds]] = []
+            for index, sequence in enumerate(request.sequences):
+                try:
+                    good.append((index, validation.sequence_ids(sequence.ids, f"sequences[{index}].ids", about)))
+                except ApiError as error:
+                    yield pb.ScoreBatchResponse(index=index, error=error.status())
+            packed = is_packed(request.row_encoding)
+            async for scored in teacher.score_many(good, top_k, dtype, packed=packed):
+                if scored.answer is None:
+                    assert scored.error is not None
+                    yield pb.ScoreBatchResponse(index=scored.index, error=teacher_failed(scored.error).status())
+                else:
+                    response = _score_response(scored.answer, dtype, about, packed=packed)
+                    count(tokens=response.rows.num_rows + 1, rows=response.rows.num_rows)
+                    yield pb.ScoreBatchResponse(index=scored.index, score=response)
+
+    async def Generate(  # noqa: N802
+        self, request: pb.GenerateRequest, context: Context
+    ) -> AsyncIterator[pb.GenerateResponse]:
+        async with self._call() as teacher:
+            about = teacher.description
+            validation.check_fingerprint(request.tokenizer_fingerprint, about)
+            generation = await asyncio.to_thread(
+                validation.generation, request, about, teacher.tokenizer, self._max_tokens_in_flight
+            )
+            dtype = dtype_from_proto(request.logprob_dtype)
+            begun: set[int] = set()
+            async for piece in teacher.generate(generation):
+                first = piece.index not in begun
+                begun.add(piece.index)
+                count(tokens=len(piece.token_ids), rows=0 if piece.rows is None else len(piece.rows))
+                yield pb.GenerateResponse(
+                    index=piece.index,
+                    token_ids=piece.token_ids,
+                    text=piece.text,
+                    rows=None if piece.rows is None else rows_to_proto(piece.rows, dtype),
+                    finish_reason=piece.finish_reason,
+                    detail=piece.detail,
+                    prompt_token_ids=generation.prompt_ids.tolist() if first else [],
+                    provenance=_provenance(about) if first else None,
+                )
+
+    async def Tokenize(self, request: pb.TokenizeRequest, context: Context) -> pb.TokenizeResponse:  # noqa: N802
+        async with self._call() as teacher:
+            if request.WhichOneof("input") == "chat":
+                ids = await asyncio.to_thread(validation.chat_ids, request.chat, "chat", teacher.tokenizer)
+            else:
+                ids = await asyncio.to_thread(teacher.tokenizer.encode, request.text)
+            count(tokens=len(ids))
+            fingerprint = teacher.description.tokenizer_fingerprint
+            return pb.TokenizeResponse(token_ids=ids, tokenizer_fingerprint=fingerprint)
+
+    async def Detokenize(self, request: pb.DetokenizeRequest, context: Context) -> pb.DetokenizeResponse:  # noqa: N802
+        async with self._call() as teacher:
+            validation.check_fingerprint(request.tokenizer_fingerprint, teacher.description)
+            ids = validation.detokenize_ids(request.token_ids, teacher.description)
+            count(tokens=len(ids))
+            return pb.DetokenizeResponse(text=await asyncio.to_thread(teacher.tokenizer.decode, ids))
+
+    async def GetCacheStats(  # noqa: N802
+        self, request: pb.GetCacheStatsRequest, context: Context
+    ) -> pb.GetCacheStatsResponse:
+        async with self._call() as teacher:
+            report = await teacher.cache_report()
+            return pb.GetCacheStatsResponse(
+                kind=report.kind,
+                healthy=report.store is not None,
+                hits=report.scoring.hits,
+                misses=report.scoring.misses,
+                rows_from_cache=report.scoring.rows_from_cache,
+                rows_computed=report.scoring.rows_computed,
+                entries=report.store.entries if report.store else 0,
+                bytes=report.store.bytes if report.store else 0,
+                corrupt_entries=report.scoring.corrupt_entries,
+                errors=report.errors,
+                saved_seconds=report.scoring.saved_seconds,
+                dropped_writes=report.dropped_writes,
+            )
+
+
+def _unavailable(message: str, reason: str) -> ApiError:
+    return ApiError(grpc.StatusCode.UNAVAILABLE, message, reason=reason, retry_after=_RETRY_SECONDS)
+
+
+def _provenance(about: TeacherDescription, *, cache_hit: bool = False, milliseconds: float = 0.0) -> pb.Provenance:
+    return pb.Provenance(
+        backend=about.backend,
+        model=about.model,
+        revision=about.revision,
+        engine=about.engine,
+        cache_hit=cache_hit,
+        milliseconds=milliseconds,
+    )
+
+
+def _score_response(
+    answer: Answer, dtype: LogprobDtype, about: TeacherDescription, *, packed: bool
+) -> pb.ScoreResponse:
+    return pb.ScoreResponse(
+        rows=rows_to_proto(answer.rows, dtype, packed=packed),
+        provenance=_provenance(about, cache_hit=answer.cache_hit, milliseconds=answer.milliseconds),
+    )

@@ -1,0 +1,184 @@
+"""The gateway's core: one loaded teacher with its cache. Knows nothing of gRPC."""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from latentforge.gateway.backends.base import (
+    Backend,
+    BackendError,
+    Generation,
+    Piece,
+    TeacherDescription,
+    TokenIds,
+)
+from latentforge.gateway.cache.base import Cache, StoreStats
+from latentforge.gateway.cache.guarded import GuardedCache
+from latentforge.gateway.metrics import Metrics
+from latentforge.gateway.scoring.inflight import QueueFullError
+from latentforge.gateway.scoring.scorer import Limits, Scorer, fitted
+from latentforge.gateway.scoring.stats import ScoringStats
+from latentforge.gateway.scoring.token_budget import TokenBudget
+from latentforge.gateway.settings import GatewaySettings
+from latentforge.gateway.telemetry import span
+from latentforge.gateway.tokenizer import TeacherTokenizer
+from latentforge.teacher_client.sparse_rows import LogprobDtype, PackedRows, SparseRows
+
+# Of one batch call: bounds the answers that wait for a slow reader.
+_SEQUENCES_UNDER_WAY = 256
+_WARM_UP_TOKENS = 128
+_MEGABYTE = 1 << 20
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Rows of one sequence, where they came from and how long the gateway took."""
+
+    rows: SparseRows | PackedRows
+    cache_hit: bool
+    milliseconds: float
+
+
+@dataclass(frozen=True)
+class BatchAnswer:
+    """The answer for one sequence of a batch, or why there is none."""
+
+    index: int
+    answer: Answer | None
+    error: BackendError | None
+
+
+@dataclass(frozen=True)
+class CacheReport:
+    """What the cache did since the gateway started.
+
+    Attributes:
+        store: None when the store does not answer, or is left alone since it did not.
+        errors: lookups and writes that failed.
+        dropped_writes: sequences not kept because too many waited to be written.
+    """
+
+    kind: str
+    scoring: ScoringStats
+    store: StoreStats | None
+    errors: int
+    dropped_writes: int
+
+
+class Teacher:
+    """Scores, continues and tokenises. Arguments were validated by whoever calls."""
+
+    def __init__(self, backend: Backend, store: Cache, settings: GatewaySettings, metrics: Metrics) -> None:
+        self._backend = backend
+        self._cache = GuardedCache(store, metrics, max_queued_bytes=settings.cache_write_queue_mb * _MEGABYTE)
+        limits = Limits(
+            batch_tokens=settings.max_batch_tokens,
+            tokens_in_flight=settings.max_tokens_in_flight,
+            queued_tokens=settings.max_queued_tokens,
+            queued_sequences=settings.max_queued_sequences,
+        )
+        recent_bytes = settings.cache_memory_mb * _MEGABYTE
+        self._scorer = Scorer(backend, self._cache, metrics, limits, recent_bytes=recent_bytes)
+        # Apart from scoring's: a long continuation must not keep everybody from scoring.
+        self._generation_budget = TokenBudget(settings.max_tokens_in_flight)
+
+    @property
+    def description(self) -> TeacherDescription:
+        return self._backend.description
+
+    @property
+    def tokenizer(self) -> TeacherTokenizer:
+        return self._backend.tokenizer
+
+    async def warm_up(self) -> None:
+        """Runs the backend once before the first caller has to wait for that."""
+        description = self.description
+        if description.can_score:
+            length = min(_WARM_UP_TOKENS, description.max_sequence_length)
+            await self._scorer.warm_up(np.arange(length, dtype=np.uint32) % description.vocab_size)
+
+    async def score(self, token_ids: TokenIds, top_k: int, dtype: LogprobDtype, *, packed: bool = False) -> Answer:
+        """Rows for tokens 1 … L−1 of uint32 ids [L]; PackedRows if they are wanted, or at hand and as good.
+
+        Raises:
+            BackendError: the teacher failed, or too much waits for it already.
+        """
+        started = time.perf_counter()
+        scored = await self._scorer.score(token_ids, top_k, dtype, packed=packed)
+        return Answer(scored.rows, scored.cache_hit, 1000 * (time.perf_counter() - started))
+
+    async def score_many(
+        self, sequences: Sequence[tuple[int, TokenIds]], top_k: int, dtype: LogprobDtype, *, packed: bool = False
+    ) -> AsyncIterator[BatchAnswer]:
+        """Scores (index, ids) pairs and yields each answer when it is there. Stops working when the caller stops.
+
+        While the gateway's queue is full, what it refused is tried again when something of this call is finished.
+        """
+        waiting = deque(sequences)
+        finished: asyncio.Queue[tuple[int, TokenIds, asyncio.Task[Answer]]] = asyncio.Queue()
+        running: set[asyncio.Task[Answer]] = set()
+        most = _SEQUENCES_UNDER_WAY
+
+        def start(index: int, token_ids: TokenIds) -> None:
+            task = asyncio.create_task(self.score(token_ids, top_k, dtype, packed=packed))
+            running.add(task)
+            task.add_done_callback(lambda task: finished.put_nowait((index, token_ids, task)))
+
+        try:
+            while waiting or running:
+                while waiting and len(running) < most:
+                    index, token_ids = waiting.popleft()
+                    started = time.perf_counter()
+                    # What is at hand needs no task.
+                    recent = self._scorer.recall(token_ids, top_k, dtype)
+                    if recent is None:
+                        start(index, token_ids)
+                        continue
+                    rows = await fitted(recent, top_k, dtype, packed=packed)
+                    yield BatchAnswer(index, Answer(rows, True, 1000 * (time.perf_counter() - started)), None)
+                if not running:
+                    continue
+                index, token_ids, task = await finished.get()
+                running.discard(task)
+                try:
+                    answer = BatchAnswer(index, task.result(), None)
+                    most = min(_SEQUENCES_UNDER_WAY, most + 1)
+                except QueueFullError as error:
+                    if running:
+                        waiting.appendleft((index, token_ids))
+                        most = len(running)
+                        continue
+                    answer = BatchAnswer(index, None, error)
+                except BackendError as error:
+                    answer = BatchAnswer(index, None, error)
+                yield answer
+        finally:
+            for task in running:
+                task.cancel()
+
+    async def generate(self, request: Generation) -> AsyncIterator[Piece]:
+        """Continues a prompt.
+
+        Raises:
+            BackendError: the teacher failed.
+        """
+        tokens = request.n * (len(request.prompt_ids) + request.max_tokens)
+        async with self._generation_budget.take(tokens):
+            with span("backend generate", {"continuations": request.n, "tokens": tokens}):
+                async for piece in self._backend.generate(request):
+                    yield piece
+
+    async def cache_report(self) -> CacheReport:
+        store = await self._cache.stats()
+        cache = self._cache
+        return CacheReport(cache.kind, self._scorer.stats, store, cache.errors, cache.dropped_writes)
+
+    async def close(self) -> None:
+        """Waits for what is being computed, then lets go of cache and backend."""
+        await self._scorer.close()
+        await self._backend.close()
+        await self._cache.close()

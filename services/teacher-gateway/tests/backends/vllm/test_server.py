@@ -1,0 +1,348 @@
+"""How a vLLM server is found, waited for and refused: a local HTTP server that repeats recorded answers, or worse ones.
+
+What a real vLLM computes is tested in tests/vllm.
+"""
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from latentforge.core.settings import SettingsError
+from latentforge.gateway.backends import build_backend
+from latentforge.gateway.backends.base import Backend, BackendError, FailureKind, Generation
+from latentforge.gateway.backends.vllm.engine import VllmEngineBackend
+from latentforge.gateway.metrics import Metrics
+from latentforge.gateway.settings import GatewaySettings
+
+_RECORDED = Path(__file__).with_name("recorded")
+VOCAB = 300
+Answer = tuple[int, bytes]
+
+
+def recorded(name: str) -> Answer:
+    content = json.loads((_RECORDED / f"{name}.json").read_text())
+    return content["status"], content["body"].encode()
+
+
+@dataclass
+class FakeVllm:
+    """Answers as vLLM does; every position has the same distribution, so that any request can be answered.
+
+    ``change`` gets the path, what was asked and what would be answered, and answers.
+    """
+
+    url: str = ""
+    change: Callable[[str, dict[str, Any], Answer], Answer] = lambda path, asked, answer: answer
+    asked: list[tuple[str, dict[str, Any], dict[str, str]]] = field(default_factory=list)
+    tokenize: Callable[[str], list[int]] = lambda text: []
+
+    def answer(self, path: str, asked: dict[str, Any], headers: dict[str, str]) -> Answer:
+        self.asked.append((path, asked, headers))
+        if path in ("/v1/models", "/version"):
+            return self.change(path, asked, recorded(path.rsplit("/", 1)[1]))
+        prompts = asked["prompt"] if isinstance(asked["prompt"], list) else [self.tokenize(asked["prompt"])]
+        choices = [self._choice(index, ids, asked) for index, ids in enumerate(prompts)]
+        return self.change(path, asked, (200, json.dumps({"choices": choices, "system_fingerprint": "f"}).encode()))
+
+    def _choice(self, index: int, ids: list[int], asked: dict[str, Any]) -> dict[str, Any]:
+        steps = 1 if asked.get("prompt_logprobs") is not None else asked["max_tokens"]
+        generated = [5] * steps
+        top = asked.get("logprobs")
+        return {
+            "index": index,
+            "finish_reason": "length",
+            "token_ids": generated,
+            "prompt_token_ids": ids,
+            "logprobs": None
+            if top is None
+            else {
+                "tokens": ["token_id:5"] * steps,
+                "top_logprobs": [{f"token_id:{i}": _logprob(i) for i in _top(5, top)}] * steps,
+            },
+            "prompt_logprobs": None
+            if asked.get("prompt_logprobs") is None
+            else [
+                None,
+                *(
+                    {str(i): {"logprob": _logprob(i), "rank": i + 1} for i in _top(own, asked["prompt_logprobs"])}
+                    for own in ids[1:]
+                ),
+            ],
+        }
+
+
+def _logprob(token_id: int) -> float:
+    return -0.05 * token_id - 3.03
+
+
+def _top(own: int, top_k: int) -> list[int]:
+    return [own, *(i for i in range(top_k) if i != own)]
+
+
+@pytest.fixture
+def server() -> Iterator[FakeVllm]:
+    fake = FakeVllm()
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self) -> None:
+            self._answer({})
+
+        def do_POST(self) -> None:
+            self._answer(json.loads(self.rfile.read(int(self.headers["content-length"]))))
+
+        def _answer(self, asked: dict[str, Any]) -> None:
+            status, body = fake.answer(self.path, asked, dict(self.headers))
+            self.send_response(status)
+            self.send_header("content-length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
+            pass
+
+    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    fake.url = f"http://127.0.0.1:{http.server_address[1]}"
+    thread = threading.Thread(target=http.serve_forever, args=(0.01,))
+    thread.start()
+    yield fake
+    http.shutdown()
+    thread.join()
+    http.server_close()
+
+
+MakeBackend = Callable[..., Backend]
+
+
+@pytest.fixture
+def make_backend(server: FakeVllm, random_teacher: Path) -> MakeBackend:
+    def make(**changes: Any) -> Backend:
+        defaults: dict[str, Any] = {
+            "teacher_backend": "vllm-remote",
+            "vllm_remote_url": server.url,
+            "tokenizer_path": random_teacher,
+            "vllm_start_seconds": 0,
+        }
+        backend = build_backend(GatewaySettings(**(defaults | changes)), Metrics())
+        server.tokenize = lambda text: backend.tokenizer.encode(text)
+        return backend
+
+    return make
+
+
+async def loading_fails(backend: Backend, kind: FailureKind, *words: str) -> None:
+    with pytest.raises(BackendError) as caught:
+        await backend.load()
+    for word in words:
+        assert word in str(caught.value)
+    assert caught.value.kind is kind
+    await backend.close()
+
+
+async def test_it_is_described_by_what_the_server_says_and_the_folder_holds(
+    make_backend: MakeBackend, server: FakeVllm
+) -> None:
+    backend = make_backend(vllm_remote_url=f"{server.url}/v1/", vllm_remote_api_key="sesame", vllm_quantization="awq")
+    await backend.load()
+    about = backend.description
+    assert (about.backend, about.model, about.engine) == ("vllm-remote", "tiny", "vllm 0.32.0")
+    assert (about.vocab_size, about.max_sequence_length, about.max_top_k) == (VOCAB, 255, 64)
+    assert about.quantization == "awq"
+    assert about.can_score
+    assert all(headers["Authorization"] == "Bearer sesame" for _, _, headers in server.asked)
+    await backend.close()
+
+
+async def test_the_revision_changes_with_what_may_change_the_rows(make_backend: MakeBackend, server: FakeVllm) -> None:
+    async def revision(change: Any = None, **settings: Any) -> str:
+        server.change = change or (lambda path, asked, answer: answer)
+        backend = make_backend(**settings)
+        await backend.load()
+        await backend.close()
+        return backend.description.revision
+
+    def replaced(at: str, old: bytes, new: bytes) -> Any:
+        return lambda path, asked, answer: (answer[0], answer[1].replace(old, new)) if path == at else answer
+
+    known = await revision()
+    assert await revision(replaced("/v1/models", b'"created":', b'"created":1')) == known
+    others = [
+        await revision(replaced("/v1/models", b'"root":"', b'"root":"/other')),
+        await revision(replaced("/version", b"0.32.0", b"0.33.0")),
+        await revision(replaced("/v1/completions", b'"system_fingerprint": "f"', b'"system_fingerprint": "g"')),
+        await revision(vllm_revision="2"),
+    ]
+    assert len({known, *others}) == 5
+
+
+async def test_a_server_that_shows_v1_only_is_enough(make_backend: MakeBackend, server: FakeVllm) -> None:
+    server.change = lambda path, asked, answer: (404, b"{}") if path == "/version" else answer
+    backend = make_backend()
+    await backend.load()
+    assert backend.description.engine == "vllm"
+    await backend.close()
+
+
+async def test_sampling_is_never_left_to_the_server(make_backend: MakeBackend, server: FakeVllm) -> None:
+    backend = make_backend()
+    await backend.load()
+    await backend.score([np.array([1, 2, 3], np.uint32)], 2)
+    request = Generation(np.array([1, 2], np.uint32), 3, 0.7, 0.9, 11, 2, 2, ("stop", "<|im_end|>"))
+    pieces = [piece async for piece in backend.generate(request)]
+    assert {piece.index for piece in pieces} == {0, 1}
+    asked = [what for path, what, _ in server.asked if path == "/v1/completions"]
+    for what in asked:
+        assert what["top_k"] == -1
+        assert what["min_p"] == 0
+        assert what["repetition_penalty"] == 1
+        assert what["add_special_tokens"] is False
+        assert {"temperature", "top_p"} <= set(what)
+    generations = asked[-2:]
+    assert {(w["temperature"], w["top_p"], w["max_tokens"], w["logprobs"]) for w in generations} == {(0.7, 0.9, 3, 2)}
+    assert all(w["stop"] == ["stop"] and w["stop_token_ids"] == [3] for w in generations)
+    assert len({w["seed"] for w in generations}) == 2
+    await backend.close()
+
+
+async def test_many_sequences_go_in_one_request(make_backend: MakeBackend, server: FakeVllm) -> None:
+    backend = make_backend()
+    await backend.load()
+    before = len(server.asked)
+    sequences = [np.arange(2, 2 + n, dtype=np.uint32) for n in (2, 7, 30)]
+    answers = await backend.score(sequences, 3)
+    assert len(server.asked) == before + 1
+    assert [len(rows) for rows in answers] == [1, 6, 29]
+    for rows, ids in zip(answers, sequences, strict=True):
+        assert rows.realised_ranks.tolist() == (ids[1:] + 1).tolist()
+    await backend.close()
+
+
+async def test_a_refused_request_says_why(make_backend: MakeBackend, server: FakeVllm) -> None:
+    backend = make_backend()
+    await backend.load()
+    server.change = lambda path, asked, answer: recorded("unknown_id")
+    with pytest.raises(BackendError, match="Token id 300 is out of vocabulary") as caught:
+        await backend.score([np.array([1, 299], np.uint32)], 2)
+    assert caught.value.kind is FailureKind.REFUSED
+    await backend.close()
+
+
+async def test_an_unset_tokenizer_is_refused_with_what_to_set(make_backend: MakeBackend) -> None:
+    with pytest.raises(SettingsError, match="TOKENIZER_PATH is not set"):
+        await make_backend(tokenizer_path=None).load()
+
+
+async def test_a_folder_without_a_tokenizer_or_config_is_refused(
+    make_backend: MakeBackend, tmp_path: Path, random_teacher: Path
+) -> None:
+    with pytest.raises(SettingsError, match=r"TOKENIZER_PATH=.* has no tokenizer\.json"):
+        await make_backend(tokenizer_path=tmp_path).load()
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / name).write_bytes((random_teacher / name).read_bytes())
+    await loading_fails(make_backend(tokenizer_path=tmp_path), FailureKind.MISCONFIGURED, "no config.json", "wide")
+    (tmp_path / "config.json").write_text('{"model_type": "qwen3"}')
+    await loading_fails(make_backend(tokenizer_path=tmp_path), FailureKind.MISCONFIGURED, "no vocab_size")
+    (tmp_path / "config.json").write_text("not json")
+    await loading_fails(
+        make_backend(tokenizer_path=tmp_path), FailureKind.MISCONFIGURED, "TOKENIZER_PATH", "not a valid JSON"
+    )
+
+
+async def test_another_tokenizer_is_refused_and_both_are_named(make_backend: MakeBackend, server: FakeVllm) -> None:
+    backend = make_backend()
+    server.tokenize = lambda text: [*backend.tokenizer.encode(text)[:-1], 7]
+    await loading_fails(backend, FailureKind.MISCONFIGURED, "TOKENIZER_PATH", "is not the tokenizer of tiny", "there")
+
+
+async def test_an_unlisted_model_is_refused_with_those_that_are(make_backend: MakeBackend) -> None:
+    backend = make_backend(vllm_served_model="big")
+    await loading_fails(backend, FailureKind.MISCONFIGURED, "VLLM_SERVED_MODEL=big", "lists: tiny")
+
+
+async def test_more_entries_than_the_server_gives_are_refused(make_backend: MakeBackend, server: FakeVllm) -> None:
+    refusal = recorded("too_many_logprobs")
+    server.change = lambda path, asked, answer: refusal if path == "/v1/completions" else answer
+    await loading_fails(make_backend(max_top_k=65), FailureKind.MISCONFIGURED, "MAX_TOP_K", "--max-logprobs 65")
+
+
+async def test_a_longer_limit_than_the_server_has_is_refused(make_backend: MakeBackend) -> None:
+    backend = make_backend(max_sequence_length=256)
+    await loading_fails(backend, FailureKind.MISCONFIGURED, "MAX_SEQUENCE_LENGTH=256 is more than 255")
+
+
+async def test_processed_logprobs_are_refused(make_backend: MakeBackend, server: FakeVllm) -> None:
+    def processed(path: str, asked: dict[str, Any], answer: Answer) -> Answer:
+        if path != "/v1/completions" or not asked.get("logprobs"):
+            return answer
+        body = json.loads(answer[1])
+        logprobs = body["choices"][0]["logprobs"]
+        # Halved and normalised, as a temperature of 2 leaves them.
+        logprobs["top_logprobs"] = [{k: v / 2 - 2.5 for k, v in row.items()} for row in logprobs["top_logprobs"]]
+        return 200, json.dumps(body).encode()
+
+    server.change = processed
+    await loading_fails(make_backend(), FailureKind.MISCONFIGURED, "--logprobs-mode raw_logprobs")
+
+
+async def test_a_wrong_key_is_refused_with_its_setting(make_backend: MakeBackend, server: FakeVllm) -> None:
+    server.change = lambda path, asked, answer: (401, b'{"error": "Unauthorized"}')
+    backend = make_backend(vllm_remote_api_key="wrong-key", vllm_start_seconds=60)
+    with pytest.raises(BackendError) as caught:
+        await backend.load()
+    assert "VLLM_REMOTE_API_KEY" in str(caught.value)
+    assert "wrong-key" not in str(caught.value)
+    assert caught.value.kind is FailureKind.MISCONFIGURED
+    await backend.close()
+
+
+async def test_something_else_at_the_address_is_refused(make_backend: MakeBackend, server: FakeVllm) -> None:
+    server.change = lambda path, asked, answer: (200, b'{"data": [{"name": "x"}]}')
+    await loading_fails(make_backend(), FailureKind.MISCONFIGURED, "VLLM_REMOTE_URL", "not vLLM's list of models")
+
+
+async def test_a_server_that_is_not_there_is_waited_for_and_then_given_up(
+    make_backend: MakeBackend, free_port: Callable[[], int]
+) -> None:
+    backend = make_backend(vllm_remote_url=f"http://127.0.0.1:{free_port()}")
+    await loading_fails(backend, FailureKind.GONE, "VLLM_REMOTE_URL", "cannot be reached", "start it")
+
+
+async def test_a_server_that_is_starting_is_waited_for(
+    make_backend: MakeBackend, server: FakeVllm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("latentforge.gateway.backends.vllm.server._SECONDS_BETWEEN_LOOKS", 0.01)
+    left = iter([503, 503, 502])
+    server.change = lambda path, asked, answer: (next(left, 200), answer[1])
+    backend = make_backend(vllm_start_seconds=10)
+    await backend.load()
+    assert next(left, None) is None
+    await backend.close()
+
+
+def test_an_unset_address_is_refused() -> None:
+    with pytest.raises(SettingsError, match="VLLM_REMOTE_URL is not set"):
+        build_backend(GatewaySettings(teacher_backend="vllm-remote"), Metrics())
+
+
+def test_the_local_mode_chooses_between_a_server_and_an_engine(random_teacher: Path) -> None:
+    settings: dict[str, Any] = {"teacher_backend": "vllm-local", "vllm_local_mode": "in-process"}
+    with pytest.raises(SettingsError, match="VLLM_LOCAL_MODEL is not set"):
+        build_backend(GatewaySettings(**settings), Metrics())
+    backend = build_backend(GatewaySettings(**settings, vllm_local_model=str(random_teacher)), Metrics())
+    assert isinstance(backend, VllmEngineBackend)
+
+
+async def test_an_engine_without_vllm_is_refused_with_the_way_out(random_teacher: Path) -> None:
+    settings = GatewaySettings(
+        teacher_backend="vllm-local", vllm_local_mode="in-process", vllm_local_model=str(random_teacher)
+    )
+    backend = build_backend(settings, Metrics())
+    await loading_fails(backend, FailureKind.MISCONFIGURED, "vllm cannot be imported here", "VLLM_LOCAL_MODE=server")

@@ -1,0 +1,95 @@
+"""The command line. Exit codes: 0 done or stopped on request, 1 failed, 2 used wrongly."""
+
+import os
+import time
+from typing import Annotated
+
+import typer
+
+from latentforge.trainer.cli.data import data_app, pack, train_tokenizer
+from latentforge.trainer.cli.evaluate import evaluate
+from latentforge.trainer.cli.options import (
+    DataOption,
+    FreshOption,
+    GatewayOption,
+    HeldOutOption,
+    PromptsOption,
+    RecipeOption,
+    RunOption,
+    SetOption,
+    TargetsOption,
+    TokenizerOption,
+    forget,
+    run_context,
+    user_errors,
+)
+from latentforge.trainer.cli.train import train_app
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    help="Trains LatentForge's autoencoder and student and publishes checkpoints.",
+)
+app.add_typer(data_app, name="data")
+app.command("pack")(pack)
+app.command("tokenizer")(train_tokenizer)
+app.add_typer(train_app, name="train")
+app.command("evaluate")(evaluate)
+
+
+@app.callback()
+def _main() -> None:
+    # Threads that spin while they wait cost a factor of four beside another busy process. Read when torch loads.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+@app.command("run")
+def run_all(
+    recipe: RecipeOption = "demo",
+    data: DataOption = None,
+    held_out: HeldOutOption = None,
+    gateway: GatewayOption = None,
+    targets: TargetsOption = None,
+    prompts: PromptsOption = None,
+    run: RunOption = None,
+    tokenizer: TokenizerOption = None,
+    sets: SetOption = None,
+    fresh: FreshOption = False,
+    status_port: Annotated[
+        int | None, typer.Option("--status-port", help="Serve GET /health and GET /status here.")
+    ] = None,
+    status_host: Annotated[str, typer.Option("--status-host", help="The address to serve them at.")] = "127.0.0.1",
+    keep_serving: Annotated[
+        bool, typer.Option("--keep-serving", help="Stay up after the run is done, until SIGTERM.")
+    ] = False,
+) -> None:
+    """Data, autoencoder, student: the whole job; what is finished is not done again."""
+    from latentforge.trainer.run.interrupt import StopRequest
+    from latentforge.trainer.run.status import StatusServer
+    from latentforge.trainer.training.pipeline import SUMMARY, run_pipeline, targets_line
+
+    if keep_serving and status_port is None:
+        raise typer.BadParameter("there is nothing to serve without --status-port", param_hint="--keep-serving")
+    with user_errors(), StopRequest() as stop:
+        overrides = {"teacher.targets": targets, "teacher.generate.prompts": prompts}
+        context = run_context(recipe, run, overrides, sets, stop=stop, gateway_target=gateway, tokenizer_path=tokenizer)
+        server = StatusServer(context.status, status_host, status_port) if status_port is not None else None
+        try:
+            if fresh:
+                made = context.folder.iterdir() if context.folder.is_dir() else ()
+                forget(*(p for p in made if p.name != "generated"), context.settings.checkpoints_dir / context.name)
+            summary = run_pipeline(context, data, held_out, fresh=fresh)
+            context.status.done = True
+            typer.echo(
+                f"{context.folder / SUMMARY}; {len(summary['checkpoints'])} checkpoints, the last is "
+                f"{summary['checkpoints'][-1]}"
+            )
+            typer.echo(targets_line(summary))
+            while keep_serving and not stop():
+                time.sleep(0.2)
+        except BaseException as error:
+            context.status.error = str(error) or type(error).__name__
+            raise
+        finally:
+            if server is not None:
+                server.close()

@@ -1,0 +1,232 @@
+"""``trainer train …``: one model each."""
+
+import math
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from latentforge.trainer.cli.options import (
+    DataOption,
+    FreshOption,
+    GatewayOption,
+    HeldOutOption,
+    KOption,
+    LengthOption,
+    PromptsOption,
+    RecipeOption,
+    RunOption,
+    SetOption,
+    TargetsOption,
+    TokenizerOption,
+    forget,
+    run_context,
+    sequence_length_of,
+    user_errors,
+)
+from latentforge.trainer.config.objectives import OBJECTIVES
+
+StepsOption = Annotated[int | None, typer.Option("--steps", help="Optimizer steps.", show_default="the recipe's")]
+BatchOption = Annotated[
+    int | None, typer.Option("--batch-size", help="Sequences per step.", show_default="the recipe's")
+]
+KdOption = Annotated[float | None, typer.Option("--kd-w", help="Weight of the KD loss.", show_default="the recipe's")]
+CeOption = Annotated[
+    float | None, typer.Option("--ce-w", help="Weight of the cross-entropy.", show_default="the recipe's")
+]
+
+train_app = typer.Typer(no_args_is_help=True, help="Trains one model.")
+
+
+@train_app.command("autoencoder")
+def autoencoder(
+    recipe: RecipeOption = "demo",
+    data: DataOption = None,
+    held_out: HeldOutOption = None,
+    k: KOption = None,
+    d: Annotated[
+        int | None, typer.Option("--d", help="Dimensions of a latent, D.", show_default="the recipe's")
+    ] = None,
+    steps: StepsOption = None,
+    epochs: Annotated[
+        float | None, typer.Option("--epochs", min=0.001, help="Passes over the data, instead of --steps.")
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option("--batch-size", help="Chunks per step.", show_default="the recipe's")
+    ] = None,
+    sequence_length: LengthOption = None,
+    run: RunOption = None,
+    tokenizer: TokenizerOption = None,
+    sets: SetOption = None,
+    fresh: FreshOption = False,
+) -> None:
+    """Trains the autoencoder into runs/RUN/autoencoder/."""
+    from latentforge.trainer.data.prepare import run_data
+    from latentforge.trainer.errors import TrainerError
+    from latentforge.trainer.run.interrupt import StopRequest
+    from latentforge.trainer.training.autoencoder import train_autoencoder
+
+    if steps is not None and epochs is not None:
+        raise typer.BadParameter("give --steps or --epochs, not both", param_hint="--epochs")
+    overrides = {
+        "chunk_size": k,
+        "autoencoder.model.latent_size": d,
+        "autoencoder.optim.steps": steps,
+        "autoencoder.optim.batch_size": batch_size,
+        "data.sequence_length": sequence_length_of(sequence_length, data),
+    }
+    with user_errors(), StopRequest() as stop:
+        context = run_context(recipe, run, overrides, sets, stop=stop, tokenizer_path=tokenizer)
+        if fresh:
+            forget(context.folder / "state" / "autoencoder", context.folder / "autoencoder")
+        train, check = run_data(context, data, held_out)
+        if epochs is not None:
+            chunks = len(train) * train.meta.sequence_length // context.recipe.chunk_size
+            by_epochs = math.ceil(epochs * chunks / context.recipe.autoencoder.optim.batch_size)
+            context = run_context(
+                recipe,
+                run,
+                overrides | {"autoencoder.optim.steps": by_epochs},
+                sets,
+                stop=stop,
+                tokenizer_path=tokenizer,
+            )
+        if not len(train):
+            raise TrainerError(f"{data} holds no sequence")
+        result = train_autoencoder(context, train, check)
+        typer.echo(
+            f"autoencoder K={result['k']} D={result['d']}: {result['token_exact']:.2%} of held-out tokens and "
+            f"{result['chunk_exact']:.2%} of chunks exact, {result['token_exact_noisy']:.2%} of tokens under "
+            "posterior noise; "
+            f"{context.folder / 'autoencoder'}"
+        )
+
+
+@train_app.command("student")
+def student(
+    recipe: RecipeOption = "demo",
+    data: DataOption = None,
+    held_out: HeldOutOption = None,
+    ae_checkpoint: Annotated[
+        Path | None,
+        typer.Option("--ae-checkpoint", help="A trained autoencoder's folder.", show_default="runs/RUN/autoencoder"),
+    ] = None,
+    objective: Annotated[
+        str | None,
+        typer.Option(
+            "--objective",
+            help="; ".join(f"{name}: {o.about}" for name, o in OBJECTIVES.items()),
+            show_default="the recipe's",
+        ),
+    ] = None,
+    gateway: GatewayOption = None,
+    k: KOption = None,
+    d: Annotated[
+        int | None, typer.Option("--d", help="Dimensions of a latent, D.", show_default="the autoencoder's")
+    ] = None,
+    steps: StepsOption = None,
+    batch_size: BatchOption = None,
+    kd_w: KdOption = None,
+    mse_w: Annotated[
+        float | None, typer.Option("--mse-w", help="Weight of the latents' MSE.", show_default="the recipe's")
+    ] = None,
+    ce_w: CeOption = None,
+    energy_w: Annotated[
+        float | None, typer.Option("--energy-w", help="Weight of the energy loss.", show_default="the recipe's")
+    ] = None,
+    head: Annotated[
+        str | None, typer.Option("--head", help="deterministic or energy.", show_default="the recipe's")
+    ] = None,
+    targets: TargetsOption = None,
+    prompts: PromptsOption = None,
+    sequence_length: LengthOption = None,
+    run: RunOption = None,
+    tokenizer: TokenizerOption = None,
+    sets: SetOption = None,
+    fresh: FreshOption = False,
+) -> None:
+    """Trains the student against the gateway and publishes checkpoints/RUN/."""
+    from latentforge.trainer.data.prepare import run_data
+    from latentforge.trainer.run.interrupt import StopRequest
+    from latentforge.trainer.training.student import result_file, train_student
+
+    overrides = {
+        "chunk_size": k,
+        "student.objective": objective,
+        "student.optim.steps": steps,
+        "student.optim.batch_size": batch_size,
+        "student.weights.kd": kd_w,
+        "student.weights.mse": mse_w,
+        "student.weights.ce": ce_w,
+        "student.weights.energy": energy_w,
+        "student.model.head": head,
+        "teacher.targets": targets,
+        "teacher.generate.prompts": prompts,
+        "data.sequence_length": sequence_length_of(sequence_length, data),
+    }
+    with user_errors(), StopRequest() as stop:
+        context = run_context(recipe, run, overrides, sets, stop=stop, gateway_target=gateway, tokenizer_path=tokenizer)
+        if fresh:
+            forget(
+                context.folder / "state" / "student",
+                result_file(context, "student"),
+                context.settings.checkpoints_dir / context.name,
+            )
+        train, check = run_data(context, data, held_out)
+        result = train_student(context, train, check, ae_checkpoint or context.folder / "autoencoder", d, fresh=fresh)
+        typer.echo(_line("student", result))
+
+
+@train_app.command("token-level")
+def token_level(
+    recipe: RecipeOption = "demo",
+    data: DataOption = None,
+    held_out: HeldOutOption = None,
+    gateway: GatewayOption = None,
+    steps: StepsOption = None,
+    batch_size: BatchOption = None,
+    kd_w: KdOption = None,
+    ce_w: CeOption = None,
+    targets: TargetsOption = None,
+    prompts: PromptsOption = None,
+    sequence_length: LengthOption = None,
+    run: RunOption = None,
+    tokenizer: TokenizerOption = None,
+    sets: SetOption = None,
+    fresh: FreshOption = False,
+) -> None:
+    """Trains the rival, a student that writes one token a step, into runs/RUN/token-level/.
+
+    It has the backbone of the recipe's student.model (--set student.model.num_layers=2 changes it), the same data,
+    teacher, CE and KD.
+    """
+    from latentforge.trainer.data.prepare import run_data
+    from latentforge.trainer.run.interrupt import StopRequest
+    from latentforge.trainer.training.student import result_file, train_token_level
+
+    overrides = {
+        "student.optim.steps": steps,
+        "student.optim.batch_size": batch_size,
+        "student.weights.kd": kd_w,
+        "student.weights.ce": ce_w,
+        "teacher.targets": targets,
+        "teacher.generate.prompts": prompts,
+        "data.sequence_length": sequence_length_of(sequence_length, data),
+    }
+    with user_errors(), StopRequest() as stop:
+        context = run_context(recipe, run, overrides, sets, stop=stop, gateway_target=gateway, tokenizer_path=tokenizer)
+        if fresh:
+            places = context.folder / "state" / "token-level", context.folder / "token-level"
+            forget(*places, result_file(context, "token-level"))
+        train, check = run_data(context, data, held_out)
+        typer.echo(_line("token-level student", train_token_level(context, train, check, fresh=fresh)))
+
+
+def _line(what: str, result: dict[str, Any]) -> str:
+    first, last = result["curve"][0], result["curve"][-1]
+    text = "held-out continuations:" if result["targets"] == "generate" else "held-out"
+    terms = ", ".join(f"{name.upper()} {first[name]:.3f} -> {last[name]:.3f}" for name in ("ce", "kd") if name in last)
+    teacher = f", teacher {result['teacher']['held_out_nll']:.3f}" if result["teacher"] else ""
+    return (
+        f"{what}: {text} {terms} nats/token (unigram {result['unigram_ce']:.3f}{teacher}); {result['checkpoints'][-1]}"
+    )

@@ -1,0 +1,139 @@
+"""What the teacher is asked to continue: chats made of the data's documents, chosen by a seed."""
+
+import hashlib
+import heapq
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from latentforge.text.documents import Document, read_documents
+from latentforge.text.packed import PackedData
+from latentforge.text.tokenizer import TextTokenizer
+from latentforge.trainer.config.recipe import Recipe
+from latentforge.trainer.errors import TrainerError
+
+Split = Literal["train", "held-out"]
+Messages = tuple[tuple[str, str], ...]
+
+# A byte-level token is seldom longer; a text's first tokens are in its first so many characters.
+_CHARACTERS_PER_TOKEN = 16
+# Documents looked at beyond those that are wanted, for those that do not fit.
+_SPARE = 2
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A chat that ends before the assistant's turn: (role, content) messages; and the seed of its continuations."""
+
+    split: Split
+    messages: Messages
+    seed: int
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Prompts of one split, how many were wanted, and how many documents were passed over as giving none that fits."""
+
+    prompts: list[Prompt]
+    num_wanted: int
+    num_passed_over: int
+
+
+def choose_prompts(
+    data: PackedData,
+    split: Split,
+    recipe: Recipe,
+    tokenizer: TextTokenizer,
+    limit: int,
+    besides: Sequence[Prompt] = (),
+) -> Chosen:
+    """Chooses a split's prompts by a hash of (seed, document): the same ones each time, few changes when data is added.
+
+    {"messages"} gives what stands before its last assistant turn. {"text"}, and packed data whose documents are not at
+    hand, gives the instruction and the first tokens of the text, as a user's message.
+
+    Args:
+        data: of the split.
+        split: named in the prompts.
+        recipe: says how many, and how they are made.
+        tokenizer: the teacher's.
+        limit: most tokens that a sequence with its continuation may have.
+        besides: of the other split; documents that begin alike make one prompt, which is theirs.
+
+    Raises:
+        TrainerError: no prompt fits, or the tokenizer has no chat template.
+    """
+    settings = recipe.teacher.generate
+    count = settings.prompts if split == "train" else settings.held_out_prompts
+    room = limit - settings.max_tokens
+    if room < settings.prompt_tokens:
+        raise TrainerError(
+            f"a prompt of teacher.generate.prompt_tokens={settings.prompt_tokens} and "
+            f"max_tokens={settings.max_tokens} do not fit the {limit} tokens that data.sequence_length and the teacher "
+            "leave; make one of them smaller"
+        )
+    documents = _from_packed(data, settings.prompt_tokens, tokenizer) if data.source is None else _from_file(data)
+    others = {prompt.messages for prompt in besides}
+    prompts: dict[Messages, Prompt] = {}
+    passed_over = 0
+    for rank, document in heapq.nsmallest(_SPARE * count, _ranked(documents, settings.seed), key=lambda pair: pair[0]):
+        messages = _messages(document, settings.instruction, settings.prompt_tokens, tokenizer)
+        if messages is None or _length(messages, tokenizer) > room:
+            passed_over += 1
+        elif len(prompts) < count and messages not in prompts and messages not in others:
+            # Every service takes a seed of 31 bits.
+            prompts[messages] = Prompt(split, messages, int(rank[:8], 16) >> 1)
+    if not prompts:
+        raise TrainerError(
+            f"none of the {split} documents in {data.source or data.folder} makes a prompt of at most {room} tokens "
+            f'(data.sequence_length less teacher.generate.max_tokens={settings.max_tokens}): give {{"messages"}} that '
+            'end with an assistant turn, or {"text"}; packed chats cannot be used, give the JSONL file as the data'
+        )
+    return Chosen(list(prompts.values()), count, passed_over)
+
+
+def _from_file(data: PackedData) -> Iterator[Document]:
+    assert data.source is not None
+    return read_documents(data.source)
+
+
+def _from_packed(data: PackedData, max_tokens: int, tokenizer: TextTokenizer) -> Iterator[Document]:
+    for number, ids in enumerate(data.document_beginnings(max_tokens), 1):
+        # Special tokens make a chat, which is no text to be continued.
+        if not tokenizer.special_ids.intersection(ids):
+            yield Document(number, 0, tokenizer.decode(ids), None)
+
+
+def _ranked(documents: Iterator[Document], seed: int) -> Iterator[tuple[str, Document]]:
+    seen = set()
+    for document in documents:
+        rank = hashlib.blake2b(document.content.encode(), digest_size=8, salt=seed.to_bytes(16, "little")).hexdigest()
+        if rank not in seen:
+            seen.add(rank)
+            yield rank, document
+
+
+def _messages(document: Document, instruction: str, max_tokens: int, tokenizer: TextTokenizer) -> Messages | None:
+    if document.messages is None:
+        assert document.text is not None
+        ids = tokenizer.encode_texts([document.text[: _CHARACTERS_PER_TOKEN * max_tokens]])[0][:max_tokens]
+        # The last token may end inside a character.
+        text = tokenizer.decode(ids).rstrip("\ufffd")
+        return (("user", f"{instruction}\n\n{text}"),) if text.strip() else None
+    turns = [(str(m["role"]), str(m["content"])) for m in document.messages]
+    answers = [i for i, (role, _) in enumerate(turns) if role == "assistant"]
+    before = turns[: answers[-1]] if answers else turns
+    while before and before[-1][0] == "assistant":
+        before.pop()
+    return tuple(before) or None
+
+
+def _length(messages: Messages, tokenizer: TextTokenizer) -> int:
+    chat = [{"role": role, "content": content} for role, content in messages]
+    return len(tokenizer.encode_chats([chat], to_answer=True)[0])
+
+
+def digest(prompts: list[Prompt]) -> str:
+    """Tells one list of prompts from another."""
+    return hashlib.sha256(json.dumps([[p.split, p.messages, p.seed] for p in prompts]).encode()).hexdigest()

@@ -1,0 +1,69 @@
+"""What every stage of a run is given."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from latentforge.text.tokenizer import TextTokenizer
+from latentforge.trainer.config.recipe import Recipe
+from latentforge.trainer.config.settings import TrainerSettings
+from latentforge.trainer.run.device import device_of
+from latentforge.trainer.run.status import Status
+
+# Change when something is looked at or saved, not what comes out.
+_NO_IDENTITY = {"save_every", "validate_every"}
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """One run: its recipe and where its things are.
+
+    Attributes:
+        name: of the run.
+        recipe: what its result depends on.
+        settings: what the environment decides.
+        tokenizer: the teacher's.
+        status: kept up to date.
+        stop: says whether the run was asked to stop.
+        console: where progress goes.
+    """
+
+    name: str
+    recipe: Recipe
+    settings: TrainerSettings
+    tokenizer: TextTokenizer
+    status: Status
+    stop: Callable[[], bool] = lambda: False
+    console: Console = field(default_factory=lambda: Console(stderr=True))
+
+    def __post_init__(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.set_per_process_memory_fraction(self.settings.cuda_memory_fraction)
+
+    @property
+    def folder(self) -> Path:
+        return self.settings.runs_dir / self.name
+
+    @property
+    def device(self) -> torch.device:
+        return device_of(self.recipe)
+
+    @property
+    def vocab_size(self) -> int:
+        return self.recipe.vocab_size or self.tokenizer.vocab_size
+
+    def identity(self, stage: str) -> dict[str, Any]:
+        """What of the recipe a stage's result depends on."""
+        recipe = self.recipe.model_dump(mode="json", include={"seed", "chunk_size", "precision", "data", stage})
+        recipe[stage] = {k: v for k, v in recipe[stage].items() if k not in _NO_IDENTITY}
+        return recipe | {"vocab_size": self.vocab_size}
+
+    def use_threads(self, *, beside_gateway: bool) -> None:
+        """Sets torch's threads as chosen, else to all cores, less one while the gateway needs it."""
+        cores = len(os.sched_getaffinity(0))
+        torch.set_num_threads(self.settings.trainer_threads or max(1, cores - beside_gateway))

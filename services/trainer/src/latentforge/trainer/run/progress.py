@@ -1,0 +1,124 @@
+"""What people and machines see of a run: bars or lines, metrics.jsonl, TensorBoard, the status."""
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch.utils.tensorboard import SummaryWriter
+
+from latentforge.core.results import JsonlWriter
+from latentforge.trainer.run.status import Status
+
+LINE_EVERY_SECONDS = 10.0
+
+
+class StageProgress:
+    """One stage's progress; use as a context manager.
+
+    A terminal gets a bar, anything else a line now and then. Metrics go to ``<run>/metrics.jsonl``, each with its
+    stage and
+    step, and to ``<run>/tensorboard/<stage>``. After a kill, steps since the last save are written a second time.
+
+    Args:
+        folder: the run's.
+        stage: its name.
+        total: steps.
+        first: steps that an earlier process made.
+        status: kept up to date.
+        console: where bars and lines go.
+        unit: what is counted for the speed.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        stage: str,
+        total: int,
+        status: Status,
+        *,
+        first: int = 0,
+        console: Console | None = None,
+        unit: str = "tok",
+    ) -> None:
+        self._console = console or Console(stderr=True)
+        self._stage, self._unit = stage, unit
+        self._status = status
+        self._first, self._total = first, total
+        self._metrics = JsonlWriter(folder / "metrics.jsonl")
+        self._board = SummaryWriter(folder / "tensorboard" / stage, purge_step=first)
+        columns = (
+            TextColumn(stage),
+            BarColumn(bar_width=20),
+            MofNCompleteColumn(),
+            TextColumn("{task.description}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+        )
+        self._bar = Progress(*columns, console=self._console) if self._console.is_terminal else None
+        self._task = self._bar.add_task("", total=total, completed=first) if self._bar else None
+        self._started = self._last_line = time.monotonic()
+        self._amount = 0
+        status.stage, status.step, status.of, status.losses, status.eta = stage, first, total, {}, None
+
+    def __enter__(self) -> Self:
+        if self._bar:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar:
+            self._bar.stop()
+        self._metrics.close()
+        self._board.close()
+
+    def step(self, step: int, values: Mapping[str, float], amount: int, note: str = "") -> None:
+        """Reports that ``step`` steps are done.
+
+        Args:
+            step: how many steps are done.
+            values: figures of the newest one.
+            amount: tokens of the newest one.
+            note: added to bar and line, like the share of cache hits.
+        """
+        self._amount += amount
+        now = time.monotonic()
+        elapsed = max(now - self._started, 1e-6)
+        speed = self._amount / elapsed
+        eta = elapsed / max(step - self._first, 1) * (self._total - step)
+        self._status.step, self._status.eta = step, eta
+        self._status.losses = dict(values)
+        self._record(step, "train", {**values, f"{self._unit}_per_s": speed})
+        described = "  ".join(
+            [*(_figure(n, v) for n, v in values.items()), f"{speed:,.0f} {self._unit}/s", *([note] if note else [])]
+        )
+        if self._bar and self._task is not None:
+            self._bar.update(self._task, completed=step, description=described)
+        elif now - self._last_line >= LINE_EVERY_SECONDS or step == self._total or step == self._first + 1:
+            self._last_line = now
+            self._console.print(
+                f"{self._stage} {step}/{self._total}  {described}  eta {eta:.0f} s", soft_wrap=True, highlight=False
+            )
+
+    def validation(self, step: int, values: Mapping[str, float]) -> None:
+        """Reports figures on held-out data."""
+        self._record(step, "held_out", values)
+        described = "  ".join(_figure(n, v) for n, v in values.items())
+        self.say(f"{self._stage} {step}/{self._total}  held-out: {described}")
+
+    def say(self, line: str) -> None:
+        self._console.print(line, soft_wrap=True, highlight=False, markup=False)
+
+    def _record(self, step: int, kind: str, values: Mapping[str, float]) -> None:
+        self._metrics.write(stage=self._stage, step=step, kind=kind, time=round(time.time(), 3), **values)
+        for name, value in values.items():
+            self._board.add_scalar(f"{kind}/{name}", value, step)
+
+
+def _figure(name: str, value: float) -> str:
+    return f"{name} {value:.3g}" if abs(value) < 0.01 else f"{name} {value:.4f}"

@@ -1,0 +1,52 @@
+"""Packed sequences as the batches of a step."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from latentforge.model.chunks import shift_right
+from latentforge.model.losses import StudentBatch
+from latentforge.teacher_client.sparse_rows import SparseRows
+from latentforge.text.packed import PackedData
+from latentforge.trainer.data.sequence_order import batch_indices, phase
+from latentforge.trainer.run.context import RunContext
+from latentforge.trainer.teacher.rows import kd_targets
+
+
+def held_out_batch(sequence: Tensor, rows: SparseRows | None) -> StudentBatch:
+    """One held-out sequence [L] by itself, at phase 0.
+
+    The first token has no context, so the teacher says nothing about it, and it does not count.
+    """
+    valid = torch.ones(1, len(sequence), dtype=torch.bool)
+    valid[:, 0] = False
+    kd = kd_targets([rows], len(sequence), [0]) if rows is not None else None
+    return StudentBatch(sequence[None], valid, kd)
+
+
+def held_out_sequences(data: PackedData, count: int) -> list[Tensor]:
+    """Up to ``count`` sequences, evenly spread, int64 [L] each."""
+    picked = np.unique(np.linspace(0, len(data) - 1, min(count, len(data))).astype(np.int64))
+    return [torch.from_numpy(data.sequence(int(i))) for i in picked]
+
+
+def training_sequences(run: RunContext, data: PackedData, step: int) -> list[Tensor]:
+    """The sequences of one step as they are packed: what the teacher is asked about."""
+    indices = batch_indices(len(data), run.recipe.student.optim.batch_size, run.recipe.seed, step)
+    return [torch.from_numpy(data.sequence(int(i))) for i in indices]
+
+
+def training_batch(run: RunContext, data: PackedData, step: int, rows: Sequence[SparseRows] | None) -> StudentBatch:
+    """The batch of one step: sequences, masks and rows, each sequence shifted by a phase of its own."""
+    recipe, seed = run.recipe, run.recipe.seed
+    sequences = training_sequences(run, data, step)
+    pads = [
+        phase(recipe.student.phase_probability, recipe.chunk_size, seed, step, row) for row in range(len(sequences))
+    ]
+    shifted = list(zip(sequences, pads, strict=True))
+    tokens = torch.stack([shift_right(s, p, run.tokenizer.pad_id) for s, p in shifted])
+    valid = torch.stack([shift_right(torch.ones(len(s), dtype=torch.bool), p, False) for s, p in shifted])
+    kd = kd_targets(rows, tokens.shape[1], pads) if rows is not None else None
+    return StudentBatch(tokens, valid, kd)

@@ -1,0 +1,191 @@
+"""The connection to a gateway: a client in a thread of its own, patient with a lost one."""
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Awaitable, Callable, Coroutine
+from concurrent.futures import Future, wait
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import grpc
+from pydantic import SecretStr
+
+from latentforge.teacher.v1 import teacher_pb2 as pb
+from latentforge.teacher_client.client import TeacherClient
+from latentforge.teacher_client.errors import TeacherError
+from latentforge.trainer.config.settings import TrainerSettings
+from latentforge.trainer.errors import TrainerError
+from latentforge.trainer.run.interrupt import Interrupted
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+_RETRIED = {
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.RESOURCE_EXHAUSTED,
+    grpc.StatusCode.ABORTED,
+    grpc.StatusCode.DEADLINE_EXCEEDED,
+}
+
+
+class TeacherLostError(TrainerError):
+    """The gateway stayed away longer than the patience."""
+
+
+class TeacherLink:
+    """A gateway; use as a context manager.
+
+    The client lives in a thread of its own with an event loop, so that requests go on while a step computes.
+
+    Args:
+        target: host:port of the gateway.
+        patience: seconds that a lost gateway is waited for.
+        stop: asked while waiting; True raises Interrupted.
+        api_key: the gateway's, if it has one.
+        tls_ca: PEM file of the root certificate of a gateway with TLS.
+    """
+
+    def __init__(
+        self,
+        target: str,
+        *,
+        patience: float = 300.0,
+        stop: Callable[[], bool] = lambda: False,
+        api_key: SecretStr | None = None,
+        tls_ca: Path | None = None,
+    ) -> None:
+        self.target, self.stop = target, stop
+        self._patience = patience
+        self._api_key, self._tls_ca = api_key, tls_ca
+        self._lost_since: float | None = None
+
+    def __enter__(self) -> Self:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="teacher-link", daemon=True)
+        self._thread.start()
+        try:
+            self.client = asyncio.run_coroutine_threadsafe(self._connect(), self._loop).result()
+        except BaseException:
+            self._end()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        asyncio.run_coroutine_threadsafe(self._disconnect(), self._loop).result()
+        self._end()
+
+    @classmethod
+    def of(cls, settings: TrainerSettings, stop: Callable[[], bool]) -> Self:
+        """To the gateway that the environment names."""
+        return cls(
+            settings.gateway_target,
+            patience=settings.teacher_patience_seconds,
+            stop=stop,
+            api_key=settings.gateway_api_key,
+            tls_ca=settings.gateway_tls_ca,
+        )
+
+    def _end(self) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    async def _connect(self) -> TeacherClient:
+        # Trying again is done here, where it ends when the run is asked to stop.
+        return TeacherClient(self.target, api_key=self._api_key, tls_ca=self._tls_ca, attempts=1)
+
+    async def _disconnect(self) -> None:
+        # What nobody waits for any more must not outlive the loop.
+        others = [t for t in asyncio.all_tasks() if t is not asyncio.current_task()]
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+        await self.client.close()
+
+    def teacher(self, fingerprint: str, vocab_size: int, top_k: int) -> pb.GetTeacherResponse:
+        """Asks what the teacher is, and refuses one that this run cannot learn from, however it is asked.
+
+        Args:
+            fingerprint: of the tokenizer that packed the data.
+            vocab_size: ids of the models.
+            top_k: entries per row.
+
+        Raises:
+            TrainerError: another tokenizer (both fingerprints), too small a max_top_k, or too wide an output layer.
+        """
+        answer = self.wait(self.submit(self.retried(lambda: self.client.teacher())))
+        who = f"the teacher {answer.model} ({answer.backend}) at {self.target}"
+        if answer.tokenizer_fingerprint != fingerprint:
+            raise TrainerError(
+                f"{who} has the tokenizer fingerprint {answer.tokenizer_fingerprint}, the data was packed with "
+                f"{fingerprint}; "
+                "set TOKENIZER_PATH to the teacher's tokenizer and pack again"
+            )
+        if answer.max_top_k < top_k:
+            raise TrainerError(
+                f"{who} gives at most {answer.max_top_k} entries a row; teacher.top_k={top_k} asks for more"
+            )
+        if answer.vocab_size > vocab_size:
+            raise TrainerError(
+                f"{who} has an output layer of {answer.vocab_size} ids, the models have {vocab_size}; "
+                f"set the recipe's vocab_size to {answer.vocab_size}"
+            )
+        return answer
+
+    def cache_stats(self) -> pb.GetCacheStatsResponse:
+        """The gateway's own counts."""
+        return self.wait(self.submit(self.retried(lambda: self.client.cache_stats())))
+
+    def submit(self, call: Coroutine[Any, Any, T]) -> Future[T]:
+        """Runs a coroutine in the link's thread."""
+        return asyncio.run_coroutine_threadsafe(call, self._loop)
+
+    def wait(self, future: Future[T]) -> T:
+        """Waits for what was submitted.
+
+        Raises:
+            Interrupted: ``stop`` said so meanwhile.
+        """
+        while not self.stop():
+            done, _ = wait([future], timeout=0.2)
+            if done:
+                return future.result()
+        future.cancel()
+        raise Interrupted
+
+    async def retried(self, call: Callable[[], Awaitable[T]]) -> T:
+        """Calls again, more and more seldom, while the gateway is lost, up to the patience.
+
+        Raises:
+            TrainerError: the teacher refused; the cause is the TeacherError.
+            TeacherLostError: it stayed away longer than the patience.
+        """
+        pause = 0.5
+        while True:
+            try:
+                answer = await call()
+            except TeacherError as error:
+                now = time.monotonic()
+                if error.code not in _RETRIED:
+                    raise TrainerError(f"the teacher at {self.target} refused: {error}") from error
+                if self._lost_since is None:
+                    self._lost_since = now
+                    log.warning("teacher lost (%s); trying again for %.0f s", error.message, self._patience)
+                if now - self._lost_since + pause > self._patience:
+                    raise TeacherLostError(
+                        f"the teacher stayed away for {now - self._lost_since:.0f} s: {error.message}. "
+                        "What was done is saved; start the gateway and run the same command to go on"
+                    ) from None
+                await asyncio.sleep(max(pause, error.retry_after or 0.0))
+                pause = min(2 * pause, 10.0)
+            else:
+                if self._lost_since is not None:
+                    log.warning("teacher back after %.0f s", time.monotonic() - self._lost_since)
+                    self._lost_since = None
+                return answer

@@ -1,0 +1,160 @@
+"""The autoencoder's training: chunks of the training stream in, runs/<run>/autoencoder/ out."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from latentforge.core.files import write_atomically
+from latentforge.model.autoencoder import Autoencoder
+from latentforge.model.io import save_pretrained
+from latentforge.text.packed import PackedData, check_data
+from latentforge.trainer.config.recipe import AutoencoderRecipe
+from latentforge.trainer.data.sequence_order import batch_indices, epoch_phase, step_generator, step_random
+from latentforge.trainer.errors import TrainerError
+from latentforge.trainer.run.context import RunContext
+from latentforge.trainer.run.device import autocast
+from latentforge.trainer.run.interrupt import Interrupted
+from latentforge.trainer.run.progress import StageProgress
+from latentforge.trainer.training.optimisation import Optimisation
+from latentforge.trainer.training.state import StageState
+from latentforge.trainer.training.validation import evaluate_autoencoder
+
+EVALUATION = "evaluation.json"
+
+
+def train_autoencoder(run: RunContext, train: PackedData, held_out: PackedData) -> dict[str, Any]:
+    """Trains the autoencoder, going on from what is saved; a finished one is left alone.
+
+    Returns:
+        k, d, steps, seconds, loss, and the figures of :func:`evaluate_autoencoder` on all held-out data.
+
+    Raises:
+        TrainerError: data, recipe and saved state do not fit, or the loss is not finite.
+        Interrupted: asked to stop; the state is saved.
+    """
+    recipe = run.recipe.autoencoder
+    config = run.recipe.autoencoder_config(run.tokenizer.vocab_size, run.tokenizer.pad_id)
+    for data in (train, held_out):
+        check_data(data, run.tokenizer, config.chunk_size)
+    state = StageState(run.folder / "state" / "autoencoder", run.identity("autoencoder") | {"train": train.identity()})
+    out = run.folder / "autoencoder"
+    if (out / EVALUATION).is_file():
+        run.console.print(f"autoencoder: finished before, {out}", highlight=False)
+        return _read(out / EVALUATION)
+
+    stream = training_text(train, recipe.text_tokens, run.recipe.seed)
+    run.use_threads(beside_gateway=False)
+    torch.manual_seed(run.recipe.seed)
+    autoencoder = Autoencoder(config).to(run.device)
+    optimisation = Optimisation(autoencoder, recipe.optim)
+    step, saved = state.load(autoencoder, optimisation) or (0, {"seconds": 0.0, "loss": None})
+    seconds, loss = float(saved["seconds"]), saved["loss"]
+    started = time.monotonic()
+
+    def save() -> None:
+        state.save(step, autoencoder, optimisation, {"seconds": seconds + time.monotonic() - started, "loss": loss})
+
+    autoencoder.train()
+    with StageProgress(
+        run.folder, "autoencoder", recipe.optim.steps, run.status, first=step, console=run.console
+    ) as progress:
+        while step < recipe.optim.steps:
+            if run.stop():
+                save()
+                raise Interrupted
+            chunks_nk = chunk_batch(
+                stream, recipe, config.chunk_size, config.pad_id, config.vocab_size, run.recipe.seed, step
+            )
+            with autocast(run.recipe, run.device):
+                terms = autoencoder.loss(chunks_nk.to(run.device), step_generator(run.recipe.seed, step, run.device))
+            parts = {"ce": terms.ce, "kl": terms.kl, "exact": terms.token_accuracy}
+            values = optimisation.step(step, terms.total, parts)
+            loss = values["ce"]
+            step += 1
+            progress.step(step, values, chunks_nk.numel())
+            if step % recipe.validate_every == 0 and step < recipe.optim.steps:
+                progress.validation(
+                    step, evaluate_autoencoder(autoencoder, held_out, run.recipe.seed, recipe.validation_chunks)
+                )
+                autoencoder.train()
+            if step % recipe.save_every == 0:
+                save()
+        save()
+        figures = evaluate_autoencoder(autoencoder, held_out, run.recipe.seed)
+        progress.validation(step, figures)
+    result: dict[str, Any] = {
+        "k": config.chunk_size,
+        "d": config.latent_size,
+        "steps": step,
+        "seconds": round(seconds + time.monotonic() - started, 2),
+        "loss": loss,
+        **figures,
+    }
+    save_pretrained(autoencoder, out)
+    write_atomically(out / EVALUATION, json.dumps(result, indent=1) + "\n")
+    return result
+
+
+def training_text(data: PackedData, max_tokens: int | None, seed: int) -> NDArray[Any]:
+    """The ids that chunks are taken from, [num_tokens]: all, or the sequences that a student of this seed reads first.
+
+    Those follow one another in the order in which it reads them, so that of any phase but the first a chunk in 256
+    (2,048 tokens per sequence, K = 8) is of two of them, as others are of two documents.
+
+    Raises:
+        TrainerError: ``max_tokens`` is less than a sequence.
+    """
+    if max_tokens is None:
+        return data.tokens
+    length = data.meta.sequence_length
+    if max_tokens < length:
+        raise TrainerError(
+            f"autoencoder.text_tokens={max_tokens} is less than a sequence; set it to {length} or more, or leave it out"
+        )
+    first = batch_indices(len(data), min(len(data), max_tokens // length), seed, 0)
+    return data.tokens.reshape(len(data), length)[first].reshape(-1)
+
+
+def chunk_batch(
+    stream: NDArray[Any], recipe: AutoencoderRecipe, chunk_size: int, pad_id: int, vocab_size: int, seed: int, step: int
+) -> Tensor:
+    """The chunks of one step, int64 [batch_size, K]: of the text at the epoch's phase, some padded on the left, some
+    random.
+
+    Args:
+        stream: all training tokens one after another.
+        recipe: batch size and shares.
+        chunk_size, pad_id, vocab_size: of the autoencoder.
+        seed, step: decide everything else.
+    """
+    batch_size = recipe.optim.batch_size
+    num_random = round(recipe.random_share * batch_size)
+    num_text = batch_size - num_random
+    random = step_random(seed, step)
+    # One chunk less than there are, so that every phase has as many.
+    num_chunks = (len(stream) - chunk_size + 1) // chunk_size
+    starts = batch_indices(num_chunks, num_text, seed, step) * chunk_size
+    epochs = (step * num_text + np.arange(num_text)) // num_chunks
+    starts += (
+        np.array([epoch_phase(chunk_size, seed, int(e)) for e in np.unique(epochs)])[epochs - epochs[0]]
+        if num_text
+        else 0
+    )
+    text_nk = stream[starts[:, None] + np.arange(chunk_size)].astype(np.int64)
+    if chunk_size > 1:
+        for row in range(round(recipe.pad_share * num_text)):
+            pads = int(random.integers(1, chunk_size))
+            text_nk[row] = np.concatenate([np.full(pads, pad_id), text_nk[row, : chunk_size - pads]])
+    random_nk = random.integers(vocab_size, size=(num_random, chunk_size))
+    return torch.from_numpy(np.concatenate([text_nk, random_nk]))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return values

@@ -1,0 +1,72 @@
+"""What both training loops do with a loss: schedule, gradient, guard, step."""
+
+import math
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from latentforge.model.optim import build_optimizers, load_state_tensors, set_learning_rate, state_tensors
+from latentforge.trainer.config.recipe import OptimRecipe
+from latentforge.trainer.errors import TrainerError
+
+
+def learning_rate(step: int, recipe: OptimRecipe) -> float:
+    """The rate of step ``step``: a linear rise, the peak, a fall that reaches 0 after the last step."""
+    rise = (step + 1) / (recipe.warmup_steps + 1)
+    begin = recipe.decay_from * recipe.steps
+    left = min(1.0, (recipe.steps - step) / (recipe.steps - begin))
+    if recipe.decay == "cosine":
+        left = 0.5 * (1 - math.cos(math.pi * left))
+    return recipe.lr * min(1.0, rise, left)
+
+
+class Optimisation:
+    """The optimizers of one model under one schedule."""
+
+    def __init__(self, model: nn.Module, recipe: OptimRecipe) -> None:
+        self._recipe = recipe
+        self._parameters = [p for p in model.parameters() if p.requires_grad]
+        self._optimizers: list[Optimizer] = build_optimizers(model, recipe.lr, recipe.weight_decay)
+
+    def step(self, step: int, loss: Tensor, parts: Mapping[str, Tensor]) -> dict[str, float]:
+        """Backpropagates ``loss`` and makes one optimizer step.
+
+        Args:
+            step: the step's number, for the schedule.
+            loss: scalar.
+            parts: what the loss is made of, scalars.
+
+        Returns:
+            The parts as numbers, with the gradient's norm before clipping and the learning rate.
+
+        Raises:
+            TrainerError: loss or gradient is not finite; the model is left as it was before the step.
+        """
+        values = {name: float(part.detach()) for name, part in parts.items()}
+        if not math.isfinite(float(loss.detach())):
+            raise TrainerError(_not_finite(step, "loss", values))
+        loss.backward()
+        norm = float(nn.utils.clip_grad_norm_(self._parameters, self._recipe.clip_norm))
+        if not math.isfinite(norm):
+            raise TrainerError(_not_finite(step, "gradient", values))
+        lr = learning_rate(step, self._recipe)
+        set_learning_rate(self._optimizers, lr)
+        for optimizer in self._optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+        return values | {"grad_norm": norm, "lr": lr}
+
+    def state(self) -> dict[str, Tensor]:
+        return state_tensors(self._optimizers)
+
+    def load_state(self, tensors: dict[str, Tensor]) -> None:
+        load_state_tensors(self._optimizers, tensors)
+
+
+def _not_finite(step: int, what: str, parts: Mapping[str, float]) -> str:
+    described = ", ".join(f"{name} {value:.4g}" for name, value in parts.items())
+    return (
+        f"step {step}: the {what} is not finite ({described}); nothing was changed by this step. "
+        "Lower optim.lr and start anew with --fresh or --run NAME"
+    )

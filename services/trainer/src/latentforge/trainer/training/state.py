@@ -1,0 +1,104 @@
+"""A stage's state on disk: weights, optimizer, step and figures; saved whole or not at all, no pickle."""
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from latentforge.trainer.errors import TrainerError
+from latentforge.trainer.run.identity import claim
+from latentforge.trainer.training.optimisation import Optimisation
+
+_FOLDER = re.compile(r"step-(\d{8})")
+_PROGRESS = "progress.json"
+
+
+class StageState:
+    """The saved states of one stage of one run, ``runs/<run>/state/<stage>/``.
+
+    Args:
+        folder: the stage's folder.
+        identity: everything that the stage's result depends on, as nested dictionaries.
+        restart: the options that start anew, for the message.
+
+    Raises:
+        TrainerError: the folder belongs to another recipe; names the first field that differs, both values and how
+            to start anew.
+    """
+
+    def __init__(self, folder: Path, identity: Mapping[str, Any], restart: str = "--fresh or --run NAME") -> None:
+        self.folder = folder
+        claim(folder, identity, restart)
+
+    def save(self, step: int, model: nn.Module, optimisation: Optimisation, progress: Mapping[str, Any]) -> None:
+        """Saves the state after ``step`` steps and drops older ones."""
+        place = self.folder / f"step-{step:08d}"
+        if place.exists():
+            return
+        temporary = self.folder / f".{place.name}.{os.getpid()}"
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        _save(_trainable(model), temporary / "model.safetensors")
+        _save(optimisation.state(), temporary / "optimizer.safetensors")
+        _write(temporary / _PROGRESS, json.dumps(progress))
+        temporary.rename(place)
+        for _, older in self._places()[:-1]:
+            shutil.rmtree(older)
+
+    def load(self, model: nn.Module, optimisation: Optimisation) -> tuple[int, dict[str, Any]] | None:
+        """Restores the newest state into model and optimizers; gives its step and progress, or None where nothing is
+        saved.
+
+        Raises:
+            TrainerError: the state is unreadable or does not fit the model.
+        """
+        places = self._places()
+        if not places:
+            return None
+        step, place = places[-1]
+        try:
+            weights = load_file(place / "model.safetensors")
+            tensors = load_file(place / "optimizer.safetensors")
+            progress = json.loads((place / _PROGRESS).read_text(encoding="utf-8"))
+            _, unexpected = model.load_state_dict(weights, strict=False)
+            missing = set(_trainable(model)) - set(weights)
+            if unexpected or missing:
+                raise ValueError(f"weights differ: {min([*unexpected, *missing])}")
+            optimisation.load_state(tensors)
+        except (OSError, SafetensorError, ValueError, KeyError, RuntimeError) as error:
+            raise TrainerError(
+                f"{place} cannot be gone on from ({error}); delete it, or start anew with --fresh"
+            ) from None
+        return step, progress
+
+    def _places(self) -> list[tuple[int, Path]]:
+        found = [(m, p) for p in self.folder.iterdir() if (m := _FOLDER.fullmatch(p.name))]
+        return sorted((int(m[1]), p) for m, p in found)
+
+
+def _trainable(model: nn.Module) -> dict[str, Tensor]:
+    frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
+    return {name: value for name, value in model.state_dict().items() if name not in frozen}
+
+
+def _save(tensors: dict[str, Tensor], path: Path) -> None:
+    save_file({name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}, path)
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _write(path: Path, text: str) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())

@@ -1,0 +1,159 @@
+"""A student's training: text and the teacher's rows in; published checkpoints, or a token-level student, out."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from latentforge.core.files import write_atomically
+from latentforge.core.manifest import TeacherId
+from latentforge.model.autoencoder import Autoencoder
+from latentforge.model.io import WEIGHTS_FILE, load_autoencoder
+from latentforge.teacher.v1 import teacher_pb2 as pb
+from latentforge.text.packed import PackedData, check_data
+from latentforge.trainer.errors import TrainerError
+from latentforge.trainer.run.context import RunContext
+from latentforge.trainer.targets.base import TargetSource
+from latentforge.trainer.targets.choose import meet_teacher, target_source
+from latentforge.trainer.targets.text import TextTargets
+from latentforge.trainer.teacher.connection import TeacherLink
+from latentforge.trainer.training.learners import LatentLearner, TokenLevelLearner
+from latentforge.trainer.training.loop import Learner, StudentTraining, teacher_id
+from latentforge.trainer.training.state import StageState
+
+MakeLearner = Callable[[torch.Tensor, TeacherId], Learner]
+
+
+def train_student(
+    run: RunContext,
+    train: PackedData,
+    held_out: PackedData,
+    autoencoder_folder: Path,
+    latent_size: int | None = None,
+    *,
+    fresh: bool = False,
+) -> dict[str, Any]:
+    """Trains and publishes the student, going on from what is saved; a finished one is left alone.
+
+    Args:
+        run: the run.
+        train: packed data for the steps, or for the prompts of the teacher's text.
+        held_out: the same for validations.
+        autoencoder_folder: a trained autoencoder.
+        latent_size: the D that the user asked for; None takes the autoencoder's.
+        fresh: the teacher's text is collected anew where what is there is of another teacher or other settings.
+
+    Returns:
+        steps, tokens, seconds, curve (held-out figures by step), unigram_ce, targets, teacher (None without one), cache
+        or generated, and checkpoints.
+
+    Raises:
+        TrainerError: data, recipe, autoencoder, teacher and saved state do not fit, the loss is not finite, or the
+            teacher stays away.
+        Interrupted: asked to stop; the state is saved and the student published.
+    """
+    autoencoder = fitting_autoencoder(run, autoencoder_folder, latent_size)
+    identity = {
+        "autoencoder_sha256": hashlib.sha256((autoencoder_folder / WEIGHTS_FILE).read_bytes()).hexdigest(),
+    }
+
+    def make(token_counts: torch.Tensor, teacher: TeacherId) -> LatentLearner:
+        return LatentLearner(run, autoencoder, token_counts, teacher)
+
+    return _train(run, train, held_out, LatentLearner.stage, identity, make, fresh=fresh)
+
+
+def train_token_level(
+    run: RunContext, train: PackedData, held_out: PackedData, *, fresh: bool = False
+) -> dict[str, Any]:
+    """As :func:`train_student`, for a student that writes one token a step; it needs no autoencoder.
+
+    It has the recipe's backbone, and learns the recipe's CE and KD from the same batches.
+    """
+
+    def make(token_counts: torch.Tensor, teacher: TeacherId) -> TokenLevelLearner:
+        return TokenLevelLearner(run, token_counts)
+
+    return _train(run, train, held_out, TokenLevelLearner.stage, {}, make, fresh=fresh)
+
+
+def result_file(run: RunContext, stage: str) -> Path:
+    """Where a finished stage's figures are."""
+    return run.folder / f"{stage}.json"
+
+
+def _train(
+    run: RunContext,
+    train: PackedData,
+    held_out: PackedData,
+    stage: str,
+    more_identity: dict[str, Any],
+    make: MakeLearner,
+    *,
+    fresh: bool,
+) -> dict[str, Any]:
+    for data in (train, held_out):
+        check_data(data, run.tokenizer, run.recipe.chunk_size)
+    asked = run.recipe.teacher.targets
+    identity = run.identity("student") | {
+        "teacher": run.recipe.teacher.model_dump(exclude={"generate"} if asked == "score" else None),
+        "train": train.identity(),
+        **more_identity,
+    }
+    state = StageState(run.folder / "state" / stage, identity)
+    path = result_file(run, stage)
+    if path.is_file():
+        run.console.print(f"{stage}: finished before, {path}", highlight=False)
+        finished: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return finished
+    run.use_threads(beside_gateway=True)
+    if asked == "text":
+        result = _learn(run, TextTargets(run, train, held_out), None, make, state)
+    else:
+        with TeacherLink.of(run.settings, run.stop) as link:
+            answer, kind = meet_teacher(run, link)
+            with closing(target_source(run, link, train, held_out, answer, kind, fresh=fresh)) as source:
+                result = _learn(run, source, answer, make, state)
+    write_atomically(path, json.dumps(result, indent=1) + "\n")
+    return result
+
+
+def _learn(
+    run: RunContext, source: TargetSource, answer: pb.GetTeacherResponse | None, make: MakeLearner, state: StageState
+) -> dict[str, Any]:
+    learner = make(torch.from_numpy(source.token_counts), teacher_id(answer))
+    training = StudentTraining(run, source, learner, answer, state)
+    training.load()
+    training.loop()
+    return training.result()
+
+
+def fitting_autoencoder(run: RunContext, folder: Path, latent_size: int | None) -> Autoencoder:
+    """Loads an autoencoder and refuses one that this run cannot use.
+
+    Raises:
+        TrainerError: none is there, or K, D, vocabulary or pad id are others; names both values.
+    """
+    try:
+        autoencoder = load_autoencoder(folder)
+    except ValueError as error:
+        raise TrainerError(
+            f"{error}; train one with `trainer train autoencoder`, or give --ae-checkpoint DIR"
+        ) from None
+    config = autoencoder.config
+    for name, theirs, ours in (
+        ("chunk_size (K)", config.chunk_size, run.recipe.chunk_size),
+        ("latent_size (D)", config.latent_size, latent_size or config.latent_size),
+        ("vocab_size", config.vocab_size, run.vocab_size),
+        ("pad_id", config.pad_id, run.tokenizer.pad_id),
+    ):
+        if theirs != ours:
+            raise TrainerError(
+                f"the autoencoder in {folder} has {name} {theirs}, this run has {ours}; train one that fits, or "
+                "change the run"
+            )
+    return autoencoder

@@ -1,0 +1,114 @@
+"""Figures on held-out data."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from latentforge.model.autoencoder import Autoencoder
+from latentforge.model.latent_model import LatentModel
+from latentforge.model.losses import ObjectiveWeights, StudentBatch, loss_of
+from latentforge.model.token_level import TokenLevelModel
+from latentforge.text.packed import PackedData
+from latentforge.trainer.data.sequence_order import step_generator
+
+_CHUNKS_AT_ONCE = 256
+
+
+@torch.no_grad()
+def evaluate_autoencoder(
+    autoencoder: Autoencoder, data: PackedData, seed: int, max_chunks: int | None = None
+) -> dict[str, float]:
+    """Reconstruction of held-out chunks by argmax.
+
+    Args:
+        autoencoder: left in evaluation mode.
+        data: held-out sequences, cut at phase 0.
+        seed: of the posterior noise.
+        max_chunks: chunks looked at, evenly spread; None takes all.
+
+    Returns:
+        token_exact and chunk_exact, shares from the posterior's mean; token_exact_noisy and chunk_exact_noisy, from
+        a sample of it;
+        chunks, how many were looked at.
+    """
+    autoencoder.eval()
+    k = autoencoder.config.chunk_size
+    device = autoencoder.mask_embedding.device
+    num_chunks = len(data.tokens) // k
+    count = min(num_chunks, max_chunks or num_chunks)
+    picked = np.linspace(0, num_chunks - 1, count).astype(np.int64)
+    exact = torch.zeros(2, 2, dtype=torch.int64)
+    for i in range(0, count, _CHUNKS_AT_ONCE):
+        rows = picked[i : i + _CHUNKS_AT_ONCE]
+        chunks_nk = torch.from_numpy(data.tokens.reshape(-1, k)[rows].astype(np.int64)).to(device)
+        posterior = autoencoder.encode(chunks_nk)
+        generator = step_generator(seed, i, device)
+        for noisy, latents in enumerate((posterior.mean, posterior.sample(generator))):
+            right = autoencoder.decode(latents).argmax(-1) == chunks_nk
+            exact[noisy, 0] += int(right.sum())
+            exact[noisy, 1] += int(right.all(-1).sum())
+    tokens, chunks = count * k, count
+    return {
+        "token_exact": int(exact[0, 0]) / tokens,
+        "chunk_exact": int(exact[0, 1]) / chunks,
+        "token_exact_noisy": int(exact[1, 0]) / tokens,
+        "chunk_exact_noisy": int(exact[1, 1]) / chunks,
+        "chunks": chunks,
+    }
+
+
+@torch.no_grad()
+def evaluate_student(
+    model: LatentModel | TokenLevelModel, batches: Sequence[StudentBatch], seed: int, device: torch.device
+) -> dict[str, float]:
+    """Figures on held-out batches: CE in nats per token, KD where there are rows, MSE per dimension of a latent.
+
+    CE is over the valid tokens, those that the teacher has rows for, so that it compares with the teacher's and the
+    unigram's.
+
+    Args:
+        model: left in evaluation mode.
+        batches: all with rows, or none.
+        seed: of an energy head's noise.
+        device: the model's.
+    """
+    model.eval()
+    k = model.chunk_size
+    weights = ObjectiveWeights(ce=1.0, kd=float(batches[0].kd is not None), mse=float(isinstance(model, LatentModel)))
+    terms = [name for name, weight in vars(weights).items() if weight]
+    sums, amounts = dict.fromkeys(terms, 0.0), dict.fromkeys(terms, 0)
+    for i, batch in enumerate(batches):
+        loss = loss_of(model, to_device(batch, device), weights, step_generator(seed, i, device))
+        chunks = batch.chunk_valid if batch.chunk_valid is not None else batch.valid.unflatten(1, (-1, k)).any(-1)
+        amount = {"ce": int(batch.valid.sum()), "kd": int(batch.valid.sum()), "mse": int(chunks.sum())}
+        for name in terms:
+            sums[name] += amount[name] * float(getattr(loss, name))
+            amounts[name] += amount[name]
+    return {name: value / max(amounts[name], 1) for name, value in sums.items()}
+
+
+def to_device(batch: StudentBatch, device: torch.device) -> StudentBatch:
+    if device.type == "cpu":
+        return batch
+    kd = type(batch.kd)(**{n: v.to(device, non_blocking=True) for n, v in vars(batch.kd).items()}) if batch.kd else None
+    chunk_valid = batch.chunk_valid.to(device) if batch.chunk_valid is not None else None
+    return StudentBatch(batch.tokens.to(device), batch.valid.to(device), kd, chunk_valid, batch.own_text)
+
+
+def unigram_ce(token_counts: NDArray[np.int64], batches: Sequence[StudentBatch]) -> float:
+    """Cross-entropy of held-out tokens under the training text's token frequencies, nats per token.
+
+    Args:
+        token_counts: int64 [V], how often each token stands in what is learnt; one is added to each.
+        batches: held-out; the valid tokens count.
+    """
+    counts = token_counts + 1.0
+    logprobs = np.log(counts / counts.sum())
+    return float(-logprobs[torch.cat([b.tokens[b.valid] for b in batches]).numpy()].mean())
+
+
+def teacher_nll(batches: Sequence[StudentBatch]) -> float:
+    """The teacher's own cross-entropy of the valid tokens of held-out batches, nats per token."""
+    return float(-torch.cat([b.kd.realised_logprobs[b.valid] for b in batches if b.kd is not None]).mean())

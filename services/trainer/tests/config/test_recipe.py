@@ -1,0 +1,82 @@
+from pathlib import Path
+
+import pytest
+
+from latentforge.trainer.config.recipe import load_recipe, parse_override
+from latentforge.trainer.config.settings import TrainerSettings
+from latentforge.trainer.errors import TrainerError
+
+FOLDER = TrainerSettings().recipes_dir
+
+
+@pytest.mark.parametrize("name", ["demo", "smoke", "gb10-single", "gb10-dual"])
+def test_the_shipped_recipes_load(name: str) -> None:
+    recipe = load_recipe(name, FOLDER)
+    assert recipe.name == name
+    assert recipe.chunk_size == 8
+    assert (
+        recipe.student_config(1, 0, recipe.autoencoder_config(4096, 1)).max_chunks == recipe.data.sequence_length // 8
+    )
+
+
+def test_overrides_reach_their_field() -> None:
+    recipe = load_recipe("demo", FOLDER, {"autoencoder.model.latent_size": 1024, "student.optim.steps": None})
+    assert recipe.autoencoder_config(4096, 1).latent_size == 1024
+    assert recipe.student.optim.steps == load_recipe("demo", FOLDER).student.optim.steps
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"student.optim.lr": -1}, r"student\.optim\.lr is -1: .*greater than 0"),
+        ({"student.optim.learning_rate": 1}, r"student\.optim\.learning_rate is 1: Extra"),
+        ({"chunk_size": 7}, r"sequence_length=2048 is not a multiple .* of chunk_size=7"),
+        ({"autoencoder.model.latent_size": 0}, r"autoencoder\.model\.latent_size is 0: .*greater than or equal to 1"),
+        ({"student.model.num_kv_heads": 3}, "num_heads=4 is not a multiple of num_kv_heads=3"),
+        ({"student.model.head": "magic"}, r"student\.model\.head is 'magic': .*'deterministic' or 'energy'"),
+        ({"student.model.vocab_size": 9}, r"student\.model\.vocab_size is 9: it follows from"),
+        ({"student.weights.energy": 1.0}, r"energy=1\.0 needs student\.model\.head='energy'"),
+        ({"student.weights": {"ce": 0, "kd": 0, "mse": 0}}, "all 0"),
+        (
+            {"student.objective": "chunk"},
+            r"student\.objective is 'chunk'; choose one of regressed-latent, energy",
+        ),
+        ({"teacher.targets": "text"}, r"kd=2\.0 with teacher\.targets='text'.*objective chunk-ce"),
+        ({"student.model.chunk_decoder.kind": "none"}, r"objective='chunk-kd-heavy' with .*kind='none'"),
+        ({"name.x": 1}, r"name\.x: name is a value"),
+    ],
+)
+def test_wrong_values_are_named(overrides: dict[str, object], message: str) -> None:
+    with pytest.raises(TrainerError, match=message):
+        load_recipe("demo", FOLDER, overrides)
+
+
+def test_a_token_level_student_has_the_students_backbone_and_as_many_tokens() -> None:
+    recipe = load_recipe("demo", FOLDER, {"student.model.num_layers": 2})
+    config = recipe.token_level_config(4096, 1, 0)
+    student = recipe.student_config(1, 0, recipe.autoencoder_config(4096, 1))
+    for name in ("num_layers", "hidden_size", "intermediate_size", "num_heads", "rope_theta"):
+        assert getattr(config, name) == getattr(student, name), name
+    assert config.max_tokens == student.max_chunks * student.chunk_size == 2048
+
+
+def test_an_unknown_recipe_says_which_there_are(tmp_path: Path) -> None:
+    with pytest.raises(TrainerError, match=r"no recipe 'dmeo' .* known: demo, gb10-dual, gb10-single, smoke"):
+        load_recipe("dmeo", FOLDER)
+    with pytest.raises(TrainerError, match="set RECIPES_DIR"):
+        load_recipe("demo", tmp_path)
+
+
+def test_a_broken_file_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text("name = ")
+    with pytest.raises(TrainerError, match=r"mine\.toml: "):
+        load_recipe(str(path), FOLDER)
+
+
+def test_overrides_are_read_as_toml_or_text() -> None:
+    assert parse_override("a.b=3") == ("a.b", 3)
+    assert parse_override("a=0.5") == ("a", 0.5)
+    assert parse_override("student.model.head=energy") == ("student.model.head", "energy")
+    with pytest.raises(TrainerError, match="dotted name"):
+        parse_override("steps")

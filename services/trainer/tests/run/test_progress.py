@@ -1,0 +1,42 @@
+import io
+import json
+from pathlib import Path
+
+from rich.console import Console
+
+from latentforge.trainer.run.progress import StageProgress
+from latentforge.trainer.run.status import Status
+
+
+def run_steps(folder: Path, console: Console, status: Status) -> None:
+    with StageProgress(folder, "student", 3, status, console=console) as progress:
+        for step in (1, 2, 3):
+            progress.step(step, {"ce": 1.5 / step}, 100, note="cache 1/2")
+        progress.validation(3, {"ce": 0.25})
+
+
+def test_without_a_terminal_lines_say_how_far_it_is(tmp_path: Path) -> None:
+    output = io.StringIO()
+    status = Status("r")
+    run_steps(tmp_path, Console(file=output, width=200), status)
+    lines = output.getvalue().splitlines()
+    assert lines[0].startswith("student 1/3  ce 1.5000  ")
+    assert "tok/s  cache 1/2  eta" in lines[0]
+    assert lines[-2].startswith("student 3/3")
+    assert lines[-1] == "student 3/3  held-out: ce 0.2500"
+    assert (status.stage, status.step, status.of) == ("student", 3, 3)
+    assert status.losses == {"ce": 0.5}
+
+
+def test_on_a_terminal_there_is_a_bar(tmp_path: Path) -> None:
+    output = io.StringIO()
+    run_steps(tmp_path, Console(file=output, width=200, force_terminal=True), Status("r"))
+    assert "3/3" in output.getvalue()
+    assert "━" in output.getvalue()
+
+
+def test_metrics_go_to_jsonl_and_tensorboard(tmp_path: Path) -> None:
+    run_steps(tmp_path, Console(file=io.StringIO()), Status("r"))
+    records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [(r["step"], r["kind"]) for r in records] == [(1, "train"), (2, "train"), (3, "train"), (3, "held_out")]
+    assert list((tmp_path / "tensorboard" / "student").glob("events.out.*"))

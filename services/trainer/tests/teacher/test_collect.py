@@ -1,0 +1,200 @@
+import shutil
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from latentforge.teacher_client.sparse_rows import SparseRows
+from latentforge.text.held_out import split_tail
+from latentforge.text.packed import PackedData
+from latentforge.trainer.errors import TrainerError
+from latentforge.trainer.run.interrupt import Interrupted
+from latentforge.trainer.targets.base import TargetSource
+from latentforge.trainer.targets.choose import meet_teacher, target_source
+from latentforge.trainer.targets.generated import GeneratedTargets
+from latentforge.trainer.teacher.connection import TeacherLink, TeacherLostError
+from latentforge.trainer.teacher.continuations import GeneratedStore
+
+# Room for a byte-level chat.
+GENERATE = {"teacher.targets": "generate", "data.sequence_length": 64}
+
+
+@pytest.fixture
+def gather(known_teacher: Any, make_run: Any, packed: PackedData) -> Any:
+    """Collects, and gives what was collected."""
+
+    def collected(
+        name: str = "run", *, fresh: bool = False, stop: Any = lambda: False, patience: float = 5.0, **overrides: Any
+    ) -> dict[str, Any]:
+        changes = {f"teacher.generate.{k}": v for k, v in overrides.items()}
+        run = make_run(name, port=known_teacher.port, overrides=GENERATE | changes, patience=patience)
+        with TeacherLink(run.settings.gateway_target, patience=patience, stop=stop) as link:
+            answer, kind = meet_teacher(run, link)
+            assert kind == "generate"
+            source: TargetSource = target_source(run, link, *split_tail(packed, 30), answer, kind, fresh=fresh)
+            try:
+                assert isinstance(source, GeneratedTargets)
+                found: dict[str, Any] = source.report()["generated"]
+                return found | source.identity() | {"folder": run.folder / "generated"}
+            finally:
+                source.close()
+
+    return collected
+
+
+def asked(teacher: Any) -> list[tuple[str, int]]:
+    return sorted((r.chat.messages[0].content, r.seed) for r in teacher.generated)
+
+
+def test_every_prompt_is_asked_once_with_what_the_recipe_says(known_teacher: Any, gather: Any) -> None:
+    report = gather(temperature=0.5, top_p=0.9, n=2)
+    assert (report["prompts"], report["continuations"], report["dropped"]) == (15, 30, 0)
+    assert report["held_out_continuations"] == 6
+    requests = known_teacher.generated
+    assert len(set(asked(known_teacher))) == len(requests) == 15
+    assert {(r.max_tokens, r.n, r.top_k, r.temperature, round(r.top_p, 3)) for r in requests} == {(10, 2, 4, 0.5, 0.9)}
+    assert all(r.chat.messages[0].content.startswith("Go\n\n") for r in requests)
+
+
+def test_continuations_of_several_messages_are_put_together(known_teacher: Any, gather: Any) -> None:
+    in_three = gather("three")
+    known_teacher.piece = 100
+    assert gather("whole")["generated_sha256"] == in_three["generated_sha256"]
+    with GeneratedStore(in_three["folder"], "float32") as store:
+        for record in store.records(range(15)):
+            each = store.read(record)
+            ids = [*each.prompt_ids.tolist(), *each.token_ids.tolist()]
+            whole: SparseRows = known_teacher.rows(ids, 4)
+            assert each.rows.first_position == len(each.prompt_ids)
+            assert (each.rows.ids == whole.ids[len(each.prompt_ids) - 1 :]).all()
+            assert each.stopped == (each.token_ids[-1] == 3)
+
+
+def test_an_interrupted_collection_goes_on_and_ends_the_same(known_teacher: Any, gather: Any) -> None:
+    whole = gather("whole")
+    everything = asked(known_teacher)
+    known_teacher.generated.clear()
+    with pytest.raises(Interrupted):
+        gather("cut", stop=lambda: len(known_teacher.generated) >= 3)
+    before = len(known_teacher.generated)
+    assert before > 0
+    cut = gather("cut")
+    assert cut["generated_sha256"] == whole["generated_sha256"]
+    assert set(asked(known_teacher)) == set(everything)
+    # A whole collection asks for nothing.
+    known_teacher.generated.clear()
+    assert gather("cut") == cut
+    assert known_teacher.generated == []
+
+
+def test_what_a_kill_tore_is_asked_again_and_no_more(known_teacher: Any, gather: Any) -> None:
+    whole = gather("a")
+    index, shard = whole["folder"] / "index.jsonl", whole["folder"] / "shard-00000.bin"
+    raw, records = index.read_bytes(), shard.read_bytes()
+    for kept in (0, 1, len(raw) // 2, len(raw) - 1):
+        known_teacher.generated.clear()
+        index.write_bytes(raw[:kept])
+        shard.write_bytes(records)
+        assert gather("a")["generated_sha256"] == whole["generated_sha256"]
+        assert len(known_teacher.generated) == 15 - raw[:kept].count(b"\n")
+
+
+def test_dropped_continuations_are_counted_and_not_used(known_teacher: Any, gather: Any) -> None:
+    known_teacher.drop = lambda messages, index: "bytes differ" if index == 1 else ""
+    report = gather(n=3)
+    assert (report["continuations"], report["dropped"]) == (30, 15)
+    known_teacher.generated.clear()
+    assert gather(n=3) == report
+    assert known_teacher.generated == []
+
+
+def test_too_many_dropped_is_an_error_that_says_where_to_look(known_teacher: Any, gather: Any) -> None:
+    known_teacher.drop = lambda messages, index: "bytes differ" if index else ""
+    with pytest.raises(TrainerError, match=r"of .* continuations cannot be used, .* bytes differ\. Look at .*FRESH=1"):
+        gather(n=3)
+    # Seen before everything was paid for.
+    assert len(known_teacher.generated) < 15
+    known_teacher.drop = lambda messages, index: ""
+    assert gather(n=3, fresh=True)["dropped"] == 0
+
+
+def test_another_teacher_or_setting_is_refused_with_both_values_or_starts_anew(known_teacher: Any, gather: Any) -> None:
+    first = gather()
+    with pytest.raises(TrainerError, match=r"generate\.max_tokens = 10, now it is 8; .*FRESH=1"):
+        gather(max_tokens=8)
+    known_teacher.revision = "2"
+    with pytest.raises(TrainerError, match=r"teacher\.revision = '1', now it is '2'"):
+        gather()
+    known_teacher.generated.clear()
+    assert gather(fresh=True)["generated_sha256"] == first["generated_sha256"]
+    assert len(known_teacher.generated) == 15
+    # What is whole and fits is worth keeping.
+    gather(fresh=True)
+    assert len(known_teacher.generated) == 15
+
+
+def test_a_refused_prompt_is_dropped_and_a_refusing_teacher_ends_the_collection(
+    known_teacher: Any, gather: Any
+) -> None:
+    known_teacher.fail_with = grpc.StatusCode.INVALID_ARGUMENT
+    with pytest.raises(TrainerError, match=r"15 of 15 continuations cannot be used.* INVALID_ARGUMENT: refused"):
+        gather()
+    known_teacher.fail_with = grpc.StatusCode.FAILED_PRECONDITION
+    with pytest.raises(TrainerError, match=r"refused: FAILED_PRECONDITION"):
+        gather(fresh=True)
+
+
+def test_a_lost_teacher_leaves_what_had_arrived(known_teacher: Any, gather: Any, monkeypatch: Any) -> None:
+    original = known_teacher.rows
+
+    def rows(ids: list[int], k: int) -> Any:
+        if len(known_teacher.generated) >= 10:
+            known_teacher.fail_with = grpc.StatusCode.UNAVAILABLE
+        return original(ids, k)
+
+    monkeypatch.setattr(known_teacher, "rows", rows)
+    with pytest.raises(TeacherLostError, match="run the same command to go on"):
+        gather("lost", patience=0.1)
+    monkeypatch.undo()
+    known_teacher.fail_with = None
+    known_teacher.generated.clear()
+    lost = gather("lost")
+    assert 0 < len(known_teacher.generated) < 15
+    assert lost["generated_sha256"] == gather("whole")["generated_sha256"]
+
+
+def test_rows_that_are_not_the_continuations_are_dropped(known_teacher: Any, gather: Any) -> None:
+    known_teacher.misplaced = 1
+    with pytest.raises(TrainerError, match=r"tokens after a prompt of \d+ came with \d+ rows from position"):
+        gather()
+
+
+@pytest.mark.parametrize(
+    ("can_score", "can_generate", "targets", "expected"),
+    [
+        (True, True, "auto", "score"),
+        (False, True, "auto", "generate"),
+        (True, True, "generate", "generate"),
+        (False, False, "auto", r"can neither score nor generate; give the gateway another TEACHER_BACKEND"),
+        (False, True, "score", r"cannot score given text, only generate; set teacher\.targets to generate"),
+        (True, False, "generate", r"cannot generate, only score; set teacher\.targets to score"),
+    ],
+)
+def test_the_source_follows_recipe_and_teacher(
+    known_teacher: Any, make_run: Any, can_score: bool, can_generate: bool, targets: str, expected: str
+) -> None:
+    known_teacher.can_score, known_teacher.can_generate = can_score, can_generate
+    run = make_run(port=known_teacher.port, overrides={"teacher.targets": targets})
+    with TeacherLink(run.settings.gateway_target) as link:
+        if " " in expected:
+            with pytest.raises(TrainerError, match=expected):
+                meet_teacher(run, link)
+        else:
+            assert meet_teacher(run, link)[1] == expected
+
+
+def test_a_missing_folder_is_no_collection(known_teacher: Any, gather: Any) -> None:
+    first = gather()
+    shutil.rmtree(Path(first["folder"]))
+    assert gather()["generated_sha256"] == first["generated_sha256"]

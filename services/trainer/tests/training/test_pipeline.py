@@ -1,0 +1,49 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from latentforge.trainer.errors import TrainerError
+from latentforge.trainer.teacher.connection import TeacherLostError
+from latentforge.trainer.training.pipeline import run_pipeline, targets_line
+
+
+def test_data_to_checkpoints_in_one_call(known_teacher: Any, make_run: Any, corpus: Path) -> None:
+    run = make_run(port=known_teacher.port)
+    summary = run_pipeline(run, corpus)
+    assert json.loads((run.folder / "summary.json").read_text()) == summary
+    assert set(summary["seconds"]) == {"data", "autoencoder", "student"}
+    assert {"k", "d", "token_exact", "chunk_exact", "token_exact_noisy", "loss"} <= set(summary["ae"])
+    assert {"steps", "tokens", "kd_first", "kd_last", "ce_first", "ce_last", "seconds"} <= set(summary["student"])
+    assert summary["student"]["ce_last"] == summary["curve"][-1]["ce"]
+    assert {"model", "revision", "fingerprint", "held_out_nll"} <= set(summary["teacher"])
+    assert len(summary["checkpoints"]) == 3
+    assert summary["unigram_ce"] > 0
+    assert run.status.stage == "finished"
+    assert f"of {summary['cache']['misses']} sequences" in targets_line(summary)
+    assert "which holds 2.5 MB; the gateway has saved 1.5 s of teacher time" in targets_line(summary)
+
+
+def test_a_finished_run_is_not_done_again(known_teacher: Any, make_run: Any, corpus: Path) -> None:
+    first = run_pipeline(make_run(port=known_teacher.port), corpus)
+    again = make_run(port=9)
+    assert run_pipeline(again, corpus) == first
+    assert "student: finished before" in make_run.output.getvalue()
+
+
+def test_the_teacher_is_met_before_any_work(known_teacher: Any, make_run: Any, corpus: Path) -> None:
+    known_teacher.can_score = False
+    run = make_run(port=known_teacher.port, overrides={"teacher.targets": "score"})
+    with pytest.raises(TrainerError, match="cannot score"):
+        run_pipeline(run, corpus)
+    with pytest.raises(TeacherLostError, match="start it or set GATEWAY_TARGET"):
+        run_pipeline(make_run(port=9, patience=0.1), corpus)
+    assert not run.folder.exists()
+
+
+def test_held_out_documents_of_ones_own(known_teacher: Any, make_run: Any, corpus: Path) -> None:
+    run = make_run(port=known_teacher.port)
+    run_pipeline(run, corpus, corpus)
+    packed = [json.loads((run.folder / "data" / s / "meta.json").read_text()) for s in ("train", "held-out")]
+    assert packed[0]["num_documents"] == packed[1]["num_documents"]
