@@ -67,6 +67,11 @@ demo: $(READY) ## From nothing to a served student: gateway, training, serving, 
 
 ##@ Step by step
 
+.PHONY: gateway
+gateway: $(READY) ## Run the teacher-gateway until Ctrl-C; commands that find none start one for themselves
+#: TEACHER_BACKEND=embedded GATEWAY_PORT=50051   see .env.example
+	@$(BIN)/teacher-gateway serve
+
 .PHONY: toy
 toy: $(READY) ## Make data/toy.jsonl of the standard library's sources and pack it to data/packed_toy
 #: K=8   sequences are 2048 tokens long, which must be a multiple of it

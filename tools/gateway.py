@@ -1,6 +1,7 @@
-"""Runs a command with a teacher-gateway: the one that answers already, or one started for as long as the command takes.
+"""Runs a command with a teacher-gateway: the one that answers already, or one started for this command.
 
-One that was started here stays until no other command that found it needs it.
+One that was started here ends with its command, also where another command found it meanwhile: `make gateway` starts
+one that stays.
 
 Usage: python -m tools.gateway -- trainer train student ...
 """
@@ -17,8 +18,7 @@ from latentforge.core.settings import ServiceSettings, SettingsError, load_setti
 from latentforge.teacher_client.channel import open_channel
 from latentforge.teacher_client.errors import TeacherError
 from latentforge.teacher_client.sync_client import SyncTeacherClient
-from tools.gateway_use import GatewayUse
-from tools.processes import Child, ChildError, Children, StoppedError, stop_on_signals
+from tools.processes import ChildError, Children, StoppedError, stop_on_signals
 
 # The gateway itself waits for a vLLM that is still starting; a gateway that died is noticed at once.
 START_SECONDS = 700.0
@@ -85,10 +85,7 @@ def run_with_gateway(command: list[str]) -> None:
         "TORCH_THREADS": os.environ.get("TORCH_THREADS", "1"),
         "OMP_WAIT_POLICY": "PASSIVE",
     }
-    gateway: Child | None = None
-    place = "local" if host in _LOCAL else host
-    # The gateway is stopped before its use ends.
-    with stop_on_signals(), GatewayUse(f"{place}-{port}") as use, Children(_LOGS, env=environment) as children:
+    with stop_on_signals(), Children(_LOGS, env=environment) as children:
         if gateway_answers(target, settings.gateway_tls_ca):
             backend = backend_of(settings)
             if settings.teacher_backend not in (None, backend):
@@ -102,23 +99,16 @@ def run_with_gateway(command: list[str]) -> None:
                 "or unset GATEWAY_TARGET to have one started here"
             )
         else:
-            sys.stderr.write(f"starting a teacher-gateway at {target} for as long as this takes\n")
-            gateway = children.start("teacher-gateway", gateway_command())
+            sys.stderr.write(
+                f"starting a teacher-gateway at {target} for this command; `make gateway` starts one that stays\n"
+            )
+            children.start("teacher-gateway", gateway_command())
             children.wait_until(
                 lambda: gateway_answers(target, settings.gateway_tls_ca),
                 "starting the teacher-gateway",
                 seconds=START_SECONDS,
             )
-        try:
-            children.finish(children.start(Path(command[0]).name, command, visible=True))
-        finally:
-            alive = gateway is not None and gateway.exit_code() is None
-            if alive and not isinstance(sys.exception(), StoppedError):
-                use.wait_for_others(_tell_of_others)
-
-
-def _tell_of_others() -> None:
-    sys.stderr.write("other commands use the gateway that this one started; it stays until they end (Ctrl-C: now)\n")
+        children.finish(children.start(Path(command[0]).name, command, visible=True))
 
 
 def main(arguments: list[str]) -> int:
