@@ -1,6 +1,7 @@
 import json
+import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from latentforge.core.manifest import (
     TeacherId,
     chosen_checkpoint,
     list_checkpoints,
+    newest_runs,
     publish_checkpoint,
     read_manifest,
     verify_checkpoint,
@@ -155,6 +157,64 @@ def test_a_pin_rolls_back_and_a_wrong_pin_is_named(tmp_path: Path) -> None:
     pin.write_text("../../etc")
     with pytest.raises(CheckpointError, match="which is no checkpoint"):
         chosen_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_a_pin_may_be_written_by_any_editor(tmp_path: Path, encoding: str) -> None:
+    publish(tmp_path, 1)
+    publish(tmp_path, 2)
+    (tmp_path / "run" / "pinned").write_bytes("step-00000001\r\n".encode(encoding))
+    assert chosen_checkpoint(tmp_path) == tmp_path / "run" / "step-00000001"
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe\x00", b"step-\xe9", b"\x89PNG"])
+def test_a_pin_that_is_no_text_is_named(tmp_path: Path, content: bytes) -> None:
+    publish(tmp_path, 1)
+    pin = tmp_path / "run" / "pinned"
+    pin.write_bytes(content)
+    with pytest.raises(CheckpointError, match=rf"{pin} cannot be read: .*; write a folder's name, like step-"):
+        chosen_checkpoint(tmp_path)
+
+
+@pytest.fixture
+def deny(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], None]:
+    """Makes a folder unreadable, for root too."""
+    denied: set[Path] = set()
+    iterdir, stat = Path.iterdir, Path.stat
+
+    def check(path: Path) -> None:
+        if path in denied:
+            raise PermissionError(13, "Permission denied", str(path))
+
+    def checked_iterdir(path: Path) -> Iterator[Path]:
+        check(path)
+        return iterdir(path)
+
+    def checked_stat(path: Path, **options: bool) -> os.stat_result:
+        check(path.parent)
+        return stat(path, **options)
+
+    monkeypatch.setattr(Path, "iterdir", checked_iterdir)
+    monkeypatch.setattr(Path, "stat", checked_stat)
+    return denied.add
+
+
+def test_a_folder_that_cannot_be_read_is_passed_over_and_told(tmp_path: Path, deny: Callable[[Path], None]) -> None:
+    publish(tmp_path, 1)
+    publish(tmp_path, 2)
+    (tmp_path / "lost+found").mkdir()
+    deny(tmp_path / "lost+found")
+    deny(tmp_path / "run" / "step-00000002")
+    told: list[OSError] = []
+    assert newest_runs(tmp_path, told.append) == [tmp_path / "run"]
+    assert chosen_checkpoint(tmp_path, on_error=told.append) == tmp_path / "run" / "step-00000001"
+    assert chosen_checkpoint(tmp_path) == tmp_path / "run" / "step-00000001"
+    assert {str(error.filename) for error in told} == {
+        str(tmp_path / "lost+found"),
+        str(tmp_path / "run" / "step-00000002"),
+    }
+    with pytest.raises(PermissionError):
+        list_checkpoints(tmp_path / "lost+found")
 
 
 def test_publishing_a_step_again_keeps_what_is_there(tmp_path: Path) -> None:

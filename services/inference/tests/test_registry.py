@@ -2,7 +2,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -166,6 +166,52 @@ def test_a_pin_to_nothing_is_a_problem_and_changes_nothing(registry: Registry, p
     (place.parent / PINNED).unlink()
     assert served(registry) == "demo/step-00000002"
     assert registry.problem is None
+
+
+def test_a_pin_that_windows_wrote_is_understood_and_one_that_is_no_text_is_a_problem(
+    registry: Registry, publish: Publish
+) -> None:
+    place = publish(1)
+    publish(2)
+    pin = place.parent / PINNED
+    pin.write_bytes("step-00000001\r\n".encode("utf-16"))
+    assert served(registry) == "demo/step-00000001"
+    pin.write_bytes(b"step-\xe9")
+    assert served(registry) == "demo/step-00000001"
+    assert registry.problem is not None
+    assert str(pin) in registry.problem
+
+
+def test_a_wrong_pin_of_another_run_does_not_end_the_search(registry: Registry, publish: Publish) -> None:
+    now = time.time_ns()
+    for age, run in enumerate(["third", "second", "first"]):
+        place = publish(1, run=run)
+        os.utime(place / MANIFEST, ns=(now, now - (3 - age) * 10**9))
+    cut_short(place)
+    (place.parent.parent / "second" / PINNED).write_text("step-00000009")
+    assert served(registry) == "third/step-00000001"
+    assert registry.problem is not None
+    assert "step-00000009" in registry.problem
+
+
+def test_a_folder_that_cannot_be_read_is_passed_over_and_said(
+    registry: Registry, publish: Publish, checkpoints: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lost = checkpoints / "lost+found"
+    lost.mkdir(parents=True)
+    iterdir = Path.iterdir
+
+    def deny(path: Path) -> Iterator[Path]:
+        if path == lost:
+            raise PermissionError(13, "Permission denied", str(path))
+        return iterdir(path)
+
+    monkeypatch.setattr(Path, "iterdir", deny)
+    assert served(registry) is None
+    assert registry.waiting_for.startswith(f"a first checkpoint in {checkpoints}; passed over: ")
+    publish(1)
+    assert served(registry) == "demo/step-00000001"
+    assert registry.problem == f"passed over: [Errno 13] Permission denied: '{lost}'"
 
 
 def test_a_pin_to_a_bad_checkpoint_serves_nothing_else_to_a_new_server(registry: Registry, publish: Publish) -> None:

@@ -4,7 +4,9 @@ A checkpoint is ``<root>/<run>/step-00001200/`` with autoencoder/, student/, tok
 manifest.json.
 """
 
+import codecs
 import hashlib
+import logging
 import os
 import re
 import shutil
@@ -21,7 +23,13 @@ MANIFEST = "manifest.json"
 PINNED = "pinned"
 PARTS = ("autoencoder", "student", "tokenizer")
 _STEP_FOLDER = re.compile(r"step-(\d+)")
+_LONGEST_PIN = 1024
+_HOW_TO_PIN = "write a folder's name, like step-00001200, in UTF-8, or delete the file"
 _TEMPORARY = ".tmp-"
+
+logger = logging.getLogger(__name__)
+
+OnError = Callable[[OSError], object]
 
 
 class CheckpointError(ValueError):
@@ -93,6 +101,10 @@ class ManifestDraft(BaseModel):
     teacher: TeacherId
     metrics: dict[str, float]
     golden: Golden
+
+
+def _tell(error: OSError) -> None:
+    logger.warning("passed over: %s", error)
 
 
 def step_folder(step: int) -> str:
@@ -197,50 +209,87 @@ def verify_checkpoint(place: Path) -> Manifest:
     return manifest
 
 
-def list_checkpoints(run_folder: Path) -> list[Path]:
-    """The run's checkpoints that have a manifest, by step as a number, oldest first."""
+def list_checkpoints(run_folder: Path, on_error: OnError = _tell) -> list[Path]:
+    """The run's checkpoints that have a manifest, by step as a number, oldest first.
+
+    Args:
+        run_folder: ``<root>/<run>``; it may not exist.
+        on_error: gets the error of every checkpoint that cannot be looked at, which is then passed over.
+
+    Raises:
+        OSError: the run's folder itself cannot be read.
+    """
     found = []
     for place in run_folder.iterdir() if run_folder.is_dir() else ():
         match = _STEP_FOLDER.fullmatch(place.name)
-        if match and (place / MANIFEST).is_file():
-            found.append((int(match[1]), place))
+        try:
+            if match and (place / MANIFEST).is_file():
+                found.append((int(match[1]), place))
+        except OSError as error:
+            on_error(error)
     return [place for _, place in sorted(found)]
 
 
-def chosen_checkpoint(root: Path, run: str | None = None) -> Path | None:
+def newest_runs(root: Path, on_error: OnError = _tell) -> list[Path]:
+    """Folders of the runs that have published, the one that published last first.
+
+    Args:
+        root: the checkpoints folder; it may not exist.
+        on_error: gets the error of every folder that cannot be read, such as lost+found, which is then passed over.
+
+    Raises:
+        OSError: the checkpoints folder itself cannot be read.
+    """
+    published = []
+    for folder in root.iterdir() if root.is_dir() else ():
+        try:
+            if places := list_checkpoints(folder, on_error):
+                published.append(((places[-1] / MANIFEST).stat().st_mtime_ns, folder))
+        except OSError as error:
+            on_error(error)
+    return [folder for _, folder in sorted(published, key=lambda entry: -entry[0])]
+
+
+def chosen_checkpoint(root: Path, run: str | None = None, on_error: OnError = _tell) -> Path | None:
     """The checkpoint to serve: the pinned one, else the newest of the run.
 
     Args:
         root: the checkpoints folder.
         run: a run's name; None takes the run that published last.
+        on_error: gets the error of every folder that cannot be read, which is then passed over.
 
     Returns:
         A checkpoint's folder, or None when nothing is published yet.
 
     Raises:
         CheckpointError: the run is pinned to a step that is not there.
+        OSError: the checkpoints folder, or that of ``run``, cannot be read.
     """
     if run is None:
-        newest = [places[-1] for folder in _run_folders(root) if (places := list_checkpoints(folder))]
-        if not newest:
+        runs = newest_runs(root, on_error)
+        if not runs:
             return None
-        run = max(newest, key=lambda place: (place / MANIFEST).stat().st_mtime_ns).parent.name
+        run = runs[0].name
     pin = root / run / PINNED
     if pin.is_file():
-        name = pin.read_text(encoding="utf-8").strip()
+        name = _pinned_name(pin)
         place = root / run / name
         if not _STEP_FOLDER.fullmatch(name) or not (place / MANIFEST).is_file():
-            raise CheckpointError(
-                f"{pin} names {name!r}, which is no checkpoint of this run; "
-                f"write a folder's name, like {step_folder(1200)}, or delete the file"
-            )
+            raise CheckpointError(f"{pin} names {name!r}, which is no checkpoint of this run; {_HOW_TO_PIN}")
         return place
-    places = list_checkpoints(root / run)
+    places = list_checkpoints(root / run, on_error)
     return places[-1] if places else None
 
 
-def _run_folders(root: Path) -> list[Path]:
-    return [p for p in root.iterdir() if p.is_dir()] if root.is_dir() else []
+def _pinned_name(pin: Path) -> str:
+    """What the file says, in UTF-8 or, as Windows PowerShell writes, in UTF-16 with a byte order mark."""
+    try:
+        with pin.open("rb") as file:
+            content = file.read(_LONGEST_PIN)
+        encoding = "utf-16" if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
+        return content.decode(encoding).strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{pin} cannot be read: {error}; {_HOW_TO_PIN}") from None
 
 
 def _sha256(path: Path) -> str:

@@ -3,14 +3,14 @@
 import logging
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
 
-from latentforge.core.manifest import MANIFEST, PINNED, CheckpointError, chosen_checkpoint, list_checkpoints
+from latentforge.core.manifest import PINNED, CheckpointError, chosen_checkpoint, list_checkpoints, newest_runs
 from latentforge.inference.snapshot import Snapshot, load_snapshot
 
 logger = logging.getLogger(__name__)
@@ -73,32 +73,37 @@ class Registry:
     @property
     def waiting_for(self) -> str:
         """What a server without a snapshot waits for, in words."""
-        if self.problem:
-            return self.problem
         if bad := self.quarantined:
-            return f"a checkpoint that can be served; the last one found cannot: {bad[-1].reason}"
-        return f"a first checkpoint in {self.root / (self.run or '')}"
+            what = f"a checkpoint that can be served; the last one found cannot: {bad[-1].reason}"
+        else:
+            what = f"a first checkpoint in {self.root / (self.run or '')}"
+        return f"{what}; {self.problem}" if self.problem else what
 
     def refresh(self) -> None:
         """Looks at the folder once and loads what it wants, while the current snapshot serves on.
 
         The first checkpoint that passes all checks is taken, from the one that is wanted most down to the one that
         is served; one that fails goes into quarantine. Never raises for anything that is wrong with the folder: what
-        it could not do stands in :attr:`problem`.
+        it could not do, or passed over, stands in :attr:`problem`.
         """
         with self._refreshing:
-            problem = None
-            self._forget_the_gone()
+            problems: list[str] = []
+
+            def pass_over(error: Exception) -> None:
+                problems.append(f"passed over: {error}")
+
             try:
-                for place in self._candidates():
+                self._forget_the_gone()
+                for place in self._candidates(pass_over):
                     try:
                         if self._is_settled_by(place):
                             break
                     # Not the checkpoint's fault, so it is not quarantined but tried again at the next look.
                     except OSError as error:
-                        problem = problem or f"{_name(place)} cannot be read now: {error}"
+                        problems.append(f"{_name(place)} cannot be read now: {error}")
             except (CheckpointError, OSError) as error:
-                problem = str(error)
+                problems.append(str(error))
+            problem = "; ".join(dict.fromkeys(problems)) or None
             if problem and problem != self.problem:
                 logger.warning("%s", problem)
             self.problem = problem
@@ -127,32 +132,41 @@ class Registry:
         logger.info("serving %s%s", snapshot.id, f" instead of {before.id}" if before else "")
         return True
 
-    def _candidates(self) -> Iterator[Path]:
-        """The places to serve from, most wanted first; a pinned run offers its pinned checkpoint only."""
-        chosen = chosen_checkpoint(self.root, self.run)
+    def _candidates(self, pass_over: Callable[[Exception], None]) -> Iterator[Path]:
+        """The places to serve from, most wanted first; a pinned run offers its pinned checkpoint only.
+
+        Args:
+            pass_over: is told of what cannot be read, or is pinned wrong, and of which nothing is offered.
+
+        Raises:
+            CheckpointError: the run that is wanted is pinned to nothing.
+            OSError: its folder, or the one of all runs, cannot be read.
+        """
+        chosen = chosen_checkpoint(self.root, self.run, pass_over)
         if chosen is None:
-            yield from reversed(list_checkpoints(self.fallback) if self.fallback else [])
+            yield from reversed(list_checkpoints(self.fallback, pass_over) if self.fallback else [])
             return
-        yield from _of_run(chosen)
-        if self.run is None:
-            others = [
-                places[-1]
-                for folder in self.root.iterdir()
-                if folder != chosen.parent and (places := list_checkpoints(folder))
-            ]
-            for newest in sorted(others, key=lambda place: -(place / MANIFEST).stat().st_mtime_ns):
-                if wanted := chosen_checkpoint(self.root, newest.parent.name):
-                    yield from _of_run(wanted)
+        yield from _of_run(chosen, pass_over)
+        for run in newest_runs(self.root, pass_over) if self.run is None else ():
+            if run == chosen.parent:
+                continue
+            try:
+                wanted = chosen_checkpoint(self.root, run.name, pass_over)
+            except (CheckpointError, OSError) as error:
+                pass_over(error)
+                continue
+            if wanted is not None:
+                yield from _of_run(wanted, pass_over)
 
     def _forget_the_gone(self) -> None:
         # A new dict, since other threads read the old one.
         self._quarantine = {place: bad for place, bad in self._quarantine.items() if place.is_dir()}
 
 
-def _of_run(chosen: Path) -> Iterator[Path]:
+def _of_run(chosen: Path, pass_over: Callable[[Exception], None]) -> Iterator[Path]:
     yield chosen
     if not (chosen.parent / PINNED).is_file():
-        yield from (place for place in reversed(list_checkpoints(chosen.parent)) if place != chosen)
+        yield from (place for place in reversed(list_checkpoints(chosen.parent, pass_over)) if place != chosen)
 
 
 def _stamp(place: Path) -> Stamp:
