@@ -95,11 +95,14 @@ def publish(tokenizer_json: str, tmp_path: Path) -> Publish:
         weights: int | None = None,
         autoencoder_chunk_size: int | None = None,
         max_chunks: int = 256,
+        spoil: Callable[[Student], object] = lambda _: None,
         **changes: Any,
     ) -> Path:
         autoencoder, student = make_pair(
             step if weights is None else weights, autoencoder_chunk_size=autoencoder_chunk_size, max_chunks=max_chunks
         )
+        with torch.no_grad():
+            spoil(student)
         tokenizer = Tokenizer.from_str(tokenizer_json)
         prompt_ids = tokenizer.encode(GOLDEN_PROMPT, add_special_tokens=False).ids
         if autoencoder_chunk_size is None:

@@ -130,6 +130,16 @@ def test_a_folder_without_manifest_is_not_looked_at(registry: Registry, publish:
     assert registry.quarantined == []
 
 
+def test_a_student_that_diverged_is_quarantined_and_the_old_one_serves_on(registry: Registry, publish: Publish) -> None:
+    publish(1)
+    registry.refresh()
+    publish(2, spoil=lambda student: student.bias.fill_(torch.nan))
+    assert served(registry) == "demo/step-00000001"
+    [bad] = registry.quarantined
+    assert bad.checkpoint == "demo/step-00000002"
+    assert "not finite" in bad.reason
+
+
 def test_damage_to_the_served_checkpoint_on_disk_does_not_bring_an_older_one_back(
     registry: Registry, publish: Publish
 ) -> None:

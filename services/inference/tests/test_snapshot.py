@@ -10,6 +10,7 @@ import torch
 
 from latentforge.core.manifest import MANIFEST, CheckpointError, FileRecord, Golden, read_manifest
 from latentforge.inference.snapshot import GREEDY, load_snapshot
+from latentforge.model.student import Student
 
 CPU = torch.device("cpu")
 Publish = Callable[..., Path]
@@ -82,6 +83,25 @@ def test_other_ids_of_the_golden_prompt_are_refused(publish: Publish) -> None:
     wrong = Golden(prompt=golden.prompt + " ", prompt_ids=golden.prompt_ids, token_ids=golden.token_ids)
     with pytest.raises(CheckpointError, match=r"golden prompt .* has the ids"):
         load_snapshot(publish(2, weights=1, golden=wrong), CPU)
+
+
+def break_a_weight(student: Student) -> None:
+    student.embedding.weight[299, 0] = torch.nan
+
+
+def overflow(student: Student) -> None:
+    student.bias.fill_(torch.finfo(torch.float32).max)
+    assert student.chunk_decoder is not None
+    student.chunk_decoder.output.weight.fill_(1e38)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [(break_a_weight, r"student\.embedding\.weight are not finite"), (overflow, "the logits .* are not finite")],
+)
+def test_a_student_that_diverged_is_refused(publish: Publish, spoil: Callable[[Student], None], reason: str) -> None:
+    with pytest.raises(CheckpointError, match=reason):
+        load_snapshot(publish(1, spoil=spoil), CPU)
 
 
 def test_another_tokenizer_than_the_one_trained_with_is_refused(publish: Publish) -> None:

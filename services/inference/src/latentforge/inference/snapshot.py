@@ -7,6 +7,7 @@ import torch
 from tokenizers import Tokenizer
 
 from latentforge.core.manifest import CheckpointError, Manifest, verify_checkpoint
+from latentforge.model.finite import check_finite
 from latentforge.model.generation import ChunkGenerator, store_for_one_request
 from latentforge.model.io import load_autoencoder, load_student
 from latentforge.model.latent_model import LatentModel
@@ -51,6 +52,8 @@ class Snapshot:
 
 def load_snapshot(place: Path, device: torch.device) -> Snapshot:
     """Reads a checkpoint's folder, having verified every file of it, and has it write its golden continuation.
+
+    A student that diverged is refused too: with a NaN in its logits it still writes the golden ids, and fails requests.
 
     Only safetensors, JSON and our own classes are read; nothing in the folder is ever executed.
 
@@ -114,6 +117,10 @@ def _check_golden(snapshot: Snapshot) -> None:
             f"{place}: the golden prompt {golden.prompt!r} has the ids {prompt_ids}, "
             f"but the manifest says {golden.prompt_ids}"
         )
+    try:
+        check_finite(snapshot.generator.model, prompt_ids)
+    except ValueError as error:
+        raise CheckpointError(f"{place}: {error}; its training diverged") from None
     try:
         chunks = snapshot.generator.generate(prompt_ids, max(1, len(golden.token_ids)), GREEDY)
         token_ids = [token_id for chunk in chunks for token_id in chunk.token_ids]
