@@ -12,6 +12,7 @@ import grpc
 import numpy as np
 import pytest
 import torch
+from google.rpc import status_pb2  # type: ignore[import-untyped]
 from rich.console import Console
 from torch import Tensor
 
@@ -182,6 +183,7 @@ class KnownTeacher(teacher_pb2_grpc.TeacherServiceServicer):
             can_score=self.can_score,
             can_generate=self.can_generate,
             max_top_k=self.max_top_k,
+            max_sequence_length=512,
             vocab_size=self.vocab_size,
             tokenizer_fingerprint=self.fingerprint,
         )
@@ -196,6 +198,11 @@ class KnownTeacher(teacher_pb2_grpc.TeacherServiceServicer):
         # The last sequence first: answers may come in any order.
         for index in reversed(range(len(sequences))):
             key = tuple(sequences[index])
+            if max(key) >= VOCAB:
+                text = f"sequences[{index}].ids: has id {max(key)}; ids are 0 to {VOCAB - 1}"
+                refusal = status_pb2.Status(code=grpc.StatusCode.INVALID_ARGUMENT.value[0], message=text)
+                yield pb.ScoreBatchResponse(index=index, error=refusal)
+                continue
             hit = key in self._seen
             self._seen.add(key)
             self._cached += hit

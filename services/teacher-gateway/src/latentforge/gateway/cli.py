@@ -9,7 +9,6 @@ from typing import Annotated, Any, NoReturn, TypeVar
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from latentforge.core.logs import configure_logging
@@ -18,9 +17,7 @@ from latentforge.gateway.backends.base import BackendError
 from latentforge.gateway.cache import open_cache
 from latentforge.gateway.cache.base import Cache, CacheError
 from latentforge.gateway.settings import GatewaySettings
-from latentforge.teacher_client.client import TeacherClient
 from latentforge.teacher_client.errors import TeacherError
-from latentforge.teacher_client.sparse_rows import LogprobDtype
 from latentforge.teacher_client.sync_client import SyncTeacherClient
 
 app = typer.Typer(help="One gRPC logprobs API over every teacher.", no_args_is_help=True)
@@ -121,46 +118,6 @@ def stats(
 def clear(cache_url: CacheUrl = None) -> None:
     """Removes every entry."""
     typer.echo(f"{_with_cache(cache_url, lambda cache: cache.clear())} entries removed")
-
-
-@cache_app.command()
-def warm(
-    data: Annotated[Path, typer.Argument(help="JSONL ({text} or {messages} per line), or a packed folder.")],
-    target: Annotated[str, typer.Option(help="host:port of a running gateway.")] = "localhost:50051",
-    top_k: Annotated[int, typer.Option(min=1, help="Entries per row; they serve fewer, too.")] = 20,
-    max_length: Annotated[
-        int | None, typer.Option(min=2, help="JSONL: longest sequence in tokens; unset is the teacher's longest.")
-    ] = None,
-    float32: Annotated[bool, typer.Option("--float32", help="Keep log-probabilities in float32.")] = False,
-) -> None:
-    """Scores a data set against a running gateway, so that its cache has it. What it has already is passed over."""
-    settings = _settings()
-    from latentforge.gateway.warm import Warmed, WarmError
-    from latentforge.gateway.warm import warm as warm_cache
-
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        bar = progress.add_task("asking the gateway", total=None)
-
-        def show(done: int, total: int, so_far: Warmed) -> None:
-            text = f"{so_far.hits:,} hits, {so_far.computed:,} computed"
-            progress.update(bar, completed=done, total=total, description=text)
-
-        async def run() -> Warmed:
-            async with TeacherClient(
-                target, api_key=settings.gateway_api_key, tls_ca=settings.gateway_tls_ca
-            ) as client:
-                dtype: LogprobDtype = "float32" if float32 else "float16"
-                return await warm_cache(client, data, top_k=top_k, max_length=max_length, dtype=dtype, on_progress=show)
-
-        try:
-            warmed = asyncio.run(run())
-        except (SettingsError, TeacherError, WarmError) as error:
-            progress.stop()
-            _fail(error)
-    typer.echo(f"{warmed.hits:,} sequences were in the cache, {warmed.computed:,} were computed")
-    if warmed.refusal is not None:
-        _fail(RuntimeError(f"{warmed.refused:,} were refused, the first because {warmed.refusal}"))
 
 
 def _with_cache(url: str | None, work: Callable[[Cache], Awaitable[T]]) -> T:

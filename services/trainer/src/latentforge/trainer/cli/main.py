@@ -24,6 +24,7 @@ from latentforge.trainer.cli.options import (
     user_errors,
 )
 from latentforge.trainer.cli.train import train_app
+from latentforge.trainer.cli.warm import warm
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -35,6 +36,7 @@ app.command("pack")(pack)
 app.command("tokenizer")(train_tokenizer)
 app.add_typer(train_app, name="train")
 app.command("evaluate")(evaluate)
+app.command("warm")(warm)
 
 
 @app.callback()
