@@ -1,14 +1,14 @@
-"""``python -m experiments pareto|speed|compare|autoencoders``: trains, measures, and writes figures and chart."""
+"""``python -m experiments``: trains, measures, and writes figures and charts."""
 
 import os
 import sys
+from datetime import date
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
-from experiments.chart import draw
 from experiments.comparisons import (
     COMPARISONS,
     Comparison,
@@ -23,6 +23,7 @@ from experiments.fresh import speed_models
 from experiments.jobs import StaleError
 from experiments.pareto import pareto_models, seed_models
 from experiments.plan import AutoencoderPlan
+from experiments.published import RESULTS, draw_charts, redraw
 from experiments.report import autoencoders_table, command_line, models_table, print_rows, write_models
 from experiments.scales import ScaleName
 from latentforge.core.results import cpu_description, result_row, write_results
@@ -58,7 +59,7 @@ def pareto(
     at_once: AtOnceOption = _CORES,
     results: ResultsOption = Path("results"),
     publish: Annotated[
-        Path | None, typer.Option("--publish", help="Also write results.json and pareto.png to this folder.")
+        Path | None, typer.Option("--publish", help="Also write results.json and the charts to this folder.")
     ] = None,
 ) -> None:
     """Latent students beside token-level ones: quality against speed and against training."""
@@ -69,15 +70,25 @@ def pareto(
     measured = experiment.measured(models, timed=True)
     rows = pareto_rows(measured)
     path = write_models(results, "pareto", rows, measured, scale)
-    note = f"python -m experiments pareto --scale {scale}; {cpu_description()}, one thread; hollow: further seeds"
-    draw(measured, path.with_suffix(".png"), note)
+    charts = path.with_suffix(".png"), path.with_name(f"{path.stem}_panels.png")
+    draw_charts(measured, [], *charts, device=cpu_description(), date=date.today().isoformat())
     console.print(models_table(measured))
     print_rows(console, rows)
-    console.print(f"{path}\n{path.with_suffix('.png')}", highlight=False)
+    for made in (path, *charts):
+        console.print(str(made), highlight=False)
     if publish is not None:
         publish.mkdir(parents=True, exist_ok=True)
-        (publish / "results.json").write_bytes(path.read_bytes())
-        (publish / "pareto.png").write_bytes(path.with_suffix(".png").read_bytes())
+        (publish / RESULTS).write_bytes(path.read_bytes())
+        redraw(publish)
+
+
+@app.command("redraw")
+def redraw_command(
+    folder: Annotated[Path, typer.Argument(help="With results.json of pareto, and perhaps controls.json.")],
+) -> None:
+    """Draws a published folder's charts anew from its JSON, without training anything."""
+    for path in redraw(folder):
+        _console().print(str(path), highlight=False)
 
 
 @app.command()

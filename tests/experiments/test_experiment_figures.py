@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from experiments.chart import draw, draw_series
+from experiments.chart import Style, draw, draw_panels, draw_series
 from experiments.comparisons import latent_models, of_groups
 from experiments.figures import (
     Measured,
@@ -247,14 +247,20 @@ def test_an_energy_models_nats_are_its_tightest_bound(tmp_path: Path) -> None:
 
 def test_the_chart_is_drawn(tmp_path: Path) -> None:
     models = [measured(k, 4 + k / 10, 100 * k, words=words) for k in (1, 4, 8) for words in VOCABULARIES]
-    draw(models, tmp_path / "charts" / "pareto.png", "a note")
-    assert (tmp_path / "charts" / "pareto.png").read_bytes()[:4] == b"\x89PNG"
+    draw(models, [], tmp_path / "charts" / "one.png", "a note")
+    draw_panels(models, [], tmp_path / "panels" / "all.png", "a note")
+    for path in (tmp_path / "charts" / "one.png", tmp_path / "panels" / "all.png"):
+        assert path.read_bytes()[:4] == b"\x89PNG"
 
 
 def test_further_seeds_stand_hollow_where_the_first_is_as_fast() -> None:
     axes = Figure().add_subplot()
     models = [measured(8, 4.0, 100), measured(8, 4.5, 100, seed=1), measured(8, 3.0, 300, size=Size(4, 256))]
-    draw_series(axes, models, lambda m: m.speed.one_request if m.speed else None, lambda m: m.nats, "black")
+    style = Style("student", "black", "o")
+    labels = draw_series(
+        axes, models, lambda m: m.speed.one_request if m.speed else None, lambda m: m.nats, style, sizes=True
+    )
+    assert [label.text.get_text() for label in labels] == ["2 × 128", "4 × 256"]
     points = [(line.get_fillstyle(), np.asarray(line.get_xydata()).tolist()) for line in axes.lines]
     assert points == [("full", [[100, 4.0], [300, 3.0]]), ("none", [[100, 4.5]]), ("none", [])]
 

@@ -1,0 +1,86 @@
+"""Published results are drawn anew from their JSON, and the chart can be read."""
+
+import itertools
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from matplotlib.text import Annotation
+
+from experiments.chart import Control, quality_and_speed
+from experiments.figures import Measured
+from experiments.labels import Label, place_labels
+from experiments.plan import Model, Size, denoising_autoencoder
+from experiments.published import model_of, redraw
+from experiments.speed import Speed
+
+PUBLISHED = Path(__file__).resolve().parents[2] / "docs" / "results" / "students"
+
+
+def test_a_model_is_read_as_it_was_written() -> None:
+    autoencoder = denoising_autoencoder("demo", 8, text_tokens=10)
+    model = Model("pareto", "student", "demo", Size(2, 128), 10, 8, changes={"a": 1}, autoencoder=autoencoder)
+    timed = Measured(model, {"stdlib": {}, "packages": {}}, Speed((1.0, 2.0), (3.0,), 4.0, 5), 6.0)
+    untimed = Measured(Model("pareto", "token-level", "large", Size(1, 64), 10, seed=2), {"stdlib": {}})
+    for measured in (timed, untimed):
+        assert model_of(json.loads(json.dumps(measured.record()))) == measured
+
+
+@pytest.mark.slow
+def test_the_published_charts_are_drawn_from_what_is_published(tmp_path: Path) -> None:
+    for name in ("results.json", "controls.json"):
+        shutil.copy(PUBLISHED / name, tmp_path)
+    charts = redraw(tmp_path)
+    assert [chart.name for chart in charts] == ["quality-speed.png", "panels.png"]
+    for chart in charts:
+        assert chart.read_bytes()[:4] == b"\x89PNG"
+        assert (PUBLISHED / chart.name).exists()
+
+
+@pytest.mark.parametrize("vocabulary", ["demo", "large"])
+def test_no_text_of_the_published_chart_covers_another_or_a_point(vocabulary: str) -> None:
+    models = [model_of(m) for m in json.loads((PUBLISHED / "results.json").read_text())["models"]]
+    # At 32,768 ids the students' points lie too close to each other for labels; the chart labels the others.
+    shown = [m for m in models if m.model.vocabulary == vocabulary and (vocabulary == "demo" or m.model.k == 1)]
+    figure = quality_and_speed(shown, [Control("demo", "control", 3.481), Control("large", "control", 5.117)], "note")
+    (axes,) = figure.axes
+    figure.draw_without_rendering()
+    texts = [text for text in axes.texts if isinstance(text, Annotation)]
+    boxes = [text.get_window_extent() for text in texts]
+    legend = axes.get_legend()
+    assert legend is not None
+    assert len(boxes) > 5
+    for (a, one), (b, other) in itertools.combinations(zip(texts, boxes, strict=True), 2):
+        assert not one.overlaps(other), f"{a.get_text()} and {b.get_text()}"
+    for text, box in zip(texts, boxes, strict=True):
+        assert not box.overlaps(legend.get_window_extent()), text.get_text()
+        for x, y in _points(figure):
+            assert not box.contains(x, y), text.get_text()
+
+
+def _points(figure: Figure) -> Iterator[tuple[float, float]]:
+    """The models' points in pixels."""
+    (axes,) = figure.axes
+    for line in axes.lines:
+        if line.get_marker() != "None":
+            yield from axes.transData.transform(np.asarray(line.get_xydata()))
+
+
+def test_a_label_gives_way_to_points_and_to_labels_before_it() -> None:
+    figure = Figure(figsize=(4, 4))
+    axes = figure.add_subplot()
+    axes.plot([0, 1, 2], [1, 1, 1], marker="o")
+    axes.set_ylim(0, 2)
+    places = ((0, 0), (0, 15), (0, -15))
+    labels = [
+        Label(
+            axes.annotate("label", (1, 1), xytext=(0, 0), textcoords="offset points", ha="center", va="center"), places
+        )
+        for _ in range(2)
+    ]
+    place_labels(figure, {axes: labels})
+    assert [label.text.get_position() for label in labels] == [(0, 15), (0, -15)]
