@@ -50,7 +50,7 @@ def reference(head: InductionHead, ids: Tensor, text: Tensor) -> tuple[Tensor, T
 def run(head: InductionHead, ids: Tensor, embedded: Tensor) -> tuple[Tensor, Tensor]:
     """Vectors [B, L, OUT] and additions to logits [B, L, V]."""
     found = head(ids, embedded)
-    return found.vectors, found.copies.add_to(torch.zeros(B * L, V, dtype=torch.float64)).unflatten(0, (B, L))
+    return found.vectors, found.pointer_logits.add_to(torch.zeros(B * L, V, dtype=torch.float64)).unflatten(0, (B, L))
 
 
 @torch.no_grad()
@@ -100,7 +100,7 @@ def test_it_raises_what_came_after_the_same_tokens_before() -> None:
     head.log_sharpness.fill_(5.0)
     head.nothing.fill_(0.9 * torch.e**5)
     ids = torch.tensor([[3, 4, 5, 6, 9, 4, 7, 8, 4, 5, 11, 4, 7, 0]])
-    found = head(ids, torch.eye(size)[ids]).copies.boosts / (head.gain * TABLE_SCALE)
+    found = head(ids, torch.eye(size)[ids]).pointer_logits.boosts / (head.gain * TABLE_SCALE)
     called = {i: int(ids[0, row.argmax()]) for i, row in enumerate(found) if row.max() > 0.5}
     # 4 5 was followed by 6, 4 7 by 8; of 8 4, 9 4 and 11 4 only the 4 is the same.
     assert called == {10: 6, 13: 8}

@@ -4,8 +4,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from latentforge.model import output_loss
-from latentforge.model.copies import Copies
 from latentforge.model.output_loss import OutputLayer, token_losses
+from latentforge.model.pointer_logits import PointerLogits
 from latentforge.model.sparse_kd import Buckets, make_buckets, sparse_kd
 
 N, V, K, W = 70, 40, 5, 9
@@ -78,7 +78,7 @@ def test_autocast_rounds_products_and_not_their_sums(monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize("whole", [False, True])
-def test_copies_add_to_the_logits_and_have_gradients(monkeypatch: pytest.MonkeyPatch, whole: bool) -> None:
+def test_pointer_logits_add_to_the_logits_and_have_gradients(monkeypatch: pytest.MonkeyPatch, whole: bool) -> None:
     monkeypatch.setattr(output_loss, "_LOGITS_AT_ONCE_CPU", 32 * V)
     (inputs, learned, bias, fixed), rows, ce_w, kd_w = make_inputs()
     rng = torch.Generator().manual_seed(3)
@@ -87,8 +87,8 @@ def test_copies_add_to_the_logits_and_have_gradients(monkeypatch: pytest.MonkeyP
     boosts = torch.randn(N, N // 2, generator=rng)
     if whole:
         boosts = torch.cat([part.tril(-1) for part in boosts.chunk(2)])
-    copies = Copies(boosts.requires_grad_(), ids, torch.arange(2).repeat_interleave(N // 2), whole)
-    layer = OutputLayer(inputs, torch.cat([fixed, learned], 1), bias, FIXED, copies)
+    pointer_logits = PointerLogits(boosts.requires_grad_(), ids, torch.arange(2).repeat_interleave(N // 2), whole)
+    layer = OutputLayer(inputs, torch.cat([fixed, learned], 1), bias, FIXED, pointer_logits)
     got = token_losses(layer, make_buckets(**rows, vocab_size=V), ce_w, kd_w)
     called = torch.stack([F.one_hot(ids[row // (N // 2)], V).float().T @ boosts[row] for row in range(N)])
     logits = inputs @ torch.cat([fixed, learned], 1).T + bias + called

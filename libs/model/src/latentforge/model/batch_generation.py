@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from latentforge.model.chunks import left_pad_count
+from latentforge.model.incremental import IncrementalChunks, IncrementalTokens
 from latentforge.model.latent_model import LatentModel
 from latentforge.model.sampling import SamplingParams, sample_with_logprobs
 from latentforge.model.token_level import TokenLevelModel
-from latentforge.model.writers import ChunkWriter, TokenWriter
 
 _Pick = Callable[[Tensor, int], None]
 # Picks the tokens from one place up to another, a chunk or one token.
@@ -103,21 +103,21 @@ def generate_batch(
 
 
 def _chunks(model: LatentModel, prompts: Tensor, rng: torch.Generator) -> _Write:
-    writer = ChunkWriter(model, prompts, rng)
+    decoding = IncrementalChunks(model, prompts, rng)
 
     def write(token_ids: Tensor, first: int, end: int, pick: _Pick) -> None:
-        writer.begin(token_ids[:, first - model.chunk_size : first] if first else None)
+        decoding.begin_chunk(token_ids[:, first - model.chunk_size : first] if first else None)
         for at in range(first, end):
-            pick(writer.row(at - first, token_ids[:, at - 1] if at > first else None), at)
+            pick(decoding.next_logits(at - first, token_ids[:, at - 1] if at > first else None), at)
 
     return write
 
 
 def _tokens(model: TokenLevelModel, prompts: Tensor) -> _Write:
-    writer = TokenWriter(model)
+    decoding = IncrementalTokens(model)
 
     def write(token_ids: Tensor, first: int, end: int, pick: _Pick) -> None:
-        pick(writer.row(token_ids[:, first - 1 : first] if first else prompts), first)
+        pick(decoding.next_logits(token_ids[:, first - 1 : first] if first else prompts), first)
 
     return write
 

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from latentforge.model.chunks import left_pad_count
+from latentforge.model.incremental import IncrementalChunks, IncrementalTokens
 from latentforge.model.latent_model import LatentModel
 from latentforge.model.sampling import SamplingParams, sample_with_logprobs
 from latentforge.model.token_level import TokenLevelModel
-from latentforge.model.writers import ChunkWriter, TokenWriter
 
 FinishReason = Literal["stop", "length", "cancelled"]
 
@@ -86,7 +86,7 @@ class ChunkGenerator:
         device = self.model.student.start.device
         rng = params.generator(device)
         prompt = torch.tensor([prompt_ids], dtype=torch.int64, device=device)
-        writer = ChunkWriter(self.model, prompt, rng)
+        decoding = IncrementalChunks(self.model, prompt, rng)
         room = config.max_chunks * k - len(prompt_ids) - left_pad_count(len(prompt_ids), k)
         left = min(max_tokens, room)
         last: Tensor | None = None
@@ -95,8 +95,8 @@ class ChunkGenerator:
                 yield GeneratedChunk([], [], "cancelled")
                 return
             with torch.inference_mode():
-                writer.begin(last)
-                ids, logprobs, ended = self._write_chunk(writer, min(k, left), params, eos_id, rng)
+                decoding.begin_chunk(last)
+                ids, logprobs, ended = self._write_chunk(decoding, min(k, left), params, eos_id, rng)
             left -= len(ids)
             if ended or not left:
                 yield GeneratedChunk(ids, logprobs, "stop" if ended else "length")
@@ -105,7 +105,7 @@ class ChunkGenerator:
             last = torch.tensor([ids], dtype=torch.int64, device=device)
 
     def _write_chunk(
-        self, writer: ChunkWriter, limit: int, params: SamplingParams, eos_id: int, rng: torch.Generator
+        self, decoding: IncrementalChunks, limit: int, params: SamplingParams, eos_id: int, rng: torch.Generator
     ) -> tuple[list[int], list[float], bool]:
         """Writes up to ``limit`` tokens of the chunk that was begun; gives them, their log probabilities, and whether
         the end of text followed."""
@@ -113,7 +113,7 @@ class ChunkGenerator:
         logprobs: list[float] = []
         token: Tensor | None = None
         for k in range(limit):
-            token, logprob = sample_with_logprobs(writer.row(k, token), params, rng)
+            token, logprob = sample_with_logprobs(decoding.next_logits(k, token), params, rng)
             token_id = int(token)
             if token_id == eos_id:
                 return ids, logprobs, True
@@ -155,7 +155,7 @@ class TokenGenerator:
         model, config = self.model, self.config
         device = model.start.device
         rng = params.generator(device)
-        writer = TokenWriter(model)
+        decoding = IncrementalTokens(model)
         new_ids = torch.tensor([prompt_ids], dtype=torch.int64, device=device)
         room = min(max_tokens, config.max_tokens - len(prompt_ids))
         for written in range(1, room + 1):
@@ -163,7 +163,7 @@ class TokenGenerator:
                 yield GeneratedChunk([], [], "cancelled")
                 return
             with torch.inference_mode():
-                drawn, logprob = sample_with_logprobs(writer.row(new_ids), params, rng)
+                drawn, logprob = sample_with_logprobs(decoding.next_logits(new_ids), params, rng)
                 new_ids = drawn[:, None]
                 token_id = int(drawn)
             if token_id == eos_id:

@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from latentforge.model.config import InductionConfig
-from latentforge.model.copies import Copies, copies_of_texts
+from latentforge.model.induction_attention import strictly_causal_attention
 from latentforge.model.layers import TABLE_SCALE, output_scale
-from latentforge.model.lookup import look_up
+from latentforge.model.pointer_logits import PointerLogits, pointer_logits_of_texts
 
 _TINY = 1e-12
 
@@ -21,11 +21,11 @@ class Found(NamedTuple):
 
     Attributes:
         vectors: to be added to what an output table reads, float [b, L, out_size].
-        copies: to be added to the b·L rows of logits.
+        pointer_logits: to be added to the b·L rows of logits.
     """
 
     vectors: Tensor
-    copies: Copies
+    pointer_logits: PointerLogits
 
 
 @dataclass
@@ -98,9 +98,9 @@ class InductionHead(nn.Module):
         places = F.normalize(self._split(self.read(self._windows(before))), dim=-1, eps=_TINY)
         queries = places * self.log_sharpness.exp()[:, None, None]
         values = self._split(self.value(embedded))
-        found, boosts = look_up(queries, places, values, self.nothing, self.gain * TABLE_SCALE)
+        found, boosts = strictly_causal_attention(queries, places, values, self.nothing, self.gain * TABLE_SCALE)
         vectors = self.out(found.transpose(1, 2).flatten(2)) * self._output_scale
-        return Found(vectors, copies_of_texts(boosts, ids))
+        return Found(vectors, pointer_logits_of_texts(boosts, ids))
 
     def start(self, batch_size: int) -> InductionState:
         """The state of empty texts."""

@@ -123,7 +123,9 @@ class LatentModel(nn.Module):
         if found is None:
             return self.output_of_chunks(hidden, latents, previous, embedded)
         vectors = found.vectors.view(-1, self.chunk_size, found.vectors.shape[-1])
-        return self.output_of_chunks(hidden, latents, previous, embedded, vectors)._replace(copies=found.copies)
+        return self.output_of_chunks(hidden, latents, previous, embedded, vectors)._replace(
+            pointer_logits=found.pointer_logits
+        )
 
     def found(self, tokens: Tensor, embedded: Tensor) -> Found | None:
         """What the induction heads find before every token of [b, t, K], embedded [b, t, K, e]; None without any."""
@@ -133,7 +135,7 @@ class LatentModel(nn.Module):
     def output_of_chunks(
         self, hidden: Tensor, latents: Tensor, previous: Tensor, current: Tensor, found: Tensor | None = None
     ) -> OutputLayer:
-        """The output layer and what it reads, n·K rows of it, for any n chunks, without copies.
+        """The output layer and what it reads, n·K rows of it, for any n chunks, without pointer logits.
 
         Args:
             hidden: backbone states that predict the chunks, float [n, h].

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from latentforge.model.copies import Copies
+from latentforge.model.pointer_logits import PointerLogits
 from latentforge.model.sparse_kd import NEVER, Buckets, bucket_losses
 
 _LOGITS_AT_ONCE_CPU = 2**20
@@ -34,26 +34,26 @@ class TokenLosses(NamedTuple):
 
 
 class OutputLayer(NamedTuple):
-    """An output layer and what it reads: logits are ``inputs @ weight.T + bias``, and the copies' boosts.
+    """An output layer and what it reads: logits are ``inputs @ weight.T + bias``, plus pointer logits.
 
     Attributes:
         inputs: float [n, w].
         weight: float [V, w].
         bias: float [V].
         num_fixed: leading columns of the weight that get no gradient.
-        copies: of the same n rows, or None.
+        pointer_logits: of the same n rows, or None.
     """
 
     inputs: Tensor
     weight: Tensor
     bias: Tensor
     num_fixed: int = 0
-    copies: Copies | None = None
+    pointer_logits: PointerLogits | None = None
 
     def logits(self, rows: slice | Tensor = slice(None)) -> Tensor:
         """Logits of some rows, float32 [m, V], new memory."""
         logits = torch.addmm(self.bias, self.inputs[rows], self.weight.T).float()
-        return logits if self.copies is None else self.copies.rows(rows).add_to(logits)
+        return logits if self.pointer_logits is None else self.pointer_logits.select(rows).add_to(logits)
 
 
 def token_losses(layer: OutputLayer, buckets: Buckets, ce_weights: Tensor, kd_weights: Tensor) -> TokenLosses:
@@ -68,12 +68,14 @@ def token_losses(layer: OutputLayer, buckets: Buckets, ce_weights: Tensor, kd_we
         kd_weights: float32 [n]; 0 where there is no row.
     """
     run: Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]] = _TokenLosses.apply
-    copies = layer.copies or (None, None, None, False)
+    pointer_logits = layer.pointer_logits or (None, None, None, False)
     device = layer.inputs.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else layer.inputs.dtype
     # By hand, because the gradients are products too, some of them into memory that is there: autocast leaves those.
     with torch.autocast(device, enabled=False):
-        return TokenLosses(*run(*layer[:4], *copies, *buckets, ce_weights, kd_weights, torch.is_grad_enabled(), dtype))
+        return TokenLosses(
+            *run(*layer[:4], *pointer_logits, *buckets, ce_weights, kd_weights, torch.is_grad_enabled(), dtype)
+        )
 
 
 class _TokenLosses(torch.autograd.Function):
@@ -99,10 +101,10 @@ class _TokenLosses(torch.autograd.Function):
         n, vocab_size = inputs.shape[0], weight.shape[0]
         ce, kd = ce_weights.new_empty(n), ce_weights.new_empty(n)
         best = torch.empty(n, dtype=torch.bool, device=inputs.device)
-        copies = None
+        pointer_logits = None
         if boosts is not None and copied_ids is not None and texts is not None:
-            copies = Copies(boosts, copied_ids, texts, whole)
-        layer = OutputLayer(inputs.to(dtype), weight.to(dtype), bias.to(dtype), num_fixed, copies)
+            pointer_logits = PointerLogits(boosts, copied_ids, texts, whole)
+        layer = OutputLayer(inputs.to(dtype), weight.to(dtype), bias.to(dtype), num_fixed, pointer_logits)
         input_grad = torch.empty_like(layer.inputs) if with_grad else None
         boost_grad = torch.zeros_like(boosts) if with_grad and boosts is not None else None
         learned_grad, bias_grad = torch.zeros_like(weight[:, num_fixed:]), torch.zeros_like(bias)
@@ -133,8 +135,8 @@ class _TokenLosses(torch.autograd.Function):
             kept_grad[:, -1] -= ce_w
             # Where every token is kept there is no tail, and its coefficient multiplied numbers that mean nothing.
             buffer.scatter_(1, ids, 0).scatter_add_(1, ids, kept_grad)
-            if boost_grad is not None and copies is not None:
-                copies.rows(part).gradient(buffer, boost_grad[part])
+            if boost_grad is not None and pointer_logits is not None:
+                pointer_logits.select(part).gradient(buffer, boost_grad[part])
             bias_grad += buffer.sum(0)
             gradient = buffer.to(dtype)
             torch.mm(gradient, layer.weight, out=input_grad[part])

@@ -75,10 +75,10 @@ class TokenLevelModel(nn.Module):
         if self.induction is None:
             return self.output_of(hidden)
         found = self.induction(tokens, embedded)
-        return self.output_of(hidden, found.vectors)._replace(copies=found.copies)
+        return self.output_of(hidden, found.vectors)._replace(pointer_logits=found.pointer_logits)
 
     def output_of(self, hidden: Tensor, found: Tensor | None = None) -> OutputLayer:
-        """The output layer over hidden states [..., h] and the induction heads' vectors [..., h], without copies."""
+        """The output layer over hidden states [..., h] and the heads' vectors [..., h], without pointer logits."""
         inputs = hidden * output_scale(self.config.hidden_size)
         if found is not None:
             inputs = inputs + found

@@ -96,7 +96,9 @@ def _log_probs(
             layer = model.output_of_chunks(*context)
         else:
             vectors = every.vectors.flatten(0, 1)[picked].unflatten(0, (-1, k)).repeat(num, 1, 1)
-            layer = model.output_of_chunks(*context, vectors)._replace(copies=every.copies.rows(picked.repeat(num)))
+            layer = model.output_of_chunks(*context, vectors)._replace(
+                pointer_logits=every.pointer_logits.select(picked.repeat(num))
+            )
         wanted = realised.flatten().repeat(num)
         values = torch.empty(len(wanted), device=tokens.device)
 

@@ -1,4 +1,4 @@
-"""Texts in the making: from what is written to the logits of the next token, for one text or many of one length."""
+"""Incremental decoding: the next token's logits from what is written so far, for one text or many of one length."""
 
 from typing import Any
 
@@ -12,11 +12,12 @@ from latentforge.model.latent_model import LatentModel
 from latentforge.model.token_level import TokenLevelModel
 
 
-class ChunkWriter:
-    """Logits of a latent student: :meth:`begin` for each chunk, then :meth:`row` for its tokens in turn.
+class IncrementalChunks:
+    """Logits of a latent student: :meth:`begin_chunk` for each chunk, then :meth:`next_logits` for its tokens in turn.
 
     Attributes:
-        logits: of the chunk that was begun, float [b, K, V]; a row is right once :meth:`row` gave it. Pads have -inf.
+        logits: of the chunk that was begun, float [b, K, V]; those of token k are right once :meth:`next_logits` gave
+            them. Pads have -inf.
     """
 
     def __init__(self, model: LatentModel, prompts: Tensor, rng: torch.Generator) -> None:
@@ -37,7 +38,7 @@ class ChunkWriter:
         size = len(prompts), config.chunk_size, config.vocab_size
         self.logits = torch.empty(size, dtype=model.student.bias.dtype, device=prompts.device)
 
-    def begin(self, written: Tensor | None = None) -> None:
+    def begin_chunk(self, written: Tensor | None = None) -> None:
         """Goes on to the next chunk behind the one that was ``written``, int64 [b, K]; None behind the prompts."""
         model, student, decoder = self._model, self._model.student, self._model.student.chunk_decoder
         new = self._prompts if written is None else written[:, None]
@@ -58,7 +59,7 @@ class ChunkWriter:
         # The induction head has read all but the last chunk's last token, and of the prompts nothing.
         self._read(new.flatten(1) if written is None else written[:, -1:])
 
-    def row(self, k: int, last: Tensor | None) -> Tensor:
+    def next_logits(self, k: int, last: Tensor | None) -> Tensor:
         """Logits of token k, float [b, V], which may be changed; ``last`` is token k-1, int64 [b], None before k=0."""
         student, decoder = self._model.student, self._model.student.chunk_decoder
         row = self.logits[:, k]
@@ -81,7 +82,7 @@ class ChunkWriter:
             student.induction.advance(self._text, ids, student.embed(ids) if embedded is None else embedded)
 
 
-class TokenWriter:
+class IncrementalTokens:
     """Logits of a token-level student."""
 
     def __init__(self, model: TokenLevelModel) -> None:
@@ -89,7 +90,7 @@ class TokenWriter:
         self._cache = DynamicCache()
         self._text: InductionState | None = None
 
-    def row(self, new_ids: Tensor) -> Tensor:
+    def next_logits(self, new_ids: Tensor) -> Tensor:
         """Reads ids, int64 [b, t], of which the first are the prompts; gives the next token's logits, float [b, V]."""
         model = self._model
         embedded = inputs = model.embed(new_ids)

@@ -11,7 +11,9 @@ from torch.autograd.function import once_differentiable
 _QUERIES = 128
 
 
-def look_up(queries: Tensor, keys: Tensor, values: Tensor, nothing: Tensor, gain: Tensor) -> tuple[Tensor, Tensor]:
+def strictly_causal_attention(
+    queries: Tensor, keys: Tensor, values: Tensor, nothing: Tensor, gain: Tensor
+) -> tuple[Tensor, Tensor]:
     """Strictly causal attention beside a score of finding nothing.
 
     The shares of query i are the softmax over ``nothing`` and its products with keys j < i. Under autocast all of it is
@@ -24,7 +26,7 @@ def look_up(queries: Tensor, keys: Tensor, values: Tensor, nothing: Tensor, gain
     Returns:
         the shares' sums of values, [b, h, L, d]; the shares times ``gain``, summed over the heads, [b, L, L].
     """
-    run: Callable[..., tuple[Tensor, Tensor]] = _LookUp.apply
+    run: Callable[..., tuple[Tensor, Tensor]] = _StrictlyCausalAttention.apply
     inputs = queries, keys, values, nothing, gain
     if not torch.is_autocast_enabled(queries.device.type):
         return run(*inputs)
@@ -47,7 +49,7 @@ def _shares(queries: Tensor, keys: Tensor, nothing: Tensor) -> Iterator[tuple[sl
         yield slice(first, end), end, shares
 
 
-class _LookUp(torch.autograd.Function):
+class _StrictlyCausalAttention(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, queries: Tensor, keys: Tensor, values: Tensor, nothing: Tensor, gain: Tensor
