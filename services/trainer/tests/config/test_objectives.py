@@ -56,6 +56,6 @@ def test_every_objective_trains_a_student_and_publishes_it(
     torch.manual_seed(0)
     save_pretrained(Autoencoder(run.recipe.autoencoder_config(260, 1)), tmp_path / "ae")
     result = train_student(run, *split_tail(packed), tmp_path / "ae")
-    assert result["curve"][-1]["step"] == 4
-    assert result["curve"][-1] != result["curve"][0]
-    assert result["checkpoints"]
+    assert result.curve[-1].step == 4
+    assert result.curve[-1].ce != result.curve[0].ce
+    assert result.checkpoints

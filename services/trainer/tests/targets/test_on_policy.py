@@ -21,6 +21,7 @@ from latentforge.model.token_level import TokenLevelModel
 from latentforge.text.held_out import split_tail
 from latentforge.text.packed import PackedData
 from latentforge.trainer.errors import TrainerError
+from latentforge.trainer.results import StudentResult
 from latentforge.trainer.run.interrupt import Interrupted
 from latentforge.trainer.targets.on_policy import OwnText
 from latentforge.trainer.targets.scored import ScoredTargets
@@ -135,7 +136,7 @@ def test_resume_equals_no_interruption_bit_for_bit(
     data, stage = split_tail(packed), "student" if kind == "latent" else "token-level"
     save_pretrained(Autoencoder(make_run().recipe.autoencoder_config(260, PAD)), tmp_path / "ae")
 
-    def train(name: str, stop_at: int | None = None) -> dict[str, Any]:
+    def train(name: str, stop_at: int | None = None) -> StudentResult:
         at = (stage, stop_at) if stop_at else None
         run = make_run(name, port=known_teacher.port, overrides=SOME, stop_at=at)
         return train_student(run, *data, tmp_path / "ae") if kind == "latent" else train_token_level(run, *data)
@@ -149,7 +150,7 @@ def test_resume_equals_no_interruption_bit_for_bit(
     whole = train("whole")
     with pytest.raises(Interrupted):
         train("cut", stop_at=7)
-    assert train("cut")["curve"] == whole["curve"]
+    assert train("cut").curve == whole.curve
     for (name, ours), theirs in zip(weights("whole").items(), weights("cut").values(), strict=True):
         assert ours.equal(theirs), name
     lines = [json.loads(line) for line in (make_run("whole").folder / "metrics.jsonl").read_text().splitlines()]
@@ -157,7 +158,7 @@ def test_resume_equals_no_interruption_bit_for_bit(
     assert own
     assert min(own) > 3
     assert len(own) < 9
-    assert whole["tokens"] == (12 - len(own)) * 64 + len(own) * 30
+    assert whole.tokens == (12 - len(own)) * 64 + len(own) * 30
 
 
 @pytest.mark.parametrize(

@@ -29,9 +29,9 @@ def test_resume_equals_no_interruption_bit_for_bit(make_run: Any, packed: Packed
     resumed = train_autoencoder(make_run("cut"), train, held_out)
     for name, value in weights(whole).items():
         assert np.array_equal(value, weights(cut)[name]), name
-    assert {k: v for k, v in resumed.items() if k != "seconds"} == {k: v for k, v in result.items() if k != "seconds"}
-    assert result["k"] == 4
-    assert result["d"] == 16
+    assert resumed.model_dump(exclude={"seconds"}) == result.model_dump(exclude={"seconds"})
+    assert result.k == 4
+    assert result.d == 16
 
 
 def test_a_finished_autoencoder_is_left_alone(make_run: Any, packed: PackedData) -> None:
@@ -56,8 +56,8 @@ def test_it_learns(make_run: Any, packed: PackedData) -> None:
     train, held_out = split_tail(packed)
     run = make_run(overrides={"autoencoder.optim.steps": 100, "autoencoder.optim.lr": 0.01})
     figures = train_autoencoder(run, train, held_out)
-    assert figures["token_exact"] > 0.6
-    assert figures["chunk_exact"] <= figures["token_exact"]
+    assert figures.token_exact > 0.6
+    assert figures.chunk_exact <= figures.token_exact
     records = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
     assert records[0]["ce"] > 4 * records[-2]["ce"]
     assert {"stage", "step", "kind", "time", "ce", "kl", "lr", "grad_norm", "tok_per_s"} <= set(records[0])
@@ -71,9 +71,9 @@ def test_in_bfloat16_it_learns_the_same(make_run: Any, packed: PackedData) -> No
         train_autoencoder(make_run(name, overrides={**steps, "precision": name}), *split_tail(packed))
         for name in ("float32", "bfloat16")
     )
-    assert exact["loss"] < 4
-    assert rounded["loss"] == pytest.approx(exact["loss"], abs=0.05)
-    assert rounded["token_exact"] == pytest.approx(exact["token_exact"], abs=0.02)
+    assert exact.loss < 4
+    assert rounded.loss == pytest.approx(exact.loss, abs=0.05)
+    assert rounded.token_exact == pytest.approx(exact.token_exact, abs=0.02)
 
 
 def test_batches_hold_text_of_every_phase_random_chunks_and_pads(make_run: Any) -> None:

@@ -5,23 +5,28 @@ from typing import Any
 import pytest
 
 from latentforge.trainer.errors import TrainerError
+from latentforge.trainer.results import RunSummary
 from latentforge.trainer.teacher.connection import TeacherLostError
 from latentforge.trainer.training.pipeline import run_pipeline, targets_line
 
 
 def test_data_to_checkpoints_in_one_call(known_teacher: Any, make_run: Any, corpus: Path) -> None:
     run = make_run(port=known_teacher.port)
-    summary = run_pipeline(run, corpus)
-    assert json.loads((run.folder / "summary.json").read_text()) == summary
-    assert set(summary["seconds"]) == {"data", "autoencoder", "student"}
-    assert {"k", "d", "token_exact", "chunk_exact", "token_exact_noisy", "loss"} <= set(summary["ae"])
-    assert {"steps", "tokens", "kd_first", "kd_last", "ce_first", "ce_last", "seconds"} <= set(summary["student"])
-    assert summary["student"]["ce_last"] == summary["curve"][-1]["ce"]
-    assert {"model", "revision", "fingerprint", "held_out_nll"} <= set(summary["teacher"])
-    assert len(summary["checkpoints"]) == 3
-    assert summary["unigram_ce"] > 0
+    summary: Any = run_pipeline(run, corpus)
+    assert RunSummary.read(run.folder / "summary.json") == summary
+    written = json.loads((run.folder / "summary.json").read_text())
+    assert written["format_version"] == 1
+    assert set(written["seconds"]) == {"data", "autoencoder", "student"}
+    assert {"k", "d", "token_exact", "chunk_exact", "token_exact_noisy", "loss"} <= set(written["ae"])
+    assert {"steps", "tokens", "kd_first", "kd_last", "ce_first", "ce_last", "seconds"} <= set(written["student"])
+    assert {"model", "revision", "fingerprint", "held_out_nll"} <= set(written["teacher"])
+    # As it was resolved, what was left open included.
+    assert written["recipe"]["vocab_size"] is None
+    assert summary.student.ce_last == summary.curve[-1].ce
+    assert len(summary.checkpoints) == 3
+    assert summary.unigram_ce > 0
     assert run.status.stage == "finished"
-    assert f"of {summary['cache']['misses']} sequences" in targets_line(summary)
+    assert f"of {summary.cache.misses} sequences" in targets_line(summary)
     assert "which holds 2.5 MB; the gateway has saved 1.5 s of teacher time" in targets_line(summary)
 
 

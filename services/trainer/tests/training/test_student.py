@@ -40,7 +40,7 @@ def test_resume_equals_no_interruption_bit_for_bit(
 ) -> None:
     data = split_tail(packed)
     whole = make_run("whole", port=known_teacher.port)
-    result = train_student(whole, *data, autoencoder)
+    result: Any = train_student(whole, *data, autoencoder)
     cut = make_run("cut", port=known_teacher.port, stop_at=("student", 5))
     with pytest.raises(Interrupted):
         train_student(cut, *data, autoencoder)
@@ -52,17 +52,17 @@ def test_resume_equals_no_interruption_bit_for_bit(
     assert set(ours) == set(theirs)
     for name, value in ours.items():
         assert np.array_equal(value, theirs[name]), name
-    assert resumed["curve"] == result["curve"]
-    assert [c["step"] for c in result["curve"]] == [0, 4, 8, 12]
+    assert resumed.curve == result.curve
+    assert [c.step for c in result.curve] == [0, 4, 8, 12]
 
 
 def test_checkpoints_are_published_whole_with_a_golden_continuation(
     known_teacher: Any, make_run: Any, packed: PackedData, autoencoder: Path
 ) -> None:
     run = make_run(port=known_teacher.port)
-    result = train_student(run, *split_tail(packed), autoencoder)
+    result: Any = train_student(run, *split_tail(packed), autoencoder)
     places = published(run)
-    assert result["checkpoints"] == [f"tiny/{p.name}" for p in places]
+    assert result.checkpoints == [f"tiny/{p.name}" for p in places]
     assert len(places) == 3
     for place in places:
         manifest = verify_checkpoint(place)
@@ -101,16 +101,16 @@ def test_it_learns_what_the_teacher_knows(
     }
     run = make_run(port=known_teacher.port, overrides=overrides)
     train, held_out = split_tail(packed)
-    result = train_student(run, train, held_out, autoencoder)
-    first, last = result["curve"][0], result["curve"][-1]
-    assert last["kd"] < 0.8 * first["kd"]
-    assert last["ce"] < 0.8 * first["ce"]
-    assert result["tokens"] == 60 * 8 * 32
+    result: Any = train_student(run, train, held_out, autoencoder)
+    first, last = result.curve[0], result.curve[-1]
+    assert last.kd < 0.8 * first.kd
+    assert last.ce < 0.8 * first.ce
+    assert result.tokens == 60 * 8 * 32
     counts = np.bincount(train.tokens, minlength=260)
     check = [StudentBatch(torch.from_numpy(held_out.sequence(0))[None], torch.ones(1, 32, dtype=torch.bool))]
-    assert result["unigram_ce"] == pytest.approx(unigram_ce(counts, check), rel=0.2)
+    assert result.unigram_ce == pytest.approx(unigram_ce(counts, check), rel=0.2)
     # Almost none of the text is what this teacher would write.
-    assert result["teacher"]["held_out_nll"] > 5
+    assert result.teacher.held_out_nll > 5
 
 
 # Norms keep their weights in float32, and torch says that this costs speed.
@@ -120,7 +120,7 @@ def test_in_bfloat16_it_learns_the_same(
     known_teacher: Any, make_run: Any, packed: PackedData, autoencoder: Path, objective: str
 ) -> None:
     data, steps = split_tail(packed), {"student.optim.steps": 20, "student.validate_every": 20}
-    curves = {
+    curves: dict[str, Any] = {
         precision: train_student(
             make_run(
                 precision,
@@ -129,39 +129,39 @@ def test_in_bfloat16_it_learns_the_same(
             ),
             *data,
             autoencoder,
-        )["curve"]
+        ).curve
         for precision in ("float32", "bfloat16")
     }
     for exact, rounded in zip(curves["float32"], curves["bfloat16"], strict=True):
-        assert rounded["ce"] == pytest.approx(exact["ce"], abs=0.01)
-        assert rounded["kd"] == pytest.approx(exact["kd"], abs=0.01)
-    assert curves["float32"][0]["kd"] - curves["float32"][-1]["kd"] > 0.1
+        assert rounded.ce == pytest.approx(exact.ce, abs=0.01)
+        assert rounded.kd == pytest.approx(exact.kd, abs=0.01)
+    assert curves["float32"][0].kd - curves["float32"][-1].kd > 0.1
 
 
 def test_a_second_run_is_served_from_the_cache(
     known_teacher: Any, make_run: Any, packed: PackedData, autoencoder: Path
 ) -> None:
     data = split_tail(packed)
-    first = train_student(make_run("a", port=known_teacher.port), *data, autoencoder)["cache"]
-    second = train_student(make_run("b", port=known_teacher.port), *data, autoencoder)["cache"]
-    assert second["hits"] == first["hits"] + first["misses"]
-    assert second["misses"] == 0
+    first: Any = train_student(make_run("a", port=known_teacher.port), *data, autoencoder).cache
+    second: Any = train_student(make_run("b", port=known_teacher.port), *data, autoencoder).cache
+    assert second.hits == first.hits + first.misses
+    assert second.misses == 0
 
 
 def test_without_kd_no_rows_are_asked_for_training(
     known_teacher: Any, make_run: Any, packed: PackedData, autoencoder: Path
 ) -> None:
     run = make_run(port=known_teacher.port, overrides={"student.weights.kd": 0.0})
-    result = train_student(run, *split_tail(packed), autoencoder)
+    result: Any = train_student(run, *split_tail(packed), autoencoder)
     assert len(known_teacher.requests) == 1
-    assert result["curve"][-1]["kd"] > 0
+    assert result.curve[-1].kd > 0
 
 
 def test_a_finished_student_needs_no_teacher(
     known_teacher: Any, make_run: Any, packed: PackedData, autoencoder: Path
 ) -> None:
     data = split_tail(packed)
-    result = train_student(make_run(port=known_teacher.port), *data, autoencoder)
+    result: Any = train_student(make_run(port=known_teacher.port), *data, autoencoder)
     assert train_student(make_run(port=9), *data, autoencoder) == result
 
 
@@ -241,7 +241,7 @@ def test_generated_resume_equals_no_interruption_bit_for_bit(
 ) -> None:
     data = split_tail(packed, 30)
     whole = make_run("whole", port=known_teacher.port, overrides=GENERATE)
-    result = train_student(whole, *data, autoencoder)
+    result: Any = train_student(whole, *data, autoencoder)
     cuts = 0
     # Once while it is collected, then after some steps: each time from what the last one left.
     for stop_at in (("generate", 3), ("student", 2), ("student", 5), ("student", 9)):
@@ -255,9 +255,9 @@ def test_generated_resume_equals_no_interruption_bit_for_bit(
     ours, theirs = (load_file(published(run)[-1] / "student" / "model.safetensors") for run in (whole, cut))
     for name, value in ours.items():
         assert np.array_equal(value, theirs[name]), name
-    assert resumed["curve"] == result["curve"]
-    assert resumed["generated"] == result["generated"]
-    assert resumed["targets"] == "generate"
+    assert resumed.curve == result.curve
+    assert resumed.generated == result.generated
+    assert resumed.targets == "generate"
 
 
 def test_it_learns_from_what_the_teacher_writes(
@@ -274,15 +274,17 @@ def test_it_learns_from_what_the_teacher_writes(
         "student.validate_every": 60,
     }
     known_teacher.can_score = False
-    result = train_student(make_run(port=known_teacher.port, overrides=overrides), *split_tail(packed, 30), autoencoder)
+    result: Any = train_student(
+        make_run(port=known_teacher.port, overrides=overrides), *split_tail(packed, 30), autoencoder
+    )
     assert known_teacher.requests == []
-    first, last = result["curve"][0], result["curve"][-1]
-    assert last["kd"] < 0.8 * first["kd"]
-    assert last["ce"] < 0.8 * first["ce"]
+    first, last = result.curve[0], result.curve[-1]
+    assert last.kd < 0.8 * first.kd
+    assert last.ce < 0.8 * first.ce
     # The text is the teacher's own, so it is nearly as likely as its entropy says.
-    assert 1 < result["teacher"]["held_out_nll"] < 3
-    assert last["ce"] < result["unigram_ce"]
-    assert "cache" not in result
+    assert 1 < result.teacher.held_out_nll < 3
+    assert last.ce < result.unigram_ce
+    assert result.cache is None
 
 
 def test_other_generated_text_under_way_is_refused(

@@ -18,12 +18,12 @@ def test_it_learns_and_leaves_a_folder_that_can_be_loaded(
 ) -> None:
     steps = {"student.optim.steps": 40, "student.optim.batch_size": 8, "student.optim.lr": 0.01}
     run = make_run(port=known_teacher.port, overrides=steps)
-    result = train_token_level(run, *split_tail(packed))
-    first, last = result["curve"][0], result["curve"][-1]
-    assert last["ce"] < 0.8 * first["ce"]
-    assert last["kd"] < 0.8 * first["kd"]
-    assert "mse" not in last
-    assert result["checkpoints"] == [str(run.folder / "token-level")]
+    result: Any = train_token_level(run, *split_tail(packed))
+    first, last = result.curve[0], result.curve[-1]
+    assert last.ce < 0.8 * first.ce
+    assert last.kd < 0.8 * first.kd
+    assert last.mse is None
+    assert result.checkpoints == [str(run.folder / "token-level")]
     model = load_token_level(run.folder / "token-level")
     assert model.config.max_tokens == 32
     assert (run.folder / "token-level" / "tokenizer" / "tokenizer.json").is_file()
@@ -32,7 +32,7 @@ def test_it_learns_and_leaves_a_folder_that_can_be_loaded(
 def test_resume_equals_no_interruption_bit_for_bit(known_teacher: Any, make_run: Any, packed: PackedData) -> None:
     data = split_tail(packed)
     whole = make_run("whole", port=known_teacher.port)
-    result = train_token_level(whole, *data)
+    result: Any = train_token_level(whole, *data)
     cut = make_run("cut", port=known_teacher.port, stop_at=("token-level", 5))
     with pytest.raises(Interrupted):
         train_token_level(cut, *data)
@@ -41,16 +41,17 @@ def test_resume_equals_no_interruption_bit_for_bit(known_teacher: Any, make_run:
     assert set(ours) == set(theirs)
     for name, value in ours.items():
         assert np.array_equal(value, theirs[name]), name
-    assert resumed["curve"] == result["curve"]
+    assert resumed.curve == result.curve
 
 
 # Norms keep their weights in float32, and torch says that this costs speed.
 @pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")
 def test_it_learns_in_bfloat16(known_teacher: Any, make_run: Any, packed: PackedData) -> None:
     run = make_run(port=known_teacher.port, overrides={"precision": "bfloat16", "student.optim.steps": 20})
-    first, *_, last = train_token_level(run, *split_tail(packed))["curve"]
-    assert last["ce"] < first["ce"]
-    assert last["kd"] < first["kd"]
+    curve: Any = train_token_level(run, *split_tail(packed)).curve
+    first, last = curve[0], curve[-1]
+    assert last.ce < first.ce
+    assert last.kd < first.kd
 
 
 def test_it_is_taught_what_a_student_is_taught(
@@ -60,18 +61,18 @@ def test_it_is_taught_what_a_student_is_taught(
     run = make_run("student", port=known_teacher.port)
     save_pretrained(Autoencoder(run.recipe.autoencoder_config(260, 1)), tmp_path)
     train_student(run, *data, tmp_path)
-    rival = train_token_level(make_run("rival", port=known_teacher.port), *data)
-    assert rival["cache"]["misses"] == 0
-    assert rival["tokens"] == 12 * 2 * 32
+    rival: Any = train_token_level(make_run("rival", port=known_teacher.port), *data)
+    assert rival.cache.misses == 0
+    assert rival.tokens == 12 * 2 * 32
 
 
 def test_without_a_teacher_it_learns_the_text_alone(make_run: Any, packed: PackedData) -> None:
     overrides = {"student.objective": "chunk-ce", "teacher.targets": "text", "student.optim.steps": 20}
     run = make_run(port=9, overrides=overrides)
-    result = train_token_level(run, *split_tail(packed))
-    assert result["teacher"] is None
-    assert set(result["curve"][-1]) == {"step", "ce"}
-    assert result["curve"][-1]["ce"] < result["curve"][0]["ce"]
+    result: Any = train_token_level(run, *split_tail(packed))
+    assert result.teacher is None
+    assert result.curve[-1].model_dump(exclude_none=True).keys() == {"step", "ce"}
+    assert result.curve[-1].ce < result.curve[0].ce
 
 
 def test_a_student_starts_from_its_backbone(make_run: Any, packed: PackedData, tmp_path: Path) -> None:
@@ -85,8 +86,10 @@ def test_a_student_starts_from_its_backbone(make_run: Any, packed: PackedData, t
     save_pretrained(Autoencoder(run.recipe.autoencoder_config(260, 1)), tmp_path / "autoencoder")
     with pytest.raises(Interrupted):
         train_student(run, *data, tmp_path / "autoencoder")
-    result = train_student(make_run("student", port=9, overrides=overrides | more), *data, tmp_path / "autoencoder")
-    published = run.settings.checkpoints_dir / result["checkpoints"][-1]
+    result: Any = train_student(
+        make_run("student", port=9, overrides=overrides | more), *data, tmp_path / "autoencoder"
+    )
+    published = run.settings.checkpoints_dir / result.checkpoints[-1]
     ours = load_file(published / "student" / "model.safetensors")
     theirs = load_file(rival.folder / "token-level" / "model.safetensors")
     layers = [name for name in theirs if name.startswith("backbone.layers.")]

@@ -66,9 +66,10 @@ def run_all(
     ] = False,
 ) -> None:
     """Data, autoencoder, student: the whole job; what is finished is not done again."""
+    from latentforge.trainer.results import SUMMARY
     from latentforge.trainer.run.interrupt import StopRequest
     from latentforge.trainer.run.status import StatusServer
-    from latentforge.trainer.training.pipeline import SUMMARY, run_pipeline, targets_line
+    from latentforge.trainer.training.pipeline import run_pipeline, targets_line
 
     if keep_serving and status_port is None:
         raise typer.BadParameter("there is nothing to serve without --status-port", param_hint="--keep-serving")
@@ -83,8 +84,8 @@ def run_all(
             summary = run_pipeline(context, data, held_out, fresh=fresh)
             context.status.done = True
             typer.echo(
-                f"{context.folder / SUMMARY}; {len(summary['checkpoints'])} checkpoints, the last is "
-                f"{summary['checkpoints'][-1]}"
+                f"{context.folder / SUMMARY}; {len(summary.checkpoints)} checkpoints, the last is "
+                f"{summary.checkpoints[-1]}"
             )
             typer.echo(targets_line(summary))
             while keep_serving and not stop():

@@ -2,7 +2,7 @@
 
 import math
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -25,6 +25,7 @@ from latentforge.trainer.cli.options import (
     user_errors,
 )
 from latentforge.trainer.config.objectives import OBJECTIVES
+from latentforge.trainer.results import StudentResult
 
 StepsOption = Annotated[int | None, typer.Option("--steps", help="Optimizer steps.", show_default="the recipe's")]
 BatchOption = Annotated[
@@ -95,8 +96,8 @@ def autoencoder(
             raise TrainerError(f"{data} holds no sequence")
         result = train_autoencoder(context, train, check)
         typer.echo(
-            f"autoencoder K={result['k']} D={result['d']}: {result['token_exact']:.2%} of held-out tokens and "
-            f"{result['chunk_exact']:.2%} of chunks exact, {result['token_exact_noisy']:.2%} of tokens under "
+            f"autoencoder K={result.k} D={result.d}: {result.token_exact:.2%} of held-out tokens and "
+            f"{result.chunk_exact:.2%} of chunks exact, {result.token_exact_noisy:.2%} of tokens under "
             "posterior noise; "
             f"{context.folder / 'autoencoder'}"
         )
@@ -222,11 +223,11 @@ def token_level(
         typer.echo(_line("token-level student", train_token_level(context, train, check, fresh=fresh)))
 
 
-def _line(what: str, result: dict[str, Any]) -> str:
-    first, last = result["curve"][0], result["curve"][-1]
-    text = "held-out continuations:" if result["targets"] == "generate" else "held-out"
-    terms = ", ".join(f"{name.upper()} {first[name]:.3f} -> {last[name]:.3f}" for name in ("ce", "kd") if name in last)
-    teacher = f", teacher {result['teacher']['held_out_nll']:.3f}" if result["teacher"] else ""
-    return (
-        f"{what}: {text} {terms} nats/token (unigram {result['unigram_ce']:.3f}{teacher}); {result['checkpoints'][-1]}"
-    )
+def _line(what: str, result: StudentResult) -> str:
+    first, last = result.curve[0], result.curve[-1]
+    text = "held-out continuations:" if result.targets == "generate" else "held-out"
+    terms = f"CE {first.ce:.3f} -> {last.ce:.3f}"
+    if first.kd is not None and last.kd is not None:
+        terms += f", KD {first.kd:.3f} -> {last.kd:.3f}"
+    teacher = f", teacher {result.teacher.held_out_nll:.3f}" if result.teacher else ""
+    return f"{what}: {text} {terms} nats/token (unigram {result.unigram_ce:.3f}{teacher}); {result.checkpoints[-1]}"

@@ -11,6 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch.utils.tensorboard import SummaryWriter
 
 from latentforge.core.results import JsonlWriter
+from latentforge.trainer.results import METRICS
 from latentforge.trainer.run.status import Status
 
 LINE_EVERY_SECONDS = 10.0
@@ -48,7 +49,7 @@ class StageProgress:
         self._stage, self._unit = stage, unit
         self._status = status
         self._first, self._total = first, total
-        self._metrics = JsonlWriter(folder / "metrics.jsonl")
+        self._metrics = JsonlWriter(folder / METRICS)
         self._board = SummaryWriter(folder / "tensorboard" / stage, purge_step=first)
         columns = (
             TextColumn(stage),

@@ -5,7 +5,7 @@ after prompts made of the data, with its rows for that. ``text``: the data alone
 """
 
 from collections.abc import Iterator
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 from latentforge.model.latent_model import LatentModel
 from latentforge.model.losses import StudentBatch
 from latentforge.model.token_level import TokenLevelModel
-
-Kind = Literal["score", "generate", "text"]
+from latentforge.trainer.results import CacheFigures, GeneratedFigures, TargetKind
 
 
 class TargetSource(Protocol):
@@ -25,7 +24,7 @@ class TargetSource(Protocol):
         token_counts: how often each token stands in what is learnt, int64 [V].
     """
 
-    kind: Kind
+    kind: TargetKind
     token_counts: NDArray[np.int64]
 
     def identity(self) -> dict[str, Any]:
@@ -51,7 +50,7 @@ class TargetSource(Protocol):
     def note(self) -> str:
         """A few words for the progress bar."""
 
-    def report(self) -> dict[str, Any]:
+    def report(self) -> CacheFigures | GeneratedFigures | None:
         """What the run's result says of it."""
 
     def close(self) -> None: ...

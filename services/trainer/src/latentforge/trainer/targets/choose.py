@@ -3,14 +3,15 @@
 from latentforge.teacher.v1 import teacher_pb2 as pb
 from latentforge.text.packed import PackedData
 from latentforge.trainer.errors import TrainerError
+from latentforge.trainer.results import TargetKind
 from latentforge.trainer.run.context import RunContext
-from latentforge.trainer.targets.base import Kind, TargetSource
+from latentforge.trainer.targets.base import TargetSource
 from latentforge.trainer.targets.generated import GeneratedTargets
 from latentforge.trainer.targets.scored import ScoredTargets
 from latentforge.trainer.teacher.connection import TeacherLink
 
 
-def meet_teacher(run: RunContext, link: TeacherLink) -> tuple[pb.GetTeacherResponse, Kind]:
+def meet_teacher(run: RunContext, link: TeacherLink) -> tuple[pb.GetTeacherResponse, TargetKind]:
     """Asks what the teacher is and which source it can be, where one is wanted.
 
     Raises:
@@ -28,7 +29,7 @@ def meet_teacher(run: RunContext, link: TeacherLink) -> tuple[pb.GetTeacherRespo
         )
     if wanted == "generate" and not answer.can_generate:
         raise TrainerError(f"{who} cannot generate, only score; set teacher.targets to score or auto (TARGETS=score)")
-    kind: Kind = wanted if wanted != "auto" else "score" if answer.can_score else "generate"
+    kind: TargetKind = wanted if wanted != "auto" else "score" if answer.can_score else "generate"
     if kind == "generate" and run.recipe.student.on_policy.share:
         raise TrainerError(
             f"{who} cannot score, but student.on_policy.share={run.recipe.student.on_policy.share} wants its rows on "
@@ -43,7 +44,7 @@ def target_source(
     train: PackedData,
     held_out: PackedData,
     answer: pb.GetTeacherResponse,
-    kind: Kind,
+    kind: TargetKind,
     *,
     fresh: bool = False,
 ) -> TargetSource:

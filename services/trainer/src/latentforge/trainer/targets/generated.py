@@ -9,8 +9,8 @@ from latentforge.model.token_level import TokenLevelModel
 from latentforge.teacher.v1 import teacher_pb2 as pb
 from latentforge.text.packed import PackedData
 from latentforge.trainer.data.prompts import Prompt, Split, choose_prompts
+from latentforge.trainer.results import GeneratedFigures, TargetKind
 from latentforge.trainer.run.context import RunContext
-from latentforge.trainer.targets.base import Kind
 from latentforge.trainer.targets.continuation_batches import Examples
 from latentforge.trainer.teacher.collect import collect, identity, open_store
 from latentforge.trainer.teacher.connection import TeacherLink
@@ -25,7 +25,7 @@ class GeneratedTargets:
         TeacherLostError, Interrupted: while collecting; the same command goes on.
     """
 
-    kind: Kind = "generate"
+    kind: TargetKind = "generate"
 
     def __init__(
         self,
@@ -92,17 +92,15 @@ class GeneratedTargets:
     def note(self) -> str:
         return f"of {len(self._train)} continuations"
 
-    def report(self) -> dict[str, Any]:
-        return {
-            "generated": {
-                "prompts": self._num_prompts,
-                "continuations": self._store.num_usable(),
-                "dropped": len(self._store.dropped()),
-                "tokens": self._store.num_tokens(),
-                "held_out_continuations": len(self._held_out),
-                "continuations_per_step": self._train.per_batch,
-            }
-        }
+    def report(self) -> GeneratedFigures:
+        return GeneratedFigures(
+            prompts=self._num_prompts,
+            continuations=self._store.num_usable(),
+            dropped=len(self._store.dropped()),
+            tokens=self._store.num_tokens(),
+            held_out_continuations=len(self._held_out),
+            continuations_per_step=self._train.per_batch,
+        )
 
     def close(self) -> None:
         self._store.close()

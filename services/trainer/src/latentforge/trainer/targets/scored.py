@@ -10,8 +10,8 @@ from latentforge.model.latent_model import LatentModel
 from latentforge.model.losses import StudentBatch
 from latentforge.model.token_level import TokenLevelModel
 from latentforge.text.packed import PackedData
+from latentforge.trainer.results import CacheFigures, TargetKind
 from latentforge.trainer.run.context import RunContext
-from latentforge.trainer.targets.base import Kind
 from latentforge.trainer.targets.batches import held_out_batch, held_out_sequences, training_batch, training_sequences
 from latentforge.trainer.targets.on_policy import OwnText
 from latentforge.trainer.teacher.connection import TeacherLink
@@ -21,7 +21,7 @@ from latentforge.trainer.teacher.rows import CacheCount, TeacherRows
 class ScoredTargets:
     """The data's sequences; the teacher is asked about each as it is packed, some batches ahead."""
 
-    kind: Kind = "score"
+    kind: TargetKind = "score"
 
     def __init__(self, run: RunContext, link: TeacherLink, train: PackedData, held_out: PackedData) -> None:
         settings, recipe = run.settings, run.recipe
@@ -70,17 +70,15 @@ class ScoredTargets:
     def note(self) -> str:
         return f"cache {self._rows.cache.hits}/{self._rows.cache.sequences}"
 
-    def report(self) -> dict[str, Any]:
+    def report(self) -> CacheFigures:
         cache, stats = self._rows.cache, self._link.cache_stats()
-        return {
-            "cache": {
-                "hits": cache.hits,
-                "misses": cache.sequences - cache.hits,
-                "rows": cache.rows,
-                "rows_from_cache": cache.rows_from_cache,
-                "bytes": stats.bytes,
-                "saved_seconds": round(stats.saved_seconds, 2),
-            }
-        }
+        return CacheFigures(
+            hits=cache.hits,
+            misses=cache.sequences - cache.hits,
+            rows=cache.rows,
+            rows_from_cache=cache.rows_from_cache,
+            bytes=stats.bytes,
+            saved_seconds=round(stats.saved_seconds, 2),
+        )
 
     def close(self) -> None: ...

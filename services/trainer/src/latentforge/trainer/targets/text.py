@@ -9,15 +9,15 @@ from latentforge.model.latent_model import LatentModel
 from latentforge.model.losses import StudentBatch
 from latentforge.model.token_level import TokenLevelModel
 from latentforge.text.packed import PackedData
+from latentforge.trainer.results import TargetKind
 from latentforge.trainer.run.context import RunContext
-from latentforge.trainer.targets.base import Kind
 from latentforge.trainer.targets.batches import held_out_batch, held_out_sequences, training_batch
 
 
 class TextTargets:
     """The data's sequences without rows: a student of nobody."""
 
-    kind: Kind = "text"
+    kind: TargetKind = "text"
 
     def __init__(self, run: RunContext, train: PackedData, held_out: PackedData) -> None:
         self._run, self._train = run, train
@@ -46,7 +46,7 @@ class TextTargets:
     def note(self) -> str:
         return ""
 
-    def report(self) -> dict[str, Any]:
-        return {}
+    def report(self) -> None:
+        return None
 
     def close(self) -> None: ...

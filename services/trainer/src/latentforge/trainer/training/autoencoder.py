@@ -1,8 +1,6 @@
 """The autoencoder's training: chunks of the training stream in, runs/<run>/autoencoder/ out."""
 
-import json
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,13 +8,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from latentforge.core.files import write_atomically
 from latentforge.model.autoencoder import Autoencoder
 from latentforge.model.io import save_pretrained
 from latentforge.text.packed import PackedData, check_data
 from latentforge.trainer.config.recipe import AutoencoderRecipe
 from latentforge.trainer.data.sequence_order import batch_indices, epoch_phase, step_generator, step_random
 from latentforge.trainer.errors import TrainerError
+from latentforge.trainer.results import EVALUATION, AutoencoderResult
 from latentforge.trainer.run.context import RunContext
 from latentforge.trainer.run.device import autocast
 from latentforge.trainer.run.interrupt import Interrupted
@@ -25,14 +23,11 @@ from latentforge.trainer.training.optimisation import Optimisation
 from latentforge.trainer.training.state import StageState
 from latentforge.trainer.training.validation import evaluate_autoencoder
 
-EVALUATION = "evaluation.json"
 
-
-def train_autoencoder(run: RunContext, train: PackedData, held_out: PackedData) -> dict[str, Any]:
+def train_autoencoder(run: RunContext, train: PackedData, held_out: PackedData) -> AutoencoderResult:
     """Trains the autoencoder, going on from what is saved; a finished one is left alone.
 
-    Returns:
-        k, d, steps, seconds, loss, and the figures of :func:`evaluate_autoencoder` on all held-out data.
+    Its figures are those of :func:`evaluate_autoencoder` on all held-out data.
 
     Raises:
         TrainerError: data, recipe and saved state do not fit, or the loss is not finite.
@@ -46,7 +41,7 @@ def train_autoencoder(run: RunContext, train: PackedData, held_out: PackedData) 
     out = run.folder / "autoencoder"
     if (out / EVALUATION).is_file():
         run.console.print(f"autoencoder: finished before, {out}", highlight=False)
-        return _read(out / EVALUATION)
+        return AutoencoderResult.read(out / EVALUATION)
 
     stream = training_text(train, recipe.text_tokens, run.recipe.seed)
     run.use_threads(beside_gateway=False)
@@ -88,16 +83,18 @@ def train_autoencoder(run: RunContext, train: PackedData, held_out: PackedData) 
         save()
         figures = evaluate_autoencoder(autoencoder, held_out, run.recipe.seed)
         progress.validation(step, figures)
-    result: dict[str, Any] = {
-        "k": config.chunk_size,
-        "d": config.latent_size,
-        "steps": step,
-        "seconds": round(seconds + time.monotonic() - started, 2),
-        "loss": loss,
-        **figures,
-    }
+    result = AutoencoderResult.model_validate(
+        {
+            "k": config.chunk_size,
+            "d": config.latent_size,
+            "steps": step,
+            "seconds": round(seconds + time.monotonic() - started, 2),
+            "loss": loss,
+            **figures,
+        }
+    )
     save_pretrained(autoencoder, out)
-    write_atomically(out / EVALUATION, json.dumps(result, indent=1) + "\n")
+    result.write(out / EVALUATION)
     return result
 
 
@@ -153,8 +150,3 @@ def chunk_batch(
             text_nk[row] = np.concatenate([np.full(pads, pad_id), text_nk[row, : chunk_size - pads]])
     random_nk = random.integers(vocab_size, size=(num_random, chunk_size))
     return torch.from_numpy(np.concatenate([text_nk, random_nk]))
-
-
-def _read(path: Path) -> dict[str, Any]:
-    values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return values

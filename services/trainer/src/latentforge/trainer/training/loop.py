@@ -1,7 +1,7 @@
 """A student's training loop: what both kinds of student go through from the first step to the last."""
 
 import time
-from typing import Any, Protocol
+from typing import Protocol
 
 from torch import nn
 
@@ -12,6 +12,7 @@ from latentforge.model.token_level import TokenLevelModel
 from latentforge.teacher.v1 import teacher_pb2 as pb
 from latentforge.trainer.data.sequence_order import step_generator
 from latentforge.trainer.errors import TrainerError
+from latentforge.trainer.results import CacheFigures, CurvePoint, GeneratedFigures, StudentResult, TeacherFigures
 from latentforge.trainer.run.context import RunContext
 from latentforge.trainer.run.device import autocast
 from latentforge.trainer.run.interrupt import Interrupted
@@ -63,7 +64,7 @@ class StudentTraining:
         self.optimisation = Optimisation(self.model, self.recipe.optim)
         self.teacher_id = teacher_id(answer)
         self.step = 0
-        self.curve: list[dict[str, float]] = []
+        self.curve: list[CurvePoint] = []
         self._seconds_before, self._started = 0.0, time.monotonic()
 
     def load(self) -> None:
@@ -86,7 +87,7 @@ class StudentTraining:
                 f"this run was begun with {saved['source']}, now it is {self.source.identity()}; "
                 "go on with what it was, or start anew with --fresh or --run NAME"
             )
-        self.curve = saved["curve"]
+        self.curve = [CurvePoint.model_validate(point) for point in saved["curve"]]
         self.source.restore(saved["progress"])
         self._seconds_before = float(saved["seconds"])
 
@@ -125,29 +126,31 @@ class StudentTraining:
                 raise
             self._save()
 
-    def result(self) -> dict[str, Any]:
+    def result(self) -> StudentResult:
         """What the run's table and its readers are told."""
-        return {
-            "steps": self.step,
-            "tokens": self.source.num_tokens(self.step),
-            "seconds": self._spent(),
-            "curve": self.curve,
-            "unigram_ce": unigram_ce(self.source.token_counts, self.check),
-            "held_out_tokens": sum(int(batch.valid.sum()) for batch in self.check),
-            "targets": self.source.kind,
-            "teacher": self._teacher(),
-            **self.source.report(),
-            "checkpoints": self.learner.places(),
-        }
+        report = self.source.report()
+        return StudentResult(
+            steps=self.step,
+            tokens=self.source.num_tokens(self.step),
+            seconds=self._spent(),
+            curve=self.curve,
+            unigram_ce=unigram_ce(self.source.token_counts, self.check),
+            held_out_tokens=sum(int(batch.valid.sum()) for batch in self.check),
+            targets=self.source.kind,
+            teacher=self._teacher(),
+            cache=report if isinstance(report, CacheFigures) else None,
+            generated=report if isinstance(report, GeneratedFigures) else None,
+            checkpoints=self.learner.places(),
+        )
 
-    def _teacher(self) -> dict[str, Any] | None:
+    def _teacher(self) -> TeacherFigures | None:
         if self.answer is None:
             return None
-        return {
+        return TeacherFigures(
             **self.teacher_id.model_dump(),
-            "fingerprint": self.answer.tokenizer_fingerprint,
-            "held_out_nll": teacher_nll(self.check),
-        }
+            fingerprint=self.answer.tokenizer_fingerprint,
+            held_out_nll=teacher_nll(self.check),
+        )
 
     def _take_step(self, batch: StudentBatch) -> dict[str, float]:
         run, step = self.run, self.step
@@ -167,18 +170,18 @@ class StudentTraining:
     def _validate(self, progress: StageProgress) -> None:
         figures = evaluate_student(self.learner.model, self.check, self.seed, self.run.device)
         self.model.train()
-        self.curve.append({"step": self.step, **figures})
+        self.curve.append(CurvePoint(step=self.step, **figures))
         progress.validation(self.step, figures)
 
     def _publish(self, progress: StageProgress) -> None:
-        last = self.curve[-1] if self.curve else {}
-        figures = {f"held_out_{name}": value for name, value in last.items() if name != "step"}
+        last = self.curve[-1].model_dump(exclude={"step"}, exclude_none=True) if self.curve else {}
+        figures = {f"held_out_{name}": value for name, value in last.items()}
         progress.say(f"published {self.learner.publish(self.step, figures)}")
         self.model.train()
 
     def _save(self) -> None:
         progressed = {
-            "curve": self.curve,
+            "curve": [point.model_dump(exclude_none=True) for point in self.curve],
             "source": self.source.identity(),
             "progress": self.source.progress(),
             "seconds": self._spent(),

@@ -1,7 +1,6 @@
 """A student's training: text and the teacher's rows in; published checkpoints, or a token-level student, out."""
 
 import hashlib
-import json
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -9,13 +8,13 @@ from typing import Any
 
 import torch
 
-from latentforge.core.files import write_atomically
 from latentforge.core.manifest import TeacherId
 from latentforge.model.autoencoder import Autoencoder
 from latentforge.model.io import WEIGHTS_FILE, load_autoencoder
 from latentforge.teacher.v1 import teacher_pb2 as pb
 from latentforge.text.packed import PackedData, check_data
 from latentforge.trainer.errors import TrainerError
+from latentforge.trainer.results import StudentResult
 from latentforge.trainer.run.context import RunContext
 from latentforge.trainer.targets.base import TargetSource
 from latentforge.trainer.targets.choose import meet_teacher, target_source
@@ -36,7 +35,7 @@ def train_student(
     latent_size: int | None = None,
     *,
     fresh: bool = False,
-) -> dict[str, Any]:
+) -> StudentResult:
     """Trains and publishes the student, going on from what is saved; a finished one is left alone.
 
     Args:
@@ -46,10 +45,6 @@ def train_student(
         autoencoder_folder: a trained autoencoder.
         latent_size: the D that the user asked for; None takes the autoencoder's.
         fresh: the teacher's text is collected anew where what is there is of another teacher or other settings.
-
-    Returns:
-        steps, tokens, seconds, curve (held-out figures by step), unigram_ce, targets, teacher (None without one), cache
-        or generated, and checkpoints.
 
     Raises:
         TrainerError: data, recipe, autoencoder, teacher and saved state do not fit, the loss is not finite, or the
@@ -69,7 +64,7 @@ def train_student(
 
 def train_token_level(
     run: RunContext, train: PackedData, held_out: PackedData, *, fresh: bool = False
-) -> dict[str, Any]:
+) -> StudentResult:
     """As :func:`train_student`, for a student that writes one token a step; it needs no autoencoder.
 
     It has the recipe's backbone, and learns the recipe's CE and KD from the same batches.
@@ -95,7 +90,7 @@ def _train(
     make: MakeLearner,
     *,
     fresh: bool,
-) -> dict[str, Any]:
+) -> StudentResult:
     for data in (train, held_out):
         check_data(data, run.tokenizer, run.recipe.chunk_size)
     asked = run.recipe.teacher.targets
@@ -108,8 +103,7 @@ def _train(
     path = result_file(run, stage)
     if path.is_file():
         run.console.print(f"{stage}: finished before, {path}", highlight=False)
-        finished: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return finished
+        return StudentResult.read(path)
     run.use_threads(beside_gateway=True)
     if asked == "text":
         result = _learn(run, TextTargets(run, train, held_out), None, make, state)
@@ -118,13 +112,13 @@ def _train(
             answer, kind = meet_teacher(run, link)
             with closing(target_source(run, link, train, held_out, answer, kind, fresh=fresh)) as source:
                 result = _learn(run, source, answer, make, state)
-    write_atomically(path, json.dumps(result, indent=1) + "\n")
+    result.write(path)
     return result
 
 
 def _learn(
     run: RunContext, source: TargetSource, answer: pb.GetTeacherResponse | None, make: MakeLearner, state: StageState
-) -> dict[str, Any]:
+) -> StudentResult:
     learner = make(torch.from_numpy(source.token_counts), teacher_id(answer))
     training = StudentTraining(run, source, learner, answer, state)
     training.load()

@@ -1,0 +1,213 @@
+"""What a run leaves behind for others to read: one model per JSON file, without torch.
+
+``runs/<run>/summary.json`` is a :class:`RunSummary`, ``autoencoder/evaluation.json`` an :class:`AutoencoderResult`,
+``student.json`` and ``token-level.json`` are a :class:`StudentResult`, and each line of ``metrics.jsonl`` is a
+:class:`ProgressPoint`. What does not apply to a run is left out of its file and None in the model.
+"""
+
+import json
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from latentforge.core.files import write_atomically
+from latentforge.core.manifest import TeacherId
+from latentforge.core.settings import describe_errors
+from latentforge.trainer.errors import TrainerError
+
+SUMMARY = "summary.json"
+EVALUATION = "evaluation.json"
+METRICS = "metrics.jsonl"
+
+TargetKind = Literal["score", "generate", "text"]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ResultFile(_Part):
+    """A JSON file of a run; a file of another version is refused, not guessed at."""
+
+    format_version: Literal[1] = 1
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Reads a file that :meth:`write` wrote.
+
+        Raises:
+            TrainerError: it is missing, or not a file of this version; names it and what is wrong.
+        """
+        try:
+            return cls.model_validate_json(path.read_bytes())
+        except OSError as error:
+            raise TrainerError(f"{path} cannot be read ({error.strerror}); the run is not that far") from None
+        except ValidationError as error:
+            raise TrainerError(
+                f"{path} is not a {cls.__name__} of this version: {describe_errors(error)}; start the run anew with "
+                "--fresh or --run NAME"
+            ) from None
+
+    def write(self, path: Path) -> None:
+        """Writes the file whole or not at all."""
+        values = self.model_dump(mode="json", exclude_none=True)
+        write_atomically(path, json.dumps(values, indent=1) + "\n")
+
+
+class CurvePoint(_Part):
+    """A student's figures on held-out data after ``step`` steps: CE and KD in nats per token, MSE per dimension."""
+
+    step: int
+    ce: float
+    kd: float | None = None
+    mse: float | None = None
+
+
+class ReconstructionFigures(_Part):
+    """Shares of held-out tokens and chunks that come back exactly: from the posterior's mean, and from a sample."""
+
+    token_exact: float
+    chunk_exact: float
+    token_exact_noisy: float
+    chunk_exact_noisy: float
+
+
+class AutoencoderFigures(ReconstructionFigures):
+    """What a summary says of an autoencoder: K, D, reconstruction, and the last step's cross-entropy."""
+
+    k: int
+    d: int
+    loss: float
+
+
+class AutoencoderResult(AutoencoderFigures, ResultFile):
+    """A finished autoencoder; ``chunks`` is how many held-out ones its figures are of."""
+
+    steps: int
+    seconds: float
+    chunks: int
+
+
+class TeacherFigures(TeacherId):
+    """The teacher, its tokenizer's fingerprint, and its own nats per held-out token."""
+
+    fingerprint: str
+    held_out_nll: float
+
+
+class CacheFigures(_Part):
+    """Sequences and rows that a run asked for, how many came from the gateway's cache, and that cache's own counts."""
+
+    hits: int
+    misses: int
+    rows: int
+    rows_from_cache: int
+    bytes: int
+    saved_seconds: float
+
+
+class GeneratedFigures(_Part):
+    """The teacher's own text that a student learns from."""
+
+    prompts: int
+    continuations: int
+    dropped: int
+    tokens: int
+    held_out_continuations: int
+    continuations_per_step: int
+
+
+class TargetFigures(_Part):
+    """What a student learnt from and how it fared.
+
+    Attributes:
+        curve: held-out figures from step 0 to the last.
+        unigram_ce: cross-entropy of held-out tokens under the training text's token frequencies.
+        held_out_tokens: that the figures are over.
+        targets: score, generate or text.
+        teacher: None without one.
+        cache: of targets that were scored.
+        generated: of targets that were generated.
+        checkpoints: where the student was published, oldest first.
+    """
+
+    curve: list[CurvePoint]
+    unigram_ce: float
+    held_out_tokens: int
+    targets: TargetKind
+    teacher: TeacherFigures | None = None
+    cache: CacheFigures | None = None
+    generated: GeneratedFigures | None = None
+    checkpoints: list[str]
+
+
+class StudentResult(TargetFigures, ResultFile):
+    """A finished student, of either kind."""
+
+    steps: int
+    tokens: int
+    seconds: float
+
+
+class StudentFigures(_Part):
+    """What a summary says of a student: its size in steps and tokens, and both ends of its curve."""
+
+    steps: int
+    tokens: int
+    kd_first: float | None = None
+    kd_last: float | None = None
+    ce_first: float
+    ce_last: float
+    mse_first: float | None = None
+    mse_last: float | None = None
+    seconds: float
+
+
+class StageSeconds(_Part):
+    """How long each stage of a run took."""
+
+    data: float
+    autoencoder: float
+    student: float
+
+
+class RunSummary(TargetFigures, ResultFile):
+    """A finished run: the recipe as it was resolved, and the figures of every stage."""
+
+    run: str
+    recipe: dict[str, Any]
+    seconds: StageSeconds
+    ae: AutoencoderFigures
+    student: StudentFigures
+
+
+class ProgressPoint(BaseModel):
+    """One line of ``metrics.jsonl``: figures by name of a training step, or of held-out data after that step."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    __pydantic_extra__: dict[str, float]
+
+    stage: str
+    step: int
+    kind: Literal["train", "held_out"]
+    time: float
+
+    @property
+    def figures(self) -> dict[str, float]:
+        return self.__pydantic_extra__
+
+
+def read_progress(run_folder: Path) -> list[ProgressPoint]:
+    """The lines of a run's ``metrics.jsonl``; steps that were done again after a kill are there twice.
+
+    Raises:
+        TrainerError: it is missing, or a line is not a :class:`ProgressPoint`.
+    """
+    path = run_folder / METRICS
+    try:
+        return [ProgressPoint.model_validate_json(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    except OSError as error:
+        raise TrainerError(f"{path} cannot be read ({error.strerror}); the run is not that far") from None
+    except ValidationError as error:
+        raise TrainerError(f"{path} has a line that is no progress point: {describe_errors(error)}") from None
