@@ -26,6 +26,7 @@ from experiments.plan import AutoencoderPlan
 from experiments.published import RESULTS, draw_charts, redraw
 from experiments.report import autoencoders_table, command_line, models_table, print_rows, write_models
 from experiments.scales import ScaleName
+from latentforge.core.command_line import errors_reported
 from latentforge.core.results import cpu_description, result_row, write_results
 from tools.processes import ChildError, StoppedError
 
@@ -181,10 +182,8 @@ def autoencoders(
 
 if __name__ == "__main__":
     try:
-        app()
+        with errors_reported(ChildError, StaleError):
+            app()
     except StoppedError as stopped:
         sys.stderr.write("stopped; the same command goes on\n")
         sys.exit(stopped.exit_code)
-    except (ChildError, StaleError) as error:
-        sys.stderr.write(f"error: {error}\n")
-        sys.exit(1)

@@ -26,7 +26,7 @@ OLDEST = (3, 11)
 
 
 def refuse(message: str) -> NoReturn:
-    sys.stderr.write("setup: " + message + "\n")
+    sys.stderr.write("error: " + message + "\n")
     sys.exit(1)
 
 

@@ -14,7 +14,8 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from pydantic import Field, SecretStr
 
-from latentforge.core.settings import ServiceSettings, SettingsError, load_settings
+from latentforge.core.command_line import DONE, errors_reported
+from latentforge.core.settings import ServiceSettings, load_settings
 from latentforge.teacher_client.channel import open_channel
 from latentforge.teacher_client.errors import TeacherError
 from latentforge.teacher_client.sync_client import SyncTeacherClient
@@ -113,13 +114,11 @@ def run_with_gateway(command: list[str]) -> None:
 
 def main(arguments: list[str]) -> int:
     try:
-        run_with_gateway(arguments[1:] if arguments[:1] == ["--"] else arguments)
+        with errors_reported(ChildError, TeacherError, TimeoutError):
+            run_with_gateway(arguments[1:] if arguments[:1] == ["--"] else arguments)
     except StoppedError as stopped:
         return stopped.exit_code
-    except (ChildError, SettingsError, TeacherError, TimeoutError) as error:
-        sys.stderr.write(f"{error}\n")
-        return 1
-    return 0
+    return DONE
 
 
 if __name__ == "__main__":

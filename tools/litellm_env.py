@@ -7,7 +7,8 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import NoReturn
+
+from latentforge.core.command_line import fail
 
 ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv-litellm"
@@ -16,11 +17,6 @@ COMMAND = VENV / "bin" / "litellm"
 VERSION = "1.106.2"
 
 _IS_READY = f"import importlib.metadata as m, sys; import litellm; sys.exit(m.version('litellm') != {VERSION!r})"
-
-
-def refuse(message: str) -> NoReturn:
-    sys.stderr.write(f"litellm_env: {message}\n")
-    sys.exit(1)
 
 
 def is_ready() -> bool:
@@ -36,7 +32,7 @@ def make() -> None:
     command = [str(VENV_PYTHON), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     command.append(f"litellm[proxy]=={VERSION}")
     if subprocess.run(command, cwd=ROOT, env={**os.environ, "PIP_NO_INPUT": "1"}, check=False).returncode != 0:
-        refuse(f"pip failed (its reason is above); the command was: {' '.join(command)}")
+        fail(f"pip failed (its reason is above); the command was: {' '.join(command)}")
 
 
 def main() -> None:
@@ -47,7 +43,7 @@ def main() -> None:
     sys.stdout.flush()
     make()
     if not is_ready():
-        refuse(f"{VENV} is not as it should be after the installation; remove it and run again")
+        fail(f"{VENV} is not as it should be after the installation; remove it and run again")
 
 
 if __name__ == "__main__":

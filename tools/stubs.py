@@ -56,7 +56,7 @@ def main(check: bool) -> int:
         generate(fresh)
         names = stale(fresh)
         if check and names:
-            sys.stderr.write(f"stubs: proto/{API}: {', '.join(names)} not as the .proto says; run: make stubs\n")
+            sys.stderr.write(f"error: proto/{API}: {', '.join(names)} not as the .proto says; run: make stubs\n")
             return 1
         for name in names:
             (PROTO / API / name).unlink(missing_ok=True)

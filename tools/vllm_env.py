@@ -12,7 +12,8 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import NoReturn
+
+from latentforge.core.command_line import fail
 
 ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv-vllm"
@@ -32,15 +33,10 @@ _IS_READY = (
 )
 
 
-def refuse(message: str) -> NoReturn:
-    sys.stderr.write(f"vllm_env: {message}\n")
-    sys.exit(1)
-
-
 def check_machine(system: str, machine: str) -> None:
     """Exits when the CPU build has nothing for this machine."""
     if (system, machine) != ("Linux", "x86_64"):
-        refuse(
+        fail(
             f"{PACKAGE} {VERSION} is built for Linux x86-64 and this is {system} {machine}; use another machine's vLLM"
         )
 
@@ -52,7 +48,7 @@ def find_python() -> str:
     wanted = ".".join(map(str, PYTHON))
     found = shutil.which(f"python{wanted}")
     if found is None:
-        refuse(f"{PACKAGE} {VERSION} needs Python {wanted}, and no python{wanted} is on the PATH; install it")
+        fail(f"{PACKAGE} {VERSION} needs Python {wanted}, and no python{wanted} is on the PATH; install it")
     return found
 
 
@@ -91,7 +87,7 @@ def _runs(*command: str) -> bool:
 def _pip(*args: str) -> None:
     command = [str(VENV_PYTHON), "-m", "pip", *args, "--quiet", "--disable-pip-version-check"]
     if subprocess.run(command, cwd=ROOT, env={**os.environ, "PIP_NO_INPUT": "1"}, check=False).returncode != 0:
-        refuse(f"pip failed (its reason is above); the command was: {' '.join(command)}")
+        fail(f"pip failed (its reason is above); the command was: {' '.join(command)}")
 
 
 def main() -> None:
@@ -104,7 +100,7 @@ def main() -> None:
     sys.stdout.flush()
     make(python)
     if not is_ready():
-        refuse(f"{VENV} is not as it should be after the installation; remove it and run again")
+        fail(f"{VENV} is not as it should be after the installation; remove it and run again")
     sys.stdout.write(f"vllm_env: {VENV.name} has {PACKAGE} {VERSION}\n")
 
 

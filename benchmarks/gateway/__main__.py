@@ -21,8 +21,8 @@ from benchmarks.gateway.litellm import WAYS, Finding, best_way, try_ways
 from benchmarks.gateway.measures import Bench, Measured, Plan, vocab_size_of
 from benchmarks.gateway.servers import Dtype, MissingError, Servers, cpu_flags, fast_dtype, machine, wait_for_vllm
 from benchmarks.gateway.workload import held_out_sequences, tokenizer_of
+from latentforge.core.command_line import errors_reported
 from latentforge.core.results import cpu_description, write_results
-from latentforge.core.settings import SettingsError
 from latentforge.teacher_client.errors import TeacherError
 from tools import litellm_env, vllm_env
 from tools.processes import ChildError, StoppedError, stop_on_signals
@@ -76,8 +76,9 @@ def main(
         shared_sequences=min(shared_sequences, sequences),
         shared_clients=min(shared_clients, clients),
     )
+    failures = ChildError, ClientError, MissingError, OSError, TeacherError, TimeoutError, ValueError, httpx.HTTPError
     try:
-        with stop_on_signals():
+        with errors_reported(*failures), stop_on_signals():
             _run(
                 _QUICK if quick else plan,
                 model,
@@ -88,19 +89,6 @@ def main(
     except StoppedError as stopped:
         typer.echo(f"bench-gateway: {stopped}; everything it started is stopped", err=True)
         raise typer.Exit(stopped.exit_code) from None
-    except (
-        ChildError,
-        ClientError,
-        MissingError,
-        OSError,
-        SettingsError,
-        TeacherError,
-        TimeoutError,
-        ValueError,
-        httpx.HTTPError,
-    ) as error:
-        typer.secho(f"bench-gateway: {error}", fg="red", err=True)
-        raise typer.Exit(1) from None
 
 
 def _run(plan: Plan, model: Path, dtype: Dtype, results: Path, *, with_litellm: bool) -> None:

@@ -65,7 +65,7 @@ def test_a_taken_port_is_named_with_its_owner(demo: DemoProcess) -> None:
         server.bind(("127.0.0.1", int(demo.environment["GATEWAY_PORT"])))
         server.listen()
         demo.start()
-        assert demo.wait() == 1
+        assert demo.wait() == 2
     assert f"port {demo.environment['GATEWAY_PORT']} is taken by" in demo.output
     assert f"(pid {os.getpid()})" in demo.output
     assert "Traceback" not in demo.output
@@ -74,14 +74,14 @@ def test_a_taken_port_is_named_with_its_owner(demo: DemoProcess) -> None:
 
 def test_a_full_disk_is_refused_before_anything_starts(demo: DemoProcess) -> None:
     demo.start(DEMO_MIN_FREE_GB=1e9)
-    assert demo.wait() == 1
+    assert demo.wait() == 2
     assert "GB free, the demo wants 1000000000.0 GB" in demo.output
     assert demo.started == set()
 
 
 def test_a_wrong_setting_is_named_with_its_value(demo: DemoProcess) -> None:
     demo.start(STATUS_PORT="http")
-    assert demo.wait() == 1
+    assert demo.wait() == 2
     assert "STATUS_PORT is 'http'" in demo.output
     assert "Traceback" not in demo.output
 

@@ -4,7 +4,8 @@ import sys
 
 from rich.console import Console
 
-from latentforge.core.settings import SettingsError, load_settings
+from latentforge.core.command_line import DONE, errors_reported
+from latentforge.core.settings import load_settings
 from tools.demo.job import Demo
 from tools.demo.preflight import PreflightError
 from tools.demo.settings import DemoSettings
@@ -13,20 +14,16 @@ from tools.processes import ChildError, StoppedError, stop_on_signals
 
 
 def main() -> int:
-    errors = Console(stderr=True)
     console = Console()
     # A pipe has no width of its own, and a table is read by eye.
     console.width = max(console.width, 100)
     try:
-        with stop_on_signals():
+        with errors_reported(ChildError, WatchError, TimeoutError, usage=(PreflightError,)), stop_on_signals():
             Demo(load_settings(DemoSettings), console).run()
     except StoppedError as stopped:
-        errors.print(f"demo: {stopped}; everything it started is stopped", markup=False, highlight=False)
+        sys.stderr.write(f"demo: {stopped}; everything it started is stopped\n")
         return stopped.exit_code
-    except (SettingsError, PreflightError, ChildError, WatchError, TimeoutError) as error:
-        errors.print(f"demo: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
-        return 1
-    return 0
+    return DONE
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import torch
 import transformers
 import uvicorn
 
+from latentforge.core.command_line import DONE, WRONG_USAGE, fail
 from tools.venice_server.app import MODEL, VeniceServer
 from tools.venice_server.control import Control
 from tools.venice_server.text_model import TextModel
@@ -22,8 +23,9 @@ def main() -> int:
     parser.add_argument("--requests-per-minute", type=int, default=1_000_000)
     options = parser.parse_args()
     if not (options.model_folder / "config.json").is_file():
-        sys.stderr.write(f"--model-folder {options.model_folder} has no config.json; give a causal model's folder\n")
-        return 1
+        fail(
+            f"--model-folder {options.model_folder} has no config.json; give a causal model's folder", code=WRONG_USAGE
+        )
     torch.set_num_threads(1)
     transformers.utils.logging.disable_progress_bar()
     control = Control(key=options.key, token_bytes=options.token_bytes, requests_per_minute=options.requests_per_minute)
@@ -40,7 +42,7 @@ def main() -> int:
     )
     sys.stdout.flush()
     uvicorn.Server(config).run(sockets=[listening])
-    return 0
+    return DONE
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from latentforge.core.errors import describe_errors
 from tools.venice_server.answers import AnswerMaker
 from tools.venice_server.control import Control, Fault, Limits
 from tools.venice_server.schema import ChatRequest
@@ -116,7 +117,7 @@ class VeniceServer:
         except json.JSONDecodeError:
             return Fault(400, "Invalid request parameters")
         except ValidationError as error:
-            return Fault(400, f"Invalid request parameters: {_details(error)}")
+            return Fault(400, f"Invalid request parameters: {'; '.join(describe_errors(error, values=False)[:3])}")
         control.bodies.append(content)
         if chat.model not in (MODEL, MUTE_MODEL):
             return Fault(404, f"Specified model not found: {chat.model}")
@@ -180,8 +181,3 @@ async def _wait(seconds: float, request: Request) -> None:
         if await request.is_disconnected():
             raise _Left
         await asyncio.sleep(min(0.02, left))
-
-
-def _details(error: ValidationError) -> str:
-    entries = error.errors(include_url=False, include_input=False)[:3]
-    return "; ".join(f"{'.'.join(str(part) for part in entry['loc'])}: {entry['msg']}" for entry in entries)

@@ -61,10 +61,10 @@ def test_weights_that_do_not_fit_their_config_are_refused(saved: Path) -> None:
     with pytest.raises(ValueError, match=r"model\.safetensors: the weights do not fit config\.json"):
         load_autoencoder(saved)
     path.write_text(json.dumps({**config, "latent_size": 0}))
-    with pytest.raises(ValueError, match=r"config\.json: latent_size=0: .* greater than or equal to 1"):
+    with pytest.raises(ValueError, match=r"config\.json: latent_size is 0: .* greater than or equal to 1"):
         load_autoencoder(saved)
     path.write_text(json.dumps({**config, "depth": 3}))
-    with pytest.raises(ValueError, match=r"config\.json: depth=3: "):
+    with pytest.raises(ValueError, match=r"config\.json: depth is not a known field"):
         load_autoencoder(saved)
 
 

@@ -231,7 +231,7 @@ async def test_a_stop_string_ends_the_text_before_it(running: Running, publish: 
         ({"prompt": "x", "top_k": -1}, "top_k", "top_k is -1"),
         ({"prompt": "x", "seed": -1}, "seed", "seed is -1"),
         ({"prompt": "x", "stop": [""]}, "stop.0", "at least 1 character"),
-        ({"prompt": "x", "max_token": 3}, "max_token", "max_token is not a field"),
+        ({"prompt": "x", "max_token": 3}, "max_token", "max_token is not a known field"),
         ({"prompt": "x", "temperature": float("nan")}, "temperature", "temperature is nan"),
         ({"prompt": "\ud800"}, "prompt", "prompt is"),
     ],

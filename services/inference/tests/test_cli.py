@@ -58,7 +58,7 @@ def test_infer_with_only_a_bad_checkpoint_says_why(publish: Publish) -> None:
 
 def test_infer_refuses_wrong_sampling_by_name() -> None:
     result = runner.invoke(app, ["infer", "--top-p", "1.5"])
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert "top_p is 1.5" in result.stderr
 
 
@@ -128,15 +128,15 @@ def test_infer_says_when_a_proxy_stands_before_the_server() -> None:
 
 def test_serve_on_a_taken_port_names_it_and_the_way_out(taken_port: int) -> None:
     result = runner.invoke(app, ["serve", "--port", str(taken_port)])
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     said = f"port {taken_port} on 127.0.0.1 is taken by another program; stop it, or choose another with --port or PORT"
-    assert result.stderr.strip().splitlines() == [f"inference: {said}"]
+    assert result.stderr.strip().splitlines() == [f"error: {said}"]
 
 
 def test_serve_refuses_a_wrong_setting_before_anything_else(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("QUEUE_LIMIT", "-1")
     result = runner.invoke(app, ["serve"])
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert "QUEUE_LIMIT is '-1'" in result.stderr
 
 

@@ -60,7 +60,7 @@ async def test_reflection_lists_the_services_and_describes_ours(running: Any) ->
 
 async def test_a_port_that_is_taken_is_an_error_that_names_it(running: Any, make_settings: Callable[..., Any]) -> None:
     port = running.gateway.port
-    with pytest.raises(OSError, match=f"cannot listen on 127.0.0.1:{port}; set GATEWAY_HOST and GATEWAY_PORT"):
+    with pytest.raises(SettingsError, match=f"cannot listen on 127.0.0.1:{port}; set GATEWAY_HOST and GATEWAY_PORT"):
         await serve(make_settings(gateway_port=port))
 
 

@@ -14,6 +14,7 @@ from google.rpc import error_details_pb2  # type: ignore[import-untyped]
 from grpc_status import rpc_status
 
 from latentforge.core.logs import configure_logging
+from latentforge.core.settings import SettingsError
 from latentforge.gateway.backends.base import BackendError, FailureKind, Generation, Piece
 from latentforge.gateway.main import Gateway, serve
 from latentforge.teacher.v1 import teacher_pb2 as pb
@@ -184,7 +185,7 @@ async def test_a_metrics_port_that_is_taken_is_an_error_that_names_it(
 ) -> None:
     async with run_gateway(gateway_metrics_port=0) as running:
         port = running.gateway.metrics_port
-        with pytest.raises(OSError, match=f"cannot serve metrics on 127.0.0.1:{port} .*GATEWAY_METRICS_PORT"):
+        with pytest.raises(SettingsError, match=f"cannot serve metrics on 127.0.0.1:{port} .*GATEWAY_METRICS_PORT"):
             await serve(make_settings(gateway_metrics_port=port))
 
 

@@ -120,11 +120,11 @@ def test_a_failed_tokenizer_leaves_no_folder(invoke: Invoke, tmp_path: Path) -> 
         (["tokenizer", "--data", "nothing.jsonl", "--out", "x", "--vocab-size", "9"], 1, "vocab_size is 9"),
         (["train", "autoencoder", "--steps", "1", "--epochs", "1"], 2, "not both"),
         (["run", "--recipe", "tiny", "--keep-serving"], 2, "--status-port"),
-        (["run", "--recipe", "none"], 1, "error: there is no recipe 'none'"),
+        (["run", "--recipe", "none"], 2, "error: there is no recipe 'none'"),
         (["run", "--recipe", "tiny", "--gateway", "nowhere"], 2, "GATEWAY_TARGET is 'nowhere'"),
         (["run", "--recipe", "tiny"], 1, "no teacher-gateway answers at 127.0.0.1:9"),
         (["run", "--recipe", "tiny", "--tokenizer", "/nowhere"], 1, "TOKENIZER_PATH: /nowhere has no tokenizer.json"),
-        (["run", "--recipe", "tiny", "--set", "student.optim.lr=fast"], 1, "student.optim.lr is 'fast'"),
+        (["run", "--recipe", "tiny", "--set", "student.optim.lr=fast"], 2, "student.optim.lr is 'fast'"),
         (["pack", "nothing.jsonl", "--out", "x"], 1, "nothing.jsonl is no file"),
     ],
 )

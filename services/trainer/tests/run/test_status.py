@@ -1,7 +1,7 @@
 import httpx
 import pytest
 
-from latentforge.trainer.errors import TrainerError
+from latentforge.core.settings import SettingsError
 from latentforge.trainer.run.status import Status, StatusServer
 
 
@@ -17,7 +17,7 @@ def test_status_is_served_while_it_changes() -> None:
         answer = httpx.get(f"{base}/status").json()
         assert (answer["stage"], answer["step"], answer["losses"]) == ("student", 3, {"ce": 1.0})
         assert (answer["done"], answer["error"]) == (False, None)
-        with pytest.raises(TrainerError, match=f"--status-port {server.port} on 127.0.0.1 cannot be opened"):
+        with pytest.raises(SettingsError, match=f"--status-port {server.port} on 127.0.0.1 cannot be opened"):
             StatusServer(status, "127.0.0.1", server.port)
     finally:
         server.close()

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from latentforge.core.settings import describe_errors
+from latentforge.core.errors import describe_errors
 
 MANIFEST = "manifest.json"
 PINNED = "pinned"
@@ -180,7 +180,7 @@ def read_manifest(place: Path) -> Manifest:
         raise CheckpointError(f"{path} cannot be read: {error}") from None
     except ValidationError as error:
         raise CheckpointError(
-            f"{path} is not a manifest of this version: {describe_errors(error)}; publish it anew"
+            f"{path} is not a manifest of this version: {'; '.join(describe_errors(error))}; publish it anew"
         ) from None
     if place.name != step_folder(manifest.step):
         raise CheckpointError(f"{path} says step {manifest.step}, which belongs in {step_folder(manifest.step)}/")

@@ -1,11 +1,12 @@
 """Settings from the environment and .env, refused with one line per wrong field before any work starts."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from latentforge.core.errors import describe_errors
 
 _SECRETS = Path("/run/secrets")
 
@@ -38,23 +39,8 @@ def load_settings(settings: type[S], **overrides: Any) -> S:
     try:
         return settings(**{name: value for name, value in overrides.items() if value is not None})
     except ValidationError as error:
-        raise SettingsError(describe_errors(error, secrets=_secret_fields(settings), variables=True)) from None
-
-
-def describe_errors(error: ValidationError, *, secrets: Sequence[str] = (), variables: bool = False) -> str:
-    """One line per wrong field: name, value (never a secret's) and what is allowed.
-
-    With ``variables``, fields are named as the environment variables that set them.
-    """
-    lines = []
-    for entry in error.errors(include_url=False):
-        path = [str(part) for part in entry["loc"]]
-        name = ".".join(path) or "settings"
-        name = name.upper() if variables else name
-        value = "(hidden)" if path and path[0] in secrets else repr(entry["input"])
-        given = f" is {value}" if path and entry["type"] != "missing" else ""
-        lines.append(f"{name}{given}: {entry['msg']}")
-    return "\n".join(lines)
+        found = describe_errors(error, variables=True, secrets=_secret_fields(settings))
+        raise SettingsError("\n".join(found)) from None
 
 
 def _secret_fields(settings: type[BaseSettings]) -> list[str]:

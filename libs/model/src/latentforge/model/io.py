@@ -9,6 +9,7 @@ from pydantic import BaseModel, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from latentforge.core.errors import describe_errors
 from latentforge.model.autoencoder import Autoencoder
 from latentforge.model.config import AutoencoderConfig, StudentConfig, TokenLevelConfig
 from latentforge.model.student import Student
@@ -73,8 +74,7 @@ def _read_config(directory: Path, kind: str, config_class: type[_C]) -> _C:
     try:
         return config_class.model_validate({name: value for name, value in values.items() if name != _KIND})
     except ValidationError as error:
-        problems = [f"{'.'.join(map(str, e['loc']))}={e['input']!r}: {e['msg']}" for e in error.errors()]
-        raise ValueError(f"{path}: {'; '.join(problems)}") from error
+        raise ValueError(f"{path}: {'; '.join(describe_errors(error))}") from error
 
 
 def _load_weights(module: torch.nn.Module, directory: Path) -> None:

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from latentforge.core.settings import describe_errors
+from latentforge.core.errors import describe_errors
 from latentforge.text.errors import TextError
 from latentforge.text.tokenizer import TextTokenizer
 
@@ -70,7 +70,8 @@ class PackedData:
         except OSError as error:
             raise TextError(f"{path} cannot be read ({error.strerror}); make the folder with `trainer pack`") from None
         except ValidationError as error:
-            raise TextError(f"{path}: {describe_errors(error)}; make the folder again with `trainer pack`") from None
+            wrong = "; ".join(describe_errors(error))
+            raise TextError(f"{path}: {wrong}; make the folder again with `trainer pack`") from None
         dtype = np.dtype(self.meta.dtype).newbyteorder("<")
         shape = (self.meta.num_sequences, self.meta.sequence_length)
         size = (folder / TOKENS).stat().st_size if (folder / TOKENS).is_file() else 0

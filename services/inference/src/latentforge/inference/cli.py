@@ -3,7 +3,7 @@
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import httpx
 import typer
@@ -11,9 +11,11 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import Progress
 
+from latentforge.core.command_line import WRONG_USAGE, errors_reported, fail
+from latentforge.core.errors import describe_errors
 from latentforge.core.logs import configure_logging
 from latentforge.core.proxies import direct_mounts, proxy_hint
-from latentforge.core.settings import SettingsError, describe_errors, load_settings
+from latentforge.core.settings import load_settings
 from latentforge.inference import bench as benchmark
 from latentforge.inference.completion import PromptError, answer, prepare
 from latentforge.inference.engine import generate_ids
@@ -44,12 +46,10 @@ def serve(
     run: Run = None,
 ) -> None:
     """Serve over REST until SIGTERM; a newer checkpoint is picked up without a restart."""
-    try:
+    with errors_reported():
         settings = load_settings(Settings, host=host, port=port, checkpoints_dir=checkpoints, checkpoint_run=run)
         configure_logging("inference", level=settings.log_level)
         run_server(settings)
-    except SettingsError as error:
-        _fail(str(error))
 
 
 @app.command()
@@ -72,10 +72,8 @@ def infer(
         answered = _ask(url, request)
     else:
         snapshot = _newest(checkpoints, run)
-        try:
+        with errors_reported(PromptError):
             job = prepare(snapshot, request)
-        except PromptError as error:
-            _fail(str(error))
         answered = answer(snapshot, job, generate_ids(job))
     typer.echo(answered.text)
     usage = answered.usage
@@ -101,14 +99,12 @@ def bench(
     """Measure decode speed beside a token-level model with the same backbone."""
     request = _request(temperature=temperature, top_p=top_p, top_k=top_k, seed=seed, prompt="")
     params = SamplingParams.model_validate(request.model_dump(include=set(SamplingParams.model_fields)))
-    try:
+    with errors_reported(ValueError):
         prompts = benchmark.read_prompts(prompts_file)
         snapshot = _newest(checkpoints, run)
         with Progress(console=Console(stderr=True), transient=True) as progress:
             task = progress.add_task("decoding", total=2 * repeats * len(prompts))
             measured = benchmark.measure(snapshot, prompts, max_tokens, repeats, params, lambda: progress.advance(task))
-    except ValueError as error:
-        _fail(str(error))
     rows = measured.rows()
     command = f"inference {shlex.join(sys.argv[1:])}"
     path = benchmark.write(
@@ -123,16 +119,14 @@ def bench(
 
 
 def _newest(checkpoints: Path | None, run: str | None) -> Snapshot:
-    try:
+    with errors_reported():
         settings = load_settings(Settings, checkpoints_dir=checkpoints, checkpoint_run=run)
         # What is wrong with a checkpoint is told once, by the error below.
         configure_logging("inference", level="ERROR")
         registry = build_registry(settings)
-    except SettingsError as error:
-        _fail(str(error))
     registry.refresh()
     if registry.current is None:
-        _fail(
+        fail(
             f"no checkpoint to load: waiting for {registry.waiting_for}. `make demo` makes one, and so does "
             "`make toy train-ae train-student`; --checkpoints or CHECKPOINTS_DIR names another folder"
         )
@@ -143,7 +137,7 @@ def _request(**values: Any) -> GenerateRequest:
     try:
         return GenerateRequest(**values)
     except ValidationError as error:
-        _fail(describe_errors(error))
+        fail("; ".join(describe_errors(error)), code=WRONG_USAGE)
 
 
 def _ask(url: str, request: GenerateRequest) -> GenerateResponse:
@@ -152,7 +146,7 @@ def _ask(url: str, request: GenerateRequest) -> GenerateResponse:
         with httpx.Client(mounts=direct_mounts(url), timeout=600) as client:
             response = client.post(f"{url.rstrip('/')}/generate", json=body)
     except (httpx.HTTPError, httpx.InvalidURL) as error:
-        _fail(
+        fail(
             f"no inference server answers at {url} ({error}); start one with `make serve`, or leave --url out"
             f"{proxy_hint(url)}"
         )
@@ -161,10 +155,5 @@ def _ask(url: str, request: GenerateRequest) -> GenerateResponse:
             message = response.json()["error"]["message"]
         except (ValueError, KeyError, TypeError):
             message = f"{response.text[:200]}{proxy_hint(url)}"
-        _fail(f"{url} answered {response.status_code}: {message}")
+        fail(f"{url} answered {response.status_code}: {message}")
     return GenerateResponse.model_validate(response.json())
-
-
-def _fail(message: str) -> NoReturn:
-    typer.secho(f"inference: {message}", fg="red", err=True)
-    raise typer.Exit(1)

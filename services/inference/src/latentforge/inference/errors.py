@@ -8,7 +8,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-_LONGEST_VALUE = 80
+from latentforge.core.errors import describe_error
 
 
 class ApiError(Exception):
@@ -49,7 +49,7 @@ async def _on_invalid_request(_: Request, error: Exception) -> JSONResponse:
     entries = error.errors()
     if any(entry["type"] == "json_invalid" for entry in entries):
         return error_response(400, "invalid_json", f"the body is not JSON: {entries[0]['ctx']['error']}")
-    message = "; ".join(_describe(entry) for entry in entries)
+    message = "; ".join(describe_error(entry, _field(entry["loc"]) or "the body") for entry in entries)
     return error_response(422, "invalid_value", message, param=_field(entries[0]["loc"]) or None)
 
 
@@ -59,18 +59,6 @@ async def _on_http_error(request: Request, error: Exception) -> JSONResponse:
     return error_response(
         error.status_code, str(error.detail).lower().replace(" ", "_"), message, headers=dict(error.headers or {})
     )
-
-
-def _describe(entry: dict[str, Any]) -> str:
-    field = _field(entry["loc"])
-    if entry["type"] == "missing":
-        return f"{field or 'the body'} is missing"
-    if entry["type"] == "extra_forbidden":
-        return f"{field} is not a field of this request"
-    value = repr(entry["input"])
-    if len(value) > _LONGEST_VALUE:
-        value = f"{value[: _LONGEST_VALUE - 1]}…"
-    return f"{field or 'the body'} is {value}: {entry['msg']}"
 
 
 def _field(loc: Sequence[Any]) -> str:

@@ -5,14 +5,15 @@ import os
 import shlex
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
+from latentforge.core.command_line import FAILED, errors_reported
 from latentforge.core.logs import configure_logging
-from latentforge.core.settings import SettingsError, load_settings
+from latentforge.core.settings import load_settings
 from latentforge.gateway.backends.base import BackendError
 from latentforge.gateway.cache import open_cache
 from latentforge.gateway.cache.base import Cache, CacheError
@@ -49,10 +50,8 @@ def serve(
     configure_logging("teacher-gateway", level=settings.log_level, json_lines=settings.log_json)
     from latentforge.gateway.main import serve as serve_until_signal  # torch takes seconds that --help need not wait
 
-    try:
+    with errors_reported(BackendError):
         asyncio.run(serve_until_signal(settings))
-    except (SettingsError, BackendError, OSError) as error:
-        _fail(error)
 
 
 @app.command(name="serve-vllm")
@@ -64,10 +63,8 @@ def serve_vllm(
     settings = _settings()
     from latentforge.gateway.backends.vllm.command import vllm_command, vllm_environment
 
-    try:
+    with errors_reported():
         command = [*vllm_command(settings), *(arguments or [])]
-    except SettingsError as error:
-        _fail(error)
     typer.echo(shlex.join(command), err=not show)
     if not show:
         os.execve(command[0], command, vllm_environment(settings, dict(os.environ)))
@@ -89,7 +86,7 @@ def check(backend: Backend = None) -> None:
         return good
 
     if not asyncio.run(report()):
-        raise typer.Exit(1)
+        raise typer.Exit(FAILED)
 
 
 @cache_app.command()
@@ -104,14 +101,14 @@ def stats(
         return
 
     settings = _settings()
-    try:
-        with SyncTeacherClient(
+    with (
+        errors_reported(TeacherError),
+        SyncTeacherClient(
             target, timeout=10, api_key=settings.gateway_api_key, tls_ca=settings.gateway_tls_ca
-        ) as client:
-            answer = client.cache_stats()
-        _print({field.name: getattr(answer, field.name) for field in answer.DESCRIPTOR.fields})
-    except (SettingsError, TeacherError) as error:
-        _fail(error)
+        ) as client,
+    ):
+        answer = client.cache_stats()
+    _print({field.name: getattr(answer, field.name) for field in answer.DESCRIPTOR.fields})
 
 
 @cache_app.command()
@@ -130,17 +127,13 @@ def _with_cache(url: str | None, work: Callable[[Cache], Awaitable[T]]) -> T:
         finally:
             await cache.close()
 
-    try:
+    with errors_reported(CacheError):
         return asyncio.run(run())
-    except CacheError as error:
-        _fail(error)
 
 
 def _settings(**overrides: Any) -> GatewaySettings:
-    try:
+    with errors_reported():
         return load_settings(GatewaySettings, **overrides)
-    except SettingsError as error:
-        _fail(error)
 
 
 def _print(values: dict[str, Any]) -> None:
@@ -148,8 +141,3 @@ def _print(values: dict[str, Any]) -> None:
     for name, value in values.items():
         table.add_row(name, f"{value:,.1f}" if isinstance(value, float) else f"{value}")
     Console().print(table)
-
-
-def _fail(error: Exception) -> NoReturn:
-    typer.secho(str(error), fg="red", err=True)
-    raise typer.Exit(1)

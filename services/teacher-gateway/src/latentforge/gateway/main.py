@@ -10,6 +10,7 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from latentforge.core.settings import SettingsError
 from latentforge.gateway.backends import build_backend
 from latentforge.gateway.backends.base import Backend
 from latentforge.gateway.cache import open_cache
@@ -58,7 +59,7 @@ class Gateway:
         """Listens.
 
         Raises:
-            OSError: the address cannot be had.
+            SettingsError: the address cannot be had.
         """
         settings = self._settings
         if settings.otel_exporter_otlp_endpoint is not None:
@@ -88,7 +89,9 @@ class Gateway:
             else:
                 self.port = self._server.add_secure_port(address, self._credentials)
         except RuntimeError:
-            raise OSError(f"cannot listen on {address}; set GATEWAY_HOST and GATEWAY_PORT to a free address") from None
+            raise SettingsError(
+                f"cannot listen on {address}; set GATEWAY_HOST and GATEWAY_PORT to a free address"
+            ) from None
         if settings.gateway_metrics_port is not None:
             self._metrics_server = MetricsServer(self.metrics, settings.gateway_host, settings.gateway_metrics_port)
         await self._server.start()
@@ -137,7 +140,7 @@ async def serve(settings: GatewaySettings) -> None:
     """Serves until SIGTERM or SIGINT.
 
     Raises:
-        SettingsError, BackendError, OSError: it cannot, and why.
+        SettingsError, BackendError: it cannot, and why.
     """
     ended = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):

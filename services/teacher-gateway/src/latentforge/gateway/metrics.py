@@ -10,6 +10,8 @@ from prometheus_client import (
     start_http_server,
 )
 
+from latentforge.core.settings import SettingsError
+
 _SECONDS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 
 
@@ -69,7 +71,7 @@ class MetricsServer:
     """Answers GET /metrics in a thread of its own.
 
     Raises:
-        OSError: the address cannot be had.
+        SettingsError: the address cannot be had.
     """
 
     def __init__(self, metrics: Metrics, host: str, port: int) -> None:
@@ -77,7 +79,7 @@ class MetricsServer:
             self._server, self._thread = start_http_server(port, host, metrics.registry)
         except OSError as error:
             text = f"cannot serve metrics on {host}:{port} ({error.strerror}); set GATEWAY_METRICS_PORT to a free port"
-            raise OSError(f"{text}, or leave it unset") from None
+            raise SettingsError(f"{text}, or leave it unset") from None
         self.port = self._server.server_port
 
     def close(self) -> None:

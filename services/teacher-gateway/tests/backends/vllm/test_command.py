@@ -136,8 +136,8 @@ def test_the_command_is_printed_with_more_arguments(served: MakeServed, monkeypa
 
 def test_a_missing_model_ends_the_command_with_what_to_set(served: MakeServed) -> None:
     result = CliRunner().invoke(app, ["serve-vllm"])
-    assert result.exit_code == 1
-    assert "VLLM_LOCAL_MODEL is not set" in result.output
+    assert result.exit_code == 2
+    assert "error: VLLM_LOCAL_MODEL is not set" in result.output
 
 
 def test_the_command_becomes_the_server(served: MakeServed, tmp_path: Path) -> None:

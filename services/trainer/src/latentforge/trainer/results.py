@@ -11,9 +11,9 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from latentforge.core.errors import describe_errors
 from latentforge.core.files import write_atomically
 from latentforge.core.manifest import TeacherId
-from latentforge.core.settings import describe_errors
 from latentforge.trainer.errors import TrainerError
 
 SUMMARY = "summary.json"
@@ -44,9 +44,9 @@ class ResultFile(_Part):
         except OSError as error:
             raise TrainerError(f"{path} cannot be read ({error.strerror}); the run is not that far") from None
         except ValidationError as error:
+            said = "; ".join(describe_errors(error))
             raise TrainerError(
-                f"{path} is not a {cls.__name__} of this version: {describe_errors(error)}; start the run anew with "
-                "--fresh or --run NAME"
+                f"{path} is not a {cls.__name__} of this version: {said}; start the run anew with --fresh or --run NAME"
             ) from None
 
     def write(self, path: Path) -> None:
@@ -210,4 +210,4 @@ def read_progress(run_folder: Path) -> list[ProgressPoint]:
     except OSError as error:
         raise TrainerError(f"{path} cannot be read ({error.strerror}); the run is not that far") from None
     except ValidationError as error:
-        raise TrainerError(f"{path} has a line that is no progress point: {describe_errors(error)}") from None
+        raise TrainerError(f"{path} has a line that is no progress point: {describe_errors(error)[0]}") from None

@@ -102,20 +102,16 @@ def forget(*places: Path) -> None:
 @contextmanager
 def user_errors() -> Iterator[None]:
     """Says what a user can put right in plain words, and ends with the right exit code."""
+    from latentforge.core.command_line import DONE, errors_reported
     from latentforge.core.logs import configure_logging
-    from latentforge.core.settings import SettingsError
     from latentforge.teacher_client.errors import TeacherError
+    from latentforge.trainer.errors import RecipeError
     from latentforge.trainer.run.interrupt import Interrupted
 
     configure_logging("trainer")
     try:
-        yield
+        with errors_reported(ValueError, TeacherError, OSError, usage=(RecipeError,)):
+            yield
     except Interrupted:
         typer.echo("stopped as asked; everything is saved. Run the same command to go on.", err=True)
-        raise typer.Exit(0) from None
-    except SettingsError as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(2) from None
-    except (ValueError, TeacherError, OSError) as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(1) from None
+        raise typer.Exit(DONE) from None

@@ -7,10 +7,11 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from latentforge.core.errors import describe_errors
 from latentforge.model.config import AutoencoderConfig, BackboneConfig, StudentConfig, TokenLevelConfig
 from latentforge.teacher_client.sparse_rows import LogprobDtype
 from latentforge.trainer.config.objectives import DEFAULT_OBJECTIVE, OBJECTIVES, apply_objective
-from latentforge.trainer.errors import TrainerError
+from latentforge.trainer.errors import RecipeError
 
 PositiveInt = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -300,14 +301,14 @@ class Recipe(_Section):
 
 def _build(config: type[C], section: str, chosen: Mapping[str, Any], fixed: dict[str, Any]) -> C:
     if clash := sorted(set(chosen) & set(fixed)):
-        raise TrainerError(
+        raise RecipeError(
             f"{section}.{clash[0]} is {chosen[clash[0]]!r}: it follows from the tokenizer and the recipe's top; "
             "take it out"
         )
     try:
         return config(**chosen, **fixed)
     except ValidationError as error:
-        raise TrainerError(_describe(error, f"{section}.")) from None
+        raise RecipeError("\n".join(describe_errors(error, prefix=f"{section}."))) from None
 
 
 def load_recipe(name: str, folder: Path, overrides: Mapping[str, Any] | None = None) -> Recipe:
@@ -319,16 +320,16 @@ def load_recipe(name: str, folder: Path, overrides: Mapping[str, Any] | None = N
         overrides: values by dotted name, like ``{"student.optim.steps": 100}``; None values are left out.
 
     Raises:
-        TrainerError: no such recipe, or wrong values: a line each with field, value and what is allowed.
+        RecipeError: no such recipe, or wrong values: a line each with field, value and what is allowed.
     """
     path = Path(name) if name.endswith(".toml") else folder / f"{name}.toml"
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         known = ", ".join(sorted(p.stem for p in folder.glob("*.toml"))) or f"none in {folder}; set RECIPES_DIR"
-        raise TrainerError(f"there is no recipe {name!r} ({path}); known: {known}") from None
+        raise RecipeError(f"there is no recipe {name!r} ({path}); known: {known}") from None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise TrainerError(f"{path}: {error}") from None
+        raise RecipeError(f"{path}: {error}") from None
     given = {key: value for key, value in (overrides or {}).items() if value is not None}
     asked = given.pop("student.objective", None)
     if isinstance(student := values.get("student"), dict):
@@ -338,7 +339,7 @@ def load_recipe(name: str, folder: Path, overrides: Mapping[str, Any] | None = N
     try:
         recipe = Recipe.model_validate(values)
     except ValidationError as error:
-        raise TrainerError(f"recipe {path}:\n{_describe(error)}") from None
+        raise RecipeError("\n".join([f"recipe {path}:", *describe_errors(error)])) from None
     # Sizes that follow from the tokenizer stand in here: what can be wrong in a recipe's models is found before any
     # work.
     recipe.student_config(1, 0, recipe.autoencoder_config(2**20, 1))
@@ -349,11 +350,11 @@ def parse_override(text: str) -> tuple[str, Any]:
     """Reads ``a.b=value``, the value as TOML or else as a string.
 
     Raises:
-        TrainerError: there is no name or no ``=``.
+        RecipeError: there is no name or no ``=``.
     """
     name, equals, value = text.partition("=")
     if not equals or not name:
-        raise TrainerError(f"--set {text!r}: give a dotted name and a value, like student.optim.steps=100")
+        raise RecipeError(f"--set {text!r}: give a dotted name and a value, like student.optim.steps=100")
     try:
         return name, tomllib.loads(f"v = {value}")["v"]
     except tomllib.TOMLDecodeError:
@@ -365,14 +366,5 @@ def _set(values: dict[str, Any], key: str, value: Any) -> None:
     for section in sections:
         values = values.setdefault(section, {})
         if not isinstance(values, dict):
-            raise TrainerError(f"{key}: {section} is a value, not a section")
+            raise RecipeError(f"{key}: {section} is a value, not a section")
     values[field] = value
-
-
-def _describe(error: ValidationError, prefix: str = "") -> str:
-    lines = []
-    for entry in error.errors(include_url=False):
-        name = (prefix + ".".join(str(part) for part in entry["loc"])).rstrip(".")
-        given = f" is {entry['input']!r}" if entry["loc"] and entry["type"] != "missing" else ""
-        lines.append(f"{name}{given}: {entry['msg']}" if name else entry["msg"])
-    return "\n".join(lines)

@@ -8,8 +8,8 @@ from typing import Any
 import uvicorn
 from fastapi import FastAPI
 
+from latentforge.core.settings import SettingsError
 from latentforge.core.sockets import listening_socket
-from latentforge.trainer.errors import TrainerError
 
 
 @dataclass
@@ -58,14 +58,14 @@ class StatusServer:
     """Serves a Status from a thread until :meth:`close`.
 
     Raises:
-        TrainerError: the port is taken.
+        SettingsError: the port is taken.
     """
 
     def __init__(self, status: Status, host: str, port: int) -> None:
         try:
             self._socket = listening_socket(host, port)
         except OSError as error:
-            raise TrainerError(
+            raise SettingsError(
                 f"--status-port {port} on {host} cannot be opened ({error.strerror}); choose another"
             ) from None
         self._server = uvicorn.Server(uvicorn.Config(build_app(status), log_level="warning", lifespan="off"))

@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError
 
+from latentforge.core.errors import describe_errors
 from latentforge.gateway.backends.base import BackendError, FailureKind, Generation
 
 MAX_STOP_STRINGS = 4
@@ -160,7 +161,9 @@ def parse_completion(answer: Any) -> Completion:
     try:
         completion = Completion.model_validate(answer)
     except ValidationError as error:
-        raise BackendError(f"Venice's chat completion is not as published: {_first(error)}") from None
+        raise BackendError(
+            f"Venice's chat completion is not as published: {describe_errors(error, values=False)[0]}"
+        ) from None
     echo = completion.venice_parameters
     if changed := [f"{name} is {echo.get(name)!r}" for name, v in VENICE_PARAMETERS.items() if echo.get(name) != v]:
         raise BackendError(
@@ -179,9 +182,6 @@ def parse_models(answer: Any) -> dict[str, ListedModel]:
     try:
         return {model.id: model for model in _Models.model_validate(answer).data}
     except ValidationError as error:
-        raise BackendError(f"Venice's list of models is not as published: {_first(error)}") from None
-
-
-def _first(error: ValidationError) -> str:
-    entry = error.errors(include_url=False, include_input=False)[0]
-    return f"{'.'.join(str(part) for part in entry['loc'])}: {entry['msg']}"
+        raise BackendError(
+            f"Venice's list of models is not as published: {describe_errors(error, values=False)[0]}"
+        ) from None

@@ -1,0 +1,55 @@
+"""What pydantic found wrong, in words that name field, value and what is allowed."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pydantic import ValidationError
+
+_LONGEST_VALUE = 80
+# Pydantic writes it before what a validator of ours says.
+_OF_VALIDATORS = "Value error, "
+
+
+def describe_errors(
+    error: ValidationError,
+    *,
+    prefix: str = "",
+    variables: bool = False,
+    secrets: Sequence[str] = (),
+    values: bool = True,
+) -> list[str]:
+    """One sentence for each wrong field.
+
+    Args:
+        prefix: stands before every field's name, as ``student.model.``.
+        variables: name fields as the environment variables that set them.
+        secrets: top-level fields whose values are never shown.
+        values: without, nothing of the input is quoted.
+    """
+    sentences = []
+    for entry in error.errors(include_url=False, include_context=False):
+        path = [str(part) for part in entry["loc"]]
+        name = (prefix + ".".join(path)).rstrip(".")
+        # An entry without a path is about the whole input, which would be quoted whole.
+        quoted = values and bool(path) and path[0] not in secrets
+        sentences.append(describe_error(entry, name.upper() if variables else name, quoted=quoted))
+    return sentences
+
+
+def describe_error(entry: Mapping[str, Any], name: str, *, quoted: bool = True) -> str:
+    """An entry of pydantic's ``errors()`` as a sentence about the field ``name``; quoted, it says the value.
+
+    Without a name it is about the whole.
+    """
+    if entry["type"] == "missing":
+        return f"{name} is missing"
+    if entry["type"] == "extra_forbidden":
+        return f"{name} is not a known field"
+    reason = entry["msg"].removeprefix(_OF_VALIDATORS)
+    if quoted:
+        return f"{name} is {_shortened(repr(entry['input']))}: {reason}"
+    return f"{name}: {reason}" if name else reason
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _LONGEST_VALUE else f"{text[: _LONGEST_VALUE - 1]}…"
