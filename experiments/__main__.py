@@ -139,7 +139,9 @@ def compare(
         except ValueError as error:
             raise typer.BadParameter(str(error), param_hint="--only") from None
     experiment.make(models)
-    measured = experiment.measured(models, timed=what in (Comparison.decoders, Comparison.rows, Comparison.induction))
+    measured = experiment.measured(
+        models, timed=what in (Comparison.decoders, Comparison.logit_features, Comparison.induction)
+    )
     rows = _ROWS[what](measured) if what in _ROWS else []
     path = write_models(results, what, rows, measured, scale)
     console.print(models_table(measured))

@@ -34,11 +34,11 @@ _DECODERS: dict[str, dict[str, Any]] = {
     "transformer192": {"kind": "transformer", "width": 192},
     "transformer192x2": {"kind": "transformer", "width": 192, "num_layers": 2},
 }
-_ROWS: dict[str, dict[str, Any]] = {
+_FEATURES: dict[str, dict[str, Any]] = {
     f"{kind}-rank{rank}": {
-        "student.model.rows.kind": kind,
+        "student.model.logit_features.kind": kind,
         # Of the linear map; the others are as wide as the autoencoder, and so is it.
-        "student.model.rows.width": AutoencoderPlan("large", 8).width,
+        "student.model.logit_features.width": AutoencoderPlan("large", 8).width,
         f"{DECODER}rank": rank,
     }
     for rank in (32, 128)
@@ -52,8 +52,8 @@ _LATENTS = {
     "denoising": AutoencoderPlan("large", 8, token_dropout=0.5),
     DENOISING: denoising_autoencoder("large", 8),
 }
-LINEAR_ROWS, LATENT_ROWS = "linear-rank32", "autoencoder-rank32"
-_CLAIMED = (LINEAR_ROWS, LATENT_ROWS, LONGER, DENOISING, OWN_TEXT, EMBEDDINGS)
+LINEAR, LATENT = "linear-rank32", "autoencoder-rank32"
+_CLAIMED = (LINEAR, LATENT, LONGER, DENOISING, OWN_TEXT, EMBEDDINGS)
 
 
 class Comparison(StrEnum):
@@ -62,7 +62,7 @@ class Comparison(StrEnum):
     objectives = "objectives"
     equal_time = "equal-time"
     decoders = "decoders"
-    rows = "rows"
+    logit_features = "logit-features"
     latents = "latents"
     init = "init"
     induction = "induction"
@@ -111,24 +111,24 @@ def decoder_models(scale: Scale) -> list[Model]:
     ]
 
 
-def row_models(scale: Scale) -> list[Model]:
-    """Whether rows from the latent earn their place at the large vocabulary, beside corrections of two ranks."""
-    return [_rows(scale, name) for name in _ROWS]
+def feature_models(scale: Scale) -> list[Model]:
+    """Whether logits from the latent earn their place at the large vocabulary, beside corrections of two ranks."""
+    return [_features(scale, name) for name in _FEATURES]
 
 
 def latent_models(scale: Scale) -> list[Model]:
-    """Whether rows from latents of other autoencoders, or from a residual head, do, where the correction is short of
+    """Whether latents of other autoencoders, or of a residual head, do, where the correction is short of
     rank.
 
     Over the seeds, each with autoencoders of its own: what a difference is claimed of; the others once.
     """
-    linear, latent = _rows(scale, LINEAR_ROWS), _rows(scale, LATENT_ROWS)
+    linear, latent = _features(scale, LINEAR), _features(scale, LATENT)
     # Whether it is the hidden tokens or the text beyond the student's that makes such an autoencoder worth more.
     own_text = denoising_autoencoder("large", 8, text_tokens=latent.tokens)
     plans = _LATENTS | {OWN_TEXT: own_text}
     # Whether it is the latent, or the token embeddings that come with it.
-    rows = {"student.model.rows.kind": "embeddings"}
-    embeddings = replace(latent, group=EMBEDDINGS, autoencoder=own_text, changes=latent.changes | rows)
+    features = {"student.model.logit_features.kind": "embeddings"}
+    embeddings = replace(latent, group=EMBEDDINGS, autoencoder=own_text, changes=latent.changes | features)
     others = [replace(latent, group=name, autoencoder=plan) for name, plan in plans.items()]
     residual = replace(latent, group="residual", changes=latent.changes | {"student.model.residual": True})
     return [
@@ -140,15 +140,15 @@ def latent_models(scale: Scale) -> list[Model]:
 
 
 def _of_seed(model: Model, seed: int) -> Model:
-    """A student and the autoencoder that it reads; linear rows read none, so that any will do."""
+    """A student and the autoencoder that it reads; a linear map reads none, so that any will do."""
     # A student of the first seed stays as the other comparison that trains it has it.
-    if model.group == LINEAR_ROWS or seed == model.seed:
+    if model.group == LINEAR or seed == model.seed:
         return replace(model, seed=seed)
     return replace(model, seed=seed, autoencoder=replace(model.autoencoder_plan, seed=seed))
 
 
-def _rows(scale: Scale, name: str) -> Model:
-    return _ablation(scale, name, "large", changes=_ROWS[name])
+def _features(scale: Scale, name: str) -> Model:
+    return _ablation(scale, name, "large", changes=_FEATURES[name])
 
 
 def init_models(scale: Scale) -> list[Model]:
@@ -209,7 +209,7 @@ def of_groups(models: Iterable[Model], groups: Collection[str]) -> list[Model]:
 COMPARISONS: dict[Comparison, Callable[[Scale], list[Model]]] = {
     Comparison.objectives: objective_models,
     Comparison.decoders: decoder_models,
-    Comparison.rows: row_models,
+    Comparison.logit_features: feature_models,
     Comparison.latents: latent_models,
     Comparison.init: init_models,
     Comparison.induction: induction_models,

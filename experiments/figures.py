@@ -11,8 +11,8 @@ from typing import Any, Literal, TypeVar, get_args
 from experiments.comparisons import (
     DENOISING,
     EMBEDDINGS,
-    LATENT_ROWS,
-    LINEAR_ROWS,
+    LATENT,
+    LINEAR,
     LONGER,
     OWN_TEXT,
     SEED_OBJECTIVE,
@@ -30,10 +30,10 @@ Way = Literal["one", "many"]
 _BOUND = re.compile(r"nats_per_token_bound_n\d+")
 # Groups of the comparison of latents, each with the one beside which it should save something.
 _SAVINGS = {
-    "longer_vs_linear": (LONGER, LINEAR_ROWS),
-    "longer_vs_default": (LONGER, LATENT_ROWS),
-    "denoising_vs_linear": (DENOISING, LINEAR_ROWS),
-    "own_text_vs_linear": (OWN_TEXT, LINEAR_ROWS),
+    "longer_vs_linear": (LONGER, LINEAR),
+    "longer_vs_default": (LONGER, LATENT),
+    "denoising_vs_linear": (DENOISING, LINEAR),
+    "own_text_vs_linear": (OWN_TEXT, LINEAR),
     "own_text_vs_embeddings": (OWN_TEXT, EMBEDDINGS),
 }
 # Token-level sizes that a student has to beat, by the bars.

@@ -77,21 +77,24 @@ def _fast_models(scale: Scale) -> Iterator[Model]:
         yield _student(scale, "large", size, tokens, k, group=FAST)
 
 
-def _changes(scale: Scale, vocabulary: Vocabulary, k: int, row_width: int) -> dict[str, Any]:
+def _changes(scale: Scale, vocabulary: Vocabulary, k: int, feature_width: int) -> dict[str, Any]:
     """What differs from the recipe: the width of token embeddings and of the decoder; for chunks of fewer tokens, how
     many the decoder reads; and at a large vocabulary the output.
 
-    Of the embeddings only the tokens' own rows are read, so that more of them cost next to nothing when writing, and a
+    Of the embeddings only the tokens' own vectors are read, so that wider ones cost next to nothing when writing, and a
     wider decoder gives more likelihood than it takes speed. Every decoder reads about as many tokens before its chunk,
     since a window of one short chunk costs likelihood. The correction is read whole for every token: where the
-    vocabulary is large it may correct the frequent ids alone (a small one has none that are rare enough), and rows out
-    of the hidden state there need no latent, only the autoencoder's embeddings.
+    vocabulary is large it may correct the frequent ids alone (a small one has none that are rare enough), and logit
+    features made of the hidden state there need no latent, only the autoencoder's embeddings.
     """
     changes: dict[str, Any] = {"student.model.embed_size": 128, f"{DECODER}width": 256}
     if vocabulary == "large":
         if scale.frequent_ids is not None:
             changes[f"{DECODER}frequent_ids"] = scale.frequent_ids
-        changes |= {"student.model.rows.kind": "embeddings", "student.model.rows.width": row_width}
+        changes |= {
+            "student.model.logit_features.kind": "embeddings",
+            "student.model.logit_features.width": feature_width,
+        }
     if k < _WINDOW_TOKENS:
         changes[f"{DECODER}window"] = _WINDOW_TOKENS // k
     return changes

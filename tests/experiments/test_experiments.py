@@ -17,8 +17,8 @@ from experiments.comparisons import (
     OBJECTIVES,
     autoencoder_models,
     equal_time_models,
+    feature_models,
     latent_models,
-    row_models,
 )
 from experiments.experiment import Experiment
 from experiments.figures import (
@@ -164,7 +164,7 @@ def test_what_is_timed_without_training_is_what_the_chart_has() -> None:
     assert (config.vocab_size, config.chunk_size, config.num_layers, config.hidden_size) == (32768, 8, 1, 64)
     decoder = config.chunk_decoder
     assert (decoder.frequent_ids, decoder.width, decoder.rank) == (2048, 256, 128)
-    assert (config.rows.kind, config.rows.width, autoencoder.hidden_size) == ("embeddings", 32, 32)
+    assert (config.logit_features.kind, config.logit_features.width, autoencoder.hidden_size) == ("embeddings", 32, 32)
     assert config.induction.context == 4
     rival = fresh_model(scale, next(m for m in models if m.k == 1))
     assert isinstance(rival, TokenLevelModel)
@@ -201,7 +201,7 @@ def test_latents_are_compared_whose_autoencoders_or_heads_differ_in_one_thing(tm
     first = [m for m in latent_models(scale) if m.seed == 0]
     linear, latent, longer, denoising, both, own_text, embeddings, residual = first
     # Trained once for both comparisons.
-    assert {linear, latent} <= set(row_models(scale))
+    assert {linear, latent} <= set(feature_models(scale))
     default = AutoencoderPlan("large", 8)
     assert latent.autoencoder_plan == default
 
@@ -231,7 +231,7 @@ def test_latents_are_compared_whose_autoencoders_or_heads_differ_in_one_thing(tm
         assert replace(m, group=latent.group, autoencoder=None) == latent
         assert str(places.autoencoder(m.autoencoder_plan)) in student_job(places, scale, m).command
     changed = of_student(embeddings) - of_student(own_text)
-    assert changed == {"student.model.rows.kind=embeddings"}
+    assert changed == {"student.model.logit_features.kind=embeddings"}
     assert embeddings.autoencoder_plan == own_text.autoencoder_plan
     assert of_student(residual) - of_student(latent) == {"student.model.residual=true"}
     assert residual.autoencoder_plan == default

@@ -120,11 +120,13 @@ def test_a_moved_checkpoint_is_refused(tmp_path: Path) -> None:
         read_manifest(Path(moved))
 
 
-def test_an_unknown_format_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("version", [3, 5])
+def test_an_older_or_newer_format_is_refused_whatever_else_is_wrong(tmp_path: Path, version: int) -> None:
     place = publish(tmp_path, 7)
     content = json.loads((place / "manifest.json").read_text())
-    (place / "manifest.json").write_text(json.dumps(content | {"format_version": 2}))
-    with pytest.raises(CheckpointError, match="format_version is 2"):
+    (place / "manifest.json").write_text(json.dumps(content | {"format_version": version, "stranger": 1}))
+    message = f"format_version is {version}, but this version reads only 4; train and publish the student anew"
+    with pytest.raises(CheckpointError, match=message):
         read_manifest(place)
 
 

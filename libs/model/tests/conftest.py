@@ -8,7 +8,7 @@ from latentforge.model.autoencoder import Autoencoder
 from latentforge.model.config import AutoencoderConfig, ChunkDecoderConfig, StudentConfig
 from latentforge.model.latent_model import LatentModel
 from latentforge.model.layers import TABLE_SCALE, output_scale
-from latentforge.model.rows import LinearRows
+from latentforge.model.logit_features import LinearFeatures
 from latentforge.model.student import Student
 
 V, K, D = 64, 4, 16
@@ -47,7 +47,8 @@ def make_model() -> MakeModel:
                 if parameter.ndim == 2:
                     parameter.normal_(std=parameter.shape[1] ** -0.5)
             student = model.student
-            for part in (student.chunk_decoder, student.rows if isinstance(student.rows, LinearRows) else None):
+            own = student.logit_features
+            for part in (student.chunk_decoder, own if isinstance(own, LinearFeatures) else None):
                 if part is not None:
                     part.output.weight /= output_scale(part.output.weight.shape[1])
             student.embedding.weight /= TABLE_SCALE

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from latentforge.model.batch_generation import generate_batch
 from latentforge.model.chunks import to_chunks
-from latentforge.model.config import ChunkDecoderConfig, InductionConfig, RowsConfig, StudentConfig
+from latentforge.model.config import ChunkDecoderConfig, InductionConfig, LogitFeaturesConfig, StudentConfig
 from latentforge.model.generation import ChunkGenerator, TokenGenerator
 from latentforge.model.latent_model import LatentModel
 from latentforge.model.sampling import SamplingParams
@@ -29,9 +29,9 @@ STUDENTS: dict[str, dict[str, Any]] = {
     "no-decoder": {"chunk_decoder": ChunkDecoderConfig(kind="none")},
     "frequent-ids": {"chunk_decoder": ChunkDecoderConfig(width=16, rank=8, frequent_ids=9)},
     "from-latent": {"chunk_decoder": ChunkDecoderConfig(width=16, rank=8, start="latent")},
-    "linear-rows": {"rows": RowsConfig(kind="linear", width=12)},
-    "tuned-rows": {"rows": "tuned"},
-    "rows-of-embeddings": {"rows": RowsConfig(kind="embeddings", width=16)},
+    "linear-features": {"logit_features": LogitFeaturesConfig(kind="linear", width=12)},
+    "tuned-features": {"logit_features": "tuned"},
+    "features-of-embeddings": {"logit_features": LogitFeaturesConfig(kind="embeddings", width=16)},
     "induction": {"induction": InductionConfig(context=2, size=12)},
     "induction-transformer": {
         "induction": InductionConfig(context=5),
@@ -48,8 +48,8 @@ def make_student(make_model: MakeModel, autoencoder_config: Callable[..., Any]) 
 
     def make(name: str) -> LatentModel:
         changes = dict(STUDENTS[name])
-        if changes.get("rows") == "tuned":
-            changes["rows"] = RowsConfig(kind="tuned", autoencoder=autoencoder_config())
+        if changes.get("logit_features") == "tuned":
+            changes["logit_features"] = LogitFeaturesConfig(kind="tuned", autoencoder=autoencoder_config())
         return make_model(**changes)
 
     return make

@@ -33,6 +33,6 @@ def test_logits_that_overflow_are_found_though_every_weight_is_a_number(make_mod
     model = make_model()
     with torch.no_grad():
         model.student.bias.fill_(3e38)
-        model.row_table.fill_(3e38)
+        model.output_weight.fill_(3e38)
     with pytest.raises(ValueError, match="the logits of a text of 2 tokens are not finite"):
         check_finite(model, [2, 3])

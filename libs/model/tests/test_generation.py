@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from latentforge.model.chunks import to_chunks
-from latentforge.model.config import ChunkDecoderConfig, InductionConfig, RowsConfig, StudentConfig
+from latentforge.model.config import ChunkDecoderConfig, InductionConfig, LogitFeaturesConfig, StudentConfig
 from latentforge.model.generation import ChunkGenerator, GeneratedChunk, TokenGenerator, store_for_one_request
 from latentforge.model.latent_model import LatentModel
 from latentforge.model.sampling import SamplingParams
@@ -54,14 +54,14 @@ def test_incremental_greedy_equals_recomputing_from_scratch(
 
 
 @pytest.mark.parametrize(
-    ("rows", "start", "wanted"),
+    ("features", "start", "wanted"),
     [("autoencoder", "hidden", True), ("embeddings", "hidden", False), ("embeddings", "latent", True)],
 )
 def test_latents_that_nothing_is_written_from_are_not_made(
-    make_model: MakeModel, monkeypatch: pytest.MonkeyPatch, rows: Any, start: Any, wanted: bool
+    make_model: MakeModel, monkeypatch: pytest.MonkeyPatch, features: Any, start: Any, wanted: bool
 ) -> None:
     decoder = ChunkDecoderConfig(width=16, rank=8, start=start)
-    model = make_model(rows=RowsConfig(kind=rows, width=16), chunk_decoder=decoder)
+    model = make_model(logit_features=LogitFeaturesConfig(kind=features, width=16), chunk_decoder=decoder)
     latents = Mock(wraps=model.latents)
     monkeypatch.setattr(model, "latents", latents)
     written = ids_of(run(ChunkGenerator(model), [5, 6, 7, 8], 8, GREEDY))
@@ -172,7 +172,7 @@ def test_tables_stored_for_one_request_hold_and_write_the_same(make_model: MakeM
     model = make_model()
     rival = TokenLevelModel(token_level_config(model.student.config)).eval()
     assert model.student.chunk_decoder is not None
-    tables = [model.student.chunk_decoder.output.weight, rival.output_table.weight, model.row_table]
+    tables = [model.student.chunk_decoder.output.weight, rival.output_table.weight, model.output_weight]
     before = [table.clone() for table in tables]
     generators = ChunkGenerator(model), TokenGenerator(rival)
     params = SamplingParams(seed=1)

@@ -6,7 +6,13 @@ import pytest
 import torch
 
 from latentforge.model.autoencoder import Autoencoder
-from latentforge.model.config import AutoencoderConfig, ChunkDecoderConfig, InductionConfig, RowsConfig, StudentConfig
+from latentforge.model.config import (
+    AutoencoderConfig,
+    ChunkDecoderConfig,
+    InductionConfig,
+    LogitFeaturesConfig,
+    StudentConfig,
+)
 from latentforge.model.latent_model import LatentModel
 from latentforge.model.student import Student
 
@@ -24,9 +30,9 @@ VARIANTS: list[dict[str, Any]] = [
     {"chunk_decoder": ChunkDecoderConfig(kind="transformer", width=16, rank=8, window=0, start="latent")},
     {"chunk_decoder": ChunkDecoderConfig(width=16, rank=8, start="latent")},
     {"chunk_decoder": ChunkDecoderConfig(width=16, rank=8, frequent_ids=40)},
-    {"rows": RowsConfig(kind="linear", width=12)},
-    {"rows": RowsConfig(kind="tuned", autoencoder=AUTOENCODER)},
-    {"rows": RowsConfig(kind="embeddings", width=16)},
+    {"logit_features": LogitFeaturesConfig(kind="linear", width=12)},
+    {"logit_features": LogitFeaturesConfig(kind="tuned", autoencoder=AUTOENCODER)},
+    {"logit_features": LogitFeaturesConfig(kind="embeddings", width=16)},
     {"head": "energy"},
     {"residual": True},
     {"residual": True, "head": "energy"},
@@ -103,28 +109,32 @@ def test_a_residual_head_adds_a_share_of_the_latent_of_the_chunk_before(
         torch.testing.assert_close(model.logits(tokens).latents, predicted)
 
 
-def test_tuned_rows_start_as_the_autoencoders(make_model: MakeModel, rng: torch.Generator) -> None:
+def test_tuned_features_start_as_the_autoencoders(make_model: MakeModel, rng: torch.Generator) -> None:
     frozen = make_model()
-    tuned = make_model(rows=RowsConfig(kind="tuned", autoencoder=AUTOENCODER))
+    tuned = make_model(logit_features=LogitFeaturesConfig(kind="tuned", autoencoder=AUTOENCODER))
     tuned.student.load_state_dict(frozen.student.state_dict(), strict=False)
     tokens = torch.randint(2, V, (1, T, K), generator=rng)
     assert not torch.allclose(tuned.logits(tokens).logits, frozen.logits(tokens).logits)
-    tuned.student.rows.copy_from(tuned.autoencoder)  # type: ignore[union-attr, operator]
+    tuned.student.logit_features.copy_from(tuned.autoencoder)  # type: ignore[union-attr, operator]
     torch.testing.assert_close(tuned.logits(tokens).logits, frozen.logits(tokens).logits)
 
 
-def test_rows_can_be_a_linear_map_onto_the_autoencoders_embeddings(make_model: MakeModel, rng: torch.Generator) -> None:
-    model = make_model(rows=RowsConfig(kind="embeddings", width=16), chunk_decoder=ChunkDecoderConfig(kind="none"))
+def test_features_can_be_a_linear_map_onto_the_autoencoders_embeddings(
+    make_model: MakeModel, rng: torch.Generator
+) -> None:
+    model = make_model(
+        logit_features=LogitFeaturesConfig(kind="embeddings", width=16), chunk_decoder=ChunkDecoderConfig(kind="none")
+    )
     tokens = torch.randint(2, V, (2, T, K), generator=rng)
     found = model.logits(tokens)
-    linear = model.student.rows.map  # type: ignore[union-attr]
+    linear = model.student.logit_features.map  # type: ignore[union-attr]
     for k in range(K):
         slot = slice(16 * k, 16 * (k + 1))
-        rows = (found.hidden @ linear.weight[slot].T + linear.bias[slot]) / 4  # type: ignore[index, union-attr]
-        wanted = rows @ model.autoencoder.embedding.weight.T + model.student.bias
+        features = (found.hidden @ linear.weight[slot].T + linear.bias[slot]) / 4  # type: ignore[index, union-attr]
+        wanted = features @ model.autoencoder.embedding.weight.T + model.student.bias
         torch.testing.assert_close(found.logits[:, :, k], wanted)
-    with pytest.raises(ValueError, match=r"rows\.width is 12, the autoencoder's hidden_size 16; they must be the same"):
-        make_model(rows=RowsConfig(kind="embeddings", width=12))
+    with pytest.raises(ValueError, match=r"logit_features\.width is 12, .* hidden_size 16; they must be the same"):
+        make_model(logit_features=LogitFeaturesConfig(kind="embeddings", width=12))
 
 
 def test_every_trainable_parameter_gets_a_finite_gradient(make_model: MakeModel, rng: torch.Generator) -> None:
@@ -137,8 +147,9 @@ def test_every_trainable_parameter_gets_a_finite_gradient(make_model: MakeModel,
                 assert not parameter.requires_grad
                 assert parameter.grad is None
                 continue
-            if name.startswith("student.head.") and model.student.config.rows.kind in ("linear", "embeddings"):
-                assert parameter.grad is None, "linear rows need no latent"
+            without_latent = model.student.config.logit_features.kind in ("linear", "embeddings")
+            if name.startswith("student.head.") and without_latent:
+                assert parameter.grad is None, "a linear map of the hidden state needs no latent"
                 continue
             assert parameter.grad is not None, name
             assert parameter.grad.isfinite().all(), name

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from latentforge.model.chunk_decoder import build_chunk_decoder
-from latentforge.model.config import ChunkDecoderConfig, RowsConfig, StudentConfig
-from latentforge.model.rows import LinearRows
+from latentforge.model.config import ChunkDecoderConfig, LogitFeaturesConfig, StudentConfig
+from latentforge.model.logit_features import LinearFeatures
 from latentforge.model.token_level import TokenLevelModel, token_level_config
 
 MakeConfig = Callable[..., StudentConfig]
@@ -28,15 +28,15 @@ def _chunk_decoder(width: int, make: MakeConfig) -> tuple[Tensor, Tensor]:
     return decoder._reduce(torch.ones(1, 16)), decoder.output.weight
 
 
-def _linear_rows(width: int, make: MakeConfig) -> tuple[Tensor, Tensor]:
-    config = make(rows=RowsConfig(kind="linear", width=width))
-    rows = LinearRows(config)
+def _linear_features(width: int, make: MakeConfig) -> tuple[Tensor, Tensor]:
+    config = make(logit_features=LogitFeaturesConfig(kind="linear", width=width))
+    rows = LinearFeatures(config)
     torch.nn.init.constant_(rows.map.weight, 1 / config.hidden_size)
     torch.nn.init.zeros_(rows.map.bias)
     return rows(torch.ones(1, config.hidden_size), torch.zeros(1, config.latent_size))[:, 0], rows.output.weight
 
 
-@pytest.mark.parametrize("part", [_token_level, _chunk_decoder, _linear_rows])
+@pytest.mark.parametrize("part", [_token_level, _chunk_decoder, _linear_features])
 def test_a_step_of_a_table_moves_a_logit_as_far_at_any_width(
     part: Callable[[int, MakeConfig], tuple[Tensor, Tensor]], student_config: MakeConfig
 ) -> None:

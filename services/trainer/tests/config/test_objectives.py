@@ -23,7 +23,7 @@ def test_what_a_recipe_sets_is_kept_and_the_rest_is_filled_in() -> None:
     assert student["model"] == {
         "hidden_size": 3,
         "head": "energy",
-        "rows": {"kind": "autoencoder"},
+        "logit_features": {"kind": "autoencoder"},
         "chunk_decoder": {"kind": "none"},
         "induction": {"context": 0},
     }

@@ -16,7 +16,7 @@ K = 4
     [
         {},
         {"chunk_decoder": {"kind": "none"}},
-        {"rows": {"kind": "linear", "width": 8}},
+        {"logit_features": {"kind": "linear", "width": 8}},
         {"induction": {"context": 2}},
         {"residual": True},
     ],
@@ -48,7 +48,7 @@ def _whole_chunk_tokens(batch: StudentBatch, exact: Any, sequence: int) -> list[
 def test_of_an_energy_head_the_bound_falls_with_the_number_of_latents(
     make_latent: Any, batches: list[StudentBatch]
 ) -> None:
-    # A latent of its own for each sample that matters: the rows hang on it alone.
+    # A latent of its own for each sample that matters: the logits depend on it alone.
     model = make_latent(head="energy", energy_noise_size=4, energy_blocks=1, chunk_decoder={"kind": "none"})
     bounds = evaluate_mixture(model, batches, sizes=(1, 8, 64))
     values = [bounds[n].mean().value for n in (1, 8, 64)]

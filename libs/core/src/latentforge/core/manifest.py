@@ -70,9 +70,9 @@ class Manifest(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    # 2: the autoencoder's decoder and the student's rows and bias are parts of their own. 3: what output tables read
-    # is scaled by their width, so that older weights would give other logits.
-    format_version: Literal[3] = 3
+    # Raised whenever configs or tensors change in name or meaning: an older checkpoint is refused in plain words then,
+    # where it would fail on some field or, worse, give other logits.
+    format_version: Literal[4] = 4
     run: str
     step: int = Field(ge=0)
     chunk_size: int = Field(ge=1)
@@ -179,6 +179,12 @@ def read_manifest(place: Path) -> Manifest:
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from None
     except ValidationError as error:
+        for wrong in error.errors():
+            if wrong["loc"] == ("format_version",):
+                raise CheckpointError(
+                    f"{path}: format_version is {wrong['input']!r}, but this version reads only "
+                    f"{Manifest.model_fields['format_version'].default}; train and publish the student anew"
+                ) from None
         raise CheckpointError(
             f"{path} is not a manifest of this version: {'; '.join(describe_errors(error))}; publish it anew"
         ) from None

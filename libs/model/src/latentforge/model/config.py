@@ -84,15 +84,15 @@ class ChunkDecoderConfig(_Config):
         return self
 
 
-class RowsConfig(_Config):
-    """Where the rows of logits come from that the chunk decoder corrects.
+class LogitFeaturesConfig(_Config):
+    """What the logits that the chunk decoder corrects are a linear map of: K vectors of features for each chunk.
 
     Attributes:
         kind: the autoencoder's frozen decoder applied to the latent; a copy of it that is trained on; or a plain linear
             map from the hidden state, which needs no latent, to the autoencoder's frozen token embeddings
             (``embeddings``) or to an output table of its own (``linear``).
-        width: of the linear map's rows; the autoencoder's ``hidden_size`` for ``embeddings``. The other kinds have that
-            whatever stands here.
+        width: of the features of a linear map; the autoencoder's ``hidden_size`` for ``embeddings``. The other kinds
+            have that whatever stands here.
         autoencoder: the one that ``tuned`` starts from.
     """
 
@@ -104,8 +104,9 @@ class RowsConfig(_Config):
     def _check(self) -> Self:
         if (self.autoencoder is not None) != (self.kind == "tuned"):
             raise ValueError(
-                f"rows.kind={self.kind!r} with rows.autoencoder {'set' if self.autoencoder else 'unset'}; "
-                "the autoencoder's config belongs to 'tuned', and to no other kind"
+                f"logit_features.kind={self.kind!r} with logit_features.autoencoder "
+                f"{'set' if self.autoencoder else 'unset'}; the autoencoder's config belongs to 'tuned', and to no "
+                "other kind"
             )
         return self
 
@@ -192,7 +193,7 @@ class StudentConfig(BackboneConfig):
         residual: whether the head predicts what is left of a latent after a learnt share, for each dimension, of the
             autoencoder's latent of the chunk before.
         chunk_decoder: the causal decoder inside a chunk.
-        rows: where the rows come from that it corrects.
+        logit_features: what the logits that it corrects are made of.
     """
 
     chunk_size: int = Field(ge=1)
@@ -204,7 +205,7 @@ class StudentConfig(BackboneConfig):
     energy_blocks: int = Field(default=4, ge=1)
     residual: bool = False
     chunk_decoder: ChunkDecoderConfig = ChunkDecoderConfig()
-    rows: RowsConfig = RowsConfig()
+    logit_features: LogitFeaturesConfig = LogitFeaturesConfig()
 
     @model_validator(mode="after")
     def _check_frequent_ids(self) -> Self:

@@ -185,7 +185,7 @@ def store_for_one_request(model: LatentModel | TokenLevelModel) -> None:
         tables = [model.output_table.weight]
     else:
         decoder = model.student.chunk_decoder
-        tables = [model.row_table] if decoder is None else [model.row_table, decoder.output.weight]
+        tables = [model.output_weight] if decoder is None else [model.output_weight, decoder.output.weight]
     for table in tables:
         if table.dtype == torch.float32 and table.device.type == "cpu":
             table.data = table.data.T.contiguous().T

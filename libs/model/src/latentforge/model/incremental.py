@@ -48,9 +48,9 @@ class IncrementalChunks:
         hidden = student.run_backbone(inputs, self._cache)[:, -1]
         before = torch.cat([self._pads, new], 1)[:, -1]
         latents = model.latents(hidden, before, 1, self._rng)[0] if model.writes_from_latents else hidden.new_empty(0)
-        # All rows of the chunk cost one pass over the output layer; the corrections come row by row.
-        rows = model.rows(hidden, latents).flatten(0, 1)
-        torch.addmm(student.bias, rows, model.row_table.T, out=self.logits.flatten(0, 1))
+        # The K tokens' logits cost one pass over the output layer together; the corrections come token by token.
+        features = model.logit_features(hidden, latents).flatten(0, 1)
+        torch.addmm(student.bias, features, model.output_weight.T, out=self.logits.flatten(0, 1))
         self.logits[..., student.config.pad_id] = float("-inf")
         if decoder is None:
             return

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from latentforge.model.autoencoder import Autoencoder
 from latentforge.model.induction import Found
+from latentforge.model.logit_features import EmbeddingFeatures
 from latentforge.model.output_loss import OutputLayer
-from latentforge.model.rows import EmbeddingRows
 from latentforge.model.student import Student
 
 
@@ -32,8 +32,8 @@ class LatentModel(nn.Module):
         """Puts the two together and freezes the autoencoder.
 
         Raises:
-            ValueError: they differ in vocab_size, chunk_size (K), latent_size (D), pad_id or the width of rows that are
-                applied to the autoencoder's embeddings; both values are named.
+            ValueError: they differ in vocab_size, chunk_size (K), latent_size (D), pad_id or the width of logit
+                features that meet the autoencoder's embeddings; both values are named.
         """
         super().__init__()
         for field in ("vocab_size", "chunk_size", "latent_size", "pad_id"):
@@ -42,10 +42,11 @@ class LatentModel(nn.Module):
                 raise ValueError(
                     f"{field} differs: the autoencoder has {ours}, the student {theirs}; they must be trained together"
                 )
-        rows, width = student.config.rows, autoencoder.config.hidden_size
-        if rows.kind == "embeddings" and rows.width != width:
+        features, width = student.config.logit_features, autoencoder.config.hidden_size
+        if features.kind == "embeddings" and features.width != width:
             raise ValueError(
-                f"rows.width is {rows.width}, the autoencoder's hidden_size {width}; they must be the same"
+                f"logit_features.width is {features.width}, the autoencoder's hidden_size {width}; "
+                "they must be the same"
             )
         self.autoencoder = autoencoder.requires_grad_(False).eval()
         self.student = student
@@ -62,9 +63,9 @@ class LatentModel(nn.Module):
 
     @property
     def writes_from_latents(self) -> bool:
-        """Whether what it writes hangs on the latents; rows and chunk decoder may both come from the hidden state."""
+        """Whether what it writes depends on the latents: features and chunk decoder may both read the hidden state."""
         config = self.student.config
-        return config.rows.kind in ("autoencoder", "tuned") or config.chunk_decoder.start == "latent"
+        return config.logit_features.kind in ("autoencoder", "tuned") or config.chunk_decoder.start == "latent"
 
     def train(self, mode: bool = True) -> "LatentModel":
         super().train(mode)
@@ -115,7 +116,7 @@ class LatentModel(nn.Module):
         return self.output(tokens, hidden, latents).logits().view(*tokens.shape, -1)
 
     def output(self, tokens: Tensor, hidden: Tensor, latents: Tensor) -> OutputLayer:
-        """The output layer and what it reads, b·t·K rows of it; arguments as in :meth:`logits_of`."""
+        """The output layer and what it reads, for b·t·K tokens; arguments as in :meth:`logits_of`."""
         embedded = self.student.embed(tokens)
         found = self.found(tokens, embedded)
         parts = hidden, latents, self.student.windows(embedded), embedded
@@ -135,7 +136,7 @@ class LatentModel(nn.Module):
     def output_of_chunks(
         self, hidden: Tensor, latents: Tensor, previous: Tensor, current: Tensor, found: Tensor | None = None
     ) -> OutputLayer:
-        """The output layer and what it reads, n·K rows of it, for any n chunks, without pointer logits.
+        """The output layer and what it reads for the n·K tokens of any n chunks, without pointer logits.
 
         Args:
             hidden: backbone states that predict the chunks, float [n, h].
@@ -144,28 +145,32 @@ class LatentModel(nn.Module):
             current: embedded tokens of the chunks themselves, float [n, K, e].
             found: the induction heads' vectors for the chunks' tokens, float [n, K, rank].
         """
-        rows, table = self.rows(hidden, latents).flatten(0, 1), self.row_table
+        features, table = self.logit_features(hidden, latents).flatten(0, 1), self.output_weight
         num_fixed = 0 if table.requires_grad else table.shape[1]
         decoder = self.student.chunk_decoder
         if decoder is None:
-            return OutputLayer(rows, table, self.student.bias, num_fixed)
+            return OutputLayer(features, table, self.student.bias, num_fixed)
         corrections = decoder(self.context(hidden, latents), previous, current)
         if found is not None:
             corrections = corrections + found
         weight = torch.cat([table, decoder.output.whole()], 1)
-        return OutputLayer(torch.cat([rows, corrections.flatten(0, 1)], 1), weight, self.student.bias, num_fixed)
+        return OutputLayer(torch.cat([features, corrections.flatten(0, 1)], 1), weight, self.student.bias, num_fixed)
 
-    def rows(self, hidden: Tensor, latents: Tensor) -> Tensor:
-        """What ``row_table`` [V, w] is applied to, [..., K, w], from hidden [..., h] and latents [..., D]."""
-        own = self.student.rows
-        rows: Tensor = self.autoencoder.decoder(latents) if own is None else own(hidden, latents)
-        return rows
+    def logit_features(self, hidden: Tensor, latents: Tensor) -> Tensor:
+        """What ``output_weight`` [V, w] is applied to, [..., K, w], from hidden [..., h] and latents [..., D]."""
+        own = self.student.logit_features
+        features: Tensor = self.autoencoder.decoder(latents) if own is None else own(hidden, latents)
+        return features
 
     @property
-    def row_table(self) -> Tensor:
-        """The output table of the rows, [V, w]; it has no gradient where it is the autoencoder's."""
-        own = self.student.rows
-        return self.autoencoder.embedding.weight if own is None or isinstance(own, EmbeddingRows) else own.output.weight
+    def output_weight(self) -> Tensor:
+        """The table of the logit features, [V, w]; it has no gradient where it is the autoencoder's."""
+        own = self.student.logit_features
+        return (
+            self.autoencoder.embedding.weight
+            if own is None or isinstance(own, EmbeddingFeatures)
+            else own.output.weight
+        )
 
     def context(self, hidden: Tensor, latents: Tensor) -> Tensor:
         """What the chunk decoder starts from, out of hidden [..., h] and latents [..., D]."""

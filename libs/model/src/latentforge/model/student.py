@@ -12,7 +12,7 @@ from latentforge.model.config import BackboneConfig, StudentConfig
 from latentforge.model.heads import build_head
 from latentforge.model.induction import build_induction
 from latentforge.model.layers import TABLE_SCALE, log_frequencies
-from latentforge.model.rows import build_rows
+from latentforge.model.logit_features import build_logit_features
 
 
 class Student(nn.Module):
@@ -37,7 +37,7 @@ class Student(nn.Module):
         self.head = build_head(config)
         # The share of the chunk before; at 0 a fresh student predicts whole latents.
         self.carry = nn.Parameter(torch.zeros(config.latent_size)) if config.residual else None
-        self.rows = build_rows(config)
+        self.logit_features = build_logit_features(config)
         self.chunk_decoder = build_chunk_decoder(config)
         self.induction = build_induction(config.embed_size, config.chunk_decoder.rank, config.induction)
         self.bias = nn.Parameter(torch.zeros(config.vocab_size))

@@ -23,9 +23,9 @@ def _weights(**terms: float) -> dict[str, float]:
     return {"ce": 0.0, "kd": 0.0, "mse": 0.0, "energy": 0.0} | terms
 
 
-def _chunk(weights: dict[str, float], rows: str = "autoencoder", **model: Any) -> dict[str, Any]:
-    """A causal chunk decoder, whichever the recipe has, over rows of a kind."""
-    return {"weights": weights, "model": {"head": "deterministic", "rows": {"kind": rows}, **model}}
+def _chunk(weights: dict[str, float], features: str = "autoencoder", **model: Any) -> dict[str, Any]:
+    """A causal chunk decoder, whichever the recipe has, over logit features of a kind."""
+    return {"weights": weights, "model": {"head": "deterministic", "logit_features": {"kind": features}, **model}}
 
 
 OBJECTIVES: Mapping[str, Objective] = MappingProxyType(
@@ -36,7 +36,7 @@ OBJECTIVES: Mapping[str, Objective] = MappingProxyType(
                 "weights": _weights(ce=1.0, kd=1.0, mse=1.0),
                 "model": {
                     "head": "deterministic",
-                    "rows": {"kind": "autoencoder"},
+                    "logit_features": {"kind": "autoencoder"},
                     "chunk_decoder": {"kind": "none"},
                     "induction": {"context": 0},
                 },
@@ -48,7 +48,7 @@ OBJECTIVES: Mapping[str, Objective] = MappingProxyType(
                 "weights": _weights(energy=1.0),
                 "model": {
                     "head": "energy",
-                    "rows": {"kind": "autoencoder"},
+                    "logit_features": {"kind": "autoencoder"},
                     "chunk_decoder": {"kind": "none"},
                     "induction": {"context": 0},
                 },

@@ -115,7 +115,8 @@ class StudentRecipe(_Section):
     """The student and its training.
 
     Attributes:
-        objective: what it learns from (see objectives.py); decides weights, head and rows where those are not set.
+        objective: what it learns from (see objectives.py); decides weights, head and logit features where those are
+            not set.
         model: fields of StudentConfig besides vocab_size, chunk_size, latent_size, pad_id and eos_id.
         optim: optimizer and schedule.
         weights: weights of the loss terms.
@@ -272,13 +273,13 @@ class Recipe(_Section):
     def student_config(self, pad_id: int, eos_id: int, autoencoder: AutoencoderConfig) -> StudentConfig:
         """Of a student that is trained with this autoencoder."""
         chosen = {"max_chunks": self.data.sequence_length // self.chunk_size, **self.student.model}
-        rows = chosen.get("rows")
+        features = chosen.get("logit_features")
         follows: dict[str, dict[str, Any]] = {
             "tuned": {"autoencoder": autoencoder},
             "embeddings": {"width": autoencoder.hidden_size},
         }
-        if isinstance(rows, dict) and rows.get("kind") in follows:
-            chosen["rows"] = {**follows[rows["kind"]], **rows}
+        if isinstance(features, dict) and features.get("kind") in follows:
+            chosen["logit_features"] = {**follows[features["kind"]], **features}
         return _build(
             StudentConfig,
             "student.model",

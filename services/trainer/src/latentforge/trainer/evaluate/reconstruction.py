@@ -27,7 +27,7 @@ class Reconstruction:
         margin: mean difference between the two largest logits of a clean latent.
         active_dims: dimensions whose mean KL is above the autoencoder's floor.
         mse: of the predicted latent to the posterior's mean, per dimension.
-        student, mse: None where the student's rows need no latent.
+        student, mse: None where the student's logit features need no latent.
         chunks: how many were looked at.
     """
 
@@ -48,7 +48,7 @@ def evaluate_reconstruction(
 
     Args:
         model: left in evaluation mode.
-        batches: held-out; no rows are needed.
+        batches: held-out; no teacher's rows are needed.
         seed: of the posterior's and an energy head's noise.
         on_batch: called after every batch.
 
@@ -58,7 +58,7 @@ def evaluate_reconstruction(
     model.eval()
     autoencoder, k = model.autoencoder, model.chunk_size
     device = device_of_model(model)
-    predicts = model.student.config.rows.kind != "linear"
+    predicts = model.student.config.logit_features.kind != "linear"
     right = torch.zeros(3, dtype=torch.int64)
     margin = squared = 0.0
     kl_d = torch.zeros(autoencoder.config.latent_size, dtype=torch.float64)
@@ -81,7 +81,7 @@ def evaluate_reconstruction(
             right[0] += _num_right(ids[..., 0], chunks[part])
             right[1] += _num_right(autoencoder.decode(noisy[part]).argmax(-1), chunks[part])
             if predicts:
-                logits = F.linear(model.rows(hidden[part], predicted[part]), model.row_table)
+                logits = F.linear(model.logit_features(hidden[part], predicted[part]), model.output_weight)
                 right[2] += _num_right(logits.argmax(-1), chunks[part])
         num += len(chunks)
         on_batch()
