@@ -1,7 +1,6 @@
 """Tiny real teachers, a real gateway on a free port, and a real Redis."""
 
 import asyncio
-import logging
 import socket
 import subprocess
 import time
@@ -26,6 +25,9 @@ from latentforge.gateway.settings import GatewaySettings
 from latentforge.gateway.tokenizer import TeacherTokenizer
 from latentforge.teacher_client.client import TeacherClient
 from latentforge.teacher_client.sparse_rows import SparseRows
+from tests.fixtures import restored_logging
+
+__all__ = ["restored_logging"]
 
 TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -37,16 +39,6 @@ SPECIAL = ["<|endoftext|>", "<|pad|>", "<|im_start|>", "<|im_end|>"]
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> None:
     torch.set_num_threads(1)
-
-
-@pytest.fixture(autouse=True)
-def restored_logging() -> Iterator[None]:
-    """Commands run in this process configure logging to a stderr that ends with the test."""
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    yield
-    root.handlers[:] = handlers
-    root.setLevel(level)
 
 
 def write_tokenizer(folder: Path) -> None:

@@ -28,9 +28,9 @@ from latentforge.trainer.config.recipe import load_recipe
 from latentforge.trainer.config.settings import TrainerSettings
 from latentforge.trainer.run.context import RunContext
 from latentforge.trainer.run.status import Status
-from tests.fixtures import corpus, packed, tokenizer, tokenizer_folder
+from tests.fixtures import corpus, packed, restored_logging, tokenizer, tokenizer_folder
 
-__all__ = ["corpus", "packed", "tokenizer", "tokenizer_folder"]
+__all__ = ["corpus", "packed", "restored_logging", "tokenizer", "tokenizer_folder"]
 
 VOCAB = 260
 TOP_K = 4
