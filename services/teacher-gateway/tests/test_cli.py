@@ -1,4 +1,5 @@
 import asyncio
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,31 @@ def test_a_store_that_is_down_is_an_error_line(free_port: Any) -> None:
     assert "Traceback" not in output
 
 
+@pytest.mark.parametrize(
+    ("url", "code"),
+    [
+        ("redis://:se#SECRETPW@127.0.0.1:6379/0", 2),
+        ("redis://:x@SECRETPW/y@127.0.0.1:6379/0", 2),
+        ("redis://:SECRETPW@127.0.0.1:notaport/0", 2),
+        ("redis://127.0.0.1:6379/0?SECRETPW=1", 2),
+        ("redis://:SECRETPW@127.0.0.1:6379/0?ssl_cert_reqs=none", 2),
+        ("rediss://:SECRETPW@127.0.0.1:6379/0?ssl_cert_reqs=SECRETPW", 2),
+        ("redis://:SECRETPW@127.0.0.1:1/0", 1),
+        ("redis://SECRETPW@127.0.0.1:1/0?password=SECRETPW", 1),
+        (f"redis://:SECRETPW@{'a' * 70}:1/0", 1),
+    ],
+)
+def test_no_password_of_a_cache_url_is_printed(url: str, code: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CACHE_URL", url)
+    # A store that is down does not stop a gateway; one that is not understood does.
+    serve = [("serve", "--port", "0")] if code == 2 else []
+    for command in [("cache", "stats"), ("cache", "clear"), *serve]:
+        given, output = run(*command)
+        assert (given, len(output.splitlines())) == (code, 1)
+        assert "secretpw" not in output.lower()
+        assert "CACHE_URL" in output or code == 1
+
+
 async def test_cache_stats_of_a_running_gateway_has_its_counters(running: Any) -> None:
     await running.client.score([1, 2, 3], 4)
     code, output = await asyncio.to_thread(run, "cache", "stats", "--target", running.target)
@@ -51,15 +77,28 @@ async def test_cache_stats_of_a_running_gateway_has_its_counters(running: Any) -
 
 
 @pytest.mark.parametrize(
-    ("arguments", "ends_with", "words"),
+    ("arguments", "code", "words"),
     [
         (["serve", "--backend", "venice"], 2, "VENICE_API_KEY is not set; TEACHER_BACKEND=venice needs"),
         (["serve", "--backend", "nonsense"], 2, "TEACHER_BACKEND is 'nonsense'"),
         (["serve", "--port", "0", "--teacher", "nowhere"], 1, "EMBEDDED_TEACHER_PATH=nowhere is no folder"),
+        (["serve-vllm"], 2, "VLLM_LOCAL_MODEL is not set"),
     ],
 )
-def test_serve_ends_with_one_clear_line(arguments: list[str], ends_with: int, words: str) -> None:
-    code, output = run(*arguments)
-    assert code == ends_with
+def test_a_wrong_setting_exits_2_and_a_failure_1_with_one_clear_line(
+    arguments: list[str], code: int, words: str
+) -> None:
+    given, output = run(*arguments)
+    assert given == code
     assert output.splitlines()[-1].startswith(f"error: {words}")
     assert "Traceback" not in output
+
+
+def test_a_port_that_is_taken_is_a_failure_in_one_line(byte_teacher: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        code, output = run("serve", "--port", str(port), "--teacher", str(byte_teacher))
+    assert (code, output.splitlines()[-1]) == (
+        1,
+        f"error: cannot listen on 127.0.0.1:{port}; set GATEWAY_HOST and GATEWAY_PORT to a free address",
+    )

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pydantic import SecretStr
 
 from latentforge.gateway.cache import NoCache, open_cache
 from latentforge.gateway.cache.base import Cache, CacheError, StoreStats
@@ -276,7 +277,7 @@ def test_patience_follows_what_computing_takes_within_the_stores_bounds() -> Non
     assert least == most == cache.patience
     from latentforge.gateway.cache.redis_cache import RedisCache
 
-    cache = GuardedCache(RedisCache("redis://127.0.0.1:1/0", 1), Metrics(), max_queued_bytes=1)
+    cache = GuardedCache(RedisCache(SecretStr("redis://127.0.0.1:1/0"), 1), Metrics(), max_queued_bytes=1)
     taken = []
     for seconds in (0.001, 0.7, 60.0):
         cache.computing_takes(seconds)

@@ -37,7 +37,7 @@ class Gateway:
         backend: given by tests; else TEACHER_BACKEND's.
 
     Raises:
-        SettingsError: a setting that the backend needs is missing, or the TLS files are no good.
+        SettingsError: a setting that the backend needs is missing, or CACHE_URL or the TLS files are invalid.
     """
 
     def __init__(self, settings: GatewaySettings, backend: Backend | None = None) -> None:
@@ -45,6 +45,7 @@ class Gateway:
         self.metrics = Metrics()
         self._backend = backend or build_backend(settings, self.metrics)
         self._credentials = server_credentials(settings)
+        self._store = open_cache(settings)
         self._tracing: Tracing | None = None
         self._metrics_server: MetricsServer | None = None
         self._teacher: Teacher | None = None
@@ -107,7 +108,7 @@ class Gateway:
             BackendError: it cannot be loaded.
         """
         await self._backend.load()
-        self._teacher = Teacher(self._backend, open_cache(self._settings), self._settings, self.metrics)
+        self._teacher = Teacher(self._backend, self._store, self._settings, self.metrics)
         await self._teacher.warm_up()
         self._servicer.open(self._teacher)
         await self._set_health(_SERVING)
@@ -123,6 +124,7 @@ class Gateway:
         await self._server.stop(grace=0.5)
         if self._teacher is None:
             await self._backend.close()
+            await self._store.close()
         else:
             await self._teacher.close()
         if self._metrics_server is not None:

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 from typing import Literal
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, field_validator
 
@@ -16,10 +16,22 @@ CACHE_URL_FORMS = (
 )
 
 
-def without_password(url: str) -> str:
-    """A URL fit for a log: whatever stands before the @ of its host is left out."""
-    parts = urlsplit(url)
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+# A URL that is read in one way only. Where a password holds what ends a host (/ ? #), some part of it would stand where
+# the host does, so all that follows is in letters that a password need not be told apart from.
+_CLEAR_URL = re.compile(
+    r"(?P<scheme>[a-z][a-z0-9+.-]*)://([^\s/?#]*@)?(?P<address>([\w.-]+|\[[0-9A-Fa-f:.]+\])(:\d+)?)"
+    r"(?P<path>(/[\w.~-]*)*)(\?(?P<query>[\w.~%&=/:+-]*))?",
+    re.ASCII,
+)
+_REDIS_SCHEMES = ("redis", "rediss")
+
+
+def shown_url(url: str) -> str:
+    """A URL fit for a log: scheme, host, port and path, and of those only what is certainly no part of a password."""
+    if match := _CLEAR_URL.fullmatch(url):
+        return f"{match['scheme']}://{match['address']}{match['path']}"
+    scheme = re.match(r"(http|https|redis|rediss)://", url)
+    return f"{scheme[0] if scheme else ''}(hidden)"
 
 
 class GatewaySettings(ServiceSettings):
@@ -145,9 +157,18 @@ class GatewaySettings(ServiceSettings):
     @classmethod
     def _known_store(cls, value: SecretStr) -> SecretStr:
         url = value.get_secret_value()
-        parts = urlsplit(url)
-        stored = parts.scheme == "sqlite" and url.startswith("sqlite:///") and len(url) > len("sqlite:///")
-        served = parts.scheme in ("redis", "rediss") and bool(parts.hostname)
-        if not (stored or served or url == "none"):
-            raise ValueError(f"{without_password(url)!r} is not a store; use {CACHE_URL_FORMS}")
+        stored = url.startswith("sqlite:///") and len(url) > len("sqlite:///")
+        if not (stored or url == "none" or _is_redis_url(url)):
+            raise ValueError(f"is not a store; use {CACHE_URL_FORMS}; in a password write / ? # as %2F %3F %23")
         return value
+
+
+def _is_redis_url(url: str) -> bool:
+    match = _CLEAR_URL.fullmatch(url)
+    if match is None or match["scheme"] not in _REDIS_SCHEMES or not re.fullmatch(r"(/\d*)?", match["path"]):
+        return False
+    try:
+        urlsplit(url).port  # noqa: B018  is it one?
+    except ValueError:
+        return False
+    return True

@@ -20,7 +20,7 @@ from latentforge.core.settings import SettingsError
 from latentforge.gateway.backends.base import BackendError, FailureKind
 from latentforge.gateway.breaker import Breaker
 from latentforge.gateway.metrics import Metrics
-from latentforge.gateway.settings import without_password
+from latentforge.gateway.settings import shown_url
 from latentforge.gateway.telemetry import span, trace_headers
 
 T = TypeVar("T")
@@ -171,7 +171,7 @@ class Upstream:
 
     @property
     def _where(self) -> str:
-        return f"{self._api.url_setting}={without_password(self._api.base_url)}"
+        return f"{self._api.url_setting}={shown_url(self._api.base_url)}"
 
     @asynccontextmanager
     async def _slot(self) -> AsyncIterator[None]:
@@ -316,15 +316,17 @@ def parsed_url(url: str, setting: str) -> httpx.URL:
     Raises:
         SettingsError: it is no URL of an HTTP API.
     """
+    # With an @ it may hold a password, which nothing that is wrong with it may show.
+    secret = "@" in url
     reason = ""
     try:
         parsed = httpx.URL(url)
-        good = parsed.scheme in ("http", "https") and bool(parsed.host)
+        good = parsed.scheme in ("http", "https") and bool(parsed.host) and not shown_url(url).endswith("(hidden)")
     except httpx.InvalidURL as error:
-        good, reason = False, f" ({error})"
+        good, reason = False, "" if secret else f" ({error})"
     if not good:
-        shown = without_password(url)
-        raise SettingsError(f"{setting} malformed {shown!r}{reason}; allowed is http(s)://host[:port][/path]")
+        shown = shown_url(url) if secret else repr(url)
+        raise SettingsError(f"{setting} malformed {shown}{reason}; allowed is http(s)://host[:port][/path]")
     return parsed
 
 

@@ -32,10 +32,14 @@ class NoCache:
 
 
 def open_cache(settings: GatewaySettings) -> Cache:
-    """The store of CACHE_URL. It is connected to when first used, and a store that is down is no error here."""
+    """The store of CACHE_URL. It is connected to when first used, and a store that is down is no error here.
+
+    Raises:
+        SettingsError: CACHE_URL has an option that its store does not know.
+    """
     url = settings.cache_url.get_secret_value()
     if url.startswith("sqlite:///"):
         return SqliteCache(Path(url.removeprefix("sqlite:///")))
     if url == "none":
         return NoCache()
-    return RedisCache(url, settings.cache_ttl_seconds)
+    return RedisCache(settings.cache_url, settings.cache_ttl_seconds)

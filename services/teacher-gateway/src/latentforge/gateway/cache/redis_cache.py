@@ -1,16 +1,17 @@
 """A cache that several gateways share."""
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import redis.asyncio
+from pydantic import SecretStr
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 
+from latentforge.core.settings import SettingsError
 from latentforge.gateway.cache.base import CacheError, Patience, StoreStats
-from latentforge.gateway.settings import without_password
 
 T = TypeVar("T")
 
@@ -22,22 +23,39 @@ _KEYS_PER_READ = 32
 
 
 class RedisCache:
-    """Redis with expiring entries. Only keys under the gateway's prefix are ever touched."""
+    """Redis with expiring entries. Only keys under the gateway's prefix are ever touched.
+
+    Args:
+        url: of CACHE_URL; of it errors say host and port alone.
+
+    Raises:
+        SettingsError: redis-py does not take an option in the URL.
+    """
 
     kind = "redis"
     # A lookup takes a few milliseconds; on a machine with five busy processes per core a few per thousand took 25.
     patience = Patience(0.05, 0.1)
 
-    def __init__(self, url: str, ttl_seconds: int) -> None:
-        self._name = without_password(url)
+    def __init__(self, url: SecretStr, ttl_seconds: int) -> None:
         self._ttl_seconds = ttl_seconds
-        self._redis = redis.asyncio.from_url(
-            url,
-            socket_connect_timeout=_CONNECT_SECONDS,
-            socket_timeout=_ANSWER_SECONDS,
-            # Once, for a connection that the server closed meanwhile; what was too slow is too slow again.
-            retry=Retry(NoBackoff(), 1, supported_errors=(RedisConnectionError,)),
-        )
+        try:
+            self._redis = redis.asyncio.from_url(
+                url.get_secret_value(),
+                socket_connect_timeout=_CONNECT_SECONDS,
+                socket_timeout=_ANSWER_SECONDS,
+                # Once, for a connection that the server closed meanwhile; what was too slow is too slow again.
+                retry=Retry(NoBackoff(), 1, supported_errors=(RedisConnectionError,)),
+            )
+            pool: Any = self._redis.connection_pool
+            # Connects to nothing; else a wrong option would show at the first lookup.
+            pool.make_connection()
+        except (RedisError, TypeError, ValueError, OSError):
+            # Their texts quote the URL's options, of which one may be the password.
+            raise SettingsError("CACHE_URL has an option after ? that Redis's client does not take") from None
+        options = pool.connection_kwargs
+        host, port = options.get("host", "localhost"), options.get("port", 6379)
+        self._name = f"redis at {f'[{host}]' if ':' in host else host}:{port}"
+        self._secrets = [secret for secret in (options.get("password"), options.get("username")) if secret]
 
     async def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
         async def get() -> list[bytes | None]:
@@ -89,5 +107,9 @@ class RedisCache:
     async def _guarded(self, work: Callable[[], Awaitable[T]]) -> T:
         try:
             return await work()
-        except (RedisError, OSError, TimeoutError) as error:
-            raise CacheError(f"{self._name}: {str(error) or type(error).__name__}") from None
+        except (RedisError, OSError, TimeoutError, UnicodeError) as error:
+            text = str(error) or type(error).__name__
+            # A server may repeat the name of a user that it refuses, and passwords were put there.
+            for secret in self._secrets:
+                text = text.replace(secret, "***")
+            raise CacheError(f"{self._name}: {text}") from None

@@ -14,7 +14,7 @@ from latentforge.gateway.backends.venice.backend import VeniceBackend, models_wi
 from latentforge.gateway.backends.venice.messages import ListedModel, parse_models
 from latentforge.gateway.check.listing import ListingError, listed_models
 from latentforge.gateway.metrics import Metrics
-from latentforge.gateway.settings import GatewaySettings, without_password
+from latentforge.gateway.settings import GatewaySettings, shown_url
 from latentforge.gateway.tokenizer import ChatError
 from latentforge.teacher.v1 import teacher_pb2 as pb
 from latentforge.teacher_client.sparse_rows import SparseRows
@@ -85,7 +85,7 @@ async def _check_venice(settings: GatewaySettings) -> AsyncIterator[Finding]:
     url, key = settings.venice_base_url, settings.venice_api_key
     answer = await listed_models("VENICE_BASE_URL", url, "/models", "VENICE_API_KEY", key)
     models = parse_models(answer)
-    yield Finding(True, f"test 1: {without_password(url)} lists {len(models)} models")
+    yield Finding(True, f"test 1: {shown_url(url)} lists {len(models)} models")
     able = _abilities(settings.venice_model, models)
     yield able
     if settings.venice_model in models:
@@ -150,7 +150,7 @@ async def _check_vllm(settings: GatewaySettings) -> AsyncIterator[Finding]:
     key = None if local else settings.vllm_remote_api_key
     answer = await listed_models(name, base, "/v1/models", "VLLM_REMOTE_API_KEY", key)
     listed = ", ".join(str(model.get("id")) for model in answer["data"])
-    yield Finding(True, f"test 1: {without_password(url)} serves {listed or 'no model'}")
+    yield Finding(True, f"test 1: {shown_url(url)} serves {listed or 'no model'}")
     async for finding in _check_loaded(settings):
         yield finding
 

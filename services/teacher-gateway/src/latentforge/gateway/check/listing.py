@@ -9,7 +9,7 @@ from pydantic import SecretStr
 
 from latentforge.core.proxies import direct_mounts, proxy_hint
 from latentforge.gateway.backends.upstream import check_key, error_text, parsed_url
-from latentforge.gateway.settings import without_password
+from latentforge.gateway.settings import shown_url
 
 _SECONDS = 10.0
 
@@ -30,7 +30,7 @@ async def listed_models(setting: str, url: str, path: str, key_setting: str, key
     """
     parsed = parsed_url(url, setting)
     check_key(key, key_setting)
-    shown = f"{setting}={without_password(url)}"
+    shown = f"{setting}={shown_url(url)}"
     headers = {} if key is None else {"Authorization": f"Bearer {key.get_secret_value()}"}
     auth = (parsed.username, parsed.password) if parsed.userinfo and key is None else None
     base = str(parsed.copy_with(username=None, password=None)).rstrip("/")
