@@ -94,11 +94,11 @@ def test_a_wrong_setting_exits_2_and_a_failure_1_with_one_clear_line(
     assert "Traceback" not in output
 
 
-def test_a_port_that_is_taken_is_a_failure_in_one_line(byte_teacher: Path) -> None:
+def test_a_port_that_is_taken_is_a_wrong_setting_in_one_line(byte_teacher: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         code, output = run("serve", "--port", str(port), "--teacher", str(byte_teacher))
     assert (code, output.splitlines()[-1]) == (
-        1,
+        2,
         f"error: cannot listen on 127.0.0.1:{port}; set GATEWAY_HOST and GATEWAY_PORT to a free address",
     )

@@ -73,7 +73,7 @@ def test_a_malformed_cache_url_is_refused_and_never_shown(monkeypatch: pytest.Mo
     with pytest.raises(SettingsError) as caught:
         load_settings(GatewaySettings)
     message = str(caught.value)
-    assert message.startswith("CACHE_URL ")
+    assert message.startswith("CACHE_URL: not a store's URL")
     assert "redis://host:6379/0" in message
     assert "secretpw" not in message.lower()
     assert len(message.splitlines()) == 1

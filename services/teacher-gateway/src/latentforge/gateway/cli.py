@@ -50,7 +50,7 @@ def serve(
     configure_logging("teacher-gateway", level=settings.log_level, json_lines=settings.log_json)
     from latentforge.gateway.main import serve as serve_until_signal  # torch takes seconds that --help need not wait
 
-    with errors_reported(BackendError, OSError):
+    with errors_reported(BackendError):
         asyncio.run(serve_until_signal(settings))
 
 

@@ -159,7 +159,7 @@ class GatewaySettings(ServiceSettings):
         url = value.get_secret_value()
         stored = url.startswith("sqlite:///") and len(url) > len("sqlite:///")
         if not (stored or url == "none" or _is_redis_url(url)):
-            raise ValueError(f"is not a store; use {CACHE_URL_FORMS}; in a password write / ? # as %2F %3F %23")
+            raise ValueError(f"not a store's URL; use {CACHE_URL_FORMS}; in a password write / ? # as %2F %3F %23")
         return value
 
 
