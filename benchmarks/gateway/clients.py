@@ -86,7 +86,7 @@ class _GatewayAsker:
 class _CompletionsAsker:
     def __init__(self, server: CompletionsServer) -> None:
         self._server = server
-        self._http = httpx.Client(base_url=server.url, timeout=_TIMEOUT_SECONDS)
+        self._http = httpx.Client(base_url=server.url, timeout=_TIMEOUT_SECONDS, trust_env=False)
         self._http.get("/v1/models").raise_for_status()
 
     def ask(self, sequences: Sequence[Ids]) -> list[SparseRows]:
