@@ -234,6 +234,16 @@ async def test_a_stop_string_ends_the_text_before_it(running: Running, publish: 
         ({"prompt": "x", "max_token": 3}, "max_token", "max_token is not a known field"),
         ({"prompt": "x", "temperature": float("nan")}, "temperature", "temperature is nan"),
         ({"prompt": "\ud800"}, "prompt", "prompt is"),
+        ({"prompt": None}, "prompt", "prompt is None: .*valid string"),
+        ({"prompt": "x", "max_new_tokens": 0}, "max_new_tokens", "max_new_tokens is 0: .*greater than or equal to 1"),
+        (
+            {"prompt": "x", "max_tokens": 3, "max_new_tokens": 4},
+            "max_new_tokens",
+            "max_tokens is 3 and max_new_tokens 4, but they are the same thing; send one of them",
+        ),
+        ({"prompt": "x", "max_token": None}, "max_token", "max_token is not a known field"),
+        ({"prompt": {"a": 1}}, "prompt", r"prompt is \{'a': 1\}: .*valid string"),
+        ({"prompt": "x", "stop": ["a"] * 17}, "stop", "at most 16 items"),
     ],
 )
 async def test_bad_input_names_field_value_and_what_is_allowed(
@@ -248,6 +258,50 @@ async def test_bad_input_names_field_value_and_what_is_allowed(
         assert error["type"] == "invalid_request_error"
         assert error["param"] == param
         assert re.search(said, error["message"]), error["message"]
+
+
+async def test_the_seeds_names_and_nulls_are_understood(running: Running, publish: Publish) -> None:
+    publish(1)
+    async with running() as (client, _):
+        await serving(client, 1)
+        body = {"prompt": "def main():", "max_new_tokens": 12, "temperature": 0.7, "top_p": 0.9, "seed": 1}
+        answer = await client.post("/generate", json=body)
+        assert answer.status_code == 200
+        assert answer.json()["usage"]["completion_tokens"] == 12
+        same = await client.post("/generate", json=body | {"max_tokens": 12, "top_k": None, "stop": None})
+        assert same.json()["token_ids"] == answer.json()["token_ids"]
+        nulls = dict.fromkeys(["max_tokens", "max_new_tokens", "temperature", "top_p", "top_k", "seed", "stop"])
+        default = await client.post("/generate", json={"prompt": "x", **nulls})
+        assert default.json()["usage"]["completion_tokens"] <= 64
+        assert default.status_code == 200
+
+
+async def test_the_schema_says_the_second_name_and_that_null_is_allowed(running: Running) -> None:
+    async with running() as (client, _):
+        schema = (await client.get("/openapi.json")).json()["components"]["schemas"]["GenerateRequest"]
+    assert schema["required"] == ["prompt"]
+    assert schema["properties"]["max_new_tokens"]["anyOf"] == schema["properties"]["max_tokens"]["anyOf"]
+    optional = {name: kind for name, kind in schema["properties"].items() if name != "prompt"}
+    assert all({"type": "null"} in kind["anyOf"] for kind in optional.values())
+
+
+async def test_at_most_ten_wrong_fields_are_named(running: Running) -> None:
+    async with running() as (client, _):
+        wrong = await client.post("/generate", json={"prompt": "x"} | {f"f{i}": 1 for i in range(30)})
+        assert wrong.status_code == 422
+        message = wrong.json()["error"]["message"]
+        assert "f9 is not a known field; and 20 more" in message
+        assert "f10" not in message
+
+
+async def test_probes_may_ask_with_head(running: Running, publish: Publish) -> None:
+    async with running() as (client, _):
+        assert (await client.head("/health")).status_code == 503
+        assert (await client.head("/ready")).status_code == 503
+        publish(1)
+        await serving(client, 1)
+        assert (await client.head("/health")).status_code == 200
+        assert (await client.head("/ready")).status_code == 200
 
 
 async def test_a_body_that_is_no_json_and_a_path_that_is_not_there_answer_in_the_same_shape(running: Running) -> None:
@@ -279,6 +333,30 @@ async def test_what_does_not_fit_the_context_is_refused_with_both_numbers(runnin
         assert "33" in error["message"]
         assert "room for 32" in error["message"]
         assert len((await ask(client, prompt="", max_tokens=32, temperature=0))["token_ids"]) == 32
+
+
+async def test_a_prompt_is_refused_by_its_bytes_before_it_is_tokenised(
+    running: Running, publish: Publish, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(1, max_chunks=8)
+    async with running() as (client, service):
+        await serving(client, 1)
+        snapshot = service.registry.current
+        assert snapshot is not None
+        assert snapshot.max_prompt_bytes == 28 * snapshot.longest_token_bytes
+        longest = "é" * (snapshot.max_prompt_bytes // 2)
+        counted = await client.post("/generate", json={"prompt": longest})
+        assert "tokens, but demo/step-00000001 takes at most 28" in counted.json()["error"]["message"]
+        monkeypatch.setattr("latentforge.inference.snapshot.Snapshot.encode", lambda *_: pytest.fail("tokenised"))
+        response = await client.post("/generate", json={"prompt": longest + "é"})
+        assert response.status_code == 400
+        error = response.json()["error"]
+        assert error["param"] == "prompt"
+        said = (
+            f"prompt has {len(longest.encode()) + 2} bytes, but demo/step-00000001 takes at most 28 tokens, "
+            f"which are at most {snapshot.max_prompt_bytes} bytes"
+        )
+        assert said in error["message"]
 
 
 async def test_a_full_queue_answers_429_with_retry_after(running: Running, publish: Publish, hold: Hold) -> None:

@@ -1,6 +1,8 @@
 import gc
 import hashlib
 import json
+import threading
+import time
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -31,6 +33,19 @@ def test_text_survives_the_tokenizer_even_where_tokens_split_characters(publish:
     ids = snapshot.encode(text)
     assert snapshot.decode(ids) == text
     assert "".join(snapshot.decode([token_id]) for token_id in ids) != text
+
+
+def test_tokenising_lets_other_threads_run(publish: Publish) -> None:
+    snapshot = load_snapshot(publish(1), CPU)
+    begin = last = time.perf_counter()
+    tokenising = threading.Thread(target=snapshot.encode, args=("ab" * 1_000_000,))
+    tokenising.start()
+    worst = 0.0
+    while tokenising.is_alive():
+        time.sleep(0.001)
+        now = time.perf_counter()
+        worst, last = max(worst, now - last), now
+    assert worst < (last - begin) / 3
 
 
 def test_a_folder_without_manifest_is_refused(publish: Publish) -> None:

@@ -47,9 +47,11 @@ def describe_error(entry: Mapping[str, Any], name: str, *, quoted: bool = True) 
         return f"{name} is not a known field"
     reason = entry["msg"].removeprefix(_OF_VALIDATORS)
     if quoted:
-        return f"{name} is {_shortened(repr(entry['input']))}: {reason}"
+        return f"{name} is {shown(entry['input'])}: {reason}"
     return f"{name}: {reason}" if name else reason
 
 
-def _shortened(text: str) -> str:
+def shown(value: Any) -> str:
+    """A value as messages quote it, at most 80 characters; a long text is cut before it is written out."""
+    text = repr(value[:_LONGEST_VALUE] if isinstance(value, str | bytes) else value)
     return text if len(text) <= _LONGEST_VALUE else f"{text[: _LONGEST_VALUE - 1]}…"

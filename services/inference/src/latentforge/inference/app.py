@@ -9,6 +9,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.middleware.cors import CORSMiddleware
 
 from latentforge.core.manifest import describe
+from latentforge.inference.bodies import BodyLimit, BoundedRoute
 from latentforge.inference.completion import PromptError, complete
 from latentforge.inference.engine import DeadlineError, Engine, GenerationCancelledError, QueueFullError
 from latentforge.inference.errors import ApiError, install_error_handlers
@@ -48,6 +49,9 @@ def create_app(settings: Settings, registry: Registry, engine: Engine) -> FastAP
             await asyncio.to_thread(engine.close)
 
     app = FastAPI(title="LatentForge inference", version="0.1.0", lifespan=lifespan)
+    app.router.route_class = BoundedRoute
+    # The last one added sees a request first.
+    app.add_middleware(BodyLimit)
     app.add_middleware(RequestContext)
     app.add_middleware(
         CORSMiddleware,
@@ -72,6 +76,7 @@ def create_app(settings: Settings, registry: Registry, engine: Engine) -> FastAP
         )
 
     @app.get("/health", responses={503: {"model": Health}})
+    @app.head("/health", include_in_schema=False)
     async def health(response: Response) -> Health:
         """200 once a checkpoint is served; 503 before, with what the server waits for."""
         now = health_now()
@@ -79,6 +84,7 @@ def create_app(settings: Settings, registry: Registry, engine: Engine) -> FastAP
         return now
 
     @app.get("/ready", responses={503: {"model": Ready}})
+    @app.head("/ready", include_in_schema=False)
     async def ready(response: Response) -> Ready:
         """200 while a request would be taken now; 503 without a checkpoint or with a full queue."""
         current = registry.current

@@ -38,8 +38,14 @@ def prepare(snapshot: Snapshot, request: GenerateRequest) -> Job:
     Raises:
         PromptError: prompt or max_tokens do not fit into the model's context.
     """
+    longest, num_bytes = snapshot.generator.max_prompt_tokens, len(request.prompt.encode())
+    if num_bytes > snapshot.max_prompt_bytes:
+        raise PromptError(
+            "prompt",
+            f"prompt has {num_bytes} bytes, but {snapshot.id} takes at most {longest} tokens, which are at most "
+            f"{snapshot.max_prompt_bytes} bytes; shorten it",
+        )
     prompt_ids = snapshot.encode(request.prompt)
-    longest = snapshot.generator.max_prompt_tokens
     if len(prompt_ids) > longest:
         raise PromptError(
             "prompt", f"prompt has {len(prompt_ids)} tokens, but {snapshot.id} takes at most {longest}; shorten it"

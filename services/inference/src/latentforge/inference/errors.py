@@ -10,19 +10,23 @@ from starlette.exceptions import HTTPException
 
 from latentforge.core.errors import describe_error
 
+_MOST_NAMED = 10
+# The type of validation errors of two fields that contradict each other; their message names both.
+CONFLICT = "conflict"
 
-class ApiError(Exception):
-    """A refusal or failure with its HTTP status; ``param`` names the field of the request that is to blame."""
+
+class ApiError(HTTPException):
+    """A refusal or failure with its HTTP status; ``param`` names the field of the request that is to blame.
+
+    An HTTPException, since FastAPI lets no other error of reading a body through.
+    """
 
     def __init__(
         self, status: int, code: str, message: str, *, param: str | None = None, headers: dict[str, str] | None = None
     ) -> None:
-        super().__init__(message)
-        self.status = status
+        super().__init__(status, message, headers)
         self.code = code
-        self.message = message
         self.param = param
-        self.headers = headers
 
 
 def error_response(
@@ -41,7 +45,8 @@ def install_error_handlers(app: FastAPI) -> None:
 
 async def _on_api_error(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, ApiError)
-    return error_response(error.status, error.code, error.message, param=error.param, headers=error.headers)
+    headers = dict(error.headers or {})
+    return error_response(error.status_code, error.code, error.detail, param=error.param, headers=headers)
 
 
 async def _on_invalid_request(_: Request, error: Exception) -> JSONResponse:
@@ -49,8 +54,11 @@ async def _on_invalid_request(_: Request, error: Exception) -> JSONResponse:
     entries = error.errors()
     if any(entry["type"] == "json_invalid" for entry in entries):
         return error_response(400, "invalid_json", f"the body is not JSON: {entries[0]['ctx']['error']}")
-    message = "; ".join(describe_error(entry, _field(entry["loc"]) or "the body") for entry in entries)
-    return error_response(422, "invalid_value", message, param=_field(entries[0]["loc"]) or None)
+    message = "; ".join(_describe(entry) for entry in entries[:_MOST_NAMED])
+    if len(entries) > _MOST_NAMED:
+        message += f"; and {len(entries) - _MOST_NAMED} more"
+    param = _field(entries[0]["loc"]) or entries[0].get("ctx", {}).get("param")
+    return error_response(422, "invalid_value", message, param=param)
 
 
 async def _on_http_error(request: Request, error: Exception) -> JSONResponse:
@@ -59,6 +67,12 @@ async def _on_http_error(request: Request, error: Exception) -> JSONResponse:
     return error_response(
         error.status_code, str(error.detail).lower().replace(" ", "_"), message, headers=dict(error.headers or {})
     )
+
+
+def _describe(entry: dict[str, Any]) -> str:
+    if entry["type"] == CONFLICT:
+        return describe_error(entry, "", quoted=False)
+    return describe_error(entry, _field(entry["loc"]) or "the body")
 
 
 def _field(loc: Sequence[Any]) -> str:

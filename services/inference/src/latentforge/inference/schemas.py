@@ -2,31 +2,71 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
 
+from latentforge.core.errors import shown
+from latentforge.inference.errors import CONFLICT
 from latentforge.model.sampling import SamplingParams
 
-LONGEST_PROMPT = 1_000_000
+_MOST_STOPS = 16
 
 
 def _as_list(value: Any) -> Any:
-    return [value] if isinstance(value, str) else value
+    # One too many is enough to be refused; a million are not looked at.
+    return [value] if isinstance(value, str) else value[: _MOST_STOPS + 1] if isinstance(value, list) else value
+
+
+def _text(value: str) -> str:
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"character {error.start} is half of a surrogate pair, which no text has") from None
+    return value
+
+
+def _complete_schema(schema: dict[str, Any]) -> None:
+    """Adds what a validator accepts and pydantic cannot know: the second name, and null for a default."""
+    properties = schema["properties"]
+    properties["max_new_tokens"] = properties["max_tokens"] | {"description": "The same as max_tokens."}
+    for name in properties.keys() - set(schema["required"]):
+        kind = properties[name]
+        if "anyOf" not in kind:
+            about = {key: kind.pop(key) for key in ("default", "description", "title") if key in kind}
+            properties[name] = about | {"anyOf": [kind, {"type": "null"}]}
+    schema["examples"] = [{"prompt": "def main():", "max_new_tokens": 64, "temperature": 0.8, "seed": 1}]
 
 
 class GenerateRequest(SamplingParams):
-    """A prompt and how to continue it; temperature, top_p, top_k and seed are :class:`SamplingParams`'."""
+    """A prompt and how to continue it; temperature, top_p, top_k and seed are :class:`SamplingParams`'.
 
-    model_config = ConfigDict(
-        frozen=True,
-        extra="forbid",
-        json_schema_extra={"examples": [{"prompt": "def main():", "max_tokens": 64, "temperature": 0.8, "seed": 1}]},
-    )
+    Null is the default of every field that has one.
+    """
 
-    prompt: Annotated[str, Field(max_length=LONGEST_PROMPT)]
-    max_tokens: Annotated[int, Field(ge=1)] = 64
+    model_config = ConfigDict(frozen=True, extra="forbid", json_schema_extra=_complete_schema)
+
+    prompt: Annotated[str, AfterValidator(_text)]
+    max_tokens: Annotated[int, Field(ge=1, validation_alias=AliasChoices("max_tokens", "max_new_tokens"))] = 64
     stop: Annotated[
-        tuple[Annotated[str, Field(min_length=1)], ...], Field(max_length=16), BeforeValidator(_as_list)
+        tuple[Annotated[str, Field(min_length=1)], ...], Field(max_length=_MOST_STOPS), BeforeValidator(_as_list)
     ] = ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_name_and_no_nulls(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        optional = cls.model_fields.keys() - {"prompt"} | {"max_new_tokens"}
+        given = {name: value for name, value in values.items() if value is not None or name not in optional}
+        if "max_tokens" in given and "max_new_tokens" in given:
+            ours, seeds = given["max_tokens"], given.pop("max_new_tokens")
+            if ours != seeds:
+                raise PydanticCustomError(
+                    CONFLICT,
+                    "max_tokens is {ours} and max_new_tokens {seeds}, but they are the same thing; send one of them",
+                    {"ours": shown(ours), "seeds": shown(seeds), "param": "max_new_tokens"},
+                )
+        return given
 
 
 class Usage(BaseModel):

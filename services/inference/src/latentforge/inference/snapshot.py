@@ -23,12 +23,16 @@ class Snapshot:
 
     Whoever holds a reference can go on generating with it, whatever is served by then; memory is freed with the last
     reference.
+
+    Attributes:
+        longest_token_bytes: no token of the vocabulary stands for more bytes of UTF-8.
     """
 
     place: Path
     manifest: Manifest
     tokenizer: Tokenizer
     generator: ChunkGenerator
+    longest_token_bytes: int
 
     @property
     def id(self) -> str:
@@ -39,9 +43,16 @@ class Snapshot:
         """Tokens of prompt, padded to whole chunks, and answer together."""
         return self.generator.model.max_tokens
 
+    @property
+    def max_prompt_bytes(self) -> int:
+        """A text of more bytes in UTF-8 has more tokens than a prompt may have, without any need to count them."""
+        return self.generator.max_prompt_tokens * self.longest_token_bytes
+
     def encode(self, text: str) -> list[int]:
         """The ids that the student was trained on for ``text``: nothing is put before or after them."""
-        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
+        # Of all the tokenizer's methods only those for batches let other threads run meanwhile.
+        [encoding] = self.tokenizer.encode_batch_fast([text], add_special_tokens=False)
+        ids: list[int] = encoding.ids
         return ids
 
     def decode(self, token_ids: list[int]) -> str:
@@ -81,7 +92,9 @@ def load_snapshot(place: Path, device: torch.device) -> Snapshot:
         raise CheckpointError(
             f"{place}: the tokenizer has {tokenizer.get_vocab_size()} ids, but the student only {config.vocab_size}"
         )
-    snapshot = Snapshot(place, manifest, tokenizer, generator)
+    # In byte-level vocabularies a byte is written as one character of one or two bytes, so this is an upper bound.
+    longest = max(len(token.encode()) for token in tokenizer.get_vocab())
+    snapshot = Snapshot(place, manifest, tokenizer, generator, longest)
     # On the CPU, wherever it is served: that is where the publisher computed it.
     _check_golden(snapshot)
     store_for_one_request(model.to(device))
