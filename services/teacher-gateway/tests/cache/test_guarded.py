@@ -6,10 +6,12 @@ import subprocess
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import redis
 from pydantic import SecretStr
 
 from latentforge.gateway.cache import NoCache, open_cache
@@ -244,6 +246,74 @@ async def test_writes_wait_in_a_bounded_queue_where_lookups_find_them(
     found = await cache.get_many([b"\x00" * 64, b"\x09" * 64])
     assert found is not None
     assert [value is None for value in found] == [False, True]
+
+
+def replica(direct: redis.Redis, folder: Path) -> None:
+    direct.replicaof("127.0.0.1", 1)
+
+
+def full(direct: redis.Redis, folder: Path) -> None:
+    direct.config_set("maxmemory", 1)
+
+
+def unable_to_save(direct: redis.Redis, folder: Path) -> None:
+    direct.config_set("save", "3600 1")
+    direct.config_set("dir", str(folder))
+    folder.rmdir()
+    direct.bgsave()
+    while direct.info("persistence")["rdb_last_bgsave_status"] != "err":
+        time.sleep(0.01)
+
+
+def back_to_normal(direct: redis.Redis) -> None:
+    direct.replicaof("NO", "ONE")
+    direct.config_set("maxmemory", 0)
+    direct.config_set("save", "")
+
+
+@pytest.mark.parametrize(
+    ("refuse", "said"),
+    [(replica, "read only replica"), (full, "used memory > 'maxmemory'"), (unable_to_save, "MISCONF")],
+)
+async def test_a_redis_that_takes_no_writes_is_read_on_and_writes_are_dropped_and_counted(
+    refuse: Callable[[redis.Redis, Path], None],
+    said: str,
+    store: WatchedStore,
+    redis_server: Any,
+    short_pause: None,
+    tmp_path: Path,
+    eventually: Eventually,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("WARNING")
+    metrics = Metrics()
+    cache = GuardedCache(store, metrics, max_queued_bytes=1 << 20)
+    cache.put(b"k" * 64, b"before")
+    await cache.flush(5)
+    (folder := tmp_path / "gone").mkdir()
+    with redis.Redis.from_url(redis_server.url) as direct:
+        await asyncio.to_thread(refuse, direct, folder)
+        until = time.monotonic() + 1
+        puts = 0
+        while time.monotonic() < until:
+            cache.put(puts.to_bytes(64, "big"), bytes(1000))
+            puts += 1
+            assert await cache.get_many([b"k" * 64]) == [b"before"]
+            await asyncio.sleep(0.01)
+        await eventually(lambda: cache._queued_bytes == 0)
+        # Tried every 0.2 s, with what came meanwhile; nothing piles up.
+        assert cache.dropped_writes == puts
+        assert metrics.registry.get_sample_value("gateway_cache_dropped_writes_total") == puts
+        assert 2 <= cache.errors <= 6
+        (line,) = [record.getMessage() for record in caplog.records]
+        assert said in line
+        back_to_normal(direct)
+        await asyncio.sleep(0.25)
+        cache.put(b"l" * 64, b"after")
+        await cache.flush(5)
+        assert await cache.get_many([b"k" * 64, b"l" * 64]) == [b"before", b"after"]
+        assert len(caplog.records) == 1
+    await cache.close()
 
 
 async def test_what_a_store_fails_with_costs_hits_only(cache: GuardedCache) -> None:

@@ -43,7 +43,7 @@ class Metrics:
         )
         self.cache_dropped_writes = Counter(
             "gateway_cache_dropped_writes",
-            "Entries not kept because too many waited to be written.",
+            "Entries not kept because too many waited to be written, or the store takes none.",
             registry=self.registry,
         )
         self.upstream_seconds = Histogram(

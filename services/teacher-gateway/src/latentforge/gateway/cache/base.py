@@ -11,7 +11,11 @@ from latentforge.teacher_client.sparse_rows import LogprobDtype
 
 
 class CacheError(RuntimeError):
-    """A read or write that the store did not do, and why. The gateway goes on without it."""
+    """A read or write that the store did not do, and why. The gateway works without it."""
+
+
+class WritesRefusedError(CacheError):
+    """The store answers, and takes no entries: a replica, one that is full, one that cannot save."""
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from latentforge.core.logs import log_exception
 from latentforge.gateway.breaker import Breaker
-from latentforge.gateway.cache.base import Cache, CacheError, StoreStats
+from latentforge.gateway.cache.base import Cache, CacheError, StoreStats, WritesRefusedError
 from latentforge.gateway.metrics import Metrics
 
 _log = logging.getLogger(__name__)
@@ -32,7 +32,8 @@ class GuardedCache:
     a tenth of what the teacher takes for a batch, within the bounds that the store gives.
 
     Writes wait in a queue of bounded size, where lookups find them. When it is full the newest are dropped and counted.
-    A write that fails is tried again.
+    A write that fails is tried again. A store that answers and takes none (a replica, one that is full) is read on;
+    what it did not take is dropped and counted, and so is all that comes in the next 10 s.
     """
 
     def __init__(self, store: Cache, metrics: Metrics, *, max_queued_bytes: int) -> None:
@@ -46,6 +47,7 @@ class GuardedCache:
         self._queue: dict[bytes, bytes] = {}
         self._queued_bytes = 0
         self._writer: asyncio.Task[None] | None = None
+        self._refused_at: float | None = None
         self._warned = -_SECONDS_BETWEEN_WARNINGS
         self.errors = 0
         self.dropped_writes = 0
@@ -87,11 +89,13 @@ class GuardedCache:
         """Has an entry written, soon."""
         if self.kind == "none":
             return
+        if self._refused_at is not None and time.monotonic() < self._refused_at + _PAUSE_SECONDS:
+            self._count_dropped(1)
+            return
         before = self._queue.get(key)
         grown = len(key) + len(value) - (0 if before is None else len(key) + len(before))
         if self._queued_bytes + grown > self._max_queued_bytes:
-            self.dropped_writes += 1
-            self._dropped_counter.inc()
+            self._count_dropped(1)
             return
         self._queue[key] = value
         self._queued_bytes += grown
@@ -188,18 +192,38 @@ class GuardedCache:
                 batch[key] = value
             try:
                 await self._store.put_many(batch)
+            except WritesRefusedError as error:
+                self._refused(error)
+                continue
             except Exception as error:
                 self._writes.failed()
                 self._failed(error)
                 await asyncio.sleep(_SECONDS_BETWEEN_WRITE_TRIES)
                 continue
             self._writes.succeeded()
+            self._refused_at = None
             for key, value in batch.items():
                 # Another may have taken its place meanwhile.
                 if self._queue.get(key) is value:
                     del self._queue[key]
                     self._queued_bytes -= len(key) + len(value)
         self._writer = None
+
+    def _refused(self, error: WritesRefusedError) -> None:
+        """Trying again would be refused again, and a queue that nobody takes would only fill memory."""
+        # The store answers, which is what the breaker asks.
+        self._writes.succeeded()
+        self.errors += 1
+        if self._refused_at is None:
+            _log.warning("the %s cache takes no entries, which are dropped; lookups go to it: %s", self.kind, error)
+        self._refused_at = time.monotonic()
+        self._count_dropped(len(self._queue))
+        self._queue.clear()
+        self._queued_bytes = 0
+
+    def _count_dropped(self, entries: int) -> None:
+        self.dropped_writes += entries
+        self._dropped_counter.inc(entries)
 
     def _failed(self, error: Exception) -> None:
         self.errors += 1
@@ -208,7 +232,9 @@ class GuardedCache:
             log_exception(_log, f"the {self.kind} cache failed in an unknown way", error)
         elif time.monotonic() - self._warned >= _SECONDS_BETWEEN_WARNINGS:
             self._warned = time.monotonic()
-            _log.warning("the %s cache fails and is gone without (%d errors so far): %s", self.kind, self.errors, error)
+            _log.warning(
+                "the %s cache fails and is worked without (%d errors so far): %s", self.kind, self.errors, error
+            )
 
 
 def _breaker(name: str, metrics: Metrics) -> Breaker:

@@ -8,10 +8,10 @@ from pydantic import SecretStr
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
 from latentforge.core.settings import SettingsError
-from latentforge.gateway.cache.base import CacheError, Patience, StoreStats
+from latentforge.gateway.cache.base import CacheError, Patience, StoreStats, WritesRefusedError
 
 T = TypeVar("T")
 
@@ -72,7 +72,12 @@ class RedisCache:
             async with self._redis.pipeline(transaction=False) as pipeline:
                 for key, value in entries.items():
                     pipeline.set(_PREFIX + key, value, ex=self._ttl_seconds)
-                await pipeline.execute()
+                # Raised by the pipeline, an error would quote its command, entry and all.
+                results = await pipeline.execute(raise_on_error=False)
+            if refusals := [result for result in results if isinstance(result, ResponseError)]:
+                raise WritesRefusedError(self._said(refusals[0]))
+            if failures := [result for result in results if isinstance(result, Exception)]:
+                raise failures[0]
 
         await self._guarded(put)
 
@@ -108,8 +113,11 @@ class RedisCache:
         try:
             return await work()
         except (RedisError, OSError, TimeoutError, UnicodeError) as error:
-            text = str(error) or type(error).__name__
-            # A server may repeat the name of a user that it refuses, and passwords were put there.
-            for secret in self._secrets:
-                text = text.replace(secret, "***")
-            raise CacheError(f"{self._name}: {text}") from None
+            raise CacheError(self._said(error)) from None
+
+    def _said(self, error: Exception) -> str:
+        text = str(error) or type(error).__name__
+        # A server may repeat the name of a user that it refuses, and passwords were put there.
+        for secret in self._secrets:
+            text = text.replace(secret, "***")
+        return f"{self._name}: {text}"

@@ -59,7 +59,7 @@ class CacheReport:
     Attributes:
         store: None when the store does not answer, or is left alone since it did not.
         errors: lookups and writes that failed.
-        dropped_writes: sequences not kept because too many waited to be written.
+        dropped_writes: sequences not kept because too many waited to be written, or the store takes none.
     """
 
     kind: str
