@@ -2,7 +2,6 @@
 
 import os
 import sys
-from datetime import date
 from pathlib import Path
 from typing import Annotated
 
@@ -23,7 +22,7 @@ from experiments.fresh import speed_models
 from experiments.jobs import StaleError
 from experiments.pareto import pareto_models, seed_models
 from experiments.plan import AutoencoderPlan
-from experiments.published import RESULTS, draw_charts, redraw
+from experiments.published import RESULTS, draw_measured, redraw
 from experiments.report import autoencoders_table, command_line, models_table, print_rows, write_models
 from experiments.scales import ScaleName
 from latentforge.core.command_line import errors_reported
@@ -72,7 +71,7 @@ def pareto(
     rows = pareto_rows(measured)
     path = write_models(results, "pareto", rows, measured, scale)
     charts = path.with_suffix(".png"), path.with_name(f"{path.stem}_panels.png")
-    draw_charts(measured, [], *charts, device=cpu_description(), date=date.today().isoformat())
+    draw_measured(measured, *charts)
     console.print(models_table(measured))
     print_rows(console, rows)
     for made in (path, *charts):

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from experiments.chart import Control, draw, draw_panels
 from experiments.figures import Measured
 from experiments.plan import AutoencoderPlan, Model, Size
 from experiments.speed import Speed
+from latentforge.core.results import cpu_description
 
 RESULTS, CONTROLS = "results.json", "controls.json"
 CHART, PANELS = "quality-speed.png", "panels.png"
@@ -24,21 +26,27 @@ def redraw(folder: Path) -> list[Path]:
         The charts, in that folder.
     """
     record = json.loads((folder / RESULTS).read_text(encoding="utf-8"))
-    controls = _controls(folder / CONTROLS)
+    controls, note = _controls(folder / CONTROLS)
     measured = [model_of(model) for model in record["models"]]
-    return draw_charts(measured, controls, folder / CHART, folder / PANELS, record["device"], record["date"])
+    note = f"{_about(record['device'], record['date'])}\n{note}"
+    return _draw(measured, controls, folder / CHART, folder / PANELS, note.strip())
 
 
-def draw_charts(
-    measured: Sequence[Measured], controls: Sequence[Control], chart: Path, panels: Path, device: str, date: str
+def draw_measured(measured: Sequence[Measured], chart: Path, panels: Path) -> list[Path]:
+    """Draws the charts of what was measured here and now."""
+    return _draw(measured, [], chart, panels, _about(cpu_description(), date.today().isoformat()))
+
+
+def _draw(
+    measured: Sequence[Measured], controls: Sequence[Control], chart: Path, panels: Path, note: str
 ) -> list[Path]:
-    """Draws both charts of the same models; the date is ISO's."""
-    note = f"{device}, one thread, {date[:10]}. Hollow: further seeds."
-    if controls:
-        note += "\nDashed: controls that were trained alike; their speeds do not compare with the axis."
     draw(measured, controls, chart, note)
     draw_panels(measured, controls, panels, note)
     return [chart, panels]
+
+
+def _about(device: str, day: str) -> str:
+    return f"{device}, one thread, {day[:10]}. Hollow: further seeds."
 
 
 def model_of(record: Mapping[str, Any]) -> Measured:
@@ -55,9 +63,10 @@ def model_of(record: Mapping[str, Any]) -> Measured:
     return Measured(model, record["evaluations"], timed, record["autoencoder_flops"])
 
 
-def _controls(path: Path) -> list[Control]:
-    """The controls that a chart shows: those that have a label."""
+def _controls(path: Path) -> tuple[list[Control], str]:
+    """The controls that a chart shows, those that have a label, and what it says of them."""
     if not path.exists():
-        return []
-    found = json.loads(path.read_text(encoding="utf-8"))["rows"]
-    return [Control(c["vocabulary"], c["label"], c["value"]) for c in found if "label" in c]
+        return [], ""
+    record = json.loads(path.read_text(encoding="utf-8"))
+    shown = [Control(c["vocabulary"], c["label"], c["value"]) for c in record["rows"] if "label" in c]
+    return shown, record["note"]

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from experiments.comparisons import Comparison
+
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "docs" / "results"
 PAGES = sorted(RESULTS.glob("*/README.md"))
@@ -61,6 +63,7 @@ def test_every_make_target_and_module_that_is_named_exists(document: Path) -> No
     targets = {name for line in _TARGETS.findall((ROOT / "Makefile").read_text()) for name in line.split()}
     code = "\n".join(_CODE.findall(document.read_text()))
     assert not set(re.findall(r"(?:^|`)make ([a-z][a-z0-9-]*)", code, re.MULTILINE)) - targets
+    assert set(re.findall(r"WHAT=([a-z-]+)", code)) <= set(Comparison)
     modules = re.findall(r"python -m ([\w.]+)", code)
     assert not [name for name in modules if not _exists(name)]
 

@@ -21,6 +21,7 @@ def run(folder: Path) -> subprocess.CompletedProcess[str]:
         port = free.getsockname()[1]
     python = [sys.executable, "-m"]
     options = ["--scale", "smoke", "--folder", str(folder / "work"), "--results", str(folder / "results")]
+    options += ["--publish", str(folder / "published")]
     environment = {"GATEWAY_PORT": str(port), "CACHE_URL": f"sqlite:///{folder}/cache.sqlite", "OMP_NUM_THREADS": "1"}
     return subprocess.run(
         [*python, "tools.gateway", "--", *python, "experiments", "pareto", *options],
@@ -37,6 +38,8 @@ def test_the_whole_chart_and_again_without_training(tmp_path: Path) -> None:
     assert first.returncode == 0, first.stderr
     (path,) = (tmp_path / "results").glob("pareto_*.json")
     assert path.with_suffix(".png").read_bytes()[:4] == b"\x89PNG"
+    assert path.with_name(f"{path.stem}_panels.png").read_bytes()[:4] == b"\x89PNG"
+    assert {p.name for p in (tmp_path / "published").iterdir()} == {"results.json", "quality-speed.png", "panels.png"}
     result = json.loads(path.read_text())
     assert {"gap_k4", "gap_k8", "pareto_k4", "pareto_k8", "decode_k4", "decode_k8", "fast_k8"} <= {
         row["id"] for row in result["rows"]
