@@ -17,7 +17,6 @@ OBJECTIVES = (
     "chunk-ce",
     "chunk-kd",
     "chunk-kd-heavy",
-    "chunk-kd-tuned",
     "chunk-kd-linear",
     "chunk-kd-latent",
     "chunk-kd-mse",
@@ -37,12 +36,12 @@ _DECODERS: dict[str, dict[str, Any]] = {
 _FEATURES: dict[str, dict[str, Any]] = {
     f"{kind}-rank{rank}": {
         "student.model.logit_features.kind": kind,
-        # Of the linear map; the others are as wide as the autoencoder, and so is it.
+        # As wide as the autoencoder's.
         "student.model.logit_features.width": AutoencoderPlan("large", 8).width,
         f"{DECODER}rank": rank,
     }
     for rank in (32, 128)
-    for kind in ("autoencoder", "tuned", "linear")
+    for kind in ("autoencoder", "linear")
 }
 # Autoencoders that might make the latent worth more: one that learns for longer, and one that has half of a chunk
 # hidden from it.

@@ -30,7 +30,6 @@ STUDENTS: dict[str, dict[str, Any]] = {
     "frequent-ids": {"chunk_decoder": ChunkDecoderConfig(width=16, rank=8, frequent_ids=9)},
     "from-latent": {"chunk_decoder": ChunkDecoderConfig(width=16, rank=8, start="latent")},
     "linear-features": {"logit_features": LogitFeaturesConfig(kind="linear", width=12)},
-    "tuned-features": {"logit_features": "tuned"},
     "features-of-embeddings": {"logit_features": LogitFeaturesConfig(kind="embeddings", width=16)},
     "induction": {"induction": InductionConfig(context=2, size=12)},
     "induction-transformer": {
@@ -43,14 +42,11 @@ STUDENTS: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture
-def make_student(make_model: MakeModel, autoencoder_config: Callable[..., Any]) -> Callable[[str], LatentModel]:
+def make_student(make_model: MakeModel) -> Callable[[str], LatentModel]:
     """Makes one of STUDENTS."""
 
     def make(name: str) -> LatentModel:
-        changes = dict(STUDENTS[name])
-        if changes.get("logit_features") == "tuned":
-            changes["logit_features"] = LogitFeaturesConfig(kind="tuned", autoencoder=autoencoder_config())
-        return make_model(**changes)
+        return make_model(**STUDENTS[name])
 
     return make
 

@@ -19,9 +19,6 @@ from latentforge.model.student import Student
 MakeModel = Callable[..., LatentModel]
 
 T, K, V = 5, 4, 64
-AUTOENCODER = AutoencoderConfig(
-    vocab_size=V, chunk_size=K, pad_id=1, latent_size=16, hidden_size=16, chunk_hidden_size=32, intermediate_size=24
-)
 VARIANTS: list[dict[str, Any]] = [
     {},
     {"chunk_decoder": ChunkDecoderConfig(width=16, rank=8, window=0)},
@@ -31,7 +28,6 @@ VARIANTS: list[dict[str, Any]] = [
     {"chunk_decoder": ChunkDecoderConfig(width=16, rank=8, start="latent")},
     {"chunk_decoder": ChunkDecoderConfig(width=16, rank=8, frequent_ids=40)},
     {"logit_features": LogitFeaturesConfig(kind="linear", width=12)},
-    {"logit_features": LogitFeaturesConfig(kind="tuned", autoencoder=AUTOENCODER)},
     {"logit_features": LogitFeaturesConfig(kind="embeddings", width=16)},
     {"head": "energy"},
     {"residual": True},
@@ -109,16 +105,6 @@ def test_a_residual_head_adds_a_share_of_the_latent_of_the_chunk_before(
         torch.testing.assert_close(model.logits(tokens).latents, predicted)
 
 
-def test_tuned_features_start_as_the_autoencoders(make_model: MakeModel, rng: torch.Generator) -> None:
-    frozen = make_model()
-    tuned = make_model(logit_features=LogitFeaturesConfig(kind="tuned", autoencoder=AUTOENCODER))
-    tuned.student.load_state_dict(frozen.student.state_dict(), strict=False)
-    tokens = torch.randint(2, V, (1, T, K), generator=rng)
-    assert not torch.allclose(tuned.logits(tokens).logits, frozen.logits(tokens).logits)
-    tuned.student.logit_features.copy_from(tuned.autoencoder)  # type: ignore[union-attr, operator]
-    torch.testing.assert_close(tuned.logits(tokens).logits, frozen.logits(tokens).logits)
-
-
 def test_features_can_be_a_linear_map_onto_the_autoencoders_embeddings(
     make_model: MakeModel, rng: torch.Generator
 ) -> None:
@@ -130,7 +116,7 @@ def test_features_can_be_a_linear_map_onto_the_autoencoders_embeddings(
     linear = model.student.logit_features.map  # type: ignore[union-attr]
     for k in range(K):
         slot = slice(16 * k, 16 * (k + 1))
-        features = (found.hidden @ linear.weight[slot].T + linear.bias[slot]) / 4  # type: ignore[index, union-attr]
+        features = (found.hidden @ linear.weight[slot].T + linear.bias[slot]) / 4
         wanted = features @ model.autoencoder.embedding.weight.T + model.student.bias
         torch.testing.assert_close(found.logits[:, :, k], wanted)
     with pytest.raises(ValueError, match=r"logit_features\.width is 12, .* hidden_size 16; they must be the same"):

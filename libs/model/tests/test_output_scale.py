@@ -30,10 +30,10 @@ def _chunk_decoder(width: int, make: MakeConfig) -> tuple[Tensor, Tensor]:
 
 def _linear_features(width: int, make: MakeConfig) -> tuple[Tensor, Tensor]:
     config = make(logit_features=LogitFeaturesConfig(kind="linear", width=width))
-    rows = LinearFeatures(config)
-    torch.nn.init.constant_(rows.map.weight, 1 / config.hidden_size)
-    torch.nn.init.zeros_(rows.map.bias)
-    return rows(torch.ones(1, config.hidden_size), torch.zeros(1, config.latent_size))[:, 0], rows.output.weight
+    features = LinearFeatures(config)
+    torch.nn.init.constant_(features.map.weight, 1 / config.hidden_size)
+    torch.nn.init.zeros_(features.map.bias)
+    return features(torch.ones(1, config.hidden_size))[:, 0], features.output.weight
 
 
 @pytest.mark.parametrize("part", [_token_level, _chunk_decoder, _linear_features])

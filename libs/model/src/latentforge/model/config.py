@@ -88,27 +88,15 @@ class LogitFeaturesConfig(_Config):
     """What the logits that the chunk decoder corrects are a linear map of: K vectors of features for each chunk.
 
     Attributes:
-        kind: the autoencoder's frozen decoder applied to the latent; a copy of it that is trained on; or a plain linear
-            map from the hidden state, which needs no latent, to the autoencoder's frozen token embeddings
-            (``embeddings``) or to an output table of its own (``linear``).
-        width: of the features of a linear map; the autoencoder's ``hidden_size`` for ``embeddings``. The other kinds
-            have that whatever stands here.
-        autoencoder: the one that ``tuned`` starts from.
+        kind: the autoencoder's frozen decoder applied to the latent; or a plain linear map from the hidden state, which
+            needs no latent, to the autoencoder's frozen token embeddings (``embeddings``) or to an output table of its
+            own (``linear``).
+        width: of the features of a linear map; the autoencoder's ``hidden_size`` for ``embeddings``. The kind
+            ``autoencoder`` has that whatever stands here.
     """
 
-    kind: Literal["autoencoder", "tuned", "embeddings", "linear"] = "autoencoder"
+    kind: Literal["autoencoder", "embeddings", "linear"] = "autoencoder"
     width: int = Field(default=64, ge=1)
-    autoencoder: AutoencoderConfig | None = None
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if (self.autoencoder is not None) != (self.kind == "tuned"):
-            raise ValueError(
-                f"logit_features.kind={self.kind!r} with logit_features.autoencoder "
-                f"{'set' if self.autoencoder else 'unset'}; the autoencoder's config belongs to 'tuned', and to no "
-                "other kind"
-            )
-        return self
 
 
 class InductionConfig(_Config):

@@ -65,7 +65,7 @@ class LatentModel(nn.Module):
     def writes_from_latents(self) -> bool:
         """Whether what it writes depends on the latents: features and chunk decoder may both read the hidden state."""
         config = self.student.config
-        return config.logit_features.kind in ("autoencoder", "tuned") or config.chunk_decoder.start == "latent"
+        return config.logit_features.kind == "autoencoder" or config.chunk_decoder.start == "latent"
 
     def train(self, mode: bool = True) -> "LatentModel":
         super().train(mode)
@@ -159,7 +159,7 @@ class LatentModel(nn.Module):
     def logit_features(self, hidden: Tensor, latents: Tensor) -> Tensor:
         """What ``output_weight`` [V, w] is applied to, [..., K, w], from hidden [..., h] and latents [..., D]."""
         own = self.student.logit_features
-        features: Tensor = self.autoencoder.decoder(latents) if own is None else own(hidden, latents)
+        features: Tensor = self.autoencoder.decoder(latents) if own is None else own(hidden)
         return features
 
     @property

@@ -1,36 +1,17 @@
-"""What a student's logits are a linear map of, where that is not what the frozen autoencoder makes of the latent."""
+"""Logit features: vectors, K for each chunk, that an output table [V, w] turns into logits.
 
-import torch
+By default the frozen autoencoder's decoder makes them of the predicted latent. These here are made of the backbone's
+hidden state instead, by a linear map that needs no latent.
+"""
+
 from torch import Tensor, nn
 
-from latentforge.model.autoencoder import Autoencoder, LatentDecoder
 from latentforge.model.config import StudentConfig
 from latentforge.model.layers import output_scale, output_table
 
 
-class TunedFeatures(nn.Module):
-    """A copy of the autoencoder's decoder and token embeddings that is trained on with the student."""
-
-    def __init__(self, config: StudentConfig) -> None:
-        super().__init__()
-        assert config.logit_features.autoencoder is not None
-        self.decoder = LatentDecoder(config.logit_features.autoencoder)
-        self.output = nn.Embedding(config.vocab_size, config.logit_features.autoencoder.hidden_size)
-
-    @torch.no_grad()
-    def copy_from(self, autoencoder: Autoencoder) -> None:
-        """Starts as the autoencoder's own decoder."""
-        self.decoder.load_state_dict(autoencoder.decoder.state_dict())
-        self.output.weight.copy_(autoencoder.embedding.weight)
-
-    def forward(self, hidden: Tensor, latents: Tensor) -> Tensor:
-        """Maps latents [..., D] to features [..., K, w]; the hidden states are not read."""
-        features: Tensor = self.decoder(latents)
-        return features
-
-
 class _MappedFeatures(nn.Module):
-    """A linear map from the hidden state: no latent at all."""
+    """A linear map from the hidden state, times a constant."""
 
     def __init__(self, config: StudentConfig, scale: float) -> None:
         super().__init__()
@@ -38,8 +19,8 @@ class _MappedFeatures(nn.Module):
         self.map = nn.Linear(config.hidden_size, config.chunk_size * config.logit_features.width)
         self._scale = scale
 
-    def forward(self, hidden: Tensor, latents: Tensor) -> Tensor:
-        """Maps hidden states [..., h] to features [..., K, w]; the latents are not read."""
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Maps hidden states [..., h] to features [..., K, w]."""
         features: Tensor = self.map(hidden).unflatten(-1, self.slots) * self._scale
         return features
 
@@ -53,22 +34,18 @@ class LinearFeatures(_MappedFeatures):
 
 
 class EmbeddingFeatures(_MappedFeatures):
-    """A linear map whose output table is the frozen autoencoder's token embeddings, with entries of about 1."""
+    """A linear map whose output table is the frozen autoencoder's token embeddings."""
 
     def __init__(self, config: StudentConfig) -> None:
+        # Their entries are about 1, so that a logit, the sum of w products, starts about as large at any width.
         super().__init__(config, config.logit_features.width**-0.5)
 
 
-OwnFeatures = TunedFeatures | LinearFeatures | EmbeddingFeatures
-
-
-def build_logit_features(config: StudentConfig) -> OwnFeatures | None:
+def build_logit_features(config: StudentConfig) -> LinearFeatures | EmbeddingFeatures | None:
     """The student's own logit features; None where they are the frozen autoencoder's."""
     match config.logit_features.kind:
         case "autoencoder":
             return None
-        case "tuned":
-            return TunedFeatures(config)
         case "linear":
             return LinearFeatures(config)
         case "embeddings":

@@ -57,9 +57,6 @@ OBJECTIVES: Mapping[str, Objective] = MappingProxyType(
         "chunk-ce": Objective("causal chunk decoder, CE", _chunk(_weights(ce=1.0))),
         "chunk-kd": Objective("causal chunk decoder, CE and KD with the tail bucket", _chunk(_weights(ce=1.0, kd=1.0))),
         "chunk-kd-heavy": Objective("chunk-kd, with KD weighing eight times the CE", _chunk(_weights(ce=0.25, kd=2.0))),
-        "chunk-kd-tuned": Objective(
-            "chunk-kd, and the autoencoder's decoder is trained on", _chunk(_weights(ce=1.0, kd=1.0), "tuned")
-        ),
         "chunk-kd-linear": Objective(
             "chunk-kd, with a linear map from the hidden state in place of latent and autoencoder",
             _chunk(_weights(ce=1.0, kd=1.0), "linear"),

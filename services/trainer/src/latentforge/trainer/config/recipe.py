@@ -274,12 +274,8 @@ class Recipe(_Section):
         """Of a student that is trained with this autoencoder."""
         chosen = {"max_chunks": self.data.sequence_length // self.chunk_size, **self.student.model}
         features = chosen.get("logit_features")
-        follows: dict[str, dict[str, Any]] = {
-            "tuned": {"autoencoder": autoencoder},
-            "embeddings": {"width": autoencoder.hidden_size},
-        }
-        if isinstance(features, dict) and features.get("kind") in follows:
-            chosen["logit_features"] = {**follows[features["kind"]], **features}
+        if isinstance(features, dict) and features.get("kind") == "embeddings":
+            chosen["logit_features"] = {"width": autoencoder.hidden_size, **features}
         return _build(
             StudentConfig,
             "student.model",

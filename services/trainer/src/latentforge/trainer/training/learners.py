@@ -8,7 +8,6 @@ from latentforge.core.manifest import TeacherId, list_checkpoints
 from latentforge.model.autoencoder import Autoencoder
 from latentforge.model.io import save_pretrained
 from latentforge.model.latent_model import LatentModel
-from latentforge.model.logit_features import TunedFeatures
 from latentforge.model.losses import ObjectiveWeights
 from latentforge.model.student import Student
 from latentforge.model.token_level import TokenLevelModel
@@ -29,8 +28,6 @@ class LatentLearner:
         torch.manual_seed(recipe.seed)
         student = Student(recipe.student_config(ids.pad_id, ids.eos_id, autoencoder.config))
         student.set_token_counts(token_counts)
-        if isinstance(student.logit_features, TunedFeatures):
-            student.logit_features.copy_from(autoencoder)
         if recipe.student.init_backbone is not None:
             load_backbone(student.backbone, recipe.student.init_backbone)
         self.model = LatentModel(autoencoder, student).to(run.device).train()
