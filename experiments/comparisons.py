@@ -18,7 +18,6 @@ OBJECTIVES = (
     "chunk-kd",
     "chunk-kd-heavy",
     "chunk-kd-linear",
-    "chunk-kd-latent",
     "chunk-kd-mse",
     "chunk-kd-energy",
 )

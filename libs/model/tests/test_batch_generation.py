@@ -28,7 +28,6 @@ STUDENTS: dict[str, dict[str, Any]] = {
     },
     "no-decoder": {"chunk_decoder": ChunkDecoderConfig(kind="none")},
     "frequent-ids": {"chunk_decoder": ChunkDecoderConfig(width=16, rank=8, frequent_ids=9)},
-    "from-latent": {"chunk_decoder": ChunkDecoderConfig(width=16, rank=8, start="latent")},
     "linear-features": {"logit_features": LogitFeaturesConfig(kind="linear", width=12)},
     "features-of-embeddings": {"logit_features": LogitFeaturesConfig(kind="embeddings", width=16)},
     "induction": {"induction": InductionConfig(context=2, size=12)},

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from latentforge.model.chunks import to_chunks
-from latentforge.model.config import ChunkDecoderConfig, InductionConfig, LogitFeaturesConfig, StudentConfig
+from latentforge.model.config import InductionConfig, LogitFeaturesConfig, StudentConfig
 from latentforge.model.generation import ChunkGenerator, GeneratedChunk, TokenGenerator, store_for_one_request
 from latentforge.model.latent_model import LatentModel
 from latentforge.model.sampling import SamplingParams
@@ -53,15 +53,11 @@ def test_incremental_greedy_equals_recomputing_from_scratch(
     torch.testing.assert_close(logprobs, wanted, rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize(
-    ("features", "start", "wanted"),
-    [("autoencoder", "hidden", True), ("embeddings", "hidden", False), ("embeddings", "latent", True)],
-)
+@pytest.mark.parametrize(("features", "wanted"), [("autoencoder", True), ("linear", False), ("embeddings", False)])
 def test_latents_that_nothing_is_written_from_are_not_made(
-    make_model: MakeModel, monkeypatch: pytest.MonkeyPatch, features: Any, start: Any, wanted: bool
+    make_model: MakeModel, monkeypatch: pytest.MonkeyPatch, features: Any, wanted: bool
 ) -> None:
-    decoder = ChunkDecoderConfig(width=16, rank=8, start=start)
-    model = make_model(logit_features=LogitFeaturesConfig(kind=features, width=16), chunk_decoder=decoder)
+    model = make_model(logit_features=LogitFeaturesConfig(kind=features, width=16))
     latents = Mock(wraps=model.latents)
     monkeypatch.setattr(model, "latents", latents)
     written = ids_of(run(ChunkGenerator(model), [5, 6, 7, 8], 8, GREEDY))

@@ -15,40 +15,40 @@ from latentforge.model.layers import SwiGLU, output_scale
 class ChunkDecoder(nn.Module, ABC):
     """Corrects row k of a chunk's logits by a low-rank function of what came before token k.
 
-    It starts from a context (the backbone's hidden state, or the latent), reads the tokens of the previous chunks in
-    its window, then this chunk's as they become known. Its state before token k gives ``U · W · state``, which is added
-    to row k of the logits: row k depends on x_<k only. U is ``output``.
+    It starts from the backbone's hidden state, reads the tokens of the previous chunks in its window, then this chunk's
+    as they become known. Its state before token k gives ``U · W · state``, which is added to the logits of token k:
+    these depend on x_<k only. U is ``output``.
     """
 
     def __init__(self, config: StudentConfig) -> None:
         super().__init__()
         decoder = config.chunk_decoder
         self.chunk_size = config.chunk_size
-        self.start = nn.Linear(config.latent_size if decoder.start == "latent" else config.hidden_size, decoder.width)
+        self.start = nn.Linear(config.hidden_size, decoder.width)
         self.reduce = nn.Linear(decoder.width, decoder.rank, bias=False)
         self.output = CorrectionTable(config)
         self._output_scale = output_scale(decoder.rank)
 
-    def forward(self, context: Tensor, previous: Tensor, current: Tensor) -> Tensor:
+    def forward(self, hidden: Tensor, previous: Tensor, current: Tensor) -> Tensor:
         """Corrections for every row of every chunk, teacher-forced.
 
         Args:
-            context: what it starts from, float [n, c].
+            hidden: backbone states that predict the chunks, float [n, h].
             previous: embedded tokens of the window's chunks, float [n, W·K, e].
             current: embedded tokens of the chunk itself, float [n, K, e]; the last one is not read.
 
         Returns:
             float [n, K, rank]; ``output`` maps them to logits.
         """
-        return self._reduce(self.states(context, previous, current))
+        return self._reduce(self.states(hidden, previous, current))
 
     @abstractmethod
-    def states(self, context: Tensor, previous: Tensor, current: Tensor) -> Tensor:
+    def states(self, hidden: Tensor, previous: Tensor, current: Tensor) -> Tensor:
         """Its state before each token of the chunk, float [n, K, width]; arguments as in :meth:`forward`."""
 
     @abstractmethod
-    def first_state(self, context: Tensor, previous: Tensor) -> Any:
-        """The state before a chunk's first token, from context [n, c] and previous [n, W·K, e]."""
+    def first_state(self, hidden: Tensor, previous: Tensor) -> Any:
+        """The state before a chunk's first token, from hidden [n, h] and previous [n, W·K, e]."""
 
     @abstractmethod
     def next_state(self, state: Any, embedded: Tensor) -> Any:
@@ -71,16 +71,16 @@ class GruDecoder(ChunkDecoder):
         decoder = config.chunk_decoder
         self.gru = nn.GRU(config.embed_size, decoder.width, decoder.num_layers, batch_first=True)
 
-    def states(self, context: Tensor, previous: Tensor, current: Tensor) -> Tensor:
-        first = self._start(context)
+    def states(self, hidden: Tensor, previous: Tensor, current: Tensor) -> Tensor:
+        first = self._start(hidden)
         states = first[-1][:, None]
         read = torch.cat([previous, current[:, :-1]], 1)
         if read.shape[1]:
             states = torch.cat([states, self.gru(read, first)[0]], 1)
         return states[:, -self.chunk_size :]
 
-    def first_state(self, context: Tensor, previous: Tensor) -> Tensor:
-        state = self._start(context)
+    def first_state(self, hidden: Tensor, previous: Tensor) -> Tensor:
+        state = self._start(hidden)
         if previous.shape[1]:
             state = self.gru(previous, state)[1]
         return state
@@ -95,8 +95,8 @@ class GruDecoder(ChunkDecoder):
     def correction(self, state: Tensor) -> Tensor:
         return self._reduce(state[-1])
 
-    def _start(self, context: Tensor) -> Tensor:
-        first: Tensor = torch.tanh(self.start(context))
+    def _start(self, hidden: Tensor) -> Tensor:
+        first: Tensor = torch.tanh(self.start(hidden))
         return first.expand(self.gru.num_layers, -1, -1).contiguous()
 
 
@@ -109,7 +109,7 @@ class TransformerState(NamedTuple):
 
 
 class TransformerDecoder(ChunkDecoder):
-    """A causal transformer over the window's tokens, the context, and the chunk's tokens so far; learned positions."""
+    """A causal transformer with learned positions over the window's tokens, the hidden state and the chunk's tokens."""
 
     def __init__(self, config: StudentConfig) -> None:
         super().__init__(config)
@@ -120,9 +120,9 @@ class TransformerDecoder(ChunkDecoder):
         self.norm = nn.RMSNorm(decoder.width, eps=1e-6)
         nn.init.normal_(self.positions, std=0.02)
 
-    def states(self, context: Tensor, previous: Tensor, current: Tensor) -> Tensor:
+    def states(self, hidden: Tensor, previous: Tensor, current: Tensor) -> Tensor:
         x = (
-            torch.cat([self.read(previous), self.start(context)[:, None], self.read(current[:, :-1])], 1)
+            torch.cat([self.read(previous), self.start(hidden)[:, None], self.read(current[:, :-1])], 1)
             + self.positions
         )
         for layer in self.layers:
@@ -130,8 +130,8 @@ class TransformerDecoder(ChunkDecoder):
         out: Tensor = self.norm(x[:, previous.shape[1] :])
         return out
 
-    def first_state(self, context: Tensor, previous: Tensor) -> TransformerState:
-        x = torch.cat([self.read(previous), self.start(context)[:, None]], 1) + self.positions[: previous.shape[1] + 1]
+    def first_state(self, hidden: Tensor, previous: Tensor) -> TransformerState:
+        x = torch.cat([self.read(previous), self.start(hidden)[:, None]], 1) + self.positions[: previous.shape[1] + 1]
         return self._advance(x, [None] * len(self.layers), [None] * len(self.layers))
 
     def next_state(self, state: TransformerState, embedded: Tensor) -> TransformerState:

@@ -62,7 +62,6 @@ class ChunkDecoderConfig(_Config):
         window: previous chunks whose tokens it reads before this chunk's.
         num_layers: of the GRU or the transformer.
         num_heads: of the transformer.
-        start: what it starts from, the backbone's hidden state or the predicted latent.
     """
 
     kind: Literal["gru", "transformer", "none"] = "gru"
@@ -72,7 +71,6 @@ class ChunkDecoderConfig(_Config):
     window: int = Field(default=1, ge=0)
     num_layers: int = Field(default=1, ge=1)
     num_heads: int = Field(default=4, ge=1)
-    start: Literal["hidden", "latent"] = "hidden"
 
     @model_validator(mode="after")
     def _check(self) -> Self:

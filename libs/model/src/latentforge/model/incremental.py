@@ -55,7 +55,7 @@ class IncrementalChunks:
         if decoder is None:
             return
         self._window = torch.cat([self._window, new], 1)[:, new.shape[1] :]
-        self._state = decoder.first_state(model.context(hidden, latents), student.embed(self._window.flatten(1)))
+        self._state = decoder.first_state(hidden, student.embed(self._window.flatten(1)))
         # The induction head has read all but the last chunk's last token, and of the prompts nothing.
         self._read(new.flatten(1) if written is None else written[:, -1:])
 

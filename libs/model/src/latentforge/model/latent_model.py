@@ -63,9 +63,8 @@ class LatentModel(nn.Module):
 
     @property
     def writes_from_latents(self) -> bool:
-        """Whether what it writes depends on the latents: features and chunk decoder may both read the hidden state."""
-        config = self.student.config
-        return config.logit_features.kind == "autoencoder" or config.chunk_decoder.start == "latent"
+        """Whether what it writes depends on the latents: logit features may be made of the hidden state instead."""
+        return self.student.config.logit_features.kind == "autoencoder"
 
     def train(self, mode: bool = True) -> "LatentModel":
         super().train(mode)
@@ -150,7 +149,7 @@ class LatentModel(nn.Module):
         decoder = self.student.chunk_decoder
         if decoder is None:
             return OutputLayer(features, table, self.student.bias, num_fixed)
-        corrections = decoder(self.context(hidden, latents), previous, current)
+        corrections = decoder(hidden, previous, current)
         if found is not None:
             corrections = corrections + found
         weight = torch.cat([table, decoder.output.whole()], 1)
@@ -171,7 +170,3 @@ class LatentModel(nn.Module):
             if own is None or isinstance(own, EmbeddingFeatures)
             else own.output.weight
         )
-
-    def context(self, hidden: Tensor, latents: Tensor) -> Tensor:
-        """What the chunk decoder starts from, out of hidden [..., h] and latents [..., D]."""
-        return latents if self.student.config.chunk_decoder.start == "latent" else hidden

@@ -61,10 +61,6 @@ OBJECTIVES: Mapping[str, Objective] = MappingProxyType(
             "chunk-kd, with a linear map from the hidden state in place of latent and autoencoder",
             _chunk(_weights(ce=1.0, kd=1.0), "linear"),
         ),
-        "chunk-kd-latent": Objective(
-            "chunk-kd, and the chunk decoder starts from the latent",
-            _chunk(_weights(ce=1.0, kd=1.0), chunk_decoder={"start": "latent"}),
-        ),
         "chunk-kd-mse": Objective(
             "chunk-kd and the MSE towards the autoencoder's latent", _chunk(_weights(ce=1.0, kd=1.0, mse=0.1))
         ),
