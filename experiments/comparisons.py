@@ -115,8 +115,7 @@ def feature_models(scale: Scale) -> list[Model]:
 
 
 def latent_models(scale: Scale) -> list[Model]:
-    """Whether latents of other autoencoders, or of a residual head, do, where the correction is short of
-    rank.
+    """Whether latents of other autoencoders do, where the correction is short of rank.
 
     Over the seeds, each with autoencoders of its own: what a difference is claimed of; the others once.
     """
@@ -128,11 +127,10 @@ def latent_models(scale: Scale) -> list[Model]:
     features = {"student.model.logit_features.kind": "embeddings"}
     embeddings = replace(latent, group=EMBEDDINGS, autoencoder=own_text, changes=latent.changes | features)
     others = [replace(latent, group=name, autoencoder=plan) for name, plan in plans.items()]
-    residual = replace(latent, group="residual", changes=latent.changes | {"student.model.residual": True})
     return [
         _of_seed(model, seed)
         for seed in scale.seeds
-        for model in (linear, latent, *others, embeddings, residual)
+        for model in (linear, latent, *others, embeddings)
         if seed == scale.seeds[0] or model.group in _CLAIMED
     ]
 

@@ -196,10 +196,10 @@ def test_every_autoencoder_has_a_student_that_is_trained_with_it(tmp_path: Path)
     assert other[other.index("--ae-checkpoint") + 1] == str(places.autoencoder(default.autoencoder_plan))
 
 
-def test_latents_are_compared_whose_autoencoders_or_heads_differ_in_one_thing(tmp_path: Path) -> None:
+def test_latents_are_compared_whose_autoencoders_differ_in_one_thing(tmp_path: Path) -> None:
     places, scale = Places(tmp_path), SCALES[ScaleName.cpu]
     first = [m for m in latent_models(scale) if m.seed == 0]
-    linear, latent, longer, denoising, both, own_text, embeddings, residual = first
+    linear, latent, longer, denoising, both, own_text, embeddings = first
     # Trained once for both comparisons.
     assert {linear, latent} <= set(feature_models(scale))
     default = AutoencoderPlan("large", 8)
@@ -233,8 +233,6 @@ def test_latents_are_compared_whose_autoencoders_or_heads_differ_in_one_thing(tm
     changed = of_student(embeddings) - of_student(own_text)
     assert changed == {"student.model.logit_features.kind=embeddings"}
     assert embeddings.autoencoder_plan == own_text.autoencoder_plan
-    assert of_student(residual) - of_student(latent) == {"student.model.residual=true"}
-    assert residual.autoencoder_plan == default
 
 
 def test_latents_that_a_difference_is_claimed_of_have_autoencoders_of_every_seed(tmp_path: Path) -> None:
@@ -248,7 +246,6 @@ def test_latents_that_a_difference_is_claimed_of_have_autoencoders_of_every_seed
         "longer-denoising": 3,
         "longer-denoising-own-text": 3,
         "embeddings": 3,
-        "residual": 1,
     }
     # None that reads latents shares its autoencoder.
     claimed = [m for m in models if m.seed > 0 and m.group not in ("linear-rank32", "embeddings")]

@@ -53,8 +53,6 @@ def make_model() -> MakeModel:
                     part.output.weight /= output_scale(part.output.weight.shape[1])
             student.embedding.weight /= TABLE_SCALE
             student.bias.normal_()
-            if student.carry is not None:
-                student.carry.normal_()
         return model
 
     return make

@@ -29,8 +29,6 @@ VARIANTS: list[dict[str, Any]] = [
     {"logit_features": LogitFeaturesConfig(kind="linear", width=12)},
     {"logit_features": LogitFeaturesConfig(kind="embeddings", width=16)},
     {"head": "energy"},
-    {"residual": True},
-    {"residual": True, "head": "energy"},
     {"induction": InductionConfig(context=2, size=12)},
 ]
 
@@ -84,24 +82,6 @@ def test_a_window_ends_where_it_says(make_model: MakeModel, rng: torch.Generator
         before = torch.cat([pads, embedded.detach().flatten(1, 2)], 1)[0]
         for t in range(T):
             torch.testing.assert_close(windows[t], before[t * K : (t + window) * K])
-
-
-def test_a_residual_head_adds_a_share_of_the_latent_of_the_chunk_before(
-    make_model: MakeModel, rng: torch.Generator
-) -> None:
-    model = make_model(residual=True)
-    carry = model.student.carry
-    assert carry is not None
-    tokens = torch.randint(2, V, (2, T, K), generator=rng)
-    with torch.no_grad():
-        latents = model.logits(tokens).latents
-        predicted = model.student.head(model.hidden(tokens))[0]
-        for t in range(T):
-            before = tokens[:, t - 1] if t else torch.ones(2, K, dtype=torch.int64)
-            wanted = predicted[:, t] + carry * model.autoencoder.encode(before).mean
-            torch.testing.assert_close(latents[:, t], wanted)
-        carry.zero_()
-        torch.testing.assert_close(model.logits(tokens).latents, predicted)
 
 
 def test_features_can_be_a_linear_map_onto_the_autoencoders_embeddings(

@@ -81,27 +81,21 @@ def test_what_stands_where_there_is_no_row_does_not_matter(make_model: MakeModel
     assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
 
 
-def test_the_mse_of_a_residual_head_is_towards_what_the_share_leaves(
+def test_the_mse_is_towards_the_means_of_the_posteriors_of_the_same_chunks(
     make_model: MakeModel, batch: StudentBatch
 ) -> None:
-    model = make_model(residual=True)
-    carry = model.student.carry
-    assert carry is not None
+    model = make_model()
     loss = student_loss(model, batch, ObjectiveWeights(ce=0, kd=0, mse=1))
     tokens_btk = batch.tokens.view(B, T, K)
-    means = model.autoencoder.encode(tokens_btk).mean
-    first = model.autoencoder.encode(torch.ones(B, 1, K, dtype=torch.int64)).mean
-    left = means - carry * torch.cat([first, means[:, :-1]], 1)
-    errors = (model.student.head(model.hidden(tokens_btk))[0] - left).square().mean(-1)
+    errors = (model.logits(tokens_btk).latents - model.autoencoder.encode(tokens_btk).mean).square().mean(-1)
     torch.testing.assert_close(loss.total, errors[batch.valid.view(B, T, K).any(-1)].mean())
 
 
-@pytest.mark.parametrize("residual", [False, True])
 @pytest.mark.parametrize("head", ["deterministic", "energy"])
 def test_every_trainable_parameter_gets_a_finite_gradient(
-    make_model: MakeModel, batch: StudentBatch, head: str, residual: bool, rng: torch.Generator
+    make_model: MakeModel, batch: StudentBatch, head: str, rng: torch.Generator
 ) -> None:
-    model = make_model(head=head, residual=residual).train()
+    model = make_model(head=head).train()
     weights = ObjectiveWeights(energy=1.0 if head == "energy" else 0.0)
     student_loss(model, batch, weights, rng).total.backward()
     for name, parameter in model.named_parameters():

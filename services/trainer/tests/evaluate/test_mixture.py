@@ -18,7 +18,6 @@ K = 4
         {"chunk_decoder": {"kind": "none"}},
         {"logit_features": {"kind": "linear", "width": 8}},
         {"induction": {"context": 2}},
-        {"residual": True},
     ],
 )
 def test_of_a_deterministic_head_every_bound_is_the_likelihood(

@@ -176,8 +176,6 @@ class StudentConfig(BackboneConfig):
         head: how a latent is made from the backbone's hidden state.
         energy_noise_size: uniform noise dimensions of the energy head.
         energy_blocks: gated residual blocks of the energy head.
-        residual: whether the head predicts what is left of a latent after a learnt share, for each dimension, of the
-            autoencoder's latent of the chunk before.
         chunk_decoder: the causal decoder inside a chunk.
         logit_features: what the logits that it corrects are made of.
     """
@@ -189,7 +187,6 @@ class StudentConfig(BackboneConfig):
     head: Literal["deterministic", "energy"] = "deterministic"
     energy_noise_size: int = Field(default=64, ge=1)
     energy_blocks: int = Field(default=4, ge=1)
-    residual: bool = False
     chunk_decoder: ChunkDecoderConfig = ChunkDecoderConfig()
     logit_features: LogitFeaturesConfig = LogitFeaturesConfig()
 

@@ -29,7 +29,6 @@ class IncrementalChunks:
         self._model, self._rng = model, rng
         self._cache = DynamicCache()
         self._prompts = to_chunks(prompts, config.chunk_size, config.pad_id)
-        self._pads = prompts.new_full((len(prompts), 1, config.chunk_size), config.pad_id)
         self._window = prompts.new_full((len(prompts), config.chunk_decoder.window, config.chunk_size), config.pad_id)
         induction = model.student.induction
         self._text = None if induction is None else induction.start(len(prompts))
@@ -46,8 +45,7 @@ class IncrementalChunks:
         if written is None:
             inputs = torch.cat([student.start_inputs(len(new)), inputs], 1)
         hidden = student.run_backbone(inputs, self._cache)[:, -1]
-        before = torch.cat([self._pads, new], 1)[:, -1]
-        latents = model.latents(hidden, before, 1, self._rng)[0] if model.writes_from_latents else hidden.new_empty(0)
+        latents = student.head(hidden, 1, self._rng)[0] if model.writes_from_latents else hidden.new_empty(0)
         # The K tokens' logits cost one pass over the output layer together; the corrections come token by token.
         features = model.logit_features(hidden, latents).flatten(0, 1)
         torch.addmm(student.bias, features, model.output_weight.T, out=self.logits.flatten(0, 1))

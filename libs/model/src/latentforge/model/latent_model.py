@@ -79,36 +79,13 @@ class LatentModel(nn.Module):
             generator: draws the energy head's noise; the deterministic head does not use it.
         """
         hidden = self.hidden(tokens)
-        latents = self.latents(hidden, self.before(tokens), 1, generator)[0]
+        latents: Tensor = self.student.head(hidden, 1, generator)[0]
         return ChunkOutput(self.logits_of(tokens, hidden, latents), latents, hidden)
 
     def hidden(self, tokens: Tensor) -> Tensor:
         """Backbone states [b, t, h] that predict each chunk of tokens [b, t, K]."""
         start = self.student.start_inputs(tokens.shape[0])
         return self.student.run_backbone(torch.cat([start, self.student.embed_chunks(tokens[:, :-1])], 1))
-
-    def before(self, tokens: Tensor) -> Tensor:
-        """The chunk before each of tokens [b, t, K], int64 [b, t, K]; before the first stand pads."""
-        pads = torch.full_like(tokens[:, :1], self.student.config.pad_id)
-        return torch.cat([pads, tokens[:, :-1]], 1)
-
-    def latents(
-        self, hidden: Tensor, before: Tensor, num_samples: int = 1, generator: torch.Generator | None = None
-    ) -> Tensor:
-        """Predicted latents [num_samples, ..., D] of chunks.
-
-        Args:
-            hidden: backbone states that predict them, float [..., h].
-            before: the chunk before each, int64 [..., K].
-            num_samples: drawn for each from an energy head; of the deterministic one all are the same.
-            generator: draws the energy head's noise.
-        """
-        latents: Tensor = self.student.head(hidden, num_samples, generator)
-        if (carry := self.student.carry) is not None:
-            with torch.no_grad():
-                latents_before = self.autoencoder.encode(before).mean
-            latents = latents + carry * latents_before
-        return latents
 
     def logits_of(self, tokens: Tensor, hidden: Tensor, latents: Tensor) -> Tensor:
         """Logits [b, t, K, V] of tokens [b, t, K] from hidden [b, t, h] and latents [b, t, D]."""

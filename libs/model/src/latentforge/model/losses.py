@@ -168,7 +168,7 @@ def student_loss(
     tokens_btk = batch.tokens.view(batch.tokens.shape[0], -1, k)
     hidden = model.hidden(tokens_btk)
     num_samples = energy_samples if weights.energy else 1
-    samples = model.latents(hidden, model.before(tokens_btk), num_samples, generator)
+    samples = model.student.head(hidden, num_samples, generator)
     zero = hidden.new_zeros((), dtype=torch.float32)
     total, ce, kd, mse, energy = zero, zero, zero, zero, zero
     if weights.ce or weights.kd:

@@ -35,8 +35,6 @@ class Student(nn.Module):
         # Only inputs_embeds go in; a table of token embeddings would be a parameter without a gradient.
         self.backbone.embed_tokens = None  # type: ignore[assignment]
         self.head = build_head(config)
-        # The share of the chunk before; at 0 a fresh student predicts whole latents.
-        self.carry = nn.Parameter(torch.zeros(config.latent_size)) if config.residual else None
         self.logit_features = build_logit_features(config)
         self.chunk_decoder = build_chunk_decoder(config)
         self.induction = build_induction(config.embed_size, config.chunk_decoder.rank, config.induction)

@@ -185,7 +185,7 @@ def _output(model: Model, tokens: Tensor, generator: torch.Generator) -> OutputL
         return model.output(tokens)
     chunks = tokens.view(len(tokens), -1, model.chunk_size)
     hidden = model.hidden(chunks)
-    return model.output(chunks, hidden, model.latents(hidden, model.before(chunks), 1, generator)[0])
+    return model.output(chunks, hidden, model.student.head(hidden, 1, generator)[0])
 
 
 def _figures(layer: OutputLayer, batch: StudentBatch, chunk_size: int, num_before: int) -> Likelihood:

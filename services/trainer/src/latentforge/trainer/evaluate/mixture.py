@@ -79,7 +79,7 @@ def _log_probs(
     student, k = model.student, model.chunk_size
     tokens_btk = tokens.unflatten(1, (-1, k))
     at = rows.to(tokens.device), chunks.to(tokens.device)
-    hidden, before = model.hidden(tokens_btk)[at], model.before(tokens_btk)[at]
+    hidden = model.hidden(tokens_btk)[at]
     embedded = student.embed(tokens_btk)
     previous, current, realised = student.windows(embedded)[at], embedded[at], tokens_btk[at]
     every = model.found(tokens_btk, embedded)
@@ -89,7 +89,7 @@ def _log_probs(
     found = []
     for first in range(0, draws, _DRAWS_AT_ONCE):
         num = min(_DRAWS_AT_ONCE, draws - first)
-        latents = model.latents(hidden, before, num, generator).flatten(0, 1)
+        latents = student.head(hidden, num, generator).flatten(0, 1)
         read = previous.repeat(num, 1, 1), current.repeat(num, 1, 1)
         context = hidden.repeat(num, 1), latents, *read
         if every is None:

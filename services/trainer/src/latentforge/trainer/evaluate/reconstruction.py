@@ -69,7 +69,7 @@ def evaluate_reconstruction(
         generator = step_generator(seed, index, device)
         hidden = model.hidden(tokens_btk)
         whole = (tokens_btk != autoencoder.config.pad_id).all(-1)
-        predicted = model.latents(hidden, model.before(tokens_btk), 1, generator)[0][whole]
+        predicted = model.student.head(hidden, 1, generator)[0][whole]
         hidden, chunks = hidden[whole], tokens_btk[whole]
         posterior = autoencoder.encode(chunks)
         noisy = posterior.sample(generator)
