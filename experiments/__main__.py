@@ -23,10 +23,10 @@ from experiments.jobs import StaleError
 from experiments.pareto import pareto_models, seed_models
 from experiments.plan import AutoencoderPlan
 from experiments.published import RESULTS, draw_measured, redraw
-from experiments.report import autoencoders_table, command_line, models_table, print_rows, write_models
+from experiments.report import autoencoders_table, models_table, print_rows, write_models
 from experiments.scales import ScaleName
 from latentforge.core.command_line import errors_reported
-from latentforge.core.results import cpu_description, result_row, write_results
+from latentforge.core.results import Result
 from tools.processes import ChildError, StoppedError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Experiments, from data to figures; resumable.")
@@ -69,7 +69,7 @@ def pareto(
     experiment.make(models)
     measured = experiment.measured(models, timed=True)
     rows = pareto_rows(measured)
-    path = write_models(results, "pareto", rows, measured, scale)
+    path = write_models(results, "pareto", rows, [m.record() for m in measured], scale)
     charts = path.with_suffix(".png"), path.with_name(f"{path.stem}_panels.png")
     draw_measured(measured, *charts)
     console.print(models_table(measured))
@@ -105,7 +105,7 @@ def speed(
     measured = experiment.measured_fresh(speed_models(experiment.scale), repeats)
     rows = speed_rows(measured)
     print_rows(console, rows)
-    console.print(str(write_models(results, "speed", rows, measured, scale)), highlight=False)
+    console.print(str(write_models(results, "speed", rows, [m.record() for m in measured], scale)), highlight=False)
 
 
 @app.command()
@@ -142,7 +142,7 @@ def compare(
         models, timed=what in (Comparison.decoders, Comparison.logit_features, Comparison.induction)
     )
     rows = _ROWS[what](measured) if what in _ROWS else []
-    path = write_models(results, what, rows, measured, scale)
+    path = write_models(results, what, rows, [m.record() for m in measured], scale)
     console.print(models_table(measured))
     print_rows(console, rows)
     console.print(str(path), highlight=False)
@@ -170,12 +170,10 @@ def autoencoders(
     ]
     default = next(f for f in found if f["run"] == AutoencoderPlan("demo", 8).run)
     rows = [
-        result_row(name, default[figure], "share of tokens")
+        Result(id=name, value=default[figure], unit="share of tokens").model_dump()
         for name, figure in (("ae_clean", "token_exact"), ("ae_noisy", "token_exact_noisy"))
     ]
-    path = write_results(
-        results, "autoencoders", command=command_line(), device=cpu_description(), seed=0, rows=rows, models=found
-    )
+    path = write_models(results, "autoencoders", rows, found)
     console.print(autoencoders_table(found))
     print_rows(console, rows)
     console.print(str(path), highlight=False)

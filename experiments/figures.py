@@ -1,6 +1,5 @@
 """What was measured of every model, and what the bars ask about it."""
 
-import json
 import re
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -19,7 +18,7 @@ from experiments.comparisons import (
 )
 from experiments.plan import FAST, Model, Vocabulary
 from experiments.speed import Speed
-from latentforge.core.results import result_row
+from latentforge.core.results import Result, ResultsFile
 from latentforge.trainer.config.objectives import DEFAULT_OBJECTIVE
 
 Row = dict[str, Any]
@@ -46,7 +45,7 @@ class Measured:
 
     Attributes:
         model: it.
-        evaluations: rows by id, by held-out text.
+        evaluations: results by id, by held-out text.
         speed: None where it was not timed.
         autoencoder_flops: floating-point operations of all of its autoencoder's training; 0 of a token-level student.
     """
@@ -82,9 +81,13 @@ class Measured:
 
 
 def read_evaluation(folder: Path) -> dict[str, Row]:
-    """The newest evaluation in a folder, its rows by id."""
+    """The newest evaluation in a folder, its results by id.
+
+    Raises:
+        ResultsError: it is not a results file of this version.
+    """
     newest = max(folder.glob("eval_*.json"))
-    return {row["id"]: row for row in json.loads(newest.read_text(encoding="utf-8"))["rows"]}
+    return {name: result.model_dump() for name, result in ResultsFile.read(newest).by_id.items()}
 
 
 def pareto_rows(measured: Sequence[Measured]) -> list[Row]:
@@ -102,7 +105,7 @@ def pareto_rows(measured: Sequence[Measured]) -> list[Row]:
 def objective_rows(measured: Sequence[Measured]) -> list[Row]:
     """The bars about objectives at equal tokens: KD against CE alone, over the seeds; and what the best one saves."""
     by_name = _by_objective(measured)
-    # A bound is over fewer tokens than a likelihood, and no rival of one.
+    # A bound is over fewer tokens than a likelihood, and no baseline of one.
     exact = [name for name, of in by_name.items() if of[0].value("nats_per_token") is not None]
     best = min(exact, key=lambda name: statistics.mean(m.nats for m in by_name[name]))
     rows = [_saved("vs_seed_objective_equal_tokens", by_name, best)]
@@ -123,9 +126,9 @@ def latent_rows(measured: Sequence[Measured]) -> list[Row]:
     """
     by_group = _grouped(measured, lambda model: model.group)
     return [
-        _better(name + suffix, by_group[rival], by_group[ours], held_out=held_out) | {"seeds": len(by_group[ours])}
-        for name, (ours, rival) in _SAVINGS.items()
-        if {ours, rival} <= set(by_group)
+        _better(name + suffix, by_group[baseline], by_group[ours], held_out=held_out) | {"seeds": len(by_group[ours])}
+        for name, (ours, baseline) in _SAVINGS.items()
+        if {ours, baseline} <= set(by_group)
         for held_out, suffix in (("stdlib", ""), ("packages", "_packages"))
     ]
 
@@ -138,7 +141,7 @@ def token_rows(measured: Sequence[Measured]) -> list[Row]:
     rows = []
     for (vocabulary, tokens), of in _grouped(measured, lambda model: (model.vocabulary, model.tokens)).items():
         for held_out, suffix in (("stdlib", ""), ("packages", "_packages")):
-            student, rival = (
+            student, baseline = (
                 min(
                     (nats, m.model.run)
                     for m in of
@@ -146,9 +149,13 @@ def token_rows(measured: Sequence[Measured]) -> list[Row]:
                 )
                 for kind in ("student", "token-level")
             )
-            row = result_row(f"lead_{vocabulary}_{tokens}{suffix}", rival[0] - student[0], "nats/token")
-            rows.append(row | {"student": student[1], "token_level": rival[1]})
+            row = _row(f"lead_{vocabulary}_{tokens}{suffix}", baseline[0] - student[0], "nats/token")
+            rows.append(row | {"student": student[1], "token_level": baseline[1]})
     return rows
+
+
+def _row(id: str, value: float, unit: str, **more: Any) -> Row:  # noqa: A002
+    return Result.compared(id, value, unit, **{"baseline": None, "baseline_value": None, **more}).model_dump()
 
 
 def _by_objective(measured: Iterable[Measured]) -> dict[str | None, list[Measured]]:
@@ -169,15 +176,15 @@ def _saved(name: str, by_objective: Mapping[str | None, Sequence[Measured]], bet
 
 def _better(
     name: str,
-    rivals: Sequence[Measured],
+    baselines: Sequence[Measured],
     ours: Sequence[Measured],
     figure: str = "nats_per_token",
     held_out: str = "stdlib",
 ) -> Row:
-    """How much lower a figure is than the rivals', seed by seed."""
-    pairs = [(r.value(figure, held_out), m.value(figure, held_out)) for r, m in zip(rivals, ours, strict=True)]
+    """How much lower a figure is than the baselines', seed by seed."""
+    pairs = [(r.value(figure, held_out), m.value(figure, held_out)) for r, m in zip(baselines, ours, strict=True)]
     saved = [theirs - mine for theirs, mine in pairs if theirs is not None and mine is not None]
-    return result_row(name, statistics.mean(saved), "nats/token", low=min(saved), high=max(saved))
+    return _row(name, statistics.mean(saved), "nats/token", low=min(saved), high=max(saved))
 
 
 def _gap(measured: Sequence[Measured], k: int) -> list[Row]:
@@ -185,14 +192,14 @@ def _gap(measured: Sequence[Measured], k: int) -> list[Row]:
     mine = (m for m in measured if m.model.k == k and m.model.vocabulary == "demo")
     found = []
     for size, seeds in _grouped(mine, lambda model: model.size).items():
-        gaps = [m.nats - rival.nats for m in seeds if (rival := _rival(measured, m)) is not None]
+        gaps = [m.nats - baseline.nats for m in seeds if (baseline := _baseline(measured, m)) is not None]
         if gaps:
             found.append((len(gaps), size, gaps))
     if not found:
         return []
     # Where most seeds were trained.
     _, size, gaps = max(found, key=lambda entry: entry[0])
-    row = result_row(f"gap_k{k}", statistics.mean(gaps), "nats/token", low=min(gaps), high=max(gaps))
+    row = _row(f"gap_k{k}", statistics.mean(gaps), "nats/token", low=min(gaps), high=max(gaps))
     return [row | {"size": str(size), "seeds": len(gaps)}]
 
 
@@ -203,7 +210,7 @@ def _beaten(measured: Sequence[Measured], k: int) -> list[Row]:
         if (best := _best(measured, k, vocabulary)) is None:
             continue
         student, less = best
-        row = result_row(f"pareto_k{k}{'' if vocabulary == 'demo' else '_large'}", len(less), "token-level sizes")
+        row = _row(f"pareto_k{k}{'' if vocabulary == 'demo' else '_large'}", len(less), "token-level sizes")
         in_writing = [str(r.model.size) for r in less if _writes_better(student, r)]
         about = {"student": student.model.run, "beaten": [str(r.model.size) for r in less]}
         rows.append(row | about | {"beaten_in_writing": in_writing})
@@ -214,26 +221,26 @@ def _best(measured: Sequence[Measured], k: int, vocabulary: Vocabulary) -> tuple
     """The student that beats most token-level sizes, and those; of equals the one that writes best."""
     timed = [m for m in measured if _timed(m) and m.model.vocabulary == vocabulary]
     beaten = [(m, _beaten_by(m, measured)) for m in timed if m.model.k == k]
-    has_rivals = any(m.model.k == 1 for m in timed)
-    return max(beaten, key=lambda entry: (len(entry[1]), -entry[0].nats)) if beaten and has_rivals else None
+    has_baselines = any(m.model.k == 1 for m in timed)
+    return max(beaten, key=lambda entry: (len(entry[1]), -entry[0].nats)) if beaten and has_baselines else None
 
 
 def _beaten_by(student: Measured, measured: Sequence[Measured]) -> list[Measured]:
     """The token-level models of its vocabulary that a student beats."""
-    rivals = (m for m in measured if _timed(m) and m.model.k == 1 and m.model.vocabulary == student.model.vocabulary)
-    return [r for r in rivals if beats(student, r)]
+    baselines = (m for m in measured if _timed(m) and m.model.k == 1 and m.model.vocabulary == student.model.vocabulary)
+    return [r for r in baselines if beats(student, r)]
 
 
-def beats(student: Measured, rival: Measured) -> bool:
+def beats(student: Measured, baseline: Measured) -> bool:
     """At one request's speed and in held-out nats/token."""
     assert student.speed is not None
-    assert rival.speed is not None
-    return student.speed.one_request > rival.speed.one_request and student.nats < rival.nats
+    assert baseline.speed is not None
+    return student.speed.one_request > baseline.speed.one_request and student.nats < baseline.nats
 
 
-def _writes_better(student: Measured, rival: Measured) -> bool:
+def _writes_better(student: Measured, baseline: Measured) -> bool:
     """By what the teacher says of their text at T=0.7, beside which its variety has to be looked at."""
-    ours, theirs = student.value("gen_t07_teacher_nats"), rival.value("gen_t07_teacher_nats")
+    ours, theirs = student.value("gen_t07_teacher_nats"), baseline.value("gen_t07_teacher_nats")
     return ours is not None and theirs is not None and ours < theirs
 
 
@@ -241,10 +248,10 @@ def speed_rows(measured: Sequence[Measured]) -> list[Row]:
     """Every timed student's tokens/s, one request and 16 at once, beside its backbone's token-level model."""
     ways: tuple[tuple[str, Way], ...] = (("speed", "one"), ("speed16", "many"))
     return [
-        _pace(f"{name}_k{k}_{m.model.size}", m, rival, way)
+        _pace(f"{name}_k{k}_{m.model.size}", m, baseline, way)
         for name, way in ways
         for k in (2, 4, 8)
-        for m, rival in _pairs(measured, k)
+        for m, baseline in _pairs(measured, k)
     ]
 
 
@@ -258,13 +265,13 @@ def _decode(measured: Sequence[Measured], k: int) -> list[Row]:
     """
     pairs = _pairs(measured, k)
     rows = []
-    for m, rival in pairs:
+    for m, baseline in pairs:
         twin = _twin(measured, m.model, "demo")
         beaten = {
             "beaten": len(_beaten_by(m, measured)),
             "beaten_demo": None if twin is None else len(_beaten_by(twin, measured)),
         }
-        rows.append(_pace(f"decode_k{k}_{m.model.size}", m, rival) | _likelihoods(m, rival) | beaten)
+        rows.append(_pace(f"decode_k{k}_{m.model.size}", m, baseline) | _likelihoods(m, baseline) | beaten)
     if common := [row for row, (m, _) in zip(rows, pairs, strict=True) if m.model.group != FAST]:
         chosen = max(common, key=lambda row: (_worth(row), row["ratio"]))
         chosen["id"] = f"decode_k{k}"
@@ -284,45 +291,45 @@ def _worth(row: Row) -> int:
 
 
 def _fast(measured: Sequence[Measured]) -> list[Row]:
-    """The K=8 setting that is fastest beside its rival."""
-    rows = [_pace("fast_k8", m, rival) | _likelihoods(m, rival) for m, rival in _pairs(measured, 8)]
+    """The K=8 setting that is fastest beside its baseline."""
+    rows = [_pace("fast_k8", m, baseline) | _likelihoods(m, baseline) for m, baseline in _pairs(measured, 8)]
     return [max(rows, key=lambda row: float(row["ratio"]))] if rows else []
 
 
 def _pairs(measured: Sequence[Measured], k: int) -> list[tuple[Measured, Measured]]:
-    """The large vocabulary's students with their rivals."""
+    """The large vocabulary's students with their baselines."""
     mine = [m for m in measured if _timed(m) and m.model.k == k and m.model.vocabulary == "large"]
-    return [(m, rival) for m in mine if (rival := _rival(measured, m)) is not None and _timed(rival)]
+    return [(m, baseline) for m in mine if (baseline := _baseline(measured, m)) is not None and _timed(baseline)]
 
 
-def _pace(name: str, student: Measured, rival: Measured, way: Way = "one") -> Row:
+def _pace(name: str, student: Measured, baseline: Measured, way: Way = "one") -> Row:
     """The ratio is the median over the rounds, in each of which the two were timed one after the other."""
     assert student.speed is not None
-    assert rival.speed is not None
+    assert baseline.speed is not None
     ours: tuple[float, ...] = getattr(student.speed, way)
-    theirs: tuple[float, ...] = getattr(rival.speed, way)
+    theirs: tuple[float, ...] = getattr(baseline.speed, way)
     ratios = [mine / other for mine, other in zip(ours, theirs, strict=True)]
-    row = result_row(
+    row = _row(
         name,
         statistics.median(ours),
         "tokens/s",
-        rival=f"token-level {rival.model.size}",
-        rival_value=statistics.median(theirs),
+        baseline=f"token-level {baseline.model.size}",
+        baseline_value=statistics.median(theirs),
         low=min(ratios),
         high=max(ratios),
     )
     return row | {"ratio": statistics.median(ratios), "size": str(student.model.size)}
 
 
-def _likelihoods(student: Measured, rival: Measured) -> Row:
-    return {"nats_per_token": student.nats, "rival_nats_per_token": rival.nats}
+def _likelihoods(student: Measured, baseline: Measured) -> Row:
+    return {"nats_per_token": student.nats, "baseline_nats_per_token": baseline.nats}
 
 
 def _timed(measured: Measured) -> bool:
     return measured.speed is not None
 
 
-def _rival(measured: Sequence[Measured], student: Measured) -> Measured | None:
+def _baseline(measured: Sequence[Measured], student: Measured) -> Measured | None:
     """The token-level student of the same backbone, vocabulary, tokens and seed, with an induction head as it has."""
     for other in measured:
         ours, theirs = student.model, other.model

@@ -1,6 +1,5 @@
 """Results that are published: read back from their JSON, and drawn from it anew."""
 
-import json
 from collections.abc import Mapping, Sequence
 from datetime import date
 from pathlib import Path
@@ -8,12 +7,40 @@ from typing import Any
 
 from experiments.chart import Control, draw, draw_panels
 from experiments.figures import Measured
-from experiments.plan import AutoencoderPlan, Model, Size
+from experiments.plan import AutoencoderPlan, Model, Size, Vocabulary
+from experiments.report import ModelResults
 from experiments.speed import Speed
-from latentforge.core.results import cpu_description
+from latentforge.core.results import Result, ResultsFile, cpu_description
 
 RESULTS, CONTROLS = "results.json", "controls.json"
 CHART, PANELS = "quality-speed.png", "panels.png"
+
+
+class ControlResult(Result):
+    """A control's held-out nats/token.
+
+    Attributes:
+        vocabulary: whose tokens it writes.
+        name: what it is.
+        label: in the chart; None leaves it out there.
+        tokens: that it learnt.
+        packages: held-out nats/token of the packages, by half.
+        relative_speed: beside the first of the file.
+    """
+
+    vocabulary: Vocabulary
+    name: str
+    label: str | None = None
+    tokens: int | None = None
+    packages: tuple[float, ...] | None = None
+    relative_speed: float | None = None
+
+
+class ControlResults(ResultsFile):
+    """``controls.json``; ``note`` is what the chart says of them."""
+
+    note: str
+    results: tuple[ControlResult, ...]
 
 
 def redraw(folder: Path) -> list[Path]:
@@ -25,10 +52,10 @@ def redraw(folder: Path) -> list[Path]:
     Returns:
         The charts, in that folder.
     """
-    record = json.loads((folder / RESULTS).read_text(encoding="utf-8"))
+    record = ModelResults.read(folder / RESULTS)
     controls, note = _controls(folder / CONTROLS)
-    measured = [model_of(model) for model in record["models"]]
-    note = f"{_about(record['device'], record['date'])}\n{note}"
+    measured = [model_of(model) for model in record.models]
+    note = f"{_about(record.device, record.date)}\n{note}"
     return _draw(measured, controls, folder / CHART, folder / PANELS, note.strip())
 
 
@@ -67,6 +94,6 @@ def _controls(path: Path) -> tuple[list[Control], str]:
     """The controls that a chart shows, those that have a label, and what it says of them."""
     if not path.exists():
         return [], ""
-    record = json.loads(path.read_text(encoding="utf-8"))
-    shown = [Control(c["vocabulary"], c["label"], c["value"]) for c in record["rows"] if "label" in c]
-    return shown, record["note"]
+    record = ControlResults.read(path)
+    shown = [(c.vocabulary, c.label, c.value) for c in record.results]
+    return [Control(v, label, nats) for v, label, nats in shown if label is not None and nats is not None], record.note

@@ -12,14 +12,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from latentforge.core.manifest import chosen_checkpoint, list_checkpoints
-from latentforge.core.results import cpu_description
+from latentforge.core.results import Result, cpu_description
 from latentforge.model.io import load_student
 from latentforge.trainer.config.settings import TrainerSettings
+from latentforge.trainer.results import Evaluation
 
 RUN = "stdlib-student"
 RECIPE = Path(__file__).with_name("stdlib-student.toml")
@@ -77,51 +78,50 @@ class Commands:
         if code := subprocess.run(command, check=False).returncode:
             raise typer.Exit(code)
 
-    def evaluate(self, checkpoint: Path, text: str, more: Sequence[str]) -> dict[str, Any]:
+    def evaluate(self, checkpoint: Path, text: str, more: Sequence[str]) -> Evaluation:
         """A checkpoint's evaluation on held-out text."""
         data, out = self.work / f"{text}.jsonl", self.work / text
         if not data.exists():
             self.trainer("data", text, "--split", "held-out", "--out", data)
         self.trainer("evaluate", checkpoint, data, "--out", out, *more)
-        found: dict[str, Any] = json.loads(max(out.glob("eval_*.json")).read_text(encoding="utf-8"))
-        return found
+        return Evaluation.read(max(out.glob("eval_*.json")))
 
-    def evaluations(self, checkpoint: Path, options: str) -> dict[str, dict[str, Any]]:
+    def evaluations(self, checkpoint: Path, options: str) -> dict[str, Evaluation]:
         """Its evaluations by held-out text."""
         return {text: self.evaluate(checkpoint, text, shlex.split(options)) for text in HELD_OUT}
 
 
-def measured(evaluations: dict[str, dict[str, Any]]) -> str:
+def measured(evaluations: dict[str, Evaluation]) -> str:
     """The card's part about figures."""
     return MEASURED.format(
-        seed=evaluations["stdlib"]["seed"],
+        seed=evaluations["stdlib"].seed,
         device=cpu_description(),
         date=date.today().isoformat(),
         table=table(evaluations),
     )
 
 
-def table(evaluations: dict[str, dict[str, Any]]) -> str:
+def table(evaluations: dict[str, Evaluation]) -> str:
     """The figures in Markdown, a column for each held-out text."""
-    found = {text: {row["id"]: row for row in evaluation["rows"]} for text, evaluation in evaluations.items()}
-    units = {name: row["unit"] for rows in found.values() for name, row in rows.items()}
+    found = {text: evaluation.by_id for text, evaluation in evaluations.items()}
+    units = {name: result.unit for results in found.values() for name, result in results.items()}
     lines = ["| " + " | ".join(["figure", *(HELD_OUT[text] for text in found), "unit"]) + " |"]
     lines.append("| --- " * (len(found) + 2) + "|")
     for name, unit in units.items():
-        cells = (_cell(rows[name]) if name in rows else "" for rows in found.values())
+        cells = (_cell(results[name]) if name in results else "" for results in found.values())
         lines.append("| " + " | ".join([f"`{name}`", *cells, unit]) + " |")
     return "\n".join([*lines, ""])
 
 
-def _cell(row: dict[str, Any]) -> str:
+def _cell(result: Result) -> str:
     """A value, and in brackets its interval where it has one."""
-    if row["value"] is None:
+    if result.value is None:
         return ""
-    interval = "" if row["low"] is None else f" ({row['low']:.4g} – {row['high']:.4g})"
-    return f"{row['value']:.4g}{interval}"
+    interval = "" if result.low is None else f" ({result.low:.4g} – {result.high:.4g})"
+    return f"{result.value:.4g}{interval}"
 
 
-def model_card(trained: Path, checkpoint: Path, evaluation: dict[str, Any], settings: Sequence[str]) -> str:
+def model_card(trained: Path, checkpoint: Path, evaluation: Evaluation, settings: Sequence[str]) -> str:
     """The card's part about how a run's checkpoint was made."""
     record = json.loads((trained / "student.json").read_text(encoding="utf-8"))
     autoencoder = json.loads((trained / "autoencoder" / "evaluation.json").read_text(encoding="utf-8"))
@@ -130,11 +130,11 @@ def model_card(trained: Path, checkpoint: Path, evaluation: dict[str, Any], sett
     return MODEL_CARD.format(
         k=config["chunk_size"],
         d=config["latent_size"],
-        teacher=evaluation["teacher"],
+        teacher=evaluation.teacher,
         tokens=record["tokens"],
         steps=record["steps"],
-        seed=evaluation["seed"],
-        autoencoder=evaluation["checkpoint"]["parameters"] - student,
+        seed=evaluation.seed,
+        autoencoder=(evaluation.checkpoint.parameters or 0) - student,
         student=student,
         layers=config["num_layers"],
         hidden=config["hidden_size"],

@@ -1,4 +1,4 @@
-"""python -m benchmarks.gateway: every rival in one run on one machine; exit code 0 whatever the figures."""
+"""python -m benchmarks.gateway: all that is compared, in one run on one machine; exit code 0 whatever the figures."""
 
 import shlex
 import sys
@@ -22,7 +22,7 @@ from benchmarks.gateway.measures import Bench, Measured, Plan, vocab_size_of
 from benchmarks.gateway.servers import Dtype, MissingError, Servers, cpu_flags, fast_dtype, machine, wait_for_vllm
 from benchmarks.gateway.workload import held_out_sequences, tokenizer_of
 from latentforge.core.command_line import errors_reported
-from latentforge.core.results import cpu_description, write_results
+from latentforge.core.results import ResultsFile, cpu_description
 from latentforge.teacher_client.errors import TeacherError
 from tools import litellm_env, vllm_env
 from tools.processes import ChildError, StoppedError, stop_on_signals
@@ -34,6 +34,30 @@ _DEFAULT = Plan()
 _QUICK = Plan(sequences=16, per_request=2, repeats=1, cached_passes=4, shared_sequences=4)
 
 app = typer.Typer(add_completion=False)
+
+
+class GatewayBenchResults(ResultsFile):
+    """``bench_gateway_<time>.json``.
+
+    Attributes:
+        setting: the plan, the model and what vLLM computed in.
+        versions: of vLLM and of LiteLLM, where that was measured.
+        litellm: what each way of asking LiteLLM did.
+        measured: every repeat's figures.
+        bars: what the ratios are held against, by id.
+        notes: how it was measured.
+        machine: the processor and what else ran.
+        seconds: that it took.
+    """
+
+    setting: dict[str, Any]
+    versions: dict[str, str | None]
+    litellm: list[dict[str, Any]]
+    measured: dict[str, Any]
+    bars: dict[str, float]
+    notes: list[str]
+    machine: dict[str, Any]
+    seconds: float
 
 
 @app.command()
@@ -140,14 +164,13 @@ def _report(
     machine: dict[str, Any],
     seconds: float,
 ) -> None:
-    rows = report.result_rows(measured, report.name_of(best_way(findings), findings))
-    path = write_results(
-        results,
-        "bench_gateway",
+    found = report.results_of(measured, report.name_of(best_way(findings), findings))
+    path = GatewayBenchResults(
+        name="bench_gateway",
         command=f"python -m benchmarks.gateway {shlex.join(sys.argv[1:])}".strip(),
         device=cpu_description(),
         seed=0,
-        rows=rows,
+        results=tuple(found),
         setting=asdict(plan) | {"model": str(model), "vllm_dtype": dtype},
         versions={
             "vllm": f"{vllm_env.PACKAGE} {vllm_env.VERSION}",
@@ -159,14 +182,14 @@ def _report(
         notes=report.NOTES,
         machine=machine,
         seconds=round(seconds, 1),
-    )
+    ).write(results)
     console = Console()
-    # Rows are compared by eye, so a narrow pipe must not fold them.
+    # Figures are compared by eye, so a narrow pipe must not fold them.
     console.width = max(console.width, 160)
     title = f"{plan.sequences} sequences x {plan.length} tokens, k={plan.top_k}, {plan.clients} clients, "
     title += f"{plan.repeats} repeats, vLLM in {dtype}"
     notes = [*report.note_on_misses(measured), *report.notes_on_litellm(findings), *report.NOTES]
-    console.print(report.table(rows, title, "\n".join(notes)))
+    console.print(report.table(found, title, "\n".join(notes)))
     typer.echo(f"written to {path} after {seconds:.0f} s")
 
 

@@ -1,4 +1,4 @@
-"""The measurements: every rival in turn on one machine, repeat after repeat."""
+"""The measurements: everything that is compared in turn on one machine, repeat after repeat."""
 
 import statistics
 import subprocess
@@ -144,7 +144,7 @@ class Bench:
         self.measured = Measured()
 
     def compare_answers(self, vllm: Server, gateway: Server) -> None:
-        """Makes sure that the rivals give the same answers, so that their speeds can be compared."""
+        """Makes sure that vLLM and the gateway give the same answers, so that their speeds can be compared."""
         some = list(self._sequences[: self._plan.per_request])
         ours, theirs = (self._rows(s, some) for s in (self._of_gateway(gateway), self._of_vllm(vllm)))
         self.measured.agreement = agreement(ours, theirs)

@@ -1,17 +1,16 @@
-"""What was measured, as rows of a results file and as one table."""
+"""What was measured, as a results file and as one table."""
 
 import statistics
 from collections.abc import Sequence
-from typing import Any
 
 from rich.table import Table
 
 from benchmarks.gateway.litellm import WAYS, Finding
 from benchmarks.gateway.measures import Measured
-from latentforge.core.results import result_row
+from latentforge.core.results import Result
 
 VLLM = "vLLM asked directly"
-# Of the ratio; cached_positions_per_s has no rival, so there it is of the value.
+# Of the ratio; cached_positions_per_s has no baseline, so there it is of the value.
 BARS = {
     "cached_vs_litellm": 10.0,
     "cached_vs_vllm": 50.0,
@@ -24,8 +23,8 @@ BARS = {
 }
 
 NOTES = """\
-All rivals ran on one machine in one run, each in turn; medians over the repeats. A position is one row: k entries and
-  the realised token. low and high bound the ratio of the repeats where there is a rival, else the value.
+All servers ran on one machine in one run, each in turn; medians over the repeats. A position is one row: k entries and
+  the realised token. low and high bound the ratio of the repeats where there is a baseline, else the value.
 Clients are processes with one connection and one request open at a time; they share the cores with the servers. All end
   with the same numpy rows: from a gateway through SyncTeacherClient, from vLLM and LiteLLM through httpx and the
   gateway's own parser.
@@ -33,20 +32,20 @@ The gateway is asked for several sequences a request (setting.per_request); vLLM
   the first repeat, of which the faster counts and goes on (measured.direct has both).
 cached_*: one gateway process with default settings before Redis: the rows asked for last stay in its memory, and
   travel packed (zstd), as stored. *_arrays is the same with plain arrays on the wire, *_redis is packed with
-  CACHE_MEMORY_MB=0: every answer is read from Redis. The rival of cached_vs_vllm is vLLM's uncached figure of the
+  CACHE_MEMORY_MB=0: every answer is read from Redis. The baseline of cached_vs_vllm is vLLM's uncached figure of the
   same run.
 uncached_vs_vllm, shared_vs_vllm, parse_cpu: no cache, plain arrays on the wire.
 wire_*: bytes of both directions through a counting TCP proxy, framing and headers of HTTP and gRPC included; wire_bytes
   is plain arrays with float16 log-probabilities, wire_bytes_zstd packed; one pass each.
 parse_cpu: all CPU time of the gateway's process while it answers (HTTP, parsing, checks, gRPC) and vLLM and the clients
-  use the same cores; the rival is orjson.loads and the freeing of its result, in a process of its own on idle cores.
+  use the same cores; the baseline is orjson.loads and the freeing of its result, in a process of its own on idle cores.
 LiteLLM's proxy and the gateway are one process each. With --dtype auto vLLM computes in bfloat16 where the processor
   has units for it, else in float32, which is faster there.
 """.splitlines()
 
 
 def name_of(way: Finding | None, findings: Sequence[Finding]) -> str:
-    """What LiteLLM was asked for, as the rival's name."""
+    """What LiteLLM was asked for, as the baseline's name."""
     if not findings:
         return "LiteLLM's proxy with a Redis cache, not measured"
     if way is None:
@@ -82,8 +81,8 @@ def note_on_misses(measured: Measured) -> list[str]:
     ]
 
 
-def result_rows(measured: Measured, litellm: str) -> list[dict[str, Any]]:
-    """Rows with medians over the repeats; low and high bound the ratio where there is a rival, else the value.
+def results_of(measured: Measured, litellm: str) -> list[Result]:
+    """Medians over the repeats; low and high bound the ratio where there is a baseline, else the value.
 
     Args:
         litellm: what LiteLLM was asked for.
@@ -116,30 +115,30 @@ def result_rows(measured: Measured, litellm: str) -> list[dict[str, Any]]:
     ]
 
 
-def meets_bar(row: dict[str, Any]) -> bool | None:
-    """Whether a row is at or over its bar; None where it has none."""
-    bar = BARS.get(row["id"])
+def meets_bar(result: Result) -> bool | None:
+    """Whether a result is at or over its bar; None where it has none."""
+    bar = BARS.get(result.id)
     if bar is None:
         return None
-    reached = row["value"] if row["rival"] is None else row["ratio"]
+    reached = result.value if result.baseline is None else result.ratio
     return None if reached is None else bool(reached >= bar)
 
 
-def table(rows: Sequence[dict[str, Any]], title: str, caption: str) -> Table:
-    """The rows of a results file for a terminal."""
+def table(results: Sequence[Result], title: str, caption: str) -> Table:
+    """The results for a terminal."""
     out = Table(title=title, caption=caption, title_justify="left", caption_justify="left")
-    for name in ("id", "value", "unit", "rival", "rival's", "ratio", "low", "high", "bar", ""):
+    for name in ("id", "value", "unit", "baseline", "its value", "ratio", "low", "high", "bar", ""):
         out.add_column(
-            name, justify="left" if name in ("id", "unit", "rival", "") else "right", no_wrap=name != "rival"
+            name, justify="left" if name in ("id", "unit", "baseline", "") else "right", no_wrap=name != "baseline"
         )
-    for row in rows:
-        numbers = (row["rival_value"], row["ratio"], row["low"], row["high"], BARS.get(row["id"]))
-        met = meets_bar(row)
+    for result in results:
+        numbers = (result.baseline_value, result.ratio, result.low, result.high, BARS.get(result.id))
+        met = meets_bar(result)
         out.add_row(
-            row["id"],
-            _number(row["value"]),
-            row["unit"],
-            row["rival"] or "",
+            result.id,
+            _number(result.value),
+            result.unit,
+            result.baseline or "",
             *map(_number, numbers),
             "" if met is None else "met" if met else "[red]missed[/red]",
         )
@@ -150,28 +149,28 @@ def _beside(
     id: str,  # noqa: A002
     unit: str,
     ours: Sequence[float],
-    rival: str,
+    baseline: str,
     theirs: Sequence[float],
     *,
     smaller_is_better: bool = False,
-) -> dict[str, Any]:
+) -> Result:
     if not theirs:
-        return result_row(id, statistics.median(ours), unit, rival=rival)
+        return Result(id=id, value=statistics.median(ours), unit=unit, baseline=baseline)
     ratios = [b / a if smaller_is_better else a / b for a, b in zip(ours, theirs, strict=True)]
-    return result_row(
+    return Result.compared(
         id,
         statistics.median(ours),
         unit,
-        rival=rival,
-        rival_value=statistics.median(theirs),
+        baseline=baseline,
+        baseline_value=statistics.median(theirs),
         smaller_is_better=smaller_is_better,
         low=min(ratios),
         high=max(ratios),
     )
 
 
-def _alone(id: str, unit: str, values: Sequence[float]) -> dict[str, Any]:  # noqa: A002
-    return result_row(id, statistics.median(values), unit, low=min(values), high=max(values))
+def _alone(id: str, unit: str, values: Sequence[float]) -> Result:  # noqa: A002
+    return Result(id=id, value=statistics.median(values), unit=unit, low=min(values), high=max(values))
 
 
 def _number(value: float | None) -> str:

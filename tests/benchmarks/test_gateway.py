@@ -12,7 +12,7 @@ from benchmarks.gateway.clients import ClientError, Clients, CompletionsServer, 
 from benchmarks.gateway.counting_proxy import CountingProxy
 from benchmarks.gateway.litellm import Finding, best_way
 from benchmarks.gateway.measures import Measured, Plan, Wire, agreement
-from benchmarks.gateway.report import BARS, meets_bar, note_on_misses, result_rows
+from benchmarks.gateway.report import BARS, meets_bar, note_on_misses, results_of
 from benchmarks.gateway.servers import cpu_seconds, fast_dtype, free_port, litellm_config
 from benchmarks.gateway.workload import completions_request, dealt, grouped, held_out_sequences
 from latentforge.teacher_client.sparse_rows import SparseRows
@@ -81,42 +81,45 @@ def _measured() -> Measured:
     )
 
 
-def test_a_ratio_above_one_is_ours_being_better_in_every_row() -> None:
-    rows = {row["id"]: row for row in result_rows(_measured(), "LiteLLM")}
-    assert rows["uncached_vs_vllm"]["ratio"] == pytest.approx(190 / 200)
-    assert rows["shared_vs_vllm"]["ratio"] == 4.0
+def test_a_ratio_above_one_is_ours_being_better_in_every_result() -> None:
+    results = {result.id: result for result in results_of(_measured(), "LiteLLM")}
+    assert results["uncached_vs_vllm"].ratio == pytest.approx(190 / 200)
+    assert results["shared_vs_vllm"].ratio == 4.0
     # Fewer bytes are better, and twice orjson's CPU time is worse.
-    assert rows["wire_bytes"]["ratio"] == pytest.approx(1500 / 140)
-    assert rows["wire_bytes_zstd"]["ratio"] == 15.0
-    assert rows["parse_cpu"]["ratio"] == 0.5
-    assert rows["cached_vs_litellm"]["ratio"] == 900.0
-    assert rows["cached_positions_per_s"]["ratio"] is None
+    assert results["wire_bytes"].ratio == pytest.approx(1500 / 140)
+    assert results["wire_bytes_zstd"].ratio == 15.0
+    assert results["parse_cpu"].ratio == 0.5
+    assert results["cached_vs_litellm"].ratio == 900.0
+    assert results["cached_positions_per_s"].ratio is None
 
 
-def test_low_and_high_bound_the_ratio_over_repeats_and_the_value_where_there_is_no_rival() -> None:
-    rows = {row["id"]: row for row in result_rows(_measured(), "LiteLLM")}
-    assert (rows["uncached_vs_vllm"]["low"], rows["uncached_vs_vllm"]["high"]) == (190 / 200, 1.1)
-    assert (rows["parse_cpu"]["low"], rows["parse_cpu"]["high"]) == (1 / 3, 1.0)
-    assert (rows["cached_positions_per_s"]["low"], rows["cached_positions_per_s"]["high"]) == (8e5, 10e5)
-    for row in rows.values():
-        between = row["value"] if row["rival"] is None else row["ratio"]
-        assert row["low"] <= between <= row["high"], row
+def test_low_and_high_bound_the_ratio_over_repeats_and_the_value_where_there_is_no_baseline() -> None:
+    results = {result.id: result for result in results_of(_measured(), "LiteLLM")}
+    assert (results["uncached_vs_vllm"].low, results["uncached_vs_vllm"].high) == (190 / 200, 1.1)
+    assert (results["parse_cpu"].low, results["parse_cpu"].high) == (1 / 3, 1.0)
+    assert (results["cached_positions_per_s"].low, results["cached_positions_per_s"].high) == (8e5, 10e5)
+    for result in results.values():
+        between = result.value if result.baseline is None else result.ratio
+        assert result.low is not None
+        assert between is not None
+        assert result.high is not None
+        assert result.low <= between <= result.high, result
 
 
 def test_bars_are_read_in_the_same_direction_as_ratios() -> None:
-    rows = {row["id"]: row for row in result_rows(_measured(), "LiteLLM")}
-    assert rows.keys() >= BARS.keys()
-    assert {id_ for id_, row in rows.items() if meets_bar(row) is False} == {"parse_cpu"}
-    assert meets_bar(rows["cached_positions_per_s_arrays"]) is None
+    results = {result.id: result for result in results_of(_measured(), "LiteLLM")}
+    assert results.keys() >= BARS.keys()
+    assert {id_ for id_, result in results.items() if meets_bar(result) is False} == {"parse_cpu"}
+    assert meets_bar(results["cached_positions_per_s_arrays"]) is None
 
 
-def test_without_litellm_its_row_says_so_with_an_empty_rival() -> None:
+def test_without_litellm_its_result_says_so_without_a_baseline_value() -> None:
     measured = _measured()
     measured.litellm = []
-    row = result_rows(measured, "LiteLLM, which caches nothing of this")[0]
-    assert (row["id"], row["rival_value"], row["ratio"]) == ("cached_vs_litellm", None, None)
-    assert row["value"] == 9e5
-    assert meets_bar(row) is None
+    result = results_of(measured, "LiteLLM, which caches nothing of this")[0]
+    assert (result.id, result.baseline_value, result.ratio) == ("cached_vs_litellm", None, None)
+    assert result.value == 9e5
+    assert meets_bar(result) is None
 
 
 def test_vllm_counts_with_the_shape_of_request_that_suits_it_best() -> None:
@@ -198,7 +201,7 @@ def test_litellm_caches_text_completions_in_the_redis_that_was_started() -> None
     assert settings["model_list"][0]["litellm_params"]["api_base"] == "http://127.0.0.1:1/v1"
 
 
-def test_the_rival_is_the_way_that_scores_from_its_cache_where_there_is_one() -> None:
+def test_the_baseline_is_the_way_that_scores_from_its_cache_where_there_is_one() -> None:
     loses_rows = Finding("a", "token ids", 200, cached=True)
     text = Finding("b", "text", 200, keeps_rows=True, cached=True, cached_keeps_rows=True)
     scores = Finding("c", "token ids", 200, keeps_rows=True, cached=True, cached_keeps_rows=True)

@@ -1,15 +1,16 @@
 """make pareto and make speed SCALE=smoke, for real: text, autoencoders, students, evaluations, chart; then again."""
 
-import json
 import os
 import re
 import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from experiments.report import ModelResults
 from tools.demo.settings import ROOT
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(1500)]
@@ -40,12 +41,10 @@ def test_the_whole_chart_and_again_without_training(tmp_path: Path) -> None:
     assert path.with_suffix(".png").read_bytes()[:4] == b"\x89PNG"
     assert path.with_name(f"{path.stem}_panels.png").read_bytes()[:4] == b"\x89PNG"
     assert {p.name for p in (tmp_path / "published").iterdir()} == {"results.json", "quality-speed.png", "panels.png"}
-    result = json.loads(path.read_text())
-    assert {"gap_k4", "gap_k8", "pareto_k4", "pareto_k8", "decode_k4", "decode_k8", "fast_k8"} <= {
-        row["id"] for row in result["rows"]
-    }
-    assert {"commit", "command", "date", "device", "seed"} <= result.keys()
-    for model in result["models"]:
+    result = ModelResults.read(path)
+    bars = {"gap_k4", "gap_k8", "pareto_k4", "pareto_k8", "decode_k4", "decode_k8", "fast_k8"}
+    assert bars <= result.by_id.keys()
+    for model in result.models:
         figures = model["evaluations"]["stdlib"]
         assert 4 < figures["nats_per_token"]["value"] < 11, model["run"]
         assert ("kl_to_teacher" in figures) == (model["vocabulary"] == "demo")
@@ -72,7 +71,8 @@ def test_speed_needs_nothing_trained(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=ROOT, text=True, capture_output=True, check=False)
     assert done.returncode == 0, done.stderr
     (path,) = tmp_path.glob("speed_*.json")
-    rows = json.loads(path.read_text())["rows"]
+    results = ModelResults.read(path).by_id
     sizes = ("k4_1x64", "k8_1x64", "k8_2x128")
-    assert {row["id"] for row in rows} == {f"{name}_{size}" for name in ("speed", "speed16") for size in sizes}
-    assert all(row["low"] <= row["ratio"] <= row["high"] for row in rows)
+    assert results.keys() == {f"{name}_{size}" for name in ("speed", "speed16") for size in sizes}
+    bounds: list[Any] = [(result.low, result.ratio, result.high) for result in results.values()]
+    assert all(low <= ratio <= high for low, ratio, high in bounds)

@@ -1,6 +1,5 @@
 """Experiments: what the bars and the chart say of figures that are known."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from experiments.figures import (
 from experiments.plan import FAST, Model, Size, Vocabulary
 from experiments.scales import SCALES, ScaleName
 from experiments.speed import Speed
+from latentforge.core.results import Result, ResultsFile
 
 SIZE = Size(2, 128)
 VOCABULARIES: tuple[Vocabulary, ...] = ("demo", "large")
@@ -147,13 +147,13 @@ def test_a_lead_is_that_of_the_best_over_the_best_after_the_same_tokens() -> Non
 
 
 def test_a_size_is_beaten_in_both_speed_and_quality_or_not_at_all() -> None:
-    rivals = [
+    baselines = [
         measured(1, 5.0, 300, size=Size(1, 64)),
         measured(1, 4.5, 200, size=Size(2, 128), written=1.5),
         measured(1, 4.0, 100, size=Size(4, 256)),
         measured(1, 4.9, 900, size=Size(1, 128)),
     ]
-    rows = pareto_rows([*rivals, measured(4, 4.4, 350, size=Size(4, 256), written=1.8), measured(4, 3.0, 10)])
+    rows = pareto_rows([*baselines, measured(4, 4.4, 350, size=Size(4, 256), written=1.8), measured(4, 3.0, 10)])
     (row,) = [row for row in rows if row["id"] == "pareto_k4"]
     assert (row["value"], sorted(row["beaten"]), row["beaten_in_writing"]) == (2, ["1x64", "2x128"], ["1x64"])
 
@@ -169,7 +169,7 @@ def test_decode_speed_is_compared_at_the_large_vocabulary_and_the_same_backbone(
     )
     (row,) = [row for row in rows if row["id"] == "decode_k8"]
     assert row["ratio"] == pytest.approx(4.5)
-    assert (row["nats_per_token"], row["rival_nats_per_token"]) == (5.2, 5.0)
+    assert (row["nats_per_token"], row["baseline_nats_per_token"]) == (5.2, 5.0)
 
 
 def test_a_ratio_is_that_of_the_rounds_in_which_two_models_stood_side_by_side() -> None:
@@ -177,7 +177,7 @@ def test_a_ratio_is_that_of_the_rounds_in_which_two_models_stood_side_by_side() 
         model = Model("pareto", "token-level" if k == 1 else "student", "large", SIZE, 1000, k)
         return Measured(model, {}, Speed(paces, tuple(7 * pace * k for pace in paces), 1e6, 10))
 
-    # The second round was five times as slow for both, the third hurt the rival alone.
+    # The second round was five times as slow for both, the third hurt the baseline alone.
     rows = speed_rows([timed(1, 100, 20, 10), timed(8, 400, 84, 300), timed(2, 150, 30, 160)])
     found = {row["id"]: (row["ratio"], row["low"], row["high"]) for row in rows}
     assert found == {
@@ -237,10 +237,12 @@ def test_decode_speed_is_that_of_a_backbone_that_beats_two_sizes_at_both_vocabul
 
 
 def test_an_energy_models_nats_are_its_tightest_bound(tmp_path: Path) -> None:
-    rows = [{"id": f"nats_per_token_bound_n{n}", "value": v} for n, v in ((1, 7.0), (128, 6.0))]
-    rows.append({"id": "nats_per_token_bound_n128_k3", "value": 5.0})
-    (tmp_path / "eval_20260101_000000.json").write_text(json.dumps({"rows": [{"id": "x", "value": 0}]}))
-    (tmp_path / "eval_20260102_000000.json").write_text(json.dumps({"rows": rows}))
+    older = {"x": 0.0}
+    newer = {"nats_per_token_bound_n1": 7.0, "nats_per_token_bound_n128": 6.0, "nats_per_token_bound_n128_k3": 5.0}
+    for day, figures in (("2026-01-01", older), ("2026-01-02", newer)):
+        results = tuple(Result(id=name, value=value, unit="nats/token") for name, value in figures.items())
+        how = {"command": "trainer evaluate", "device": "cpu", "seed": 0, "date": f"{day}T00:00:00+00:00"}
+        ResultsFile(name="eval", results=results, **how).write(tmp_path)
     model = Model("energy", "student", "demo", SIZE, 1000, 8)
     assert Measured(model, {"stdlib": read_evaluation(tmp_path)}).nats == 6.0
 

@@ -11,14 +11,18 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.text import Annotation
 
+from benchmarks.gateway.__main__ import GatewayBenchResults
 from experiments.chart import Control, quality_and_speed
 from experiments.figures import Measured
 from experiments.labels import Label, place_labels
 from experiments.plan import Model, Size, denoising_autoencoder
-from experiments.published import model_of, redraw
+from experiments.published import ControlResults, model_of, redraw
+from experiments.report import ModelResults
 from experiments.speed import Speed
+from latentforge.core.results import ResultsFile
 
-PUBLISHED = Path(__file__).resolve().parents[2] / "docs" / "results" / "students"
+RESULTS = Path(__file__).resolve().parents[2] / "docs" / "results"
+PUBLISHED = RESULTS / "students"
 
 
 def test_a_model_is_read_as_it_was_written() -> None:
@@ -28,6 +32,13 @@ def test_a_model_is_read_as_it_was_written() -> None:
     untimed = Measured(Model("pareto", "token-level", "large", Size(1, 64), 10, seed=2), {"stdlib": {}})
     for measured in (timed, untimed):
         assert model_of(json.loads(json.dumps(measured.record()))) == measured
+
+
+@pytest.mark.parametrize("path", sorted(RESULTS.glob("*/*.json")), ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_every_published_file_is_of_this_version(path: Path) -> None:
+    kinds: dict[str, type[ResultsFile]] = {"gateway": GatewayBenchResults, "students-controls": ControlResults}
+    kind = kinds.get(path.parent.name) or kinds.get(f"{path.parent.name}-{path.stem}") or ModelResults
+    assert kind.read(path).name
 
 
 @pytest.mark.slow
@@ -43,7 +54,7 @@ def test_the_published_charts_are_drawn_from_what_is_published(tmp_path: Path) -
 
 @pytest.mark.parametrize("vocabulary", ["demo", "large"])
 def test_no_text_of_the_published_chart_covers_another_or_a_point(vocabulary: str) -> None:
-    models = [model_of(m) for m in json.loads((PUBLISHED / "results.json").read_text())["models"]]
+    models = [model_of(m) for m in ModelResults.read(PUBLISHED / "results.json").models]
     # At 32,768 ids the students' points lie too close to each other for labels; the chart labels the others.
     shown = [m for m in models if m.model.vocabulary == vocabulary and (vocabulary == "demo" or m.model.k == 1)]
     figure = quality_and_speed(shown, [Control("demo", "control", 3.481), Control("large", "control", 5.117)], "note")

@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 
 from latentforge.core.manifest import list_checkpoints, read_manifest
-from latentforge.core.results import commit, cpu_description
+from latentforge.core.results import ResultsFile, commit, cpu_description
 from latentforge.core.settings import load_settings
 from tools.demo.preflight import preflight
 from tools.demo.report import decode_figures, report_table, write_report
@@ -160,7 +160,7 @@ class Demo:
             samples.append({"prompt": prompt, "text": answer["text"], "checkpoint": answer["checkpoint"]})
         return samples
 
-    def _bench(self, children: Children) -> dict[str, Any]:
+    def _bench(self, children: Children) -> ResultsFile:
         results = self.settings.demo_folder / "results"
         before = set(results.glob("bench_*.json"))
         command = [_program("inference"), "bench", "--prompts-file", str(self.settings.prompts_file.resolve())]
@@ -168,11 +168,10 @@ class Demo:
         bench = children.start("bench", command)
         children.finish(bench)
         (path,) = set(results.glob("bench_*.json")) - before
-        measured: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return measured
+        return ResultsFile.read(path)
 
     def _result(
-        self, summary: dict[str, Any], watch: InferenceWatch, samples: list[dict[str, str]], bench: dict[str, Any]
+        self, summary: dict[str, Any], watch: InferenceWatch, samples: list[dict[str, str]], bench: ResultsFile
     ) -> dict[str, Any]:
         return {
             "name": "demo",

@@ -8,6 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from latentforge.core.files import write_atomically
+from latentforge.core.results import ResultsFile
 
 
 def write_report(folder: Path, result: dict[str, Any]) -> Path:
@@ -63,13 +64,12 @@ def _targets_row(result: dict[str, Any]) -> dict[str, str]:
     return {"cache": text}
 
 
-def decode_figures(bench: dict[str, Any]) -> dict[str, float]:
+def decode_figures(bench: ResultsFile) -> dict[str, float | None]:
     """The demo's decode figures from a bench results file."""
-    rows = {row["id"]: row for row in bench["rows"]}
-    tokens = rows["decode_tokens_per_s"]
+    tokens = bench.by_id["decode_tokens_per_s"]
     return {
-        "student_tokens_per_s": tokens["value"],
-        "student_steps_per_s": rows["latent_steps_per_s"]["value"],
-        "token_level_tokens_per_s": tokens["rival_value"],
-        "ratio": tokens["ratio"],
+        "student_tokens_per_s": tokens.value,
+        "student_steps_per_s": bench.by_id["latent_steps_per_s"].value,
+        "token_level_tokens_per_s": tokens.baseline_value,
+        "ratio": tokens.ratio,
     }

@@ -1,29 +1,75 @@
 import json
+import math
+import re
 from pathlib import Path
+from typing import Any
 
-from latentforge.core.results import JsonlWriter, result_row, write_results
+import pytest
+
+from latentforge.core.results import Result, ResultsError, ResultsFile
 
 
-def test_lines_are_there_at_once_and_a_second_writer_appends(tmp_path: Path) -> None:
-    path = tmp_path / "runs" / "metrics.jsonl"
-    with JsonlWriter(path) as writer:
-        writer.write(step=1, ce=2.5)
-        assert json.loads(path.read_text()) == {"step": 1, "ce": 2.5}
-    with JsonlWriter(path) as writer:
-        writer.write(step=2)
-    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2]
+class Bench(ResultsFile):
+    repeats: int
+
+
+def bench(**values: Any) -> Bench:
+    given = {"name": "bench", "command": "make bench", "device": "cpu", "seed": 3, "repeats": 2, **values}
+    return Bench.model_validate({"results": [Result(id="x", value=1.0, unit="s")], **given})
 
 
 def test_a_ratio_above_one_is_better_for_us() -> None:
-    assert result_row("tokens_per_s", 300.0, "1/s", rival="other", rival_value=100.0)["ratio"] == 3.0
-    assert result_row("bytes", 10.0, "B", rival="other", rival_value=90.0, smaller_is_better=True)["ratio"] == 9.0
-    assert result_row("alone", 1.0, "1")["ratio"] is None
+    def ratio(value: float, other: float | None, **more: Any) -> float | None:
+        return Result.compared("x", value, "1", baseline="other", baseline_value=other, **more).ratio
+
+    assert ratio(300.0, 100.0) == 3.0
+    assert ratio(10.0, 90.0, smaller_is_better=True) == 9.0
+    assert ratio(10.0, None) is None
+    assert ratio(0.0, 90.0) is ratio(10.0, 0.0) is None
 
 
-def test_results_say_how_they_were_made(tmp_path: Path) -> None:
-    path = write_results(
-        tmp_path, "bench", command="make bench", device="cpu", seed=3, rows=[result_row("x", 1.0, "s")]
-    )
+def test_what_is_not_finite_is_not_there() -> None:
+    result = Result(id="x", value=math.nan, unit="1", low=-math.inf, high=2.0)
+    assert (result.value, result.low, result.high) == (None, None, 2.0)
+
+
+def test_a_file_is_named_after_its_time_and_says_how_it_was_made(tmp_path: Path) -> None:
+    written = bench()
+    path = written.write(tmp_path / "results")
+    assert re.fullmatch(r"bench_\d{8}_\d{6}\.json", path.name)
     record = json.loads(path.read_text())
-    assert path.name.startswith("bench_")
-    assert record.keys() == {"name", "command", "commit", "device", "date", "seed", "rows"}
+    about = {"format_version", "name", "command", "commit", "device", "date", "seed", "results"}
+    assert record.keys() == about | {"repeats"}
+    assert (record["format_version"], record["seed"]) == (2, 3)
+    assert record["results"][0].keys() == set(Result.model_fields)
+    assert path.stem.removeprefix("bench_") == re.sub("[-:]", "", record["date"][:19]).replace("T", "_")
+
+
+def test_a_file_is_read_as_it_was_written_with_its_sections_or_without(tmp_path: Path) -> None:
+    path = bench().write(tmp_path)
+    assert Bench.read(path).repeats == 2
+    assert ResultsFile.read(path).by_id["x"] == Result(id="x", value=1.0, unit="s")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format_version": 1}, "format_version is 1"),
+        ({"format_version": None}, "format_version is missing"),
+        ({"date": None}, "date is missing"),
+        ({"results": None}, "results is missing"),
+        ({"repeats": "many"}, "repeats is 'many'"),
+        ({"results": [{"id": "x", "value": "fast", "unit": "s"}]}, "results.0.value is 'fast'"),
+    ],
+)
+def test_another_version_or_kind_is_refused_by_name(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    path = bench().write(tmp_path)
+    record = json.loads(path.read_text()) | change
+    path.write_text(json.dumps({name: value for name, value in record.items() if value is not None}))
+    with pytest.raises(ResultsError, match=f"{path} is not a Bench of this version: {message}"):
+        Bench.read(path)
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ResultsError, match=r"none\.json cannot be read: No such file"):
+        ResultsFile.read(tmp_path / "none.json")

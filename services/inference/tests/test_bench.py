@@ -21,21 +21,21 @@ def test_both_models_write_exactly_the_tokens_asked_for(publish: Publish) -> Non
 
     result = measure(snapshot, ["a", "def f("], 10, 3, SamplingParams(seed=0), count)
     assert runs == 12
-    assert [pace.tokens for pace in result.ours] == [pace.tokens for pace in result.rival] == [20, 20, 20]
+    assert [pace.tokens for pace in result.ours] == [pace.tokens for pace in result.baseline] == [20, 20, 20]
     assert [pace.steps for pace in result.ours] == [6, 6, 6]
-    assert [pace.steps for pace in result.rival] == [20, 20, 20]
+    assert [pace.steps for pace in result.baseline] == [20, 20, 20]
 
 
-def test_rows_hold_medians_and_the_bounds_of_the_paired_ratio() -> None:
+def test_results_hold_medians_and_the_bounds_of_the_paired_ratio() -> None:
     result = BenchResult(
         ours=[Pace(80, 10, 1.0), Pace(80, 10, 2.0), Pace(80, 10, 4.0)],
-        rival=[Pace(80, 80, 2.0), Pace(80, 80, 2.0), Pace(80, 80, 2.0)],
+        baseline=[Pace(80, 80, 2.0), Pace(80, 80, 2.0), Pace(80, 80, 2.0)],
     )
-    decode, steps, compression = result.rows()
-    assert (decode["value"], decode["rival_value"], decode["ratio"]) == (40, 40, 1)
-    assert (decode["low"], decode["high"]) == (0.5, 2)
-    assert (steps["value"], steps["low"], steps["high"]) == (5, 2.5, 10)
-    assert compression["value"] == 8
+    decode, steps, compression = result.results()
+    assert (decode.value, decode.baseline_value, decode.ratio) == (40, 40, 1)
+    assert (decode.low, decode.high) == (0.5, 2)
+    assert (steps.value, steps.low, steps.high) == (5, 2.5, 10)
+    assert compression.value == 8
 
 
 def test_prompts_are_lines_and_an_empty_file_is_refused(tmp_path: Path) -> None:

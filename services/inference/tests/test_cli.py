@@ -9,6 +9,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from latentforge.inference.bench import BenchResults
 from latentforge.inference.cli import app
 from latentforge.inference.completion import prepare
 from latentforge.inference.engine import generate_ids
@@ -140,23 +141,27 @@ def test_serve_refuses_a_wrong_setting_before_anything_else(monkeypatch: pytest.
     assert "QUEUE_LIMIT is '-1'" in result.stderr
 
 
-def test_bench_prints_a_table_and_writes_the_same_rows(publish: Publish, tmp_path: Path) -> None:
+def test_bench_prints_a_table_and_writes_the_same_results(publish: Publish, tmp_path: Path) -> None:
     publish(1)
     (tmp_path / "prompts.txt").write_text("def f(\n\nimport\n")
     result = runner.invoke(app, ["bench", "--max-tokens", "20", "--repeats", "2"])
     assert result.exit_code == 0, result.output
     [path] = (tmp_path / "results").glob("bench_*.json")
-    record = json.loads(path.read_text())
-    rows = {row["id"]: row for row in record["rows"]}
-    assert set(rows) == {"decode_tokens_per_s", "latent_steps_per_s", "compression_ratio"}
-    decode = rows["decode_tokens_per_s"]
-    assert decode["ratio"] == pytest.approx(decode["value"] / decode["rival_value"])
-    assert decode["low"] <= decode["high"]
-    assert rows["compression_ratio"]["value"] == 4
-    assert record["checkpoint"] == "demo/step-00000001"
-    assert record["num_prompts"] == 2
-    for row in rows.values():
-        assert f"{row['value']:.2f}" in result.stdout
+    record = BenchResults.read(path)
+    results = record.by_id
+    assert set(results) == {"decode_tokens_per_s", "latent_steps_per_s", "compression_ratio"}
+    decode = results["decode_tokens_per_s"]
+    assert decode.value is not None
+    assert decode.baseline_value is not None
+    assert decode.ratio == pytest.approx(decode.value / decode.baseline_value)
+    assert decode.low is not None
+    assert decode.high is not None
+    assert decode.low <= decode.high
+    assert results["compression_ratio"].value == 4
+    assert record.checkpoint == "demo/step-00000001"
+    assert record.num_prompts == 2
+    for entry in results.values():
+        assert f"{entry.value:.2f}" in result.stdout
     assert "weights are random" in result.stdout
 
 

@@ -16,6 +16,7 @@ from latentforge.text.packing import pack_jsonl
 from latentforge.text.tokenizer import TextTokenizer
 from latentforge.trainer.cli.main import app
 from latentforge.trainer.data.corpus import source_files, stdlib_root
+from latentforge.trainer.results import Evaluation
 from latentforge.trainer.training.publish import Publisher
 
 SMALL = [
@@ -59,7 +60,7 @@ def evaluate(tmp_path: Path, tokenizer_folder: Path, known_teacher: Any, monkeyp
         shutil.rmtree(out, ignore_errors=True)
         result = CliRunner().invoke(app, ["evaluate", *map(str, arguments), "--out", str(out), *SMALL])
         written = list(out.glob("eval_*.json"))
-        return result, json.loads(written[0].read_text()) if written else {}
+        return result, Evaluation.read(written[0]).model_dump() if written else {}
 
     return run
 
@@ -69,8 +70,8 @@ def publish(root: Path, tokenizer: TextTokenizer, model: LatentModel, step: int)
     Publisher(root, "run", tokenizer, teacher, "def", 4).publish(model, step, {})
 
 
-def rows_of(record: dict[str, Any]) -> dict[str, Any]:
-    return {row["id"]: row for row in record["rows"]}
+def results_of(record: dict[str, Any]) -> dict[str, Any]:
+    return {result["id"]: result for result in record["results"]}
 
 
 GENERATION_IDS = {
@@ -91,24 +92,24 @@ def test_a_published_student(
         publish(tmp_path / "checkpoints", tokenizer, make_latent(), step)
     result, record = evaluate("run", held_out)
     assert result.exit_code == 0, result.output
-    rows = rows_of(record)
+    results = results_of(record)
     positions = {f"nats_per_token_k{k}" for k in range(4)}
-    assert set(rows) == LIKELIHOOD_IDS | positions | TEACHER_IDS | BRIER_IDS | GENERATION_IDS | RECONSTRUCTION_IDS
+    assert set(results) == LIKELIHOOD_IDS | positions | TEACHER_IDS | BRIER_IDS | GENERATION_IDS | RECONSTRUCTION_IDS
     assert record["checkpoint"]["id"] == "run/step-00000010"
     assert record["checkpoint"]["kind"] == "student"
     assert record["data"]["tokens"] == 5 * 31
     assert record["options"]["brier_samples"] == 3
     assert record["teacher"] == "closed-form (known, 1)"
-    nats = rows["nats_per_token"]
+    nats = results["nats_per_token"]
     assert nats["low"] < nats["value"] < nats["high"]
-    assert nats["ratio"] == pytest.approx(rows["teacher_nats_per_token"]["value"] / nats["value"])
-    assert rows["kl_to_teacher"]["value"] > 0
-    for row in rows.values():
+    assert nats["ratio"] == pytest.approx(results["teacher_nats_per_token"]["value"] / nats["value"])
+    assert results["kl_to_teacher"]["value"] > 0
+    for row in results.values():
         assert row["id"] in result.output
         assert f"{row['value']:.4f}" in result.output or row["value"] >= 100
     for name in ("newest", tmp_path / "checkpoints" / "run", tmp_path / "checkpoints" / "run" / "step-00000010"):
-        again = rows_of(evaluate(name, held_out)[1])
-        assert again == rows
+        again = results_of(evaluate(name, held_out)[1])
+        assert again == results
 
 
 def test_a_student_with_the_energy_head_is_bounded(
@@ -118,10 +119,10 @@ def test_a_student_with_the_energy_head_is_bounded(
     publish(tmp_path / "checkpoints", tokenizer, model, 1)
     result, record = evaluate("newest", held_out)
     assert result.exit_code == 0, result.output
-    rows = rows_of(record)
-    assert {f"nats_per_token_bound_n{n}" for n in (1, 8, 32, 128)} <= set(rows)
-    assert {"kl_to_teacher_one_latent", "bits_per_byte_bound_n128", "nats_per_token_bound_n128_k3"} <= set(rows)
-    assert not set(rows) & {"nats_per_token", "kl_to_teacher", "bits_per_byte"}
+    results = results_of(record)
+    assert {f"nats_per_token_bound_n{n}" for n in (1, 8, 32, 128)} <= set(results)
+    assert {"kl_to_teacher_one_latent", "bits_per_byte_bound_n128", "nats_per_token_bound_n128_k3"} <= set(results)
+    assert not set(results) & {"nats_per_token", "kl_to_teacher", "bits_per_byte"}
 
 
 def test_a_token_level_student_on_a_jsonl_file_without_a_teacher(
@@ -133,12 +134,12 @@ def test_a_token_level_student_on_a_jsonl_file_without_a_teacher(
     arguments = (folder, corpus, "--no-teacher", "--sequence-length", "32", "--gateway", "127.0.0.1:9")
     result, record = evaluate(*arguments, "--tokenizer", tmp_path)
     assert result.exit_code == 0, result.output
-    rows = rows_of(record)
+    results = results_of(record)
     without = {i for i in GENERATION_IDS if not i.endswith("teacher_nats")}
-    assert set(rows) == LIKELIHOOD_IDS | BRIER_IDS | without
+    assert set(results) == LIKELIHOOD_IDS | BRIER_IDS | without
     assert record["checkpoint"]["kind"] == "token-level"
     assert record["teacher"] is None
-    assert rows_of(evaluate(*arguments)[1]) == rows
+    assert results_of(evaluate(*arguments)[1]) == results
 
 
 def test_a_teacher_of_another_vocabulary_judges_what_is_written(
@@ -158,9 +159,9 @@ def test_a_teacher_of_another_vocabulary_judges_what_is_written(
     assert "--teacher-tokenizer" in result.output
     result, record = evaluate(folder, data, "--teacher-tokenizer", tokenizer.folder)
     assert result.exit_code == 0, result.output
-    rows = rows_of(record)
-    assert set(rows) == LIKELIHOOD_IDS | BRIER_IDS | GENERATION_IDS
-    assert rows["gen_t07_teacher_nats"]["unit"] == "nats/teacher's token"
+    results = results_of(record)
+    assert set(results) == LIKELIHOOD_IDS | BRIER_IDS | GENERATION_IDS
+    assert results["gen_t07_teacher_nats"]["unit"] == "nats/teacher's token"
     assert record["teacher_tokenizer_fingerprint"] == tokenizer.fingerprint
     result, _ = evaluate(folder, data, "--teacher-tokenizer", tokenizer.folder, "--no-teacher")
     assert result.exit_code == 1
@@ -170,11 +171,11 @@ def test_a_teacher_of_another_vocabulary_judges_what_is_written(
 def test_the_teacher_itself(evaluate: Evaluate, held_out: Path, known_teacher: Any) -> None:
     result, record = evaluate("teacher", held_out)
     assert result.exit_code == 0, result.output
-    rows = rows_of(record)
-    assert set(rows) == LIKELIHOOD_IDS | BRIER_IDS | GENERATION_IDS
+    results = results_of(record)
+    assert set(results) == LIKELIHOOD_IDS | BRIER_IDS | GENERATION_IDS
     # It draws from its own rows, about 2.3 nats; an end of text is in their tail.
-    assert 1.0 < rows["gen_t1_teacher_nats"]["value"] < 4
-    assert rows["reference_teacher_nats"]["value"] > 5
+    assert 1.0 < results["gen_t1_teacher_nats"]["value"] < 4
+    assert results["reference_teacher_nats"]["value"] > 5
     asked = [list(request.token_ids.ids) for request in known_teacher.generated]
     assert {len(ids) for ids in asked} == {8, *range(8, 16)}
     assert {round(request.temperature, 3) for request in known_teacher.generated} == {1.0, 0.7, 0.0}

@@ -9,15 +9,15 @@ from typing import Any
 import torch
 from rich.table import Table
 
-from latentforge.core.results import cpu_description, result_row, write_results
+from latentforge.core.results import Result, ResultsFile, cpu_description
 from latentforge.inference.engine import NO_EOS, Generation, Job, generate_ids
 from latentforge.inference.snapshot import Snapshot
 from latentforge.model.generation import ChunkGenerator, TokenGenerator, store_for_one_request
 from latentforge.model.sampling import SamplingParams
 from latentforge.model.token_level import TokenLevelModel, token_level_config
 
-RIVAL = "token-level model, same backbone width and depth, KV cache"
-RIVAL_NOTE = (
+BASELINE = "token-level model, same backbone width and depth, KV cache"
+BASELINE_NOTE = (
     "The token-level model's weights are random: its speed depends on its sizes alone, since both are made to write "
     "exactly max_tokens tokens (no end of text), drawn with the same settings."
 )
@@ -43,35 +43,51 @@ class Pace:
 
 @dataclass(frozen=True)
 class BenchResult:
-    """Paces of all repeats, ours and the rival's at the same index taken one right after the other."""
+    """Paces of all repeats, ours and the baseline's at the same index taken one right after the other."""
 
     ours: list[Pace]
-    rival: list[Pace]
+    baseline: list[Pace]
 
-    def rows(self) -> list[dict[str, Any]]:
-        """The results file's rows; low and high bound the ratio where there is a rival, else the value."""
-        ratios = [a.tokens_per_second / b.tokens_per_second for a, b in zip(self.ours, self.rival, strict=True)]
+    def results(self) -> list[Result]:
+        """What the file says; low and high bound the ratio where there is a baseline, else the value."""
+        ratios = [a.tokens_per_second / b.tokens_per_second for a, b in zip(self.ours, self.baseline, strict=True)]
         steps = [pace.steps_per_second for pace in self.ours]
         compression = [pace.tokens / pace.steps for pace in self.ours]
         return [
-            result_row(
+            Result.compared(
                 "decode_tokens_per_s",
                 statistics.median(pace.tokens_per_second for pace in self.ours),
                 "tokens/s",
-                rival=RIVAL,
-                rival_value=statistics.median(pace.tokens_per_second for pace in self.rival),
+                baseline=BASELINE,
+                baseline_value=statistics.median(pace.tokens_per_second for pace in self.baseline),
                 low=min(ratios),
                 high=max(ratios),
             ),
-            result_row("latent_steps_per_s", statistics.median(steps), "steps/s", low=min(steps), high=max(steps)),
-            result_row(
-                "compression_ratio",
-                statistics.median(compression),
-                "tokens/step",
-                low=min(compression),
-                high=max(compression),
-            ),
+            _alone("latent_steps_per_s", steps, "steps/s"),
+            _alone("compression_ratio", compression, "tokens/step"),
         ]
+
+
+class BenchResults(ResultsFile):
+    """``bench_<time>.json``.
+
+    Attributes:
+        checkpoint: whose student it was.
+        chunk_size: its K.
+        torch_threads: of torch.
+        sampling: how tokens were drawn.
+        note: about the baseline.
+        max_tokens, repeats, num_prompts: how much was written.
+    """
+
+    checkpoint: str
+    chunk_size: int
+    torch_threads: int
+    sampling: dict[str, Any]
+    note: str = BASELINE_NOTE
+    max_tokens: int
+    repeats: int
+    num_prompts: int
 
 
 def read_prompts(path: Path) -> list[str]:
@@ -111,9 +127,9 @@ def measure(
         ValueError: a prompt and max_tokens do not fit into the context.
     """
     config = snapshot.generator.config
-    rival_model = TokenLevelModel(token_level_config(config)).to(snapshot.generator.model.student.start.device)
-    store_for_one_request(rival_model)
-    rival = TokenGenerator(rival_model)
+    baseline_model = TokenLevelModel(token_level_config(config)).to(snapshot.generator.model.student.start.device)
+    store_for_one_request(baseline_model)
+    baseline = TokenGenerator(baseline_model)
     prompt_ids = [snapshot.encode(prompt) for prompt in prompts]
 
     def run(generator: ChunkGenerator | TokenGenerator, ids: list[int], tokens: int) -> Generation:
@@ -125,13 +141,13 @@ def measure(
             )
         return generation
 
-    for generator in (snapshot.generator, rival):
+    for generator in (snapshot.generator, baseline):
         run(generator, prompt_ids[0], min(max_tokens, _WARM_UP_TOKENS))
     ours: list[Pace] = []
     theirs: list[Pace] = []
     for repeat in range(repeats):
         order: list[tuple[ChunkGenerator | TokenGenerator, list[Generation]]]
-        order = [(snapshot.generator, []), (rival, [])]
+        order = [(snapshot.generator, []), (baseline, [])]
         for index, ids in enumerate(prompt_ids):
             for generator, done in order if (repeat + index) % 2 == 0 else reversed(order):
                 done.append(run(generator, ids, max_tokens))
@@ -141,37 +157,40 @@ def measure(
     return BenchResult(ours, theirs)
 
 
-def table(rows: Sequence[dict[str, Any]], title: str) -> Table:
-    """The rows of a results file for a terminal."""
-    out = Table(title=title, caption=RIVAL_NOTE, caption_justify="left")
+def table(results: Sequence[Result], title: str) -> Table:
+    """The results for a terminal."""
+    out = Table(title=title, caption=BASELINE_NOTE, caption_justify="left")
     for name in ("id", "value", "unit", "token-level", "ratio", "low", "high"):
         out.add_column(name, justify="left" if name in ("id", "unit") else "right", no_wrap=True)
-    for row in rows:
-        numbers = [row["rival_value"], row["ratio"], row["low"], row["high"]]
-        out.add_row(row["id"], f"{row['value']:.2f}", row["unit"], *("" if n is None else f"{n:.2f}" for n in numbers))
+    for result in results:
+        numbers = (result.baseline_value, result.ratio, result.low, result.high)
+        cells = ("" if n is None else f"{n:.2f}" for n in numbers)
+        out.add_row(result.id, f"{result.value:.2f}", result.unit, *cells)
     return out
 
 
 def write(
-    folder: Path, snapshot: Snapshot, rows: list[dict[str, Any]], command: str, params: SamplingParams, **how: Any
+    folder: Path, snapshot: Snapshot, results: Sequence[Result], command: str, params: SamplingParams, **how: int
 ) -> Path:
-    """Writes ``bench_<stamp>.json``; ``how`` says what else was chosen."""
+    """Writes ``bench_<time>.json``; ``how`` are max_tokens, repeats and num_prompts."""
     assert params.seed is not None
     device = snapshot.generator.model.student.start.device
-    return write_results(
-        folder,
-        "bench",
+    return BenchResults(
+        name="bench",
         command=command,
         device=cpu_description() if device.type == "cpu" else torch.cuda.get_device_name(device),
         seed=params.seed,
-        rows=rows,
+        results=tuple(results),
         checkpoint=snapshot.id,
         chunk_size=snapshot.manifest.chunk_size,
         torch_threads=torch.get_num_threads(),
         sampling=params.model_dump(exclude={"seed"}),
-        note=RIVAL_NOTE,
         **how,
-    )
+    ).write(folder)
+
+
+def _alone(id: str, values: Sequence[float], unit: str) -> Result:  # noqa: A002
+    return Result(id=id, value=statistics.median(values), unit=unit, low=min(values), high=max(values))
 
 
 def _pace(runs: Sequence[Generation]) -> Pace:

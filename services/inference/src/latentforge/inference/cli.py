@@ -105,16 +105,16 @@ def bench(
         with Progress(console=Console(stderr=True), transient=True) as progress:
             task = progress.add_task("decoding", total=2 * repeats * len(prompts))
             measured = benchmark.measure(snapshot, prompts, max_tokens, repeats, params, lambda: progress.advance(task))
-    rows = measured.rows()
+    found = measured.results()
     command = f"inference {shlex.join(sys.argv[1:])}"
     path = benchmark.write(
-        results, snapshot, rows, command, params, max_tokens=max_tokens, repeats=repeats, num_prompts=len(prompts)
+        results, snapshot, found, command, params, max_tokens=max_tokens, repeats=repeats, num_prompts=len(prompts)
     )
     console = Console()
-    # Rows are compared by eye, so a narrow pipe must not fold them.
+    # Figures are compared by eye, so a narrow pipe must not fold them.
     console.width = max(console.width, 110)
     title = f"{snapshot.id}: {len(prompts)} prompts, {max_tokens} tokens each, {repeats} repeats"
-    console.print(benchmark.table(rows, title))
+    console.print(benchmark.table(found, title))
     typer.echo(f"written to {path}")
 
 

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from latentforge.core.errors import describe_errors
 from latentforge.core.files import write_atomically
 from latentforge.core.manifest import TeacherId
+from latentforge.core.results import ResultsFile
 from latentforge.trainer.errors import TrainerError
 
 SUMMARY = "summary.json"
@@ -27,7 +28,7 @@ class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class ResultFile(_Part):
+class RunFile(_Part):
     """A JSON file of a run; a file of another version is refused, not guessed at."""
 
     format_version: Literal[1] = 1
@@ -81,7 +82,7 @@ class AutoencoderFigures(ReconstructionFigures):
     loss: float
 
 
-class AutoencoderResult(AutoencoderFigures, ResultFile):
+class AutoencoderResult(AutoencoderFigures, RunFile):
     """A finished autoencoder; ``chunks`` is how many held-out ones its figures are of."""
 
     steps: int
@@ -142,7 +143,7 @@ class TargetFigures(_Part):
     checkpoints: list[str]
 
 
-class StudentResult(TargetFigures, ResultFile):
+class StudentResult(TargetFigures, RunFile):
     """A finished student, of either kind."""
 
     steps: int
@@ -172,7 +173,7 @@ class StageSeconds(_Part):
     student: float
 
 
-class RunSummary(TargetFigures, ResultFile):
+class RunSummary(TargetFigures, RunFile):
     """A finished run: the recipe as it was resolved, and the figures of every stage."""
 
     run: str
@@ -180,6 +181,43 @@ class RunSummary(TargetFigures, ResultFile):
     seconds: StageSeconds
     ae: AutoencoderFigures
     student: StudentFigures
+
+
+class EvaluatedModel(_Part):
+    """Which model an evaluation is of; ``parameters`` is None of a teacher."""
+
+    id: str
+    kind: str
+    chunk_size: int
+    parameters: int | None
+    tokenizer_fingerprint: str
+
+
+class EvaluationData(_Part):
+    """What an evaluation was made on; ``tokens`` is how many the likelihood is over."""
+
+    folder: str
+    source: str
+    source_sha256: str
+    split: str
+    sequence_length: int
+    tokens: int
+
+
+class Evaluation(ResultsFile):
+    """``eval_<time>.json``: what ``trainer evaluate`` measured.
+
+    Attributes:
+        teacher: the teacher's name; None without one.
+        teacher_tokenizer_fingerprint: of that teacher.
+        options: how much was looked at.
+    """
+
+    checkpoint: EvaluatedModel
+    teacher: str | None
+    teacher_tokenizer_fingerprint: str | None
+    data: EvaluationData
+    options: dict[str, int]
 
 
 class ProgressPoint(BaseModel):

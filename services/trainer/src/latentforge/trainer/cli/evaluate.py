@@ -82,7 +82,7 @@ def evaluate(
             top_k=top_k,
             seed=seed,
         )
-        path, rows = run_evaluation(
+        path, results = run_evaluation(
             subject,
             packed,
             options,
@@ -93,5 +93,5 @@ def evaluate(
             command=shlex.join(["trainer", *sys.argv[1:]]),
             console=console,
         )
-        print_table(rows, f"{subject.id} on {packed.folder} ({packed.meta.split})")
+        print_table(results, f"{subject.id} on {packed.folder} ({packed.meta.split})")
         typer.echo(str(path))

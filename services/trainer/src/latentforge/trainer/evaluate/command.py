@@ -8,7 +8,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from latentforge.core.results import cpu_description, write_results
+from latentforge.core.results import Result, cpu_description
 from latentforge.model.latent_model import LatentModel
 from latentforge.model.losses import StudentBatch
 from latentforge.model.metrics.brier import BrierScore
@@ -31,10 +31,11 @@ from latentforge.trainer.evaluate.generations import (
 from latentforge.trainer.evaluate.likelihood import Likelihood, evaluate_likelihood, teacher_likelihood
 from latentforge.trainer.evaluate.mixture import evaluate_mixture
 from latentforge.trainer.evaluate.reconstruction import evaluate_reconstruction
-from latentforge.trainer.evaluate.report import Figures, Row, figure_rows
+from latentforge.trainer.evaluate.report import Figures, results_of
 from latentforge.trainer.evaluate.retokenised import retokenised
 from latentforge.trainer.evaluate.stages import stage
 from latentforge.trainer.evaluate.teacher import EvaluationTeacher
+from latentforge.trainer.results import EvaluatedModel, Evaluation, EvaluationData
 from latentforge.trainer.targets.batches import held_out_sequences
 from latentforge.trainer.teacher.rows import kd_targets
 
@@ -74,8 +75,8 @@ def run_evaluation(
     out: Path,
     command: str,
     console: Console,
-) -> tuple[Path, list[Row]]:
-    """Measures, and writes ``out/eval_<time>.json``; gives its path and rows.
+) -> tuple[Path, list[Result]]:
+    """Measures, and writes ``out/eval_<time>.json``; gives its path and results.
 
     A teacher whose tokenizer, ``teacher_tokenizer``, is not the subject's only judges what is written.
 
@@ -110,34 +111,33 @@ def run_evaluation(
         figures = _Evaluation(subject, data, options, teacher if same else None, score, console).run()
         figures.teacher_tokens = not same
         about_teacher = None if teacher is None else teacher.name
-    rows = figure_rows(figures, options.seed)
-    path = write_results(
-        out,
-        "eval",
+    results = results_of(figures, options.seed)
+    path = Evaluation(
+        name="eval",
         command=command,
         device=_device_name(),
         seed=options.seed,
-        rows=rows,
-        checkpoint={
-            "id": subject.id,
-            "kind": subject.kind,
-            "chunk_size": subject.chunk_size,
-            "parameters": None if subject.model is None else sum(p.numel() for p in subject.model.parameters()),
-            "tokenizer_fingerprint": subject.tokenizer.fingerprint,
-        },
+        results=tuple(results),
+        checkpoint=EvaluatedModel(
+            id=subject.id,
+            kind=subject.kind,
+            chunk_size=subject.chunk_size,
+            parameters=None if subject.model is None else sum(p.numel() for p in subject.model.parameters()),
+            tokenizer_fingerprint=subject.tokenizer.fingerprint,
+        ),
         teacher=about_teacher,
         teacher_tokenizer_fingerprint=None if about_teacher is None else teachers.fingerprint,
-        data={
-            "folder": str(data.folder),
-            "source": data.meta.source,
-            "source_sha256": data.meta.source_sha256,
-            "split": data.meta.split,
-            "sequence_length": data.meta.sequence_length,
-            "tokens": len(figures.likelihood.nats),
-        },
+        data=EvaluationData(
+            folder=str(data.folder),
+            source=data.meta.source,
+            source_sha256=data.meta.source_sha256,
+            split=data.meta.split,
+            sequence_length=data.meta.sequence_length,
+            tokens=len(figures.likelihood.nats),
+        ),
         options=asdict(options),
-    )
-    return path, rows
+    ).write(out)
+    return path, results
 
 
 class _Evaluation:

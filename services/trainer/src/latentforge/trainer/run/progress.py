@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch.utils.tensorboard import SummaryWriter
 
-from latentforge.core.results import JsonlWriter
 from latentforge.trainer.results import METRICS
+from latentforge.trainer.run.metrics import MetricsWriter
 from latentforge.trainer.run.status import Status
 
 LINE_EVERY_SECONDS = 10.0
@@ -21,8 +21,7 @@ class StageProgress:
     """One stage's progress; use as a context manager.
 
     A terminal gets a bar, anything else a line now and then. Metrics go to ``<run>/metrics.jsonl``, each with its
-    stage and
-    step, and to ``<run>/tensorboard/<stage>``. After a kill, steps since the last save are written a second time.
+    stage and step, and to ``<run>/tensorboard/<stage>``. After a kill, steps since the last save are written twice.
 
     Args:
         folder: the run's.
@@ -49,7 +48,7 @@ class StageProgress:
         self._stage, self._unit = stage, unit
         self._status = status
         self._first, self._total = first, total
-        self._metrics = JsonlWriter(folder / METRICS)
+        self._metrics = MetricsWriter(folder / METRICS)
         self._board = SummaryWriter(folder / "tensorboard" / stage, purge_step=first)
         columns = (
             TextColumn(stage),
