@@ -135,7 +135,7 @@ def demo(tmp_path: Path, small_data: Path) -> Iterator[DemoProcess]:
             "GATEWAY_PORT": gateway,
             "INFERENCE_PORT": inference,
             "STATUS_PORT": status,
-            "POLL_SECONDS": "0.1",
+            "INFERENCE_POLL_SECONDS": "0.1",
         },
     )
     yield process

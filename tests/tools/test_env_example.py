@@ -4,12 +4,18 @@ import pytest
 from pydantic_settings import BaseSettings
 
 from latentforge.gateway.settings import GatewaySettings
-from latentforge.inference.settings import Settings
+from latentforge.inference.settings import InferenceSettings
 from latentforge.trainer.config.settings import TrainerSettings
 from tools.demo.settings import ROOT, DemoSettings
 from tools.gateway import GatewayChoice
 
-_ALL: tuple[type[BaseSettings], ...] = (GatewaySettings, TrainerSettings, Settings, DemoSettings, GatewayChoice)
+_ALL: tuple[type[BaseSettings], ...] = (
+    GatewaySettings,
+    TrainerSettings,
+    InferenceSettings,
+    DemoSettings,
+    GatewayChoice,
+)
 _DOCUMENTED = set(re.findall(r"^#?([A-Z][A-Z0-9_]*)=", (ROOT / ".env.example").read_text(), re.MULTILINE))
 
 

@@ -42,7 +42,7 @@ class Demo:
             "GATEWAY_TARGET": f"127.0.0.1:{settings.gateway_port}",
             "EMBEDDED_TEACHER_PATH": str(TEACHER),
             "TOKENIZER_PATH": str(TEACHER),
-            "PORT": str(settings.inference_port),
+            "INFERENCE_PORT": str(settings.inference_port),
             "CHECKPOINT_RUN": self.run_name,
             "CHECKPOINTS_DIR": "checkpoints",
             "RUNS_DIR": "runs",

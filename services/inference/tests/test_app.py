@@ -13,7 +13,7 @@ import torch
 
 from latentforge.core.settings import load_settings
 from latentforge.inference.main import Service, build
-from latentforge.inference.settings import Settings
+from latentforge.inference.settings import InferenceSettings
 from latentforge.inference.snapshot import load_snapshot
 
 Publish = Callable[..., Path]
@@ -57,8 +57,9 @@ def running(checkpoints: Path) -> Running:
 
     @asynccontextmanager
     async def start(**changes: Any) -> AsyncIterator[tuple[httpx.AsyncClient, Service]]:
-        fixed = {"checkpoints_dir": checkpoints, "poll_seconds": 0.02, "device": "cpu", "torch_threads": 1}
-        service = build(load_settings(Settings, **fixed | changes))
+        values = {f"inference_{name}": value for name, value in changes.items()}
+        fixed = {"checkpoints_dir": checkpoints, "inference_poll_seconds": 0.02, "inference_device": "cpu"}
+        service = build(load_settings(InferenceSettings, torch_threads=1, **fixed | values))
         transport = httpx.ASGITransport(app=service.app)
         async with (
             service.app.router.lifespan_context(service.app),
@@ -386,7 +387,7 @@ async def test_a_request_that_takes_too_long_answers_504(running: Running, publi
         asyncio.get_running_loop().call_later(0.3, gate.set)
         response = await client.post("/generate", json=HELD)
         assert response.status_code == 504
-        assert "REQUEST_TIMEOUT" in response.json()["error"]["message"]
+        assert "INFERENCE_REQUEST_TIMEOUT" in response.json()["error"]["message"]
         assert service.engine.running == 0
 
 

@@ -10,14 +10,14 @@ from fastapi import FastAPI
 from latentforge.core.settings import load_settings
 from latentforge.inference.bodies import MAX_BODY_BYTES, parse_json
 from latentforge.inference.main import build
-from latentforge.inference.settings import Settings
+from latentforge.inference.settings import InferenceSettings
 
 JSON = {"content-type": "application/json"}
 
 
 @pytest.fixture
 def app(tmp_path: Path) -> FastAPI:
-    return build(load_settings(Settings, checkpoints_dir=tmp_path)).app
+    return build(load_settings(InferenceSettings, checkpoints_dir=tmp_path)).app
 
 
 @pytest.fixture

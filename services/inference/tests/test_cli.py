@@ -130,15 +130,15 @@ def test_infer_says_when_a_proxy_stands_before_the_server() -> None:
 def test_serve_on_a_taken_port_names_it_and_the_way_out(taken_port: int) -> None:
     result = runner.invoke(app, ["serve", "--port", str(taken_port)])
     assert result.exit_code == 2
-    said = f"port {taken_port} on 127.0.0.1 is taken by another program; stop it, or choose another with --port or PORT"
-    assert result.stderr.strip().splitlines() == [f"error: {said}"]
+    said = f"error: port {taken_port} on 127.0.0.1 is taken by another program; stop it, or choose another with --port"
+    assert result.stderr.splitlines() == [f"{said} or INFERENCE_PORT"]
 
 
 def test_serve_refuses_a_wrong_setting_before_anything_else(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("QUEUE_LIMIT", "-1")
+    monkeypatch.setenv("INFERENCE_QUEUE_LIMIT", "-1")
     result = runner.invoke(app, ["serve"])
     assert result.exit_code == 2
-    assert "QUEUE_LIMIT is '-1'" in result.stderr
+    assert "INFERENCE_QUEUE_LIMIT is '-1'" in result.stderr
 
 
 def test_bench_prints_a_table_and_writes_the_same_results(publish: Publish, tmp_path: Path) -> None:

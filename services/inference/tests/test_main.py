@@ -26,9 +26,9 @@ def server(checkpoints: Path, tmp_path: Path) -> Iterator[tuple[str, "subprocess
     command = [str(Path(sys.executable).parent / "inference"), "serve", "--port", str(port)]
     environment = os.environ | {
         "CHECKPOINTS_DIR": str(checkpoints),
-        "POLL_SECONDS": "0.05",
+        "INFERENCE_POLL_SECONDS": "0.05",
         "TORCH_THREADS": "1",
-        "DEVICE": "cpu",
+        "INFERENCE_DEVICE": "cpu",
     }
     with (tmp_path / "log").open("wb") as log:
         process = subprocess.Popen(command, env=environment, stderr=log, cwd=tmp_path)
@@ -95,6 +95,6 @@ def test_the_listening_socket_makes_connections_without_delay(host: str) -> None
 
 def test_cuda_is_refused_where_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    with pytest.raises(SettingsError, match="DEVICE is 'cuda', but torch finds no CUDA device"):
+    with pytest.raises(SettingsError, match="INFERENCE_DEVICE is 'cuda', but torch finds no CUDA device"):
         pick_device("cuda")
     assert pick_device("auto").type == "cpu"

@@ -24,7 +24,7 @@ from latentforge.inference.schemas import (
     Status,
     SwapRecord,
 )
-from latentforge.inference.settings import Settings
+from latentforge.inference.settings import InferenceSettings
 from latentforge.inference.watcher import watch
 
 T = TypeVar("T")
@@ -34,12 +34,12 @@ class ClientGoneError(Exception):
     """The client hung up before its answer was ready."""
 
 
-def create_app(settings: Settings, registry: Registry, engine: Engine) -> FastAPI:
+def create_app(settings: InferenceSettings, registry: Registry, engine: Engine) -> FastAPI:
     """The application; while it runs it watches the checkpoints folder, and it closes the engine at its end."""
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        watching = asyncio.create_task(watch(registry, settings.poll_seconds))
+        watching = asyncio.create_task(watch(registry, settings.inference_poll_seconds))
         try:
             yield
         finally:

@@ -22,7 +22,7 @@ from latentforge.inference.engine import generate_ids
 from latentforge.inference.main import build_registry
 from latentforge.inference.main import serve as run_server
 from latentforge.inference.schemas import GenerateRequest, GenerateResponse
-from latentforge.inference.settings import Settings
+from latentforge.inference.settings import InferenceSettings
 from latentforge.inference.snapshot import Snapshot
 from latentforge.model.sampling import SamplingParams
 
@@ -40,14 +40,20 @@ TopK = Annotated[int, typer.Option(min=0, help="Keep so many of the likeliest to
 
 @app.command()
 def serve(
-    host: Annotated[str | None, typer.Option(help="Address to listen on (HOST).")] = None,
-    port: Annotated[int | None, typer.Option(help="Port to listen on (PORT).")] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on (INFERENCE_HOST).")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on (INFERENCE_PORT).")] = None,
     checkpoints: Checkpoints = None,
     run: Run = None,
 ) -> None:
     """Serve over REST until SIGTERM; a newer checkpoint is picked up without a restart."""
     with errors_reported():
-        settings = load_settings(Settings, host=host, port=port, checkpoints_dir=checkpoints, checkpoint_run=run)
+        settings = load_settings(
+            InferenceSettings,
+            inference_host=host,
+            inference_port=port,
+            checkpoints_dir=checkpoints,
+            checkpoint_run=run,
+        )
         configure_logging("inference", level=settings.log_level)
         run_server(settings)
 
@@ -120,7 +126,7 @@ def bench(
 
 def _newest(checkpoints: Path | None, run: str | None) -> Snapshot:
     with errors_reported():
-        settings = load_settings(Settings, checkpoints_dir=checkpoints, checkpoint_run=run)
+        settings = load_settings(InferenceSettings, checkpoints_dir=checkpoints, checkpoint_run=run)
         # What is wrong with a checkpoint is told once, by the error below.
         configure_logging("inference", level="ERROR")
         registry = build_registry(settings)

@@ -52,10 +52,12 @@ class Generation:
 
 
 class QueueFullError(RuntimeError):
-    """More requests wait than are allowed; ``retry_after`` is a guess in whole seconds."""
+    """More requests are queued than are allowed; ``retry_after`` is a guess in whole seconds."""
 
     def __init__(self, pending: int, retry_after: int) -> None:
-        super().__init__(f"{pending} requests run or wait already; try again in {retry_after} s or raise QUEUE_LIMIT")
+        super().__init__(
+            f"{pending} requests are running or queued; try again in {retry_after} s or raise INFERENCE_QUEUE_LIMIT"
+        )
         self.retry_after = retry_after
 
 
@@ -155,7 +157,7 @@ class Engine:
                 raise DeadlineError(
                     f"{len(generation.token_ids)} of at most {job.max_tokens} tokens were written in "
                     f"{self.request_timeout:g} s, the longest that a request may take; "
-                    "ask for fewer with max_tokens or raise REQUEST_TIMEOUT"
+                    "ask for fewer with max_tokens or raise INFERENCE_REQUEST_TIMEOUT"
                 )
             raise GenerationCancelledError("the server is shutting down")
         return generation

@@ -16,7 +16,7 @@ from latentforge.core.sockets import http_address, listening_socket
 from latentforge.inference.app import create_app
 from latentforge.inference.engine import Engine
 from latentforge.inference.registry import Registry
-from latentforge.inference.settings import Settings
+from latentforge.inference.settings import InferenceSettings
 
 logger = logging.getLogger(__name__)
 
@@ -29,33 +29,33 @@ class Service:
 
 
 def pick_device(name: str) -> torch.device:
-    """The device that DEVICE names.
+    """The device that INFERENCE_DEVICE names.
 
     Raises:
         SettingsError: CUDA is asked for where there is none.
     """
     if name == "cuda" and not torch.cuda.is_available():
-        raise SettingsError("DEVICE is 'cuda', but torch finds no CUDA device; use cpu or auto")
+        raise SettingsError("INFERENCE_DEVICE is 'cuda', but torch finds no CUDA device; use cpu or auto")
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     return torch.device(name)
 
 
-def build_registry(settings: Settings) -> Registry:
+def build_registry(settings: InferenceSettings) -> Registry:
     """A registry that has not looked at the folder yet; also sets torch's threads."""
     if settings.torch_threads:
         torch.set_num_threads(settings.torch_threads)
-    device = pick_device(settings.device)
+    device = pick_device(settings.inference_device)
     return Registry(settings.checkpoints_dir, settings.checkpoint_run, device, fallback=settings.fallback_run)
 
 
-def build(settings: Settings) -> Service:
+def build(settings: InferenceSettings) -> Service:
     """Wires the service; nothing is loaded or started yet."""
     registry = build_registry(settings)
     engine = Engine(
-        max_concurrent=settings.max_concurrent,
-        queue_limit=settings.queue_limit,
-        request_timeout=settings.request_timeout,
+        max_concurrent=settings.inference_max_concurrent,
+        queue_limit=settings.inference_queue_limit,
+        request_timeout=settings.inference_request_timeout,
     )
     return Service(create_app(settings, registry, engine), registry, engine)
 
@@ -71,26 +71,28 @@ def listen(host: str, port: int) -> socket.socket:
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
             raise SettingsError(
-                f"port {port} on {host} is taken by another program; stop it, or choose another with --port or PORT"
+                f"port {port} on {host} is taken by another program; stop it, or choose another with --port "
+                "or INFERENCE_PORT"
             ) from None
         raise SettingsError(
-            f"cannot listen on {host} port {port}: {error.strerror or error}; change --host or --port"
+            f"cannot listen on {host} port {port}: {error.strerror or error}; change --host or INFERENCE_HOST, "
+            "or --port or INFERENCE_PORT"
         ) from None
 
 
-def serve(settings: Settings) -> None:
+def serve(settings: InferenceSettings) -> None:
     """Serves until SIGTERM or Ctrl-C, then lets running requests end and returns.
 
     Raises:
         SettingsError: the address or the device cannot be had.
     """
-    server_socket = listen(settings.host, settings.port)
+    server_socket = listen(settings.inference_host, settings.inference_port)
     service = build(settings)
     config = uvicorn.Config(
         service.app,
         log_config=None,
         access_log=False,
-        timeout_graceful_shutdown=settings.shutdown_seconds,
+        timeout_graceful_shutdown=settings.inference_shutdown_seconds,
     )
     # uvicorn raises the signal that stopped it once more when it is done; by default that would be the exit status.
     for number in (signal.SIGTERM, signal.SIGINT):

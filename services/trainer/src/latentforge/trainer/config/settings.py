@@ -1,7 +1,6 @@
 """What the environment decides; everything that changes a result is in the recipe instead."""
 
 from pathlib import Path
-from typing import Annotated
 
 from pydantic import Field, SecretStr
 
@@ -9,37 +8,35 @@ from latentforge.core.settings import ServiceSettings
 
 
 class TrainerSettings(ServiceSettings):
-    """Each field is the environment variable of the same name in capitals.
+    """Read from the environment, over ``.env``, over these defaults. Names are upper-case in the environment."""
 
-    Attributes:
-        gateway_target: host:port of the teacher-gateway.
-        gateway_api_key: its key, if it has one.
-        gateway_tls_ca: PEM file of the root certificate of a gateway with TLS.
-        checkpoints_dir: where students are published.
-        fallback_run: a run's folder, ``step-00001200/`` in it, that is evaluated while nothing is published.
-        runs_dir: where a run keeps its data, state, metrics and autoencoder.
-        tokenizer_path: folder of the teacher's tokenizer.
-        recipes_dir: where recipes are looked up by name.
-        trainer_threads: torch threads; 0 takes all cores, and leaves one to the gateway while the student trains.
-        prefetch_batches: batches whose teacher rows are asked for ahead of the step.
-        prefetch_in_flight: of those, how many requests may be open at once.
-        generate_in_flight: requests for the teacher's own text that may be open at once.
-        cuda_memory_fraction: the most of a GPU's memory that training may take; where CPU and GPU share one memory,
-            running out of it freezes everything.
-        teacher_patience_seconds: how long a lost gateway is waited for.
-    """
-
-    gateway_target: Annotated[str, Field(pattern=r"^\S+:\d+$")] = "localhost:50051"
-    gateway_api_key: SecretStr | None = None
-    gateway_tls_ca: Path | None = None
-    checkpoints_dir: Path = Path("checkpoints")
-    fallback_run: Path | None = None
-    runs_dir: Path = Path("runs")
-    tokenizer_path: Path = Path("models/stdlib-teacher")
-    recipes_dir: Path = Path(__file__).parents[4] / "recipes"
-    trainer_threads: Annotated[int, Field(ge=0)] = 0
-    prefetch_batches: Annotated[int, Field(ge=1)] = 6
-    prefetch_in_flight: Annotated[int, Field(ge=1)] = 2
-    generate_in_flight: Annotated[int, Field(ge=1)] = 8
-    cuda_memory_fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
-    teacher_patience_seconds: Annotated[float, Field(ge=0)] = 300.0
+    gateway_target: str = Field(
+        "localhost:50051", pattern=r"^\S+:\d+$", description="host:port of the teacher-gateway."
+    )
+    gateway_api_key: SecretStr | None = Field(None, description="The gateway's key, if it has one.")
+    gateway_tls_ca: Path | None = Field(
+        None,
+        description="PEM file of the root certificate that signed a TLS gateway's; unset talks without TLS.",
+    )
+    checkpoints_dir: Path = Field(Path("checkpoints"), description="Folder that students are published in.")
+    fallback_run: Path | None = Field(
+        None, description="A run's folder, step-00001200/ in it, that is evaluated while nothing is published."
+    )
+    runs_dir: Path = Field(Path("runs"), description="Where a run keeps its data, state, metrics and autoencoder.")
+    tokenizer_path: Path = Field(Path("models/stdlib-teacher"), description="Folder of the teacher's tokenizer.")
+    recipes_dir: Path = Field(Path(__file__).parents[4] / "recipes", description="Where recipes are looked up by name.")
+    trainer_threads: int = Field(
+        0,
+        ge=0,
+        description="torch threads; 0 takes all cores, and leaves one to the gateway while the student trains.",
+    )
+    prefetch_batches: int = Field(6, ge=1, description="Batches whose teacher rows are asked for ahead of the step.")
+    prefetch_in_flight: int = Field(2, ge=1, description="Of those, requests that may be open at once.")
+    generate_in_flight: int = Field(
+        8, ge=1, description="Requests for the teacher's own text that may be open at once."
+    )
+    # Where CPU and GPU share one memory, running out of it freezes everything.
+    cuda_memory_fraction: float = Field(
+        1.0, gt=0, le=1, description="The most of a GPU's memory that training may take."
+    )
+    teacher_patience_seconds: float = Field(300.0, ge=0, description="How long a lost gateway is waited for.")
