@@ -16,6 +16,8 @@ from google.rpc import status_pb2  # type: ignore[import-untyped]
 from rich.console import Console
 from torch import Tensor
 
+from latentforge.model.autoencoder import Autoencoder
+from latentforge.model.io import save_pretrained
 from latentforge.model.losses import StudentBatch
 from latentforge.model.sparse_kd import sparse_kd
 from latentforge.teacher.v1 import teacher_pb2 as pb
@@ -306,6 +308,7 @@ class RunMaker:
         stop_at: tuple[str, int] | None = None,
         overrides: dict[str, Any] | None = None,
         patience: float = 5.0,
+        ahead: int = 6,
     ) -> RunContext:
         """``stop_at`` asks the run to stop once a stage has done so many steps."""
         settings = TrainerSettings(
@@ -314,6 +317,7 @@ class RunMaker:
             runs_dir=self.root / "runs",
             tokenizer_path=self.tokenizer.folder,
             trainer_threads=1,
+            prefetch_batches=ahead,
             teacher_patience_seconds=patience,
         )
         recipe = load_recipe(str(self.recipe_file), Path(), overrides)
@@ -331,6 +335,14 @@ def make_run(tmp_path: Path, recipe_file: Path, tokenizer: TextTokenizer) -> Ite
     threads = torch.get_num_threads()
     yield RunMaker(tmp_path, recipe_file, tokenizer)
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def autoencoder(make_run: RunMaker, tmp_path: Path) -> Path:
+    """The folder of an autoencoder of the tiny recipe, as it is before any training."""
+    torch.manual_seed(0)
+    save_pretrained(Autoencoder(make_run().recipe.autoencoder_config(VOCAB, PAD)), tmp_path / "ae")
+    return tmp_path / "ae"
 
 
 @pytest.fixture

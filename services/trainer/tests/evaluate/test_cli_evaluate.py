@@ -1,6 +1,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from latentforge.text.tokenizer import TextTokenizer
 from latentforge.trainer.cli.main import app
 from latentforge.trainer.data.corpus import source_files, stdlib_root
 from latentforge.trainer.results import Evaluation
-from latentforge.trainer.training.publish import Publisher
+from latentforge.trainer.training.publish import publish
 
 SMALL = [
     "--sequences",
@@ -65,9 +66,16 @@ def evaluate(tmp_path: Path, tokenizer_folder: Path, known_teacher: Any, monkeyp
     return run
 
 
-def publish(root: Path, tokenizer: TextTokenizer, model: LatentModel, step: int) -> None:
-    teacher = TeacherId(backend="known", model="closed-form", revision="1")
-    Publisher(root, "run", tokenizer, teacher, "def", 4).publish(model, step, {})
+@pytest.fixture
+def publish_to(make_run: Any) -> Callable[[Path, LatentModel, int], None]:
+    """Publishes a model as a step of the run "run" below a folder of checkpoints."""
+
+    def to(root: Path, model: LatentModel, step: int) -> None:
+        run = make_run("run")
+        run = replace(run, settings=run.settings.model_copy(update={"checkpoints_dir": root}))
+        publish(run, model, TeacherId(backend="known", model="closed-form", revision="1"), step, {})
+
+    return to
 
 
 def results_of(record: dict[str, Any]) -> dict[str, Any]:
@@ -86,10 +94,10 @@ LIKELIHOOD_IDS = {"nats_per_token", "bits_per_byte", "calibration_error"}
 
 
 def test_a_published_student(
-    evaluate: Evaluate, make_latent: Any, tokenizer: TextTokenizer, held_out: Path, tmp_path: Path
+    evaluate: Evaluate, make_latent: Any, held_out: Path, tmp_path: Path, publish_to: Any
 ) -> None:
     for step in (9, 10):
-        publish(tmp_path / "checkpoints", tokenizer, make_latent(), step)
+        publish_to(tmp_path / "checkpoints", make_latent(), step)
     result, record = evaluate("run", held_out)
     assert result.exit_code == 0, result.output
     results = results_of(record)
@@ -113,10 +121,10 @@ def test_a_published_student(
 
 
 def test_a_student_with_the_energy_head_is_bounded(
-    evaluate: Evaluate, make_latent: Any, tokenizer: TextTokenizer, held_out: Path, tmp_path: Path
+    evaluate: Evaluate, make_latent: Any, held_out: Path, tmp_path: Path, publish_to: Any
 ) -> None:
     model = make_latent(head="energy", energy_noise_size=4, energy_blocks=1)
-    publish(tmp_path / "checkpoints", tokenizer, model, 1)
+    publish_to(tmp_path / "checkpoints", model, 1)
     result, record = evaluate("newest", held_out)
     assert result.exit_code == 0, result.output
     results = results_of(record)
@@ -182,9 +190,9 @@ def test_the_teacher_itself(evaluate: Evaluate, held_out: Path, known_teacher: A
 
 
 def test_of_training_data_only_the_held_out_end_is_taken(
-    evaluate: Evaluate, make_latent: Any, tokenizer: TextTokenizer, packed: PackedData, tmp_path: Path
+    evaluate: Evaluate, make_latent: Any, packed: PackedData, tmp_path: Path, publish_to: Any
 ) -> None:
-    publish(tmp_path / "checkpoints", tokenizer, make_latent(), 1)
+    publish_to(tmp_path / "checkpoints", make_latent(), 1)
     result, record = evaluate("run", packed.folder)
     assert result.exit_code == 0, result.output
     num = len(packed) * 5 // 100
@@ -193,9 +201,9 @@ def test_of_training_data_only_the_held_out_end_is_taken(
 
 
 def test_what_the_run_held_out_is_the_default(
-    evaluate: Evaluate, make_latent: Any, tokenizer: TextTokenizer, held_out: Path, tmp_path: Path
+    evaluate: Evaluate, make_latent: Any, held_out: Path, tmp_path: Path, publish_to: Any
 ) -> None:
-    publish(tmp_path / "checkpoints", tokenizer, make_latent(), 1)
+    publish_to(tmp_path / "checkpoints", make_latent(), 1)
     result, _ = evaluate("run")
     assert result.exit_code == 1
     assert "there is no held-out data at" in result.output
@@ -208,12 +216,12 @@ def test_what_the_run_held_out_is_the_default(
 def test_while_nothing_is_published_the_shipped_student_is_evaluated_on_the_library(
     evaluate: Evaluate,
     make_latent: Any,
-    tokenizer: TextTokenizer,
     held_out: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    publish_to: Any,
 ) -> None:
-    publish(tmp_path / "models", tokenizer, make_latent(), 3)
+    publish_to(tmp_path / "models", make_latent(), 3)
     monkeypatch.setenv("FALLBACK_RUN", str(tmp_path / "models" / "run"))
     result, record = evaluate("newest", "--no-teacher")
     assert result.exit_code == 0, result.output
@@ -225,7 +233,7 @@ def test_while_nothing_is_published_the_shipped_student_is_evaluated_on_the_libr
     # Other data may be named, and what is published goes first.
     _, record = evaluate("newest", held_out, "--no-teacher")
     assert record["data"]["folder"] == str(held_out)
-    publish(tmp_path / "checkpoints", tokenizer, make_latent(), 4)
+    publish_to(tmp_path / "checkpoints", make_latent(), 4)
     _, record = evaluate("newest", held_out, "--no-teacher")
     assert record["checkpoint"]["id"] == "run/step-00000004"
 
@@ -261,14 +269,14 @@ def test_errors_are_one_clear_message(evaluate: Evaluate, held_out: Path, argume
 def test_a_teacher_that_does_not_fit_is_refused(
     evaluate: Evaluate,
     make_latent: Any,
-    tokenizer: TextTokenizer,
     held_out: Path,
     tmp_path: Path,
     known_teacher: Any,
     changes: dict[str, Any],
     message: str,
+    publish_to: Any,
 ) -> None:
-    publish(tmp_path / "checkpoints", tokenizer, make_latent(), 1)
+    publish_to(tmp_path / "checkpoints", make_latent(), 1)
     for name, value in changes.items():
         setattr(known_teacher, name, value)
     result, _ = evaluate("run", held_out)

@@ -23,7 +23,7 @@ from latentforge.text.packed import PackedData
 from latentforge.trainer.errors import TrainerError
 from latentforge.trainer.results import StudentResult
 from latentforge.trainer.run.interrupt import Interrupted
-from latentforge.trainer.targets.on_policy import OwnText
+from latentforge.trainer.targets.on_policy import OnPolicyText
 from latentforge.trainer.targets.scored import ScoredTargets
 from latentforge.trainer.teacher.connection import TeacherLink
 from latentforge.trainer.teacher.rows import TeacherRows
@@ -47,9 +47,9 @@ def make_model(run: Any, kind: str) -> LatentModel | TokenLevelModel:
 
 
 @contextmanager
-def own_text(run: Any, packed: PackedData) -> Iterator[OwnText]:
+def on_policy_text(run: Any, packed: PackedData) -> Iterator[OnPolicyText]:
     with TeacherLink.of(run.settings, run.stop) as link:
-        yield OwnText(run, packed, TeacherRows(link, run.recipe.teacher.top_k, dtype="float32"))
+        yield OnPolicyText(run, packed, TeacherRows(link, run.recipe.teacher.top_k, dtype="float32"))
 
 
 @pytest.mark.parametrize("kind", ["latent", "token-level"])
@@ -58,12 +58,12 @@ def test_the_rows_are_the_teachers_for_what_the_student_wrote(
 ) -> None:
     run = make_run(port=known_teacher.port, overrides=SOME)
     model = make_model(run, kind)
-    with own_text(run, packed) as source:
+    with on_policy_text(run, packed) as source:
         batch = source.batch(5, model)
         again = source.batch(5, model)
         other = source.batch(6, model)
     assert model.training
-    assert batch.own_text
+    assert batch.on_policy
     assert batch.tokens.equal(again.tokens)
     assert not batch.tokens.equal(other.tokens)
     assert batch.kd is not None
@@ -88,7 +88,7 @@ def test_of_its_own_text_it_learns_only_what_the_teacher_would_have_written(
 ) -> None:
     run = make_run(port=known_teacher.port, overrides=SOME)
     model = make_model(run, "latent")
-    with own_text(run, packed) as source:
+    with on_policy_text(run, packed) as source:
         batch = source.batch(5, model)
     with torch.no_grad():
         loss = loss_of(model, batch, ObjectiveWeights(ce=3.0, kd=2.0, mse=1.0))
@@ -103,8 +103,8 @@ def test_rows_stay_with_their_batches_where_the_two_kinds_take_turns(
     train, held_out = split_tail(packed)
     with TeacherLink.of(run.settings, run.stop) as link:
         source = ScoredTargets(run, link, train, held_out)
-        _, batches = source.begin(2, make_model(run, "latent"), with_rows=True)
-        found = [(batch.own_text, float(known_teacher.divergence(batch).abs().max())) for batch in batches]
+        batches = source.training_batches(2, make_model(run, "latent"), with_rows=True)
+        found = [(batch.on_policy, float(known_teacher.divergence(batch).abs().max())) for batch in batches]
     assert len(found) == 38
     kinds = [own for own, _ in found]
     assert kinds.count(True) > 8
@@ -117,7 +117,7 @@ def test_steps_are_due_by_share_and_not_before_their_time(make_run: Any, packed:
         overrides = SOME | {"student.optim.steps": 400, "student.on_policy.share": share}
         run = make_run(overrides=overrides)
         nobody: Any = None
-        source = OwnText(run, packed, nobody)
+        source = OnPolicyText(run, packed, nobody)
         found = [step for step in range(400) if source.is_due(step)]
         assert source.num_tokens(400) == len(found) * 3 * 10
         return found
@@ -154,7 +154,7 @@ def test_resume_equals_no_interruption_bit_for_bit(
     for (name, ours), theirs in zip(weights("whole").items(), weights("cut").values(), strict=True):
         assert ours.equal(theirs), name
     lines = [json.loads(line) for line in (make_run("whole").folder / "metrics.jsonl").read_text().splitlines()]
-    own = [line["step"] for line in lines if "own_text_kd" in line]
+    own = [line["step"] for line in lines if "on_policy_kd" in line]
     assert own
     assert min(own) > 3
     assert len(own) < 9

@@ -35,6 +35,8 @@ def gather(known_teacher: Any, make_run: Any, packed: PackedData) -> Any:
             source: TargetSource = target_source(run, link, *split_tail(packed, 30), answer, kind, fresh=fresh)
             try:
                 assert isinstance(source, GeneratedTargets)
+                assert known_teacher.requests == []
+                source.prepare()
                 found: dict[str, Any] = source.report().model_dump()
                 return found | source.identity() | {"folder": run.folder / "generated"}
             finally:

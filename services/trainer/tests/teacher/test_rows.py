@@ -19,9 +19,9 @@ VOCAB = 260
 
 
 @contextmanager
-def rows_of(teacher: Any, **options: Any) -> Iterator[TeacherRows]:
+def rows_of(teacher: Any) -> Iterator[TeacherRows]:
     with TeacherLink(f"127.0.0.1:{teacher.port}", patience=5.0) as link:
-        yield TeacherRows(link, 4, dtype="float32", **options)
+        yield TeacherRows(link, 4, dtype="float32")
 
 
 def test_rows_lie_over_their_tokens_also_when_shifted(known_teacher: Any, make_run: Any, packed: PackedData) -> None:
@@ -29,8 +29,8 @@ def test_rows_lie_over_their_tokens_also_when_shifted(known_teacher: Any, make_r
     steps = range(6)
     shifts = set()
     with rows_of(known_teacher) as teacher:
-        stream = teacher.stream(iter([training_sequences(run, packed, s) for s in steps]))
-        for step, rows in zip(steps, stream, strict=True):
+        asked = [teacher.ask(training_sequences(run, packed, step)) for step in steps]
+        for step, rows in zip(steps, map(teacher.take, asked), strict=True):
             batch = training_batch(run, packed, step, rows)
             assert batch.kd is not None
             pads = (~batch.valid).sum(1)
@@ -47,7 +47,7 @@ def test_the_teacher_is_asked_about_unshifted_sequences(known_teacher: Any, make
     run = make_run(overrides={"student.phase_probability": 1.0})
     sequences = training_sequences(run, packed, 0)
     with rows_of(known_teacher) as teacher:
-        list(teacher.stream(iter([sequences])))
+        teacher.take(teacher.ask(sequences))
     assert known_teacher.requests == [[s.tolist() for s in sequences]]
 
 
@@ -60,25 +60,10 @@ def test_rows_beyond_the_sequence_are_refused(known_teacher: Any) -> None:
 def test_hits_are_counted_from_provenance(known_teacher: Any, packed: PackedData) -> None:
     batch = [torch.from_numpy(packed.sequence(0)), torch.from_numpy(packed.sequence(1))]
     with rows_of(known_teacher) as teacher:
-        list(teacher.stream(iter([batch, batch])))
+        for _ in range(2):
+            teacher.take(teacher.ask(batch))
         assert (teacher.cache.sequences, teacher.cache.hits) == (4, 2)
         assert (teacher.cache.rows, teacher.cache.rows_from_cache) == (4 * 31, 2 * 31)
-
-
-def test_no_more_than_ahead_batches_are_asked_for(known_teacher: Any, packed: PackedData) -> None:
-    made = 0
-
-    def batches() -> Any:
-        nonlocal made
-        for i in range(10):
-            made += 1
-            yield [torch.from_numpy(packed.sequence(i))]
-
-    with rows_of(known_teacher, ahead=3) as teacher:
-        stream = teacher.stream(batches())
-        assert made == 3
-        next(stream)
-        assert made == 4
 
 
 @pytest.mark.parametrize(
@@ -105,9 +90,9 @@ def test_the_gateway_says_how_much_it_saved(known_teacher: Any) -> None:
 def test_a_refusal_reaches_the_loop_at_once(known_teacher: Any, packed: PackedData) -> None:
     known_teacher.fail_with = grpc.StatusCode.INVALID_ARGUMENT
     with rows_of(known_teacher) as teacher:
-        stream = teacher.stream(iter([[torch.from_numpy(packed.sequence(0))]]))
+        asked = teacher.ask([torch.from_numpy(packed.sequence(0))])
         with pytest.raises(TrainerError, match="refused: INVALID_ARGUMENT"):
-            next(stream)
+            teacher.take(asked)
 
 
 def test_a_lost_gateway_is_tried_again_and_said(
@@ -117,7 +102,7 @@ def test_a_lost_gateway_is_tried_again_and_said(
     timer = threading.Timer(0.3, lambda: setattr(known_teacher, "fail_with", None))
     with caplog.at_level(logging.WARNING), rows_of(known_teacher) as teacher:
         timer.start()
-        rows = next(teacher.stream(iter([[torch.from_numpy(packed.sequence(0))]])))
+        rows = teacher.take(teacher.ask([torch.from_numpy(packed.sequence(0))]))
     assert len(rows[0]) == 31
     said = [r.getMessage() for r in caplog.records if "teacher" in r.getMessage()]
     assert "lost" in said[0]
@@ -126,15 +111,17 @@ def test_a_lost_gateway_is_tried_again_and_said(
 
 def test_patience_ends(packed: PackedData) -> None:
     with TeacherLink("127.0.0.1:9", patience=0.1) as link:
-        stream = TeacherRows(link, 4).stream(iter([[torch.from_numpy(packed.sequence(0))]]))
+        teacher = TeacherRows(link, 4)
+        asked = teacher.ask([torch.from_numpy(packed.sequence(0))])
         with pytest.raises(TeacherLostError, match=r"stayed away .* no teacher-gateway answers at 127\.0\.0\.1:9"):
-            next(stream)
+            teacher.take(asked)
 
 
 def test_a_stop_request_ends_the_waiting(packed: PackedData) -> None:
-    asked = threading.Event()
-    threading.Timer(0.2, asked.set).start()
-    with TeacherLink("127.0.0.1:9", patience=60, stop=asked.is_set) as link:
-        stream = TeacherRows(link, 4).stream(iter([[torch.from_numpy(packed.sequence(0))]]))
+    stop = threading.Event()
+    threading.Timer(0.2, stop.set).start()
+    with TeacherLink("127.0.0.1:9", patience=60, stop=stop.is_set) as link:
+        teacher = TeacherRows(link, 4)
+        asked = teacher.ask([torch.from_numpy(packed.sequence(0))])
         with pytest.raises(Interrupted):
-            next(stream)
+            teacher.take(asked)

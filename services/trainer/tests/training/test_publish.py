@@ -1,7 +1,17 @@
-import pytest
+from pathlib import Path
+from typing import Any
 
+import pytest
+import torch
+
+from latentforge.core.manifest import TeacherId
+from latentforge.model.io import load_autoencoder
 from latentforge.trainer.config.recipe import StudentRecipe
-from latentforge.trainer.training.publish import publish_steps
+from latentforge.trainer.errors import TrainerError
+from latentforge.trainer.training.learners import latent_learner
+from latentforge.trainer.training.publish import is_published, publish, publish_steps, published
+
+TEACHER = TeacherId(backend="none", model="none", revision="none")
 
 
 def recipe(steps: int, **fields: int) -> StudentRecipe:
@@ -19,3 +29,37 @@ def test_every_so_many_steps_when_asked_for() -> None:
 
 def test_a_very_short_run_publishes_what_it_can() -> None:
     assert publish_steps(recipe(1)) == [1]
+
+
+@pytest.mark.parametrize(
+    ("broken", "metrics", "why"),
+    [
+        ("nothing", {"held_out_ce": 3.0, "held_out_kd": float("inf")}, "held_out_kd is inf"),
+        ("weight", {"held_out_ce": 3.0}, r"the weights student\.\S+ are not finite"),
+        ("logits", {"held_out_ce": 3.0}, "the logits of a text of 3 tokens are not finite"),
+    ],
+)
+def test_what_is_not_finite_is_not_published(
+    make_run: Any, autoencoder: Path, broken: str, metrics: dict[str, float], why: str
+) -> None:
+    run = make_run()
+    model: Any = latent_learner(run, load_autoencoder(autoencoder), torch.ones(260, dtype=torch.int64)).model
+    with torch.no_grad():
+        if broken == "weight":
+            next(model.student.parameters()).view(-1)[0] = float("nan")
+        elif broken == "logits":
+            for weight in model.student.parameters():
+                weight.mul_(1e30)
+    with pytest.raises(TrainerError, match=f"step 7: the student is not published, because {why}.* start anew with"):
+        publish(run, model, TEACHER, 7, metrics)
+    assert published(run, model) == []
+    assert not is_published(run, model, 7)
+
+
+def test_what_is_published_is_found(make_run: Any, autoencoder: Path) -> None:
+    run = make_run()
+    model = latent_learner(run, load_autoencoder(autoencoder), torch.ones(260, dtype=torch.int64)).model
+    assert publish(run, model, TEACHER, 7, {"held_out_ce": 3.0}) == "tiny/step-00000007"
+    assert published(run, model) == ["tiny/step-00000007"]
+    assert is_published(run, model, 7)
+    assert not is_published(run, model, 8)

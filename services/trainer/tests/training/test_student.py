@@ -9,9 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from latentforge.core.manifest import list_checkpoints, verify_checkpoint
-from latentforge.model.autoencoder import Autoencoder
 from latentforge.model.generation import ChunkGenerator
-from latentforge.model.io import load_autoencoder, load_student, save_pretrained
+from latentforge.model.io import load_autoencoder, load_student
 from latentforge.model.latent_model import LatentModel
 from latentforge.model.losses import StudentBatch
 from latentforge.model.sampling import SamplingParams
@@ -22,13 +21,6 @@ from latentforge.trainer.run.interrupt import Interrupted
 from latentforge.trainer.teacher.connection import TeacherLostError
 from latentforge.trainer.training.student import train_student
 from latentforge.trainer.training.validation import unigram_ce
-
-
-@pytest.fixture
-def autoencoder(make_run: Any, tmp_path: Path) -> Path:
-    torch.manual_seed(0)
-    save_pretrained(Autoencoder(make_run().recipe.autoencoder_config(260, 1)), tmp_path / "ae")
-    return tmp_path / "ae"
 
 
 def published(run: Any) -> list[Path]:

@@ -97,7 +97,7 @@ class StudentBatch:
         valid: bool [b, L]; False on pads, and on what is context only.
         kd: teacher rows, or None.
         chunk_valid: bool [b, t], the chunks of MSE and energy; None takes those with at least one valid token.
-        own_text: the model wrote the tokens itself; all that :func:`loss_of` learns of them is what the teacher would
+        on_policy: the model wrote the tokens itself; all that :func:`loss_of` learns of them is what the teacher would
             have written.
     """
 
@@ -105,7 +105,7 @@ class StudentBatch:
     valid: Tensor
     kd: KdTargets | None = None
     chunk_valid: Tensor | None = None
-    own_text: bool = False
+    on_policy: bool = False
 
 
 class StudentLoss(NamedTuple):
@@ -133,8 +133,8 @@ def loss_of(
     weights: ObjectiveWeights,
     generator: torch.Generator | None = None,
 ) -> StudentLoss:
-    """:func:`student_loss` or :func:`token_level_loss`, as the model wants; of its own text KD alone."""
-    if batch.own_text:
+    """:func:`student_loss` or :func:`token_level_loss`, as the model wants; of on-policy text KD alone."""
+    if batch.on_policy:
         weights = ObjectiveWeights(ce=0, kd=weights.kd, mse=0, energy=0)
     if isinstance(model, TokenLevelModel):
         return token_level_loss(model, batch, weights)

@@ -19,28 +19,47 @@ from latentforge.trainer.results import CacheFigures, GeneratedFigures, TargetKi
 class TargetSource(Protocol):
     """Batches as a function of the step, so that a resumed run sees what an uninterrupted one would have seen.
 
+    Its methods are called in this order: ``prepare``, then ``restore`` where a run is resumed, then the batches.
+
     Attributes:
         kind: score, generate or text.
-        token_counts: how often each token stands in what is learnt, int64 [V].
     """
 
     kind: TargetKind
-    token_counts: NDArray[np.int64]
+
+    def prepare(self) -> None:
+        """Does what has to be done before the first step; ``generate`` collects the teacher's text.
+
+        Raises:
+            TrainerError: what is there cannot be used.
+            TeacherLostError, Interrupted: what had been done is kept.
+        """
+
+    @property
+    def token_counts(self) -> NDArray[np.int64]:
+        """How often each token stands in what is learnt, int64 [V]."""
 
     def identity(self) -> dict[str, Any]:
         """What a resumed run must find unchanged."""
 
-    def begin(
-        self, step: int, model: LatentModel | TokenLevelModel, *, with_rows: bool
-    ) -> tuple[list[StudentBatch], Iterator[StudentBatch]]:
-        """Held-out batches, always with rows, and the training batches from ``step`` on; ``model`` is what learns.
+    def held_out_batches(self) -> list[StudentBatch]:
+        """What validations look at; with rows wherever there is a teacher.
 
         Raises:
-            TeacherLostError, Interrupted: while the teacher was waited for; the iterator too.
+            TeacherLostError, Interrupted: while the teacher was waited for.
+        """
+
+    def training_batches(
+        self, step: int, model: LatentModel | TokenLevelModel, *, with_rows: bool
+    ) -> Iterator[StudentBatch]:
+        """The batches from ``step`` on; ``model`` is what learns, for steps on what it writes itself.
+
+        Raises:
+            TeacherLostError, Interrupted: while the teacher was waited for; the iterator raises them.
         """
 
     def num_tokens(self, steps: int) -> int:
-        """Tokens that so many steps learn from; of the student's own text, at most."""
+        """Tokens that so many steps learn from; of on-policy text, at most."""
 
     def progress(self) -> dict[str, Any]:
         """What an interrupted run saves of it, for :meth:`restore`."""

@@ -1,7 +1,11 @@
 """Targets of kind ``generate``: what the teacher writes after prompts made of the data, with its rows for that."""
 
 from collections.abc import Iterator
+from functools import cached_property
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from latentforge.model.latent_model import LatentModel
 from latentforge.model.losses import StudentBatch
@@ -17,12 +21,17 @@ from latentforge.trainer.teacher.connection import TeacherLink
 
 
 class GeneratedTargets:
-    """The teacher's own text in runs/<run>/generated/, which is collected first where it is not there yet.
+    """The teacher's own text in runs/<run>/generated/, which :meth:`prepare` collects where it is not there yet.
+
+    Args:
+        run: the run.
+        link: to the gateway.
+        train, held_out: the data that prompts are made of.
+        answer: what the teacher said of itself.
+        fresh: begins another collection where the old one was made by another teacher or with other settings.
 
     Raises:
-        TrainerError: nothing can be asked, too much of what came cannot be used, or the folder holds what another
-            teacher or other settings made.
-        TeacherLostError, Interrupted: while collecting; the same command goes on.
+        TrainerError: no prompt fits, or the folder holds what another teacher or other settings made.
     """
 
     kind: TargetKind = "generate"
@@ -37,16 +46,18 @@ class GeneratedTargets:
         *,
         fresh: bool = False,
     ) -> None:
-        recipe, tokenizer, asked = run.recipe, run.tokenizer, run.recipe.teacher.generate
+        self._run, self._link = run, link
+        recipe, asked = run.recipe, run.recipe.teacher.generate
         # An end-of-text and the pads of any phase are in a sequence too.
         limit = min(recipe.data.sequence_length - recipe.chunk_size, answer.max_sequence_length or 2**31)
-        prompts: list[Prompt] = []
-        numbers: dict[Split, range] = {}
+        self._prompts: list[Prompt] = []
+        self._numbers: dict[Split, range] = {}
         splits: list[tuple[Split, PackedData]] = [("held-out", held_out), ("train", train)]
         for split, data in splits:
-            chosen = choose_prompts(data, split, recipe, tokenizer, limit, prompts)
-            numbers[split] = range(len(prompts), len(prompts) + len(chosen.prompts))
-            prompts += chosen.prompts
+            chosen = choose_prompts(data, split, recipe, run.tokenizer, limit, self._prompts)
+            first = len(self._prompts)
+            self._numbers[split] = range(first, first + len(chosen.prompts))
+            self._prompts += chosen.prompts
             run.console.print(
                 f"{len(chosen.prompts)} of {chosen.num_wanted} {split} prompts; {chosen.num_passed_over} documents "
                 "give none that fits",
@@ -59,27 +70,33 @@ class GeneratedTargets:
                 "that one",
                 soft_wrap=True,
             )
-        about = identity(recipe.teacher, prompts, answer)
-        self._store = open_store(run.folder / "generated", recipe.teacher, about, len(prompts), fresh=fresh)
-        try:
-            collect(run, link, self._store, prompts)
-            ids = tokenizer.pad_id, tokenizer.eos_id
-            self._train = Examples(self._store, numbers["train"], recipe, *ids)
-            self._held_out = Examples(self._store, numbers["held-out"], recipe, *ids)
-            self._digest = self._store.digest(range(len(prompts)))
-        except BaseException:
-            self._store.close()
-            raise
-        self._num_prompts, self._steps = len(prompts), recipe.student.optim.steps
-        self.token_counts = self._train.token_counts(run.vocab_size)
+        about = identity(recipe.teacher, self._prompts, answer)
+        self._store = open_store(run.folder / "generated", recipe.teacher, about, len(self._prompts), fresh=fresh)
+
+    def prepare(self) -> None:
+        """Asks for what is missing; after this everything else may be called."""
+        collect(self._run, self._link, self._store, self._prompts)
+        self._train, self._held_out = self._examples("train"), self._examples("held-out")
+        self._digest = self._store.digest(range(len(self._prompts)))
+
+    def _examples(self, split: Split) -> Examples:
+        tokenizer = self._run.tokenizer
+        return Examples(self._store, self._numbers[split], self._run.recipe, tokenizer.pad_id, tokenizer.eos_id)
+
+    @cached_property
+    def token_counts(self) -> NDArray[np.int64]:
+        return self._train.token_counts(self._run.vocab_size)
 
     def identity(self) -> dict[str, Any]:
         return {"targets": self.kind, "generated_sha256": self._digest}
 
-    def begin(
+    def held_out_batches(self) -> list[StudentBatch]:
+        return self._held_out.batches()
+
+    def training_batches(
         self, step: int, model: LatentModel | TokenLevelModel, *, with_rows: bool
-    ) -> tuple[list[StudentBatch], Iterator[StudentBatch]]:
-        return self._held_out.batches(), (self._train.training_batch(s) for s in range(step, self._steps))
+    ) -> Iterator[StudentBatch]:
+        return (self._train.training_batch(s) for s in range(step, self._run.recipe.student.optim.steps))
 
     def num_tokens(self, steps: int) -> int:
         return self._train.num_tokens(steps)
@@ -94,7 +111,7 @@ class GeneratedTargets:
 
     def report(self) -> GeneratedFigures:
         return GeneratedFigures(
-            prompts=self._num_prompts,
+            prompts=len(self._prompts),
             continuations=self._store.num_usable(),
             dropped=len(self._store.dropped()),
             tokens=self._store.num_tokens(),

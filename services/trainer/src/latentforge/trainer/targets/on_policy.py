@@ -1,4 +1,4 @@
-"""Text that the student writes itself, with the teacher's rows on it: how to go on after its own mistakes."""
+"""On-policy text: what the student writes itself, with the teacher's rows on it."""
 
 from dataclasses import replace
 
@@ -21,7 +21,7 @@ from latentforge.trainer.teacher.continuations import Continuation
 from latentforge.trainer.teacher.rows import TeacherRows
 
 
-class OwnText:
+class OnPolicyText:
     """Batches of ``student.on_policy``: functions of the seed, the step and the student as it is at that step.
 
     Taught on other people's text alone, a student never sees what it does itself, such as beginning to repeat a word,
@@ -67,7 +67,7 @@ class OwnText:
         rows = self._rows.take(self._rows.ask(texts))
         examples = [self._example(text.numpy().astype(np.uint32), r) for text, r in zip(texts, rows, strict=True)]
         batch = lay_out(examples, [0] * len(examples), recipe, tokenizer.pad_id, None)
-        return replace(batch, own_text=True)
+        return replace(batch, on_policy=True)
 
     def _example(self, text: NDArray[np.uint32], rows: SparseRows) -> Continuation:
         prompt, written = np.split(text, [self._recipe.prompt_tokens])

@@ -1,39 +1,49 @@
 """Targets of kind ``text``: the data alone, without a teacher."""
 
 from collections.abc import Iterator
+from functools import cached_property
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from latentforge.model.latent_model import LatentModel
 from latentforge.model.losses import StudentBatch
 from latentforge.model.token_level import TokenLevelModel
 from latentforge.text.packed import PackedData
-from latentforge.trainer.results import TargetKind
+from latentforge.trainer.results import CacheFigures, TargetKind
 from latentforge.trainer.run.context import RunContext
 from latentforge.trainer.targets.batches import held_out_batch, held_out_sequences, training_batch
 
 
 class TextTargets:
-    """The data's sequences without rows: a student of nobody."""
+    """The data's sequences without rows, for a student without a teacher."""
 
     kind: TargetKind = "text"
 
     def __init__(self, run: RunContext, train: PackedData, held_out: PackedData) -> None:
-        self._run, self._train = run, train
-        self._check = held_out_sequences(held_out, run.recipe.student.validation_sequences)
-        self.token_counts = np.bincount(train.tokens, minlength=run.vocab_size)
+        self._run, self._train, self._held_out = run, train, held_out
+
+    def prepare(self) -> None: ...
+
+    @cached_property
+    def token_counts(self) -> NDArray[np.int64]:
+        return np.bincount(self._train.tokens, minlength=self._run.vocab_size)
 
     def identity(self) -> dict[str, Any]:
         return {"targets": self.kind}
 
-    def begin(
+    def held_out_batches(self) -> list[StudentBatch]:
+        count = self._run.recipe.student.validation_sequences
+        return [held_out_batch(sequence, None) for sequence in held_out_sequences(self._held_out, count)]
+
+    def training_batches(
         self, step: int, model: LatentModel | TokenLevelModel, *, with_rows: bool
-    ) -> tuple[list[StudentBatch], Iterator[StudentBatch]]:
+    ) -> Iterator[StudentBatch]:
         assert not with_rows
-        steps = range(step, self._run.recipe.student.optim.steps)
-        check = [held_out_batch(sequence, None) for sequence in self._check]
-        return check, (training_batch(self._run, self._train, s, None) for s in steps)
+        return (
+            training_batch(self._run, self._train, s, None) for s in range(step, self._run.recipe.student.optim.steps)
+        )
 
     def num_tokens(self, steps: int) -> int:
         return steps * self._run.recipe.student.optim.batch_size * self._train.meta.sequence_length
@@ -46,7 +56,7 @@ class TextTargets:
     def note(self) -> str:
         return ""
 
-    def report(self) -> None:
+    def report(self) -> CacheFigures | None:
         return None
 
     def close(self) -> None: ...

@@ -1,11 +1,9 @@
-"""The teacher's rows for the batches ahead: asked for in the background, aligned with the tokens they are for."""
+"""The teacher's rows: asked for in the background, aligned with the tokens they are for."""
 
 import asyncio
-from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
 import grpc
@@ -40,50 +38,30 @@ class TeacherRows:
         link: to the gateway.
         top_k: entries per row.
         dtype: how logprobs travel.
-        ahead: batches asked for before they are needed.
-        in_flight: of those, requests that may be open at once, in order.
-        cache: counts of an earlier process, counted on.
+        in_flight: requests that may be open at once; more wait, in their order.
+
+    Attributes:
+        cache: counts so far; a resumed run puts those of the earlier process there.
     """
 
-    def __init__(
-        self,
-        link: TeacherLink,
-        top_k: int,
-        *,
-        dtype: LogprobDtype = "float16",
-        ahead: int = 6,
-        in_flight: int = 2,
-        cache: CacheCount | None = None,
-    ) -> None:
+    def __init__(self, link: TeacherLink, top_k: int, dtype: LogprobDtype = "float16", in_flight: int = 2) -> None:
         self._link, self._top_k, self._dtype = link, top_k, dtype
-        self._ahead = ahead
         self._open = asyncio.Semaphore(in_flight)
-        self.cache = cache or CacheCount()
+        self.cache = CacheCount()
 
     def ask(self, sequences: Sequence[Tensor]) -> Future[list[SparseRows]]:
         """Asks for rows of sequences, int64 [L] each; :meth:`take` waits for them, in the order of the sequences."""
         return self._link.submit(self._score([s.tolist() for s in sequences]))
 
     def take(self, asked: Future[list[SparseRows]]) -> list[SparseRows]:
-        return self._link.wait(asked)
-
-    def stream(self, batches: Iterator[Sequence[Tensor]]) -> Iterator[list[SparseRows]]:
-        """Rows for one batch of sequences after another; the first ``ahead`` are asked for at once.
+        """Waits for what was asked.
 
         Raises:
             TrainerError: the teacher refused.
             TeacherLostError: it stayed away longer than the patience.
-            Interrupted: the link's ``stop`` said so while rows were waited for.
+            Interrupted: the link's ``stop`` said so meanwhile.
         """
-        pending = deque(self.ask(batch) for batch in islice(batches, self._ahead))
-
-        def taken() -> Iterator[list[SparseRows]]:
-            while pending:
-                rows = self.take(pending.popleft())
-                pending.extend(self.ask(batch) for batch in islice(batches, 1))
-                yield rows
-
-        return taken()
+        return self._link.wait(asked)
 
     async def _score(self, sequences: list[list[int]]) -> list[SparseRows]:
         rows: list[SparseRows | None] = [None] * len(sequences)

@@ -1,14 +1,11 @@
 """A student's training loop: what both kinds of student go through from the first step to the last."""
 
 import time
-from typing import Protocol
 
 from torch import nn
 
 from latentforge.core.manifest import TeacherId
-from latentforge.model.latent_model import LatentModel
-from latentforge.model.losses import ObjectiveWeights, StudentBatch, loss_of
-from latentforge.model.token_level import TokenLevelModel
+from latentforge.model.losses import StudentBatch, loss_of
 from latentforge.teacher.v1 import teacher_pb2 as pb
 from latentforge.trainer.data.sequence_order import step_generator
 from latentforge.trainer.errors import TrainerError
@@ -19,32 +16,11 @@ from latentforge.trainer.run.interrupt import Interrupted
 from latentforge.trainer.run.progress import StageProgress
 from latentforge.trainer.targets.base import TargetSource
 from latentforge.trainer.teacher.connection import TeacherLostError
+from latentforge.trainer.training.learners import Learner
 from latentforge.trainer.training.optimisation import Optimisation
-from latentforge.trainer.training.publish import publish_steps
+from latentforge.trainer.training.publish import is_published, publish, publish_steps, published
 from latentforge.trainer.training.state import StageState
 from latentforge.trainer.training.validation import evaluate_student, teacher_nll, to_device, unigram_ce
-
-
-class Learner(Protocol):
-    """What is trained, and where it goes."""
-
-    @property
-    def stage(self) -> str:
-        """Names it on disk and in progress."""
-
-    @property
-    def model(self) -> LatentModel | TokenLevelModel:
-        """What learns."""
-
-    @property
-    def weights(self) -> ObjectiveWeights:
-        """Of the terms of its loss."""
-
-    def publish(self, step: int, figures: dict[str, float]) -> str:
-        """Puts the model where its readers look for it, whole or not at all; says where."""
-
-    def places(self) -> list[str]:
-        """Where it has been published, oldest first."""
 
 
 class StudentTraining:
@@ -64,11 +40,12 @@ class StudentTraining:
         self.optimisation = Optimisation(self.model, self.recipe.optim)
         self.teacher_id = teacher_id(answer)
         self.step = 0
+        self.held_out: list[StudentBatch] = []
         self.curve: list[CurvePoint] = []
         self._seconds_before, self._started = 0.0, time.monotonic()
 
     def load(self) -> None:
-        """Goes on from what an earlier process saved, if it did.
+        """Resumes from what an earlier process saved, if it did.
 
         Raises:
             TrainerError: it learnt from another teacher or other text.
@@ -85,28 +62,34 @@ class StudentTraining:
         if saved["source"] != self.source.identity():
             raise TrainerError(
                 f"this run was begun with {saved['source']}, now it is {self.source.identity()}; "
-                "go on with what it was, or start anew with --fresh or --run NAME"
+                "resume with what it was, or start anew with --fresh or --run NAME"
             )
         self.curve = [CurvePoint.model_validate(point) for point in saved["curve"]]
         self.source.restore(saved["progress"])
         self._seconds_before = float(saved["seconds"])
 
     def loop(self) -> None:
-        """Steps, validates, publishes and saves until the recipe's last step.
+        """Steps, validates, saves and publishes until the recipe's last step.
+
+        A step is saved before it is published: whoever serves a checkpoint can rely on the run having got that far,
+        and a kill between the two costs nothing, because the resumed run begins by publishing that step.
 
         Raises:
             Interrupted, TeacherLostError: after saving and publishing what is there.
+            TrainerError: a loss, a gradient or a student that is to be published is not finite.
         """
-        run, recipe = self.run, self.recipe
+        run, recipe, publish_at = self.run, self.recipe, publish_steps(self.recipe)
         with StageProgress(
             run.folder, self.learner.stage, recipe.optim.steps, run.status, first=self.step, console=run.console
         ) as progress:
             try:
-                self.check, batches = self.source.begin(
-                    self.step, self.learner.model, with_rows=bool(self.learner.weights.kd)
-                )
+                self.held_out = self.source.held_out_batches()
+                with_rows = bool(self.learner.weights.kd)
+                batches = self.source.training_batches(self.step, self.learner.model, with_rows=with_rows)
                 if self.step == 0:
                     self._validate(progress)
+                elif self.step in publish_at:
+                    self._publish(progress)
                 while self.step < recipe.optim.steps:
                     if run.stop():
                         raise Interrupted
@@ -115,16 +98,17 @@ class StudentTraining:
                     progress.step(self.step, values, batch.tokens.numel(), note=self.source.note())
                     if self.step % recipe.validate_every == 0 or self.step == recipe.optim.steps:
                         self._validate(progress)
-                    if self.step in publish_steps(recipe):
+                    if self.step in publish_at:
+                        self._save()
                         self._publish(progress)
-                    if self.step % recipe.save_every == 0:
+                    elif self.step % recipe.save_every == 0:
                         self._save()
             except (Interrupted, TeacherLostError):
                 self._save()
-                if self.step:
+                # Without held-out batches nothing can be said of it; the resumed run publishes, if it is due.
+                if self.step and self.held_out:
                     self._publish(progress)
                 raise
-            self._save()
 
     def result(self) -> StudentResult:
         """What the run's table and its readers are told."""
@@ -134,13 +118,13 @@ class StudentTraining:
             tokens=self.source.num_tokens(self.step),
             seconds=self._spent(),
             curve=self.curve,
-            unigram_ce=unigram_ce(self.source.token_counts, self.check),
-            held_out_tokens=sum(int(batch.valid.sum()) for batch in self.check),
+            unigram_ce=unigram_ce(self.source.token_counts, self.held_out),
+            held_out_tokens=sum(int(batch.valid.sum()) for batch in self.held_out),
             targets=self.source.kind,
             teacher=self._teacher(),
             cache=report if isinstance(report, CacheFigures) else None,
             generated=report if isinstance(report, GeneratedFigures) else None,
-            checkpoints=self.learner.places(),
+            checkpoints=published(self.run, self.learner.model),
         )
 
     def _teacher(self) -> TeacherFigures | None:
@@ -149,7 +133,7 @@ class StudentTraining:
         return TeacherFigures(
             **self.teacher_id.model_dump(),
             fingerprint=self.answer.tokenizer_fingerprint,
-            held_out_nll=teacher_nll(self.check),
+            held_out_nll=teacher_nll(self.held_out),
         )
 
     def _take_step(self, batch: StudentBatch) -> dict[str, float]:
@@ -157,9 +141,9 @@ class StudentTraining:
         with autocast(run.recipe, run.device):
             generator = step_generator(self.seed, step, run.device)
             loss = loss_of(self.learner.model, batch, self.learner.weights, generator)
-        if batch.own_text:
+        if batch.on_policy:
             # What is measured on the student's own text is no figure of the data.
-            parts = {"own_text_loss": loss.total, "own_text_kd": loss.kd}
+            parts = {"on_policy_loss": loss.total, "on_policy_kd": loss.kd}
         else:
             weights = vars(self.learner.weights)
             parts = {"loss": loss.total} | {name: getattr(loss, name) for name in weights if weights[name]}
@@ -168,16 +152,30 @@ class StudentTraining:
         return values
 
     def _validate(self, progress: StageProgress) -> None:
-        figures = evaluate_student(self.learner.model, self.check, self.seed, self.run.device)
+        """Measures on held-out data and adds to the curve."""
+        self.curve.append(self._measured(progress))
+
+    def _measured(self, progress: StageProgress) -> CurvePoint:
+        figures = evaluate_student(self.learner.model, self.held_out, self.seed, self.run.device)
         self.model.train()
-        self.curve.append(CurvePoint(step=self.step, **figures))
         progress.validation(self.step, figures)
+        return CurvePoint(step=self.step, **figures)
 
     def _publish(self, progress: StageProgress) -> None:
-        last = self.curve[-1].model_dump(exclude={"step"}, exclude_none=True) if self.curve else {}
-        figures = {f"held_out_{name}": value for name, value in last.items()}
-        progress.say(f"published {self.learner.publish(self.step, figures)}")
+        """Publishes the current step with figures of this very step; one that is published already is kept.
+
+        What is measured for publishing alone stays out of the curve, which must be the same whether the run was
+        interrupted, and so published more, or not.
+        """
+        if is_published(self.run, self.learner.model, self.step):
+            return
+        last = self.curve[-1]
+        point = last if last.step == self.step else self._measured(progress)
+        figures = point.model_dump(exclude={"step"}, exclude_none=True)
+        metrics = {f"held_out_{name}": value for name, value in figures.items()}
+        place = publish(self.run, self.learner.model, self.teacher_id, self.step, metrics)
         self.model.train()
+        progress.say(f"published {place}")
 
     def _save(self) -> None:
         progressed = {

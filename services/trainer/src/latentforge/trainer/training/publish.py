@@ -1,17 +1,34 @@
-"""Publishing: autoencoder, student and tokenizer together, with a golden continuation."""
+"""Publishing: a student is put where its readers look for it, whole or not at all.
 
+A student that writes chunks becomes ``checkpoints/<run>/step-…/``: autoencoder, student and tokenizer together, with a
+golden continuation, for inference to serve. Of a token-level student ``runs/<run>/token-level/`` holds the newest
+weights.
+"""
+
+import math
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
-from latentforge.core.manifest import Golden, ManifestDraft, TeacherId, publish_checkpoint
+from latentforge.core.files import replacing
+from latentforge.core.manifest import (
+    MANIFEST,
+    Golden,
+    ManifestDraft,
+    TeacherId,
+    list_checkpoints,
+    publish_checkpoint,
+    step_folder,
+)
+from latentforge.model.finite import check_finite
 from latentforge.model.generation import ChunkGenerator
 from latentforge.model.io import save_pretrained
 from latentforge.model.latent_model import LatentModel
 from latentforge.model.sampling import SamplingParams
-from latentforge.text.tokenizer import TextTokenizer
+from latentforge.model.token_level import TokenLevelModel
 from latentforge.trainer.config.recipe import StudentRecipe
+from latentforge.trainer.errors import TrainerError
+from latentforge.trainer.run.context import RunContext
 
 # Weights and training records of the teacher may lie beside its tokenizer.
 _TOKENIZER_FILES = (
@@ -47,48 +64,83 @@ def publish_steps(recipe: StudentRecipe) -> list[int]:
     return sorted({max(1, round(distance / 5)), *(max(1, s) for s in later)})
 
 
-@dataclass(frozen=True)
-class Publisher:
-    """Publishes one run's students.
+def publish(
+    run: RunContext, model: LatentModel | TokenLevelModel, teacher: TeacherId, step: int, metrics: Mapping[str, float]
+) -> str:
+    """Publishes the student after ``step`` steps; says where.
 
-    Attributes:
-        root: the checkpoints folder.
-        run: the run's name.
-        tokenizer: copied into every checkpoint.
-        teacher: whom the student learns from.
-        prompt: of the golden continuation.
-        num_tokens: of the golden continuation.
+    Args:
+        run: the run.
+        model: what has learnt so far; left in evaluation mode.
+        teacher: whom it learns from.
+        step: how many steps it has made.
+        metrics: measured of it at this step, for the manifest.
+
+    Raises:
+        TrainerError: a metric, a weight or a logit of the golden prompt is not finite; nothing is published.
     """
+    for name, value in metrics.items():
+        if not math.isfinite(value):
+            raise _not_finite(step, f"{name} is {value}")
+    if isinstance(model, TokenLevelModel):
+        folder = _token_level_folder(run)
+        with replacing(folder) as temporary:
+            save_pretrained(model, temporary)
+            copy_tokenizer(run.tokenizer.folder, temporary / "tokenizer")
+        return str(folder)
 
-    root: Path
-    run: str
-    tokenizer: TextTokenizer
-    teacher: TeacherId
-    prompt: str
-    num_tokens: int
+    prompt_ids = run.tokenizer.encode_texts([run.recipe.student.golden_prompt])[0]
+    try:
+        check_finite(model.eval(), prompt_ids)
+    except ValueError as error:
+        raise _not_finite(step, str(error)) from None
+    draft = ManifestDraft(
+        chunk_size=model.chunk_size,
+        latent_size=model.student.config.latent_size,
+        tokenizer_fingerprint=run.tokenizer.fingerprint,
+        teacher=teacher,
+        metrics=dict(metrics),
+        golden=_golden(run, model, prompt_ids),
+    )
 
-    def publish(self, model: LatentModel, step: int, metrics: Mapping[str, float]) -> str:
-        """Writes the checkpoint of ``step``, whole or not at all; gives its id."""
-        config = model.student.config
-        draft = ManifestDraft(
-            chunk_size=config.chunk_size,
-            latent_size=config.latent_size,
-            tokenizer_fingerprint=self.tokenizer.fingerprint,
-            teacher=self.teacher,
-            metrics=dict(metrics),
-            golden=self._golden(model),
-        )
+    def write(folder: Path) -> None:
+        save_pretrained(model.autoencoder, folder / "autoencoder")
+        save_pretrained(model.student, folder / "student")
+        copy_tokenizer(run.tokenizer.folder, folder / "tokenizer")
 
-        def write(folder: Path) -> None:
-            save_pretrained(model.autoencoder, folder / "autoencoder")
-            save_pretrained(model.student, folder / "student")
-            copy_tokenizer(self.tokenizer.folder, folder / "tokenizer")
+    place = publish_checkpoint(run.settings.checkpoints_dir, run.name, step, draft, write)
+    return f"{run.name}/{place.name}"
 
-        place = publish_checkpoint(self.root, self.run, step, draft, write)
-        return f"{self.run}/{place.name}"
 
-    def _golden(self, model: LatentModel) -> Golden:
-        prompt_ids = self.tokenizer.encode_texts([self.prompt])[0]
-        chunks = ChunkGenerator(model).generate(prompt_ids, self.num_tokens, SamplingParams(temperature=0))
-        token_ids = [token_id for chunk in chunks for token_id in chunk.token_ids]
-        return Golden(prompt=self.prompt, prompt_ids=prompt_ids, token_ids=token_ids)
+def is_published(run: RunContext, model: LatentModel | TokenLevelModel, step: int) -> bool:
+    """Whether a step's checkpoint is there; a token-level student's folder does not say of which step it is."""
+    place = run.settings.checkpoints_dir / run.name / step_folder(step)
+    return isinstance(model, LatentModel) and (place / MANIFEST).is_file()
+
+
+def published(run: RunContext, model: LatentModel | TokenLevelModel) -> list[str]:
+    """Where the run's student has been published, oldest first."""
+    if isinstance(model, LatentModel):
+        places = list_checkpoints(run.settings.checkpoints_dir / run.name)
+        return [f"{run.name}/{place.name}" for place in places]
+    folder = _token_level_folder(run)
+    return [str(folder)] if folder.is_dir() else []
+
+
+def _token_level_folder(run: RunContext) -> Path:
+    return run.folder / "token-level"
+
+
+def _golden(run: RunContext, model: LatentModel, prompt_ids: list[int]) -> Golden:
+    """What the student writes greedily after the recipe's prompt: whoever loads the checkpoint must write the same."""
+    recipe = run.recipe.student
+    chunks = ChunkGenerator(model).generate(prompt_ids, recipe.golden_tokens, SamplingParams(temperature=0))
+    token_ids = [token_id for chunk in chunks for token_id in chunk.token_ids]
+    return Golden(prompt=recipe.golden_prompt, prompt_ids=prompt_ids, token_ids=token_ids)
+
+
+def _not_finite(step: int, what: str) -> TrainerError:
+    return TrainerError(
+        f"step {step}: the student is not published, because {what}. Lower student.optim.lr and start anew with "
+        "--fresh or --run NAME"
+    )

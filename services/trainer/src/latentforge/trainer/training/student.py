@@ -1,14 +1,12 @@
 """A student's training: text and the teacher's rows in; published checkpoints, or a token-level student, out."""
 
-import hashlib
-from collections.abc import Callable
-from contextlib import closing
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from latentforge.core.manifest import TeacherId
+from latentforge.core.files import sha256_of
 from latentforge.model.autoencoder import Autoencoder
 from latentforge.model.io import WEIGHTS_FILE, load_autoencoder
 from latentforge.teacher.v1 import teacher_pb2 as pb
@@ -20,11 +18,9 @@ from latentforge.trainer.targets.base import TargetSource
 from latentforge.trainer.targets.choose import meet_teacher, target_source
 from latentforge.trainer.targets.text import TextTargets
 from latentforge.trainer.teacher.connection import TeacherLink
-from latentforge.trainer.training.learners import LatentLearner, TokenLevelLearner
-from latentforge.trainer.training.loop import Learner, StudentTraining, teacher_id
+from latentforge.trainer.training.learners import Stage, latent_learner, token_level_learner
+from latentforge.trainer.training.loop import StudentTraining
 from latentforge.trainer.training.state import StageState
-
-MakeLearner = Callable[[torch.Tensor, TeacherId], Learner]
 
 
 def train_student(
@@ -36,7 +32,7 @@ def train_student(
     *,
     fresh: bool = False,
 ) -> StudentResult:
-    """Trains and publishes the student, going on from what is saved; a finished one is left alone.
+    """Trains and publishes the student, resuming from what is saved; a finished one is left alone.
 
     Args:
         run: the run.
@@ -52,14 +48,8 @@ def train_student(
         Interrupted: asked to stop; the state is saved and the student published.
     """
     autoencoder = fitting_autoencoder(run, autoencoder_folder, latent_size)
-    identity = {
-        "autoencoder_sha256": hashlib.sha256((autoencoder_folder / WEIGHTS_FILE).read_bytes()).hexdigest(),
-    }
-
-    def make(token_counts: torch.Tensor, teacher: TeacherId) -> LatentLearner:
-        return LatentLearner(run, autoencoder, token_counts, teacher)
-
-    return _train(run, train, held_out, LatentLearner.stage, identity, make, fresh=fresh)
+    identity = {"autoencoder_sha256": sha256_of(autoencoder_folder / WEIGHTS_FILE)}
+    return _train(run, train, held_out, "student", autoencoder, identity, fresh=fresh)
 
 
 def train_token_level(
@@ -69,14 +59,10 @@ def train_token_level(
 
     It has the recipe's backbone, and learns the recipe's CE and KD from the same batches.
     """
-
-    def make(token_counts: torch.Tensor, teacher: TeacherId) -> TokenLevelLearner:
-        return TokenLevelLearner(run, token_counts)
-
-    return _train(run, train, held_out, TokenLevelLearner.stage, {}, make, fresh=fresh)
+    return _train(run, train, held_out, "token-level", None, {}, fresh=fresh)
 
 
-def result_file(run: RunContext, stage: str) -> Path:
+def result_file(run: RunContext, stage: Stage) -> Path:
     """Where a finished stage's figures are."""
     return run.folder / f"{stage}.json"
 
@@ -85,9 +71,9 @@ def _train(
     run: RunContext,
     train: PackedData,
     held_out: PackedData,
-    stage: str,
+    stage: Stage,
+    autoencoder: Autoencoder | None,
     more_identity: dict[str, Any],
-    make: MakeLearner,
     *,
     fresh: bool,
 ) -> StudentResult:
@@ -105,25 +91,25 @@ def _train(
         run.console.print(f"{stage}: finished before, {path}", highlight=False)
         return StudentResult.read(path)
     run.use_threads(beside_gateway=True)
-    if asked == "text":
-        result = _learn(run, TextTargets(run, train, held_out), None, make, state)
-    else:
-        with TeacherLink.of(run.settings, run.stop) as link:
+    with ExitStack() as stack:
+        answer: pb.GetTeacherResponse | None = None
+        source: TargetSource
+        if asked == "text":
+            source = TextTargets(run, train, held_out)
+        else:
+            link = stack.enter_context(TeacherLink.of(run.settings, run.stop))
             answer, kind = meet_teacher(run, link)
-            with closing(target_source(run, link, train, held_out, answer, kind, fresh=fresh)) as source:
-                result = _learn(run, source, answer, make, state)
+            source = target_source(run, link, train, held_out, answer, kind, fresh=fresh)
+        stack.callback(source.close)
+        source.prepare()
+        counts = torch.from_numpy(source.token_counts)
+        learner = token_level_learner(run, counts) if autoencoder is None else latent_learner(run, autoencoder, counts)
+        training = StudentTraining(run, source, learner, answer, state)
+        training.load()
+        training.loop()
+        result = training.result()
     result.write(path)
     return result
-
-
-def _learn(
-    run: RunContext, source: TargetSource, answer: pb.GetTeacherResponse | None, make: MakeLearner, state: StageState
-) -> StudentResult:
-    learner = make(torch.from_numpy(source.token_counts), teacher_id(answer))
-    training = StudentTraining(run, source, learner, answer, state)
-    training.load()
-    training.loop()
-    return training.result()
 
 
 def fitting_autoencoder(run: RunContext, folder: Path, latent_size: int | None) -> Autoencoder:

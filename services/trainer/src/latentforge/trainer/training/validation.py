@@ -94,7 +94,7 @@ def to_device(batch: StudentBatch, device: torch.device) -> StudentBatch:
         return batch
     kd = type(batch.kd)(**{n: v.to(device, non_blocking=True) for n, v in vars(batch.kd).items()}) if batch.kd else None
     chunk_valid = batch.chunk_valid.to(device) if batch.chunk_valid is not None else None
-    return StudentBatch(batch.tokens.to(device), batch.valid.to(device), kd, chunk_valid, batch.own_text)
+    return StudentBatch(batch.tokens.to(device), batch.valid.to(device), kd, chunk_valid, batch.on_policy)
 
 
 def unigram_ce(token_counts: NDArray[np.int64], batches: Sequence[StudentBatch]) -> float:

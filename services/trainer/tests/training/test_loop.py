@@ -1,0 +1,152 @@
+"""What is saved and published, in which order, and with which figures."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+
+from latentforge.core.manifest import list_checkpoints, read_manifest
+from latentforge.model.io import load_autoencoder, load_student, load_token_level
+from latentforge.model.latent_model import LatentModel
+from latentforge.text.held_out import split_tail
+from latentforge.text.packed import PackedData
+from latentforge.trainer.errors import TrainerError
+from latentforge.trainer.run.interrupt import Interrupted
+from latentforge.trainer.targets.batches import held_out_batch, held_out_sequences
+from latentforge.trainer.training import loop
+from latentforge.trainer.training.publish import publish
+from latentforge.trainer.training.student import train_student, train_token_level
+from latentforge.trainer.training.validation import evaluate_student
+
+# One after every validation, and two between.
+PUBLISHED = [1, 6, 12]
+
+
+class Killed(BaseException):
+    """Ends the process at once."""
+
+
+def steps_of(run: Any) -> list[int]:
+    return [read_manifest(place).step for place in list_checkpoints(run.settings.checkpoints_dir / run.name)]
+
+
+def saved_step(run: Any, stage: str = "student") -> int:
+    (saved,) = (run.folder / "state" / stage).glob("step-*")
+    return int(saved.name[5:])
+
+
+@pytest.mark.parametrize("nth", range(3))
+def test_a_step_is_saved_before_it_is_published_and_published_by_the_run_that_resumes(
+    known_teacher: Any, make_run: Any, packed: PackedData, autoencoder: Path, monkeypatch: Any, nth: int
+) -> None:
+    data = split_tail(packed)
+    whole = make_run("whole", port=known_teacher.port)
+    result = train_student(whole, *data, autoencoder)
+    assert steps_of(whole) == PUBLISHED
+
+    def killed_before(run: Any, model: Any, teacher: Any, step: int, metrics: Any) -> str:
+        if step == PUBLISHED[nth]:
+            raise Killed
+        return publish(run, model, teacher, step, metrics)
+
+    cut = make_run("cut", port=known_teacher.port)
+    monkeypatch.setattr(loop, "publish", killed_before)
+    with pytest.raises(Killed):
+        train_student(cut, *data, autoencoder)
+    assert saved_step(cut) == PUBLISHED[nth]
+    assert steps_of(cut) == PUBLISHED[:nth]
+    monkeypatch.undo()
+    resumed = train_student(make_run("cut", port=known_teacher.port), *data, autoencoder)
+    assert steps_of(cut) == PUBLISHED
+    assert resumed.curve == result.curve
+    for step in PUBLISHED:
+        ours, theirs = (run.settings.checkpoints_dir / run.name / f"step-{step:08d}" for run in (whole, cut))
+        assert read_manifest(ours).metrics == read_manifest(theirs).metrics
+        weights = [load_file(place / "student" / "model.safetensors") for place in (ours, theirs)]
+        assert all(value.equal(weights[1][name]) for name, value in weights[0].items())
+
+
+def test_a_published_step_is_kept_by_the_run_that_resumes(
+    known_teacher: Any, make_run: Any, packed: PackedData, autoencoder: Path, monkeypatch: Any
+) -> None:
+    data = split_tail(packed)
+
+    def killed_after(run: Any, model: Any, teacher: Any, step: int, metrics: Any) -> str:
+        publish(run, model, teacher, step, metrics)
+        raise Killed
+
+    run = make_run(port=known_teacher.port)
+    monkeypatch.setattr(loop, "publish", killed_after)
+    with pytest.raises(Killed):
+        train_student(run, *data, autoencoder)
+    monkeypatch.undo()
+    (place,) = list_checkpoints(run.settings.checkpoints_dir / run.name)
+    before = read_manifest(place).created
+    train_student(make_run(port=known_teacher.port), *data, autoencoder)
+    assert steps_of(run) == PUBLISHED
+    assert read_manifest(place).created == before
+
+
+def test_a_checkpoints_metrics_are_of_its_own_step(
+    known_teacher: Any, make_run: Any, packed: PackedData, autoencoder: Path
+) -> None:
+    train, held_out = split_tail(packed)
+    interrupted = make_run(port=known_teacher.port, stop_at=("student", 3))
+    with pytest.raises(Interrupted):
+        train_student(interrupted, train, held_out, autoencoder)
+    run = make_run(port=known_teacher.port)
+    result = train_student(run, train, held_out, autoencoder)
+    places = list_checkpoints(run.settings.checkpoints_dir / run.name)
+    assert steps_of(run) == [1, 3, 6, 12]
+    # Of the interruption nothing is seen in the curve.
+    assert [point.step for point in result.curve] == [0, 4, 8, 12]
+    sequences = held_out_sequences(held_out, run.recipe.student.validation_sequences)
+    batches = [held_out_batch(s, known_teacher.rows(s.tolist(), 4)) for s in sequences]
+    for place in places:
+        model = LatentModel(load_autoencoder(place / "autoencoder"), load_student(place / "student"))
+        measured = evaluate_student(model, batches, run.recipe.seed, run.device)
+        metrics = read_manifest(place).metrics
+        assert metrics == pytest.approx({f"held_out_{name}": value for name, value in measured.items()}, abs=1e-5)
+    lines = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+    held = {line["step"] for line in lines if line["stage"] == "student" and line["kind"] == "held_out"}
+    assert held == {0, 1, 3, 4, 6, 8, 12}
+
+
+def test_a_token_level_student_is_published_again_by_the_run_that_resumes(
+    known_teacher: Any, make_run: Any, packed: PackedData, monkeypatch: Any
+) -> None:
+    data = split_tail(packed)
+
+    def killed_at_the_end(run: Any, model: Any, teacher: Any, step: int, metrics: Any) -> str:
+        if step == PUBLISHED[-1]:
+            raise Killed
+        return publish(run, model, teacher, step, metrics)
+
+    run = make_run(port=known_teacher.port)
+    monkeypatch.setattr(loop, "publish", killed_at_the_end)
+    with pytest.raises(Killed):
+        train_token_level(run, *data)
+    monkeypatch.undo()
+    early = load_token_level(run.folder / "token-level").embedding.weight
+    train_token_level(make_run(port=known_teacher.port), *data)
+    whole = make_run("whole", port=known_teacher.port)
+    train_token_level(whole, *data)
+    weights = [load_token_level(r.folder / "token-level").embedding.weight for r in (run, whole)]
+    assert weights[0].equal(weights[1])
+    assert not weights[0].equal(early)
+
+
+@pytest.mark.parametrize("kind", ["student", "token-level"])
+def test_a_student_that_is_not_finite_is_not_published(
+    known_teacher: Any, make_run: Any, packed: PackedData, autoencoder: Path, kind: str
+) -> None:
+    overrides = {"student.optim.lr": 1e30, "student.optim.warmup_steps": 0, "student.publish_every": 1}
+    run = make_run(port=known_teacher.port, overrides=overrides)
+    folder = (autoencoder,) if kind == "student" else ()
+    train: Any = train_student if kind == "student" else train_token_level
+    with pytest.raises(TrainerError, match=r"step 1: the student is not published, because held_out_ce is nan\. Lower"):
+        train(run, *split_tail(packed), *folder)
+    assert steps_of(run) == []
+    assert not (run.folder / "token-level").exists()
