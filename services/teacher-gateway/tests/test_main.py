@@ -16,6 +16,7 @@ from latentforge.core.settings import SettingsError
 from latentforge.gateway.main import Gateway, serve
 from latentforge.gateway.rpc.interceptor import SERVICE
 from latentforge.teacher.v1 import teacher_pb2 as pb
+from latentforge.teacher.v1.teacher_pb2_grpc import TeacherServiceStub
 from latentforge.teacher_client.client import TeacherClient
 from latentforge.teacher_client.errors import TeacherError
 
@@ -56,6 +57,89 @@ async def test_reflection_lists_the_services_and_describes_ours(running: Any) ->
     names = {service.name for service in listed.list_services_response.service}
     assert {SERVICE, "grpc.health.v1.Health"} <= names
     assert any(b"ScoreBatch" in file for file in described.file_descriptor_response.file_descriptor_proto)
+
+
+@pytest.mark.slow
+async def test_a_client_may_ping_as_often_as_it_likes_while_its_call_waits(
+    running: Any, eventually: Callable[[Callable[[], bool]], Awaitable[None]]
+) -> None:
+    """By gRPC's defaults what pings every 10 s is cut off after half a minute; here once a second, its most."""
+    about = await running.client.teacher()
+    running.backend.gate.clear()
+    options = [("grpc.keepalive_time_ms", 1000), ("grpc.http2.max_pings_without_data", 0)]
+    async with grpc.aio.insecure_channel(running.target, options=options) as channel:
+        request = pb.ScoreRequest(tokenizer_fingerprint=about.tokenizer_fingerprint, token_ids=[1, 2, 3], top_k=2)
+        scoring = asyncio.ensure_future(TeacherServiceStub(channel).Score(request, timeout=30))
+        await eventually(lambda: len(running.backend.scored) == 1)
+        await asyncio.sleep(5)
+        running.backend.gate.set()
+        assert (await scoring).rows.num_rows == 2
+
+
+class Line:
+    """A TCP connection to a gateway that can go dead as when a machine is gone: nothing arrives, nothing is closed."""
+
+    def __init__(self, target: str) -> None:
+        self._host, _, self._port = target.rpartition(":")
+        self._dead = False
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def __aenter__(self) -> "Line":
+        self._server = await asyncio.start_server(self._connected, "127.0.0.1", 0)
+        self.target = f"127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        self._server.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def cut(self) -> None:
+        self._dead = True
+
+    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        far_reader, far_writer = await asyncio.open_connection(self._host, int(self._port))
+        for source, sink in ((reader, far_writer), (far_reader, writer)):
+            self._tasks.add(asyncio.create_task(self._pass_on(source, sink)))
+
+    async def _pass_on(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+        try:
+            while data := await source.read(65536):
+                if not self._dead:
+                    sink.write(data)
+        finally:
+            sink.close()
+
+
+async def test_a_gateway_whose_machine_is_gone_is_noticed_while_a_call_waits(
+    running: Any, monkeypatch: pytest.MonkeyPatch, eventually: Callable[[Callable[[], bool]], Awaitable[None]]
+) -> None:
+    monkeypatch.setattr("latentforge.teacher_client.channel._KEEPALIVE_MS", 200)
+    monkeypatch.setattr("latentforge.teacher_client.channel._PING_TIMEOUT_MS", 200)
+    running.backend.gate.clear()
+    async with Line(running.target) as line, TeacherClient(line.target, timeout=30, attempts=1) as client:
+        scoring = asyncio.ensure_future(client.score([1, 2, 3], 2))
+        await eventually(lambda: len(running.backend.scored) == 1)
+        line.cut()
+        with pytest.raises(TeacherError, match="UNAVAILABLE"):
+            await asyncio.wait_for(scoring, 10)
+    running.backend.gate.set()
+
+
+async def test_work_for_a_caller_whose_machine_is_gone_is_cancelled(
+    run_gateway: Any, monkeypatch: pytest.MonkeyPatch, eventually: Callable[[Callable[[], bool]], Awaitable[None]]
+) -> None:
+    monkeypatch.setattr("latentforge.gateway.main._KEEPALIVE_MS", 200)
+    monkeypatch.setattr("latentforge.gateway.main._PING_TIMEOUT_MS", 200)
+    async with run_gateway() as running:
+        running.backend.gate.clear()
+        async with Line(running.target) as line, TeacherClient(line.target, timeout=30, attempts=1) as client:
+            scoring = asyncio.ensure_future(client.score([1, 2, 3], 2))
+            await eventually(lambda: len(running.backend.scored) == 1)
+            line.cut()
+            await eventually(lambda: running.backend.cancelled == 1)
+            scoring.cancel()
 
 
 async def test_a_port_that_is_taken_is_an_error_that_names_it(running: Any, make_settings: Callable[..., Any]) -> None:

@@ -13,6 +13,8 @@ from latentforge.core.settings import SettingsError
 from latentforge.teacher_client.wire import MAX_MESSAGE_BYTES
 
 MAX_ATTEMPTS = 5
+# A gateway whose machine is gone closes nothing; without pings a call would wait for its whole timeout.
+_KEEPALIVE_MS, _PING_TIMEOUT_MS = 30_000, 20_000
 
 
 def channel_options(target: str, *, retries: bool = True) -> list[tuple[str, Any]]:
@@ -22,6 +24,11 @@ def channel_options(target: str, *, retries: bool = True) -> list[tuple[str, Any
         ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
         ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
         ("grpc.enable_retries", int(retries)),
+        ("grpc.keepalive_time_ms", _KEEPALIVE_MS),
+        # This one, not keepalive_timeout_ms, ends calls when a ping is not answered (seen with grpcio 1.85).
+        ("grpc.http2.ping_timeout_ms", _PING_TIMEOUT_MS),
+        # A call that waits for its answer sends no data between pings.
+        ("grpc.http2.max_pings_without_data", 0),
     ]
     if retries:
         policy = {

@@ -26,6 +26,8 @@ from latentforge.teacher_client.wire import MAX_MESSAGE_BYTES
 
 _log = logging.getLogger(__name__)
 
+# A caller whose machine is gone closes nothing: one that answers no ping has left, and its work is cancelled.
+_KEEPALIVE_MS, _PING_TIMEOUT_MS = 30_000, 20_000
 _SERVING = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
@@ -75,6 +77,13 @@ class Gateway:
                 ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
                 # Without this a second gateway on the port would silently take half of the calls.
                 ("grpc.so_reuseport", 0),
+                ("grpc.keepalive_time_ms", _KEEPALIVE_MS),
+                ("grpc.http2.ping_timeout_ms", _PING_TIMEOUT_MS),
+                # Callers ping too, many platforms every 10 s, while a call waits in the queue. gRPC's default is to
+                # close the connection at the third ping within 5 minutes, and the call with it.
+                ("grpc.keepalive_permit_without_calls", 1),
+                ("grpc.http2.min_recv_ping_interval_without_data_ms", 1_000),
+                ("grpc.http2.max_ping_strikes", 0),
             ],
         )
         self._servicer = TeacherServicer(settings.max_tokens_in_flight)
