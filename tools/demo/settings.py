@@ -15,6 +15,8 @@ TEACHER = ROOT / "models" / "stdlib-teacher"
 class DemoSettings(ServiceSettings):
     """Every service runs in ``folder``, so that caches, runs, checkpoints and results land there."""
 
+    prefixes = ("DEMO_",)
+
     recipe: str = Field("demo", description="The trainer's recipe: demo, or smoke for seconds instead of minutes.")
     data: Path | None = Field(None, description="JSONL to train on; unset is the standard library of this Python.")
     serve: bool = Field(False, description="Leave inference running when all is done.")

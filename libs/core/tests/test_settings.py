@@ -25,6 +25,25 @@ def test_options_beat_the_environment_beats_the_file(monkeypatch: pytest.MonkeyP
     assert load_settings(Example, example_port=3).example_port == 3
 
 
+class Owner(Example):
+    prefixes = ("EXAMPLE_",)
+    others = frozenset({"EXAMPLE_OF_ANOTHER"})
+
+
+def test_a_variable_that_nobody_reads_is_named_with_the_nearest_one(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    Path(".env").write_text("EXAMPLE_PROT=1\nexample_key=long-enough\n# EXAMPLE_COMMENT=2\n")
+    monkeypatch.setenv("EXAMPLE_OF_ANOTHER", "x")
+    monkeypatch.setenv("EXAMPLE_ZZZ", "secret")
+    monkeypatch.setenv("SOMEBODY_ELSES", "x")
+    load_settings(Owner)
+    assert caplog.messages == ["no setting is called EXAMPLE_PROT (EXAMPLE_PORT?), EXAMPLE_ZZZ"]
+    caplog.clear()
+    load_settings(Example)
+    assert caplog.messages == []
+
+
 def test_a_wrong_value_names_field_value_and_what_is_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EXAMPLE_PORT", "70000")
     with pytest.raises(SettingsError, match=r"EXAMPLE_PORT is '70000': .*less than or equal to 65535"):

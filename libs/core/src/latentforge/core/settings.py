@@ -1,8 +1,12 @@
 """Settings from the environment and .env, refused with one line per wrong field before any work starts."""
 
+import logging
+import os
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
+from dotenv import dotenv_values
 from pydantic import ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
@@ -10,13 +14,26 @@ from latentforge.core.errors import describe_errors
 
 _SECRETS = Path("/run/secrets")
 
+logger = logging.getLogger(__name__)
+
 
 class SettingsError(ValueError):
     """Settings that cannot be used; the message names every field, its value and what is allowed."""
 
 
 class ServiceSettings(BaseSettings):
-    """Base of every service's settings: environment over .env over defaults; unknown variables are left alone."""
+    """Base of every service's settings: environment over .env over defaults.
+
+    Unknown variables are left alone, and named in a warning where they begin with a prefix of this class: whoever
+    misspelt one would otherwise wonder for long.
+
+    Attributes:
+        prefixes: what the names of this class's variables, and few others, begin with.
+        others: names with these prefixes that another service reads.
+    """
+
+    prefixes: ClassVar[tuple[str, ...]] = ()
+    others: ClassVar[frozenset[str]] = frozenset()
 
     model_config = SettingsConfigDict(
         env_file=".env",
@@ -27,20 +44,34 @@ class ServiceSettings(BaseSettings):
     )
 
 
-S = TypeVar("S", bound=BaseSettings)
+S = TypeVar("S", bound=ServiceSettings)
 
 
 def load_settings(settings: type[S], **overrides: Any) -> S:
-    """Builds settings; ``None`` overrides (options that were not given) are left out.
+    """Builds settings; ``None`` overrides (options that were not given) are left out. Warns of unknown variables.
 
     Raises:
         SettingsError: a value is wrong.
     """
+    if unknown := unknown_variables(settings):
+        logger.warning("no setting is called %s", ", ".join(unknown))
     try:
         return settings(**{name: value for name, value in overrides.items() if value is not None})
     except ValidationError as error:
         found = describe_errors(error, variables=True, secrets=_secret_fields(settings))
         raise SettingsError("\n".join(found)) from None
+
+
+def unknown_variables(settings: type[ServiceSettings]) -> list[str]:
+    """Variables of the environment and .env that begin with a prefix of the class, and that nobody reads.
+
+    Each is followed by the nearest name there is, as ``INFERENCE_PROT (INFERENCE_PORT?)``.
+    """
+    known = {name.upper() for name in settings.model_fields} | settings.others
+    given = {name.upper() for name in (*os.environ, *dotenv_values(".env", interpolate=False))}
+    unknown = sorted(name for name in given - known if name.startswith(settings.prefixes))
+    nearest = {name: get_close_matches(name, known, n=1, cutoff=0.85) for name in unknown}
+    return [f"{name} ({nearest[name][0]}?)" if nearest[name] else name for name in unknown]
 
 
 def _secret_fields(settings: type[BaseSettings]) -> list[str]:

@@ -46,6 +46,8 @@ def serve(
     run: Run = None,
 ) -> None:
     """Serve over REST until SIGTERM; a newer checkpoint is picked up without a restart."""
+    # What is said of the settings themselves comes before the level that they ask for.
+    configure_logging("inference")
     with errors_reported():
         settings = load_settings(
             InferenceSettings,

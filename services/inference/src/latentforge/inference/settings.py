@@ -11,6 +11,8 @@ from latentforge.core.settings import ServiceSettings
 class InferenceSettings(ServiceSettings):
     """Read from the environment, over ``.env``, over these defaults. Names are upper-case in the environment."""
 
+    prefixes = ("INFERENCE_",)
+
     checkpoints_dir: Path = Field(Path("checkpoints"), description="Folder that holds <run>/step-00001200/.")
     checkpoint_run: str | None = Field(
         None, description="Serve this run only; unset follows the run that published last."

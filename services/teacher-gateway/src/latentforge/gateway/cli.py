@@ -40,6 +40,8 @@ def serve(
     cache_url: CacheUrl = None,
 ) -> None:
     """Serves until SIGTERM or Ctrl-C."""
+    # What is said of the settings themselves comes before the level that they ask for.
+    configure_logging("teacher-gateway")
     settings = _settings(
         gateway_host=host,
         gateway_port=port,

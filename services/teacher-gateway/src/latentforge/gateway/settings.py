@@ -37,6 +37,10 @@ def shown_url(url: str) -> str:
 class GatewaySettings(ServiceSettings):
     """Read from the environment, over ``.env``, over these defaults. Names are upper-case in the environment."""
 
+    # Not VLLM_, with which vLLM's own variables begin.
+    prefixes = ("GATEWAY_", "TEACHER_", "CACHE_", "VENICE_", "VLLM_LOCAL_", "VLLM_REMOTE_")
+    others = frozenset({"GATEWAY_TARGET", "TEACHER_PATIENCE_SECONDS"})
+
     teacher_backend: BackendName = Field("embedded", description="Which teacher answers.")
     embedded_teacher_path: Path = Field(
         Path("models/stdlib-teacher"), description="embedded: folder of the shipped teacher."

@@ -10,6 +10,9 @@ from latentforge.core.settings import ServiceSettings
 class TrainerSettings(ServiceSettings):
     """Read from the environment, over ``.env``, over these defaults. Names are upper-case in the environment."""
 
+    prefixes = ("TRAINER_", "GATEWAY_")
+    others = frozenset({"GATEWAY_HOST", "GATEWAY_PORT", "GATEWAY_METRICS_PORT", "GATEWAY_TLS_CERT", "GATEWAY_TLS_KEY"})
+
     gateway_target: str = Field(
         "localhost:50051", pattern=r"^\S+:\d+$", description="host:port of the teacher-gateway."
     )
