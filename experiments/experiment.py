@@ -17,6 +17,7 @@ from experiments.operations import autoencoder_flops
 from experiments.plan import AutoencoderPlan, Model, Vocabulary
 from experiments.scales import SCALES, Scale, ScaleName
 from experiments.speed import AnyModel, Speed, load_model, measure_speed
+from latentforge.core.files import replacing
 from latentforge.model.latent_model import LatentModel
 from latentforge.trainer.config.recipe import load_recipe
 from tools.processes import Children, stop_on_signals
@@ -132,8 +133,6 @@ class Experiment:
         path = self.places.text("vocabulary")
         if path.exists():
             return
-        temporary = path.with_suffix(".part")
-        with temporary.open("wb") as file:
+        with replacing(path) as temporary, temporary.open("wb") as file:
             for name in ("stdlib-train", "packages-train"):
                 file.write(self.places.text(name).read_bytes())
-        temporary.rename(path)

@@ -15,11 +15,18 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, *, keep: bool = False) -> Iterator[Path]:
     """A temporary name beside ``path`` for a file or folder that takes its place when the block ends well.
 
     What was written is fsynced before the rename, and the folder that holds it after; a block that raises leaves no
     trace. A folder that stands at ``path`` is removed first, which is the one moment at which nothing is there.
+
+    Args:
+        path: where the file or folder goes.
+        keep: do not remove a folder that stands there.
+
+    Raises:
+        OSError: the disk refuses, or ``keep`` is set and the folder at ``path`` has something in it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
@@ -28,7 +35,7 @@ def replacing(path: Path) -> Iterator[Path]:
         yield temporary
         for written in [temporary, *temporary.rglob("*")] if temporary.is_dir() else [temporary]:
             fsync(written)
-        if path.is_dir():
+        if path.is_dir() and not keep:
             shutil.rmtree(path)
         temporary.replace(path)
         fsync(path.parent)

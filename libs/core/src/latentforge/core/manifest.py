@@ -5,11 +5,8 @@ manifest.json.
 """
 
 import codecs
-import hashlib
 import logging
-import os
 import re
-import shutil
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,6 +15,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from latentforge.core.errors import describe_errors
+from latentforge.core.files import replacing, sha256_of
 
 MANIFEST = "manifest.json"
 PINNED = "pinned"
@@ -25,7 +23,6 @@ PARTS = ("autoencoder", "student", "tokenizer")
 _STEP_FOLDER = re.compile(r"step-(\d+)")
 _LONGEST_PIN = 1024
 _HOW_TO_PIN = "write a folder's name, like step-00001200, in UTF-8, or delete the file"
-_TEMPORARY = ".tmp-"
 
 logger = logging.getLogger(__name__)
 
@@ -131,11 +128,9 @@ def publish_checkpoint(root: Path, run: str, step: int, draft: ManifestDraft, wr
     if place.exists():
         verify_checkpoint(place)
         return place
-    place.parent.mkdir(parents=True, exist_ok=True)
-    temporary = place.with_name(f"{_TEMPORARY}{place.name}-{os.getpid()}")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    try:
+    # Whoever looks for checkpoints passes over the temporary name, and so never sees one without its manifest.
+    with replacing(place, keep=True) as temporary:
+        temporary.mkdir()
         write(temporary)
         missing = [part for part in PARTS if not (temporary / part).is_dir()]
         if missing:
@@ -145,23 +140,13 @@ def publish_checkpoint(root: Path, run: str, step: int, draft: ManifestDraft, wr
             run=run,
             step=step,
             created=datetime.now(UTC).isoformat(timespec="milliseconds"),
-            files={name: FileRecord(size=p.stat().st_size, sha256=_sha256(p)) for name, p in files.items()},
+            files={name: FileRecord(size=p.stat().st_size, sha256=sha256_of(p)) for name, p in files.items()},
             **draft.model_dump(),
         )
         for path in files.values():
             # safetensors writes 0600; the server may run as somebody else.
             path.chmod(0o644)
-            _fsync(path)
-        for folder in PARTS:
-            _fsync(temporary / folder)
         (temporary / MANIFEST).write_text(manifest.model_dump_json(indent=1) + "\n", encoding="utf-8")
-        _fsync(temporary / MANIFEST)
-        _fsync(temporary)
-        temporary.rename(place)
-        _fsync(place.parent)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
     return place
 
 
@@ -210,7 +195,7 @@ def verify_checkpoint(place: Path) -> Manifest:
         size = path.stat().st_size
         if size != record.size:
             raise CheckpointError(f"{path} has {size} bytes, its manifest says {record.size}")
-        if _sha256(path) != record.sha256:
+        if sha256_of(path) != record.sha256:
             raise CheckpointError(f"{path} does not have the sha256 that its manifest says")
     return manifest
 
@@ -296,19 +281,6 @@ def _pinned_name(pin: Path) -> str:
         return content.decode(encoding).strip()
     except (OSError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{pin} cannot be read: {error}; {_HOW_TO_PIN}") from None
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def describe(manifest: Manifest) -> dict[str, Any]:

@@ -1,11 +1,9 @@
 """JSONL to packed data: the writer of :mod:`latentforge.text.packed`."""
 
-import os
 from array import array
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 
@@ -121,12 +119,10 @@ def _write(
                 f"{source} has {position} tokens, fewer than one sequence of {length}; "
                 "give more documents or a smaller --sequence-length"
             )
-        _sync(file, num_sequences * length * dtype.itemsize)
+        file.truncate(num_sequences * length * dtype.itemsize)
     kept = num_sequences * length
-    with (folder / DOCUMENTS).open("wb") as file:
-        offsets = np.array(starts, dtype="<i8")
-        file.write(offsets[offsets < kept].tobytes())
-        _sync(file)
+    offsets = np.array(starts, dtype="<i8")
+    (folder / DOCUMENTS).write_bytes(offsets[offsets < kept].tobytes())
     meta = PackedMeta.model_validate(
         {
             **wanted,
@@ -149,10 +145,3 @@ def _encode(tokenizer: TextTokenizer, batch: list[Document]) -> list[list[int]]:
     texts = iter(tokenizer.encode_texts([d.text for d in batch if d.text is not None]))
     chats = iter(tokenizer.encode_chats([d.messages for d in batch if d.messages is not None]))
     return [next(texts if d.text is not None else chats) for d in batch]
-
-
-def _sync(file: BinaryIO, size: int | None = None) -> None:
-    file.flush()
-    if size is not None:
-        file.truncate(size)
-    os.fsync(file.fileno())

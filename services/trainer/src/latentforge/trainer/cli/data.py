@@ -1,7 +1,5 @@
 """Commands that make data: JSONL of sources, a tokenizer, packed sequences."""
 
-import os
-import shutil
 from pathlib import Path
 from typing import Annotated, cast
 
@@ -84,6 +82,7 @@ def train_tokenizer(
     """Trains a byte-level BPE tokenizer like the shipped teacher's, of another size, on a JSONL file."""
     from rich.console import Console
 
+    from latentforge.core.files import replacing
     from latentforge.text.bpe import train_bpe
     from latentforge.text.documents import read_documents
     from latentforge.trainer.errors import TrainerError
@@ -91,15 +90,12 @@ def train_tokenizer(
     with user_errors():
         if out.exists():
             raise TrainerError(f"--out: {out} exists; give another folder")
+        # What cannot be written is said before the training, not after.
         out.parent.mkdir(parents=True, exist_ok=True)
         texts = (document.words for document in read_documents(data))
         trained = train_bpe(texts, vocab_size, show_progress=Console(stderr=True).is_terminal)
-        temporary = out.with_name(f".{out.name}.{os.getpid()}")
-        try:
+        with replacing(out, keep=True) as temporary:
             trained.save_pretrained(temporary)
-            temporary.rename(out)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
         typer.echo(f"{out}: {len(trained)} ids")
 
 

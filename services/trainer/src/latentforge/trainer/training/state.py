@@ -1,7 +1,6 @@
 """A stage's state on disk: weights, optimizer, step and figures; saved whole or not at all, no pickle."""
 
 import json
-import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -12,6 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from latentforge.core.files import replacing
 from latentforge.trainer.errors import TrainerError
 from latentforge.trainer.run.identity import claim
 from latentforge.trainer.training.optimisation import Optimisation
@@ -42,13 +42,11 @@ class StageState:
         place = self.folder / f"step-{step:08d}"
         if place.exists():
             return
-        temporary = self.folder / f".{place.name}.{os.getpid()}"
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        _save(_trainable(model), temporary / "model.safetensors")
-        _save(optimisation.state(), temporary / "optimizer.safetensors")
-        _write(temporary / _PROGRESS, json.dumps(progress))
-        temporary.rename(place)
+        with replacing(place) as temporary:
+            temporary.mkdir()
+            _save(_trainable(model), temporary / "model.safetensors")
+            _save(optimisation.state(), temporary / "optimizer.safetensors")
+            (temporary / _PROGRESS).write_text(json.dumps(progress), encoding="utf-8")
         for _, older in self._places()[:-1]:
             shutil.rmtree(older)
 
@@ -90,15 +88,3 @@ def _trainable(model: nn.Module) -> dict[str, Tensor]:
 
 def _save(tensors: dict[str, Tensor], path: Path) -> None:
     save_file({name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}, path)
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _write(path: Path, text: str) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())

@@ -8,6 +8,7 @@ from pathlib import Path
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
+from latentforge.core.files import sha256_of
 from latentforge.gateway.backends.base import BackendError
 
 _WANTED = ["*.safetensors", "*.json", "*.jinja"]
@@ -61,6 +62,5 @@ def _revision_of(folder: Path, setting: str) -> str:
     digest = hashlib.sha256()
     for path in [config, *files]:
         digest.update(path.name.encode())
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
+        digest.update(bytes.fromhex(sha256_of(path)))
     return digest.hexdigest()[:16]
