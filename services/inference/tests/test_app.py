@@ -344,7 +344,7 @@ async def test_a_prompt_is_refused_by_its_bytes_before_it_is_tokenised(
         await serving(client, 1)
         snapshot = service.registry.current
         assert snapshot is not None
-        assert snapshot.max_prompt_bytes == 28 * snapshot.longest_token_bytes
+        assert snapshot.max_prompt_bytes == 28 * snapshot.tokenizer.longest_token_bytes
         longest = "é" * (snapshot.max_prompt_bytes // 2)
         counted = await client.post("/generate", json={"prompt": longest})
         assert "tokens, but demo/step-00000001 takes at most 28" in counted.json()["error"]["message"]

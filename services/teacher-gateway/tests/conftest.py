@@ -22,9 +22,9 @@ from latentforge.gateway.backends.base import Backend, Generation, Piece, Teache
 from latentforge.gateway.backends.local.backend import TransformersBackend
 from latentforge.gateway.main import Gateway
 from latentforge.gateway.settings import GatewaySettings
-from latentforge.gateway.tokenizer import TeacherTokenizer
 from latentforge.teacher_client.client import TeacherClient
 from latentforge.teacher_client.sparse_rows import SparseRows
+from latentforge.text.tokenizer import TextTokenizer
 from tests.fixtures import restored_logging
 
 __all__ = ["restored_logging"]
@@ -158,7 +158,7 @@ class WatchedBackend:
         return self.inner.description
 
     @property
-    def tokenizer(self) -> TeacherTokenizer:
+    def tokenizer(self) -> TextTokenizer:
         return self.inner.tokenizer
 
     async def load(self) -> None:

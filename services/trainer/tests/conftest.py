@@ -225,7 +225,7 @@ class KnownTeacher(teacher_pb2_grpc.TeacherServiceServicer):
         if request.WhichOneof("prompt") == "token_ids":
             prompt_ids = list(request.token_ids.ids)
         else:
-            prompt_ids = self.tokenizer.encode_chats([messages], to_answer=True)[0]
+            prompt_ids = self.tokenizer.encode_chat(messages, to_answer=True)
         dtype = dtype_from_proto(request.logprob_dtype)
         for index in range(request.n or 1):
             why = self.drop([(m["role"], m["content"]) for m in messages], index)

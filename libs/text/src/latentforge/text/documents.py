@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from latentforge.core.files import replacing
+from latentforge.text.chat_template import ROLES
 from latentforge.text.errors import TextError
 
 EXPECTED = 'one JSON object per line, {"text": "..."} or {"messages": [{"role": "user", "content": "..."}, ...]}'
-_ROLES = ("system", "user", "assistant")
 
 
 @dataclass(frozen=True)
@@ -73,8 +73,8 @@ def _document(path: Path, number: int, raw: bytes) -> Document:
     for message in messages:
         if not isinstance(message, dict) or not isinstance(message.get("content"), str):
             raise wrong('a message without a string "content"')
-        if message.get("role") not in _ROLES:
-            raise wrong(f'a message with "role" {message.get("role")!r}, not one of {", ".join(_ROLES)}')
+        if message.get("role") not in ROLES:
+            raise wrong(f'a message with "role" {message.get("role")!r}, not one of {", ".join(ROLES)}')
     return Document(number, len(raw), None, messages)
 
 

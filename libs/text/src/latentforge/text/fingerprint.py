@@ -2,8 +2,11 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from latentforge.text.tokenizer_files import read_tokenizer_json
 
 # What does not change which ids a text gets.
 _IRRELEVANT = {"version", "truncation", "padding", "post_processor", "decoder"}
@@ -12,22 +15,21 @@ _IRRELEVANT = {"version", "truncation", "padding", "post_processor", "decoder"}
 def tokenizer_fingerprint(folder: Path) -> str:
     """Sha256, in hex, of a folder's ``tokenizer.json`` in canonical form.
 
+    Raises:
+        TextError: the folder has no readable ``tokenizer.json``.
+    """
+    return fingerprint_of(read_tokenizer_json(folder))
+
+
+def fingerprint_of(content: Mapping[str, Any]) -> str:
+    """Of what a ``tokenizer.json`` holds.
+
     Vocabulary, merges, normaliser, pre-tokeniser and added tokens count; formatting, key order, the two spellings of
     merges and what acts only after ids exist do not.
-
-    Raises:
-        ValueError: the folder has no readable ``tokenizer.json``.
     """
-    path = folder / "tokenizer.json"
-    try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ValueError(f"{folder} has no tokenizer.json; give the folder of a fast tokenizer") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} is not a readable tokenizer.json: {error}") from None
     relevant = {key: value for key, value in content.items() if key not in _IRRELEVANT}
     model = relevant.get("model")
     if isinstance(model, dict) and "merges" in model:
-        model["merges"] = [m if isinstance(m, str) else " ".join(m) for m in model["merges"]]
+        relevant["model"] = model | {"merges": [m if isinstance(m, str) else " ".join(m) for m in model["merges"]]}
     canonical = json.dumps(relevant, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(canonical.encode()).hexdigest()

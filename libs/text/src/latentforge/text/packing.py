@@ -55,6 +55,7 @@ def pack_jsonl(
         TextError: bad lengths, a bad line, too few tokens for one sequence, or ``out`` holds something else.
     """
     check_lengths(sequence_length, chunk_size)
+    tokenizer.check_ids()
     if not source.is_file():
         raise TextError(f"{source} is no file; give a file with {EXPECTED}")
     wanted = {

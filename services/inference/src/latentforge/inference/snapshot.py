@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer
 
 from latentforge.core.manifest import CheckpointError, Manifest, verify_checkpoint
 from latentforge.model.finite import check_finite
@@ -12,7 +11,8 @@ from latentforge.model.generation import ChunkGenerator, store_for_one_request
 from latentforge.model.io import load_autoencoder, load_student
 from latentforge.model.latent_model import LatentModel
 from latentforge.model.sampling import SamplingParams
-from latentforge.text.fingerprint import tokenizer_fingerprint
+from latentforge.text.errors import TextError
+from latentforge.text.tokenizer import TextTokenizer
 
 GREEDY = SamplingParams(temperature=0)
 
@@ -23,16 +23,12 @@ class Snapshot:
 
     Whoever holds a reference can go on generating with it, whatever is served by then; memory is freed with the last
     reference.
-
-    Attributes:
-        longest_token_bytes: no token of the vocabulary stands for more bytes of UTF-8.
     """
 
     place: Path
     manifest: Manifest
-    tokenizer: Tokenizer
+    tokenizer: TextTokenizer
     generator: ChunkGenerator
-    longest_token_bytes: int
 
     @property
     def id(self) -> str:
@@ -46,19 +42,15 @@ class Snapshot:
     @property
     def max_prompt_bytes(self) -> int:
         """A text of more bytes in UTF-8 has more tokens than a prompt may have, without any need to count them."""
-        return self.generator.max_prompt_tokens * self.longest_token_bytes
+        return self.generator.max_prompt_tokens * self.tokenizer.longest_token_bytes
 
     def encode(self, text: str) -> list[int]:
         """The ids that the student was trained on for ``text``: nothing is put before or after them."""
-        # Of all the tokenizer's methods only those for batches let other threads run meanwhile.
-        [encoding] = self.tokenizer.encode_batch_fast([text], add_special_tokens=False)
-        ids: list[int] = encoding.ids
-        return ids
+        return self.tokenizer.encode(text, parse_special_tokens=True)
 
     def decode(self, token_ids: list[int]) -> str:
-        """The text of all ids at once: a character's bytes may be spread over several of them."""
-        text: str = self.tokenizer.decode(token_ids, skip_special_tokens=True)
-        return text
+        """The text of what goes on behind a prompt, all ids at once."""
+        return self.tokenizer.decode(token_ids, skip_special=True, goes_on=True)
 
 
 def load_snapshot(place: Path, device: torch.device) -> Snapshot:
@@ -88,37 +80,27 @@ def load_snapshot(place: Path, device: torch.device) -> Snapshot:
         said, found = getattr(manifest, field), getattr(config, field)
         if said != found:
             raise CheckpointError(f"{place}: {field} is {said} in the manifest, but {found} in the student")
-    if tokenizer.get_vocab_size() > config.vocab_size:
+    if tokenizer.vocab_size > config.vocab_size:
         raise CheckpointError(
-            f"{place}: the tokenizer has {tokenizer.get_vocab_size()} ids, but the student only {config.vocab_size}"
+            f"{place}: the tokenizer has {tokenizer.vocab_size} ids, but the student only {config.vocab_size}"
         )
-    # In byte-level vocabularies a byte is written as one character of one or two bytes, so this is an upper bound.
-    longest = max(len(token.encode()) for token in tokenizer.get_vocab())
-    snapshot = Snapshot(place, manifest, tokenizer, generator, longest)
+    snapshot = Snapshot(place, manifest, tokenizer, generator)
     # On the CPU, wherever it is served: that is where the publisher computed it.
     _check_golden(snapshot)
     store_for_one_request(model.to(device))
     return snapshot
 
 
-def _load_tokenizer(place: Path, manifest: Manifest) -> Tokenizer:
+def _load_tokenizer(place: Path, manifest: Manifest) -> TextTokenizer:
     try:
-        fingerprint = tokenizer_fingerprint(place / "tokenizer")
-    except ValueError as error:
+        tokenizer = TextTokenizer(place / "tokenizer")
+    except TextError as error:
         raise CheckpointError(f"{place}: {error}") from error
-    if fingerprint != manifest.tokenizer_fingerprint:
+    if tokenizer.fingerprint != manifest.tokenizer_fingerprint:
         raise CheckpointError(
-            f"{place}: the tokenizer's fingerprint is {fingerprint}, "
+            f"{place}: the tokenizer's fingerprint is {tokenizer.fingerprint}, "
             f"but the manifest says {manifest.tokenizer_fingerprint}"
         )
-    path = place / "tokenizer" / "tokenizer.json"
-    try:
-        tokenizer = Tokenizer.from_file(str(path))
-    # tokenizers raises plain Exception.
-    except Exception as error:
-        raise CheckpointError(f"{path} is not a tokenizer: {error}") from error
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
     return tokenizer
 
 

@@ -1,6 +1,6 @@
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,14 @@ from tools.venice_server.control import Fault
 CHAT = (("user", "abc"),)
 
 
+def chat_ids(backend: Any, chat: Sequence[tuple[str, str]] = CHAT) -> list[int]:
+    ids: list[int] = backend.tokenizer.encode_chat([{"role": r, "content": c} for r, c in chat], to_answer=True)
+    return ids
+
+
 async def generated(backend: Any, **changes: Any) -> list[Piece]:
     defaults: dict[str, Any] = {
-        "prompt_ids": np.array(backend.tokenizer.encode_chat(changes.get("chat", CHAT)), np.uint32),
+        "prompt_ids": np.array(chat_ids(backend, changes.get("chat", CHAT)), np.uint32),
         "max_tokens": 12,
         "temperature": 1.0,
         "top_p": 1.0,
@@ -109,7 +114,7 @@ async def test_ids_that_have_no_text_are_reported_as_unmapped_mass(
     backend = make_backend(random_venice)
     await backend.load()
     pieces = await generated(backend, n=16, max_tokens=6, top_k=20)
-    prompt = backend.tokenizer.encode_chat(CHAT)
+    prompt = chat_ids(backend)
     kept = [piece for piece in pieces if piece.finish_reason != pb.FINISH_REASON_DROPPED]
     dropped = [piece for piece in pieces if piece.finish_reason == pb.FINISH_REASON_DROPPED]
     assert kept, "choose a seed that shows both"
@@ -138,7 +143,7 @@ async def test_lossy_tokens_are_dropped_and_never_become_other_ids(
     byte_venice.control.token_bytes = token_bytes
     backend = make_backend(byte_venice)
     await backend.load()
-    prompt = backend.tokenizer.encode_chat(CHAT)
+    prompt = chat_ids(backend)
     drawn = await generated(backend, n=48, max_tokens=2)
     pieces = [piece for piece in drawn if piece.finish_reason != pb.FINISH_REASON_DROPPED]
     assert 0 < len(pieces) < len(drawn)
@@ -193,7 +198,7 @@ async def test_a_prompt_that_venice_counts_otherwise_is_dropped_unless_told_not_
     backend = make_backend(venice)
     await backend.load()
     (piece,) = await generated(backend, temperature=0.5)
-    rendered = len(backend.tokenizer.encode_chat(CHAT))
+    rendered = len(chat_ids(backend))
     assert piece.finish_reason == pb.FINISH_REASON_DROPPED
     assert f"chat template of TOKENIZER_PATH={venice.folder} gives {rendered}" in piece.detail
     trusting = make_backend(venice, venice_check_prompt=False)

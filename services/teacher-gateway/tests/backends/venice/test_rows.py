@@ -18,6 +18,7 @@ from latentforge.gateway.backends.venice.messages import (
 from latentforge.gateway.backends.venice.rows import continuation
 from latentforge.gateway.backends.venice.token_mapping import TokenMapping
 from latentforge.teacher.v1 import teacher_pb2 as pb
+from latentforge.text.tokenizer import TextTokenizer
 from tools.venice_server.schema import ChatRequest
 
 CASSETTES = Path(__file__).with_name("cassettes")
@@ -25,7 +26,7 @@ CASSETTES = Path(__file__).with_name("cassettes")
 
 @pytest.fixture(scope="session")
 def mapping(random_teacher: Path) -> TokenMapping:
-    return TokenMapping(random_teacher)
+    return TokenMapping(TextTokenizer(random_teacher))
 
 
 def cassette(name: str) -> dict[str, Any]:

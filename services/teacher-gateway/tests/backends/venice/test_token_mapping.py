@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
 
 from latentforge.gateway.backends.venice.token_mapping import TokenMapping
+from latentforge.text.tokenizer import TextTokenizer
 
 STDLIB = Path(__file__).parents[5] / "models" / "stdlib-teacher"
 REPLACEMENT = "\ufffd".encode()
@@ -15,7 +16,7 @@ REPLACEMENT = "\ufffd".encode()
 
 @pytest.fixture(scope="module")
 def byte_level() -> tuple[TokenMapping, Tokenizer]:
-    return TokenMapping(STDLIB), Tokenizer.from_file(str(STDLIB / "tokenizer.json"))
+    return TokenMapping(TextTokenizer(STDLIB)), Tokenizer.from_file(str(STDLIB / "tokenizer.json"))
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +42,7 @@ def sentence_piece(tmp_path_factory: pytest.TempPathFactory) -> tuple[TokenMappi
     tokenizer.add_special_tokens([AddedToken("<s>", special=True)])
     folder = tmp_path_factory.mktemp("pieces")
     tokenizer.save(str(folder / "tokenizer.json"))
-    return TokenMapping(folder), tokenizer
+    return TokenMapping(TextTokenizer(folder)), tokenizer
 
 
 def renderings(token_id: int, own: bytes, tokenizer: Tokenizer) -> list[tuple[str, bytes | None]]:
@@ -123,7 +124,7 @@ def test_the_replacement_character_itself_is_never_found(tmp_path: Path) -> None
     added = len(vocabulary)
     vocabulary["ï¿½"] = added
     (tmp_path / "tokenizer.json").write_text(json.dumps(content))
-    mapping = TokenMapping(tmp_path)
+    mapping = TokenMapping(TextTokenizer(tmp_path))
     assert mapping.bytes_of(added) == REPLACEMENT
     assert mapping.id_of("\ufffd", REPLACEMENT) is None
     assert mapping.num_ids == added + 1
@@ -135,7 +136,7 @@ def test_a_lossy_string_is_not_found_even_where_one_token_alone_has_it(tmp_path:
     added = len(vocabulary)
     vocabulary["aÃ"] = added
     (tmp_path / "tokenizer.json").write_text(json.dumps(content))
-    mapping = TokenMapping(tmp_path)
+    mapping = TokenMapping(TextTokenizer(tmp_path))
     assert mapping.id_of("a\ufffd") is None
     assert mapping.id_of("a\ufffd", "a\ufffd".encode()) is None
     assert mapping.id_of("a\ufffd", b"a\xc3") == added

@@ -11,8 +11,8 @@ import pytest
 
 from latentforge.gateway.backends.base import BackendError, FailureKind, Generation
 from latentforge.gateway.backends.vllm.answers import continuation, scored
-from latentforge.gateway.tokenizer import TeacherTokenizer
 from latentforge.teacher.v1 import teacher_pb2 as pb
+from latentforge.text.tokenizer import TextTokenizer
 
 VOCAB = 300
 _RECORDED = Path(__file__).with_name("recorded")
@@ -96,8 +96,8 @@ def test_what_is_no_answer_is_refused(body: bytes) -> None:
 
 
 @pytest.fixture(scope="session")
-def tokenizer(random_teacher: Path) -> TeacherTokenizer:
-    return TeacherTokenizer(random_teacher)
+def tokenizer(random_teacher: Path) -> TextTokenizer:
+    return TextTokenizer(random_teacher)
 
 
 def generation(asked: dict[str, Any], stop: tuple[str, ...] = ()) -> Generation:
@@ -118,7 +118,7 @@ def generation(asked: dict[str, Any], stop: tuple[str, ...] = ()) -> Generation:
     [("length", pb.FINISH_REASON_LENGTH, "\ufffda(\ufffd;\ufffd"), ("end_of_text", pb.FINISH_REASON_STOP, "9")],
 )
 def test_recorded_continuations_have_their_rows(
-    name: str, reason: pb.FinishReason.ValueType, text: str, tokenizer: TeacherTokenizer
+    name: str, reason: pb.FinishReason.ValueType, text: str, tokenizer: TextTokenizer
 ) -> None:
     asked, body = recorded(name)
     asked["prompt"] = asked["prompt"][0]
@@ -162,7 +162,7 @@ def _logprobs(choices: list[Any]) -> Any:
     ],
 )
 def test_a_continuation_that_contradicts_itself_is_refused(
-    change: Callable[[list[Any]], object], kind: FailureKind, why: str, tokenizer: TeacherTokenizer
+    change: Callable[[list[Any]], object], kind: FailureKind, why: str, tokenizer: TextTokenizer
 ) -> None:
     asked, body = recorded("length")
     answer = json.loads(body)

@@ -132,7 +132,7 @@ def make_backend(server: FakeVllm, random_teacher: Path) -> MakeBackend:
             "vllm_start_seconds": 0,
         }
         backend = build_backend(GatewaySettings(**(defaults | changes)), Metrics())
-        server.tokenize = lambda text: backend.tokenizer.encode(text)
+        server.tokenize = lambda text: backend.tokenizer.encode(text, parse_special_tokens=True)
         return backend
 
     return make
@@ -252,13 +252,13 @@ async def test_a_folder_without_a_tokenizer_or_config_is_refused(
     await loading_fails(make_backend(tokenizer_path=tmp_path), FailureKind.MISCONFIGURED, "no vocab_size")
     (tmp_path / "config.json").write_text("not json")
     await loading_fails(
-        make_backend(tokenizer_path=tmp_path), FailureKind.MISCONFIGURED, "TOKENIZER_PATH", "not a valid JSON"
+        make_backend(tokenizer_path=tmp_path), FailureKind.MISCONFIGURED, "TOKENIZER_PATH", "not a readable config.json"
     )
 
 
 async def test_another_tokenizer_is_refused_and_both_are_named(make_backend: MakeBackend, server: FakeVllm) -> None:
     backend = make_backend()
-    server.tokenize = lambda text: [*backend.tokenizer.encode(text)[:-1], 7]
+    server.tokenize = lambda text: [*backend.tokenizer.encode(text, parse_special_tokens=True)[:-1], 7]
     await loading_fails(backend, FailureKind.MISCONFIGURED, "TOKENIZER_PATH", "is not the tokenizer of tiny", "there")
 
 

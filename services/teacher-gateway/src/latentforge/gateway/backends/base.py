@@ -8,9 +8,9 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from latentforge.gateway.tokenizer import TeacherTokenizer
 from latentforge.teacher.v1 import teacher_pb2 as pb
 from latentforge.teacher_client.sparse_rows import SparseRows
+from latentforge.text.tokenizer import TextTokenizer
 
 # uint32 [length]
 TokenIds = NDArray[np.uint32]
@@ -86,7 +86,7 @@ class Backend(Protocol):
     def description(self) -> TeacherDescription: ...
 
     @property
-    def tokenizer(self) -> TeacherTokenizer: ...
+    def tokenizer(self) -> TextTokenizer: ...
 
     async def load(self) -> None:
         """Makes the teacher ready.

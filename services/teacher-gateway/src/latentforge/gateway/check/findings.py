@@ -15,9 +15,9 @@ from latentforge.gateway.backends.venice.messages import ListedModel, parse_mode
 from latentforge.gateway.check.listing import ListingError, listed_models
 from latentforge.gateway.metrics import Metrics
 from latentforge.gateway.settings import GatewaySettings, shown_url
-from latentforge.gateway.tokenizer import ChatError
 from latentforge.teacher.v1 import teacher_pb2 as pb
 from latentforge.teacher_client.sparse_rows import SparseRows
+from latentforge.text.errors import ChatError
 
 _SENTENCE = "import os\nfor name in os.listdir(path):\n    print("
 _CHAT = (("user", "Write a Python function that adds two numbers."),)
@@ -116,8 +116,9 @@ async def _complete(backend: VeniceBackend, models: dict[str, ListedModel]) -> A
 
 def _greeting(backend: Backend) -> Generation:
     about = backend.description
+    messages = [{"role": role, "content": content} for role, content in _CHAT]
     return Generation(
-        prompt_ids=np.array(backend.tokenizer.encode_chat(_CHAT), np.uint32),
+        prompt_ids=np.array(backend.tokenizer.encode_chat(messages, to_answer=True), np.uint32),
         max_tokens=_TOKENS,
         temperature=1.0,
         top_p=1.0,

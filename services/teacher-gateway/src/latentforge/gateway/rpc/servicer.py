@@ -160,7 +160,7 @@ class TeacherServicer(TeacherServiceServicer):
             if request.WhichOneof("input") == "chat":
                 ids = await asyncio.to_thread(validation.chat_ids, request.chat, "chat", teacher.tokenizer)
             else:
-                ids = await asyncio.to_thread(teacher.tokenizer.encode, request.text)
+                ids = await asyncio.to_thread(teacher.tokenizer.encode, request.text, parse_special_tokens=True)
             count(tokens=len(ids))
             fingerprint = teacher.description.tokenizer_fingerprint
             return pb.TokenizeResponse(token_ids=ids, tokenizer_fingerprint=fingerprint)

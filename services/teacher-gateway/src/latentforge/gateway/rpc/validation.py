@@ -8,16 +8,17 @@ import numpy as np
 
 from latentforge.gateway.backends.base import Generation, TeacherDescription, TokenIds
 from latentforge.gateway.rpc.errors import ApiError, Violation, invalid_argument, shortened
-from latentforge.gateway.tokenizer import ChatError, TeacherTokenizer
 from latentforge.teacher.v1 import teacher_pb2 as pb
 from latentforge.teacher_client.sparse_rows import LogprobDtype
 from latentforge.teacher_client.wire import dtype_from_proto
+from latentforge.text.chat_template import ROLES
+from latentforge.text.errors import ChatError
+from latentforge.text.tokenizer import TextTokenizer
 
 MAX_SEQUENCES = 16384
 MAX_CONTINUATIONS = 64
 MAX_STOP_STRINGS = 16
 _MAX_TEMPERATURE = 100.0
-_ROLES = ("system", "user", "assistant")
 
 
 def check_fingerprint(given: str, teacher: TeacherDescription) -> None:
@@ -96,25 +97,27 @@ def detokenize_ids(ids: Sequence[int], teacher: TeacherDescription) -> list[int]
     return list(ids)
 
 
-def chat_ids(chat: pb.Chat, field: str, tokenizer: TeacherTokenizer) -> list[int]:
+def chat_ids(chat: pb.Chat, field: str, tokenizer: TextTokenizer) -> list[int]:
     """Ids of a chat rendered with the teacher's template."""
     violations = [
-        Violation(f"{field}.messages[{i}].role", f"is {shortened(m.role, 40)!r}; allowed are {', '.join(_ROLES)}")
+        Violation(f"{field}.messages[{i}].role", f"is {shortened(m.role, 40)!r}; allowed are {', '.join(ROLES)}")
         for i, m in enumerate(chat.messages)
-        if m.role not in _ROLES
+        if m.role not in ROLES
     ]
     if not chat.messages:
         violations.append(Violation(f"{field}.messages", "is empty; at least one message is needed"))
     if violations:
         raise invalid_argument(violations)
+    messages = [{"role": m.role, "content": m.content} for m in chat.messages]
     try:
-        return tokenizer.encode_chat([(m.role, m.content) for m in chat.messages])
+        # A chat that ends with the assistant's words is rendered as it is.
+        return tokenizer.encode_chat(messages, to_answer=chat.messages[-1].role != "assistant")
     except ChatError as error:
         raise invalid_argument([Violation(field, str(error))]) from None
 
 
 def generation(
-    request: pb.GenerateRequest, teacher: TeacherDescription, tokenizer: TeacherTokenizer, max_tokens_in_flight: int
+    request: pb.GenerateRequest, teacher: TeacherDescription, tokenizer: TextTokenizer, max_tokens_in_flight: int
 ) -> Generation:
     """The whole of a Generate request; text is tokenised here.
 
@@ -172,12 +175,12 @@ def generation(
     )
 
 
-def _prompt_ids(request: pb.GenerateRequest, tokenizer: TeacherTokenizer) -> Sequence[int]:
+def _prompt_ids(request: pb.GenerateRequest, tokenizer: TextTokenizer) -> Sequence[int]:
     kind = request.WhichOneof("prompt")
     if kind == "token_ids":
         return request.token_ids.ids
     if kind == "text":
-        return tokenizer.encode(request.text)
+        return tokenizer.encode(request.text, parse_special_tokens=True)
     if kind == "chat":
         if request.chat.messages and request.chat.messages[-1].role == "assistant":
             at = f"chat.messages[{len(request.chat.messages) - 1}].role"

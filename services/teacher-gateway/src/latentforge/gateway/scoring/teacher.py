@@ -25,8 +25,8 @@ from latentforge.gateway.scoring.stats import ScoringStats
 from latentforge.gateway.scoring.token_budget import TokenBudget
 from latentforge.gateway.settings import GatewaySettings
 from latentforge.gateway.telemetry import span
-from latentforge.gateway.tokenizer import TeacherTokenizer
 from latentforge.teacher_client.sparse_rows import LogprobDtype, PackedRows, SparseRows
+from latentforge.text.tokenizer import TextTokenizer
 
 # Of one batch call: bounds the answers that wait for a slow reader.
 _SEQUENCES_UNDER_WAY = 256
@@ -91,7 +91,7 @@ class Teacher:
         return self._backend.description
 
     @property
-    def tokenizer(self) -> TeacherTokenizer:
+    def tokenizer(self) -> TextTokenizer:
         return self._backend.tokenizer
 
     async def warm_up(self) -> None:

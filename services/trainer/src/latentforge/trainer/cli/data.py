@@ -113,13 +113,13 @@ def pack(
     from rich.console import Console
 
     from latentforge.core.settings import load_settings
-    from latentforge.text.tokenizer import TextTokenizer
     from latentforge.trainer.config.settings import TrainerSettings
     from latentforge.trainer.data.prepare import pack_with_bar
+    from latentforge.trainer.run.tokenizer import teachers_tokenizer
 
     with user_errors():
         settings = load_settings(TrainerSettings, tokenizer_path=tokenizer)
-        text_tokenizer = TextTokenizer(settings.tokenizer_path)
+        text_tokenizer = teachers_tokenizer(settings)
         console = Console(stderr=True)
         pack_with_bar(
             data, out, text_tokenizer, sequence_length=sequence_length, chunk_size=k, split=split, console=console

@@ -68,15 +68,16 @@ def run_context(
     **env: Any,
 ) -> Any:
     from latentforge.core.settings import load_settings
-    from latentforge.text.tokenizer import TextTokenizer
     from latentforge.trainer.config.recipe import load_recipe, parse_override
     from latentforge.trainer.config.settings import TrainerSettings
     from latentforge.trainer.run.context import RunContext
     from latentforge.trainer.run.status import Status
+    from latentforge.trainer.run.tokenizer import teachers_tokenizer
 
     settings = load_settings(TrainerSettings, **env)
     loaded = load_recipe(recipe, settings.recipes_dir, {**overrides, **dict(parse_override(s) for s in sets or [])})
-    tokenizer = TextTokenizer(settings.tokenizer_path, eos_id=loaded.data.eos_id, pad_id=loaded.data.pad_id)
+    tokenizer = teachers_tokenizer(settings, eos_id=loaded.data.eos_id, pad_id=loaded.data.pad_id)
+    tokenizer.check_ids()
     name = run or loaded.name
     return RunContext(name, loaded, settings, tokenizer, Status(name), stop)
 

@@ -31,14 +31,14 @@ def warm(
 
     from latentforge.core.settings import load_settings
     from latentforge.teacher_client.client import TeacherClient
-    from latentforge.text.tokenizer import TextTokenizer
     from latentforge.trainer.config.settings import TrainerSettings
     from latentforge.trainer.errors import TrainerError
+    from latentforge.trainer.run.tokenizer import teachers_tokenizer
     from latentforge.trainer.teacher.warm import warm as warm_cache
 
     with user_errors():
         settings = load_settings(TrainerSettings, gateway_target=gateway, tokenizer_path=tokenizer)
-        text_tokenizer = TextTokenizer(settings.tokenizer_path)
+        text_tokenizer = teachers_tokenizer(settings)
         columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
         console = Console(stderr=True)
         with Progress(*columns, console=console, disable=not console.is_terminal) as progress:

@@ -131,7 +131,7 @@ def _messages(document: Document, instruction: str, max_tokens: int, tokenizer: 
 
 def _length(messages: Messages, tokenizer: TextTokenizer) -> int:
     chat = [{"role": role, "content": content} for role, content in messages]
-    return len(tokenizer.encode_chats([chat], to_answer=True)[0])
+    return len(tokenizer.encode_chat(chat, to_answer=True))
 
 
 def digest(prompts: list[Prompt]) -> str:

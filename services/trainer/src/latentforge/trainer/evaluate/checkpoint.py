@@ -18,6 +18,7 @@ from latentforge.trainer.data.prepare import pack_with_bar
 from latentforge.trainer.data.sources import write_stdlib
 from latentforge.trainer.errors import TrainerError
 from latentforge.trainer.evaluate.likelihood import Model
+from latentforge.trainer.run.tokenizer import teachers_tokenizer
 
 NEWEST = "newest"
 TEACHER = "teacher"
@@ -66,7 +67,7 @@ def load_subject(name: str, settings: TrainerSettings) -> Subject:
         ValueError: it is there, but not whole; the message names the file.
     """
     if name == TEACHER:
-        return Subject(TEACHER, None, TextTokenizer(settings.tokenizer_path), None)
+        return Subject(TEACHER, None, teachers_tokenizer(settings), None)
     place, fallback = _find(name, settings)
     if (place / MANIFEST).is_file():
         manifest = verify_checkpoint(place)

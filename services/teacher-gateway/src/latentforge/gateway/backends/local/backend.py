@@ -16,8 +16,8 @@ from latentforge.gateway.backends.local.generation import Continuations
 from latentforge.gateway.backends.local.topk import rows_of_hidden
 from latentforge.gateway.backends.local.weights import WeightFiles, find_weights
 from latentforge.gateway.settings import GatewaySettings
-from latentforge.gateway.tokenizer import TeacherTokenizer
 from latentforge.teacher_client.sparse_rows import SparseRows
+from latentforge.text.tokenizer import TextTokenizer
 
 T = TypeVar("T")
 
@@ -38,7 +38,7 @@ class TransformersBackend:
         return self._description
 
     @property
-    def tokenizer(self) -> TeacherTokenizer:
+    def tokenizer(self) -> TextTokenizer:
         return self._tokenizer
 
     async def load(self) -> None:
@@ -79,7 +79,7 @@ class TransformersBackend:
         dtype = _dtype(settings.teacher_dtype, device)
         transformers.utils.logging.disable_progress_bar()
         try:
-            self._tokenizer = TeacherTokenizer(files.folder)
+            self._tokenizer = TextTokenizer(files.folder)
             model: Any = AutoModelForCausalLM.from_pretrained(
                 files.folder, dtype=dtype, use_safetensors=True, local_files_only=True
             )

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from latentforge.gateway.backends.base import Generation, Piece
 from latentforge.gateway.backends.local.topk import rows_of_logits
-from latentforge.gateway.tokenizer import TeacherTokenizer, TextStream
 from latentforge.teacher.v1 import teacher_pb2 as pb
 from latentforge.teacher_client.sparse_rows import SparseRows, join_rows
+from latentforge.text.text_stream import TextStream
+from latentforge.text.tokenizer import TextTokenizer
 
 _TOKENS_PER_PIECE = 16
 
@@ -38,7 +39,7 @@ def draw(logits_v: Tensor, temperature: float, top_p: float, generator: torch.Ge
 class _Continuation:
     """One of the n: what was drawn, and what of it was not handed out yet."""
 
-    def __init__(self, index: int, request: Generation, tokenizer: TeacherTokenizer) -> None:
+    def __init__(self, index: int, request: Generation, tokenizer: TextTokenizer) -> None:
         self._index = index
         self._stop = request.stop
         self._stream = TextStream(tokenizer)
@@ -88,7 +89,7 @@ class Continuations:
         self,
         model: Any,
         logits: Callable[[Tensor], Tensor],
-        tokenizer: TeacherTokenizer,
+        tokenizer: TextTokenizer,
         eos_ids: frozenset[int],
         request: Generation,
     ) -> None:

@@ -31,9 +31,9 @@ from latentforge.gateway.backends.venice.token_mapping import TokenMapping
 from latentforge.gateway.breaker import Breaker
 from latentforge.gateway.metrics import Metrics
 from latentforge.gateway.settings import GatewaySettings
-from latentforge.gateway.tokenizer import TeacherTokenizer
 from latentforge.teacher.v1 import teacher_pb2 as pb
 from latentforge.teacher_client.sparse_rows import SparseRows
+from latentforge.text.tokenizer import TextTokenizer
 
 _log = logging.getLogger(__name__)
 
@@ -108,7 +108,7 @@ class VeniceBackend:
         return self._description
 
     @property
-    def tokenizer(self) -> TeacherTokenizer:
+    def tokenizer(self) -> TextTokenizer:
         return self._tokenizer
 
     async def load(self) -> None:
@@ -192,8 +192,8 @@ class VeniceBackend:
     def _read_tokenizer(self) -> None:
         try:
             # Thinking is switched off in every request, and templates write that into the assistant's turn.
-            self._tokenizer = TeacherTokenizer(self._folder, template_arguments={"enable_thinking": False})
-            self._mapping = TokenMapping(self._folder)
+            self._tokenizer = TextTokenizer(self._folder, template_arguments={"enable_thinking": False})
+            self._mapping = TokenMapping(self._tokenizer)
         except (OSError, ValueError, KeyError) as error:
             raise BackendError(
                 f"TOKENIZER_PATH={self._folder} cannot be read: {error}", FailureKind.MISCONFIGURED

@@ -1,15 +1,10 @@
 """Token strings and bytes back to token ids, where that is certain."""
 
-import json
-import re
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
 
-from tokenizers import Tokenizer
+from latentforge.text.tokenizer import TextTokenizer
 
 _REPLACEMENT = "\ufffd".encode()
-_BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
 class TokenMapping:
@@ -21,27 +16,19 @@ class TokenMapping:
     Special tokens have one rendering, their literal.
 
     Args:
-        folder: holds the teacher's tokenizer.json.
+        tokenizer: the teacher's.
 
     Attributes:
         special_ids: ids of special tokens.
         num_ids: one more than the highest id.
     """
 
-    def __init__(self, folder: Path) -> None:
-        path = folder / "tokenizer.json"
-        tokenizer = Tokenizer.from_file(str(path))
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        added = tokenizer.get_added_tokens_decoder()
-        self.special_ids = frozenset(i for i, token in added.items() if token.special)
-        to_bytes = _bytes_of_pieces(content)
-        pieces = {i: piece for piece, i in tokenizer.get_vocab(with_added_tokens=False).items()}
-        self._bytes: dict[int, bytes] = {i: data for i, p in pieces.items() if (data := to_bytes(p)) is not None}
-        self._bytes |= {i: token.content.encode() for i, token in added.items()}
-
-        ids = sorted(pieces.keys() | added.keys())
-        self.num_ids = ids[-1] + 1
-        decoded = tokenizer.decode_batch([[i] for i in ids], skip_special_tokens=False)
+    def __init__(self, tokenizer: TextTokenizer) -> None:
+        self.special_ids = tokenizer.special_ids
+        self.num_ids = tokenizer.vocab_size
+        self._bytes = {i: data for i, data in tokenizer.token_bytes.items() if data is not None}
+        ids = sorted(tokenizer.token_bytes)
+        decoded = tokenizer.decode_each(ids)
         owners: dict[bytes, int | None] = {}
         for token_id, text in zip(ids, decoded, strict=True):
             renderings = {self._bytes.get(token_id, b"")}
@@ -83,39 +70,3 @@ def _may_render(written: bytes, data: bytes) -> bool:
     except UnicodeDecodeError:
         return True
     return written == data
-
-
-def _bytes_of_pieces(tokenizer: dict[str, Any]) -> Callable[[str], bytes | None]:
-    """How a vocabulary's pieces are read: piece to bytes, or None where the piece does not say."""
-    kinds = {step.get("type") for step in _steps(tokenizer.get("decoder"))}
-    if "ByteLevel" in kinds:
-        alphabet = _byte_alphabet()
-
-        def byte_level(piece: str) -> bytes | None:
-            return bytes(alphabet[c] for c in piece) if all(c in alphabet for c in piece) else None
-
-        return byte_level
-    if "ByteFallback" in kinds:
-
-        def sentence_piece(piece: str) -> bytes | None:
-            if match := _BYTE_PIECE.fullmatch(piece):
-                return bytes([int(match[1], 16)])
-            return piece.replace("▁", " ").encode()
-
-        return sentence_piece
-    return lambda piece: None
-
-
-def _steps(decoder: dict[str, Any] | None) -> Iterator[dict[str, Any]]:
-    if decoder is None:
-        return
-    yield decoder
-    for inner in decoder.get("decoders", []):
-        yield from _steps(inner)
-
-
-def _byte_alphabet() -> dict[str, int]:
-    """How byte-level vocabularies write bytes: printable Latin-1 as itself, the rest from U+0100 on."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return {chr(byte): byte for byte in printable} | {chr(256 + at): byte for at, byte in enumerate(others)}

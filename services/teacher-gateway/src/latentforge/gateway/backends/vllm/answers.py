@@ -8,8 +8,8 @@ import numpy as np
 from latentforge.gateway.backends.base import BackendError, FailureKind, Generation, Piece, TokenIds
 from latentforge.gateway.backends.vllm.continuations import FINISH_REASONS, text_of
 from latentforge.gateway.backends.vllm.rows import Entries, Entry, WrongRowsError, entries_of, rows_of
-from latentforge.gateway.tokenizer import TeacherTokenizer
 from latentforge.teacher_client.sparse_rows import SparseRows
+from latentforge.text.tokenizer import TextTokenizer
 
 
 class _Entry(msgspec.Struct, gc=False):
@@ -93,7 +93,7 @@ def prompt_rows(
         raise wrong_rows(error) from None
 
 
-def continuation(body: bytes, index: int, request: Generation, tokenizer: TeacherTokenizer, vocab_size: int) -> Piece:
+def continuation(body: bytes, index: int, request: Generation, tokenizer: TextTokenizer, vocab_size: int) -> Piece:
     """The whole of one continuation, with rows if they were asked for.
 
     Raises:

@@ -7,8 +7,8 @@ from typing import Any, TypeVar
 
 from latentforge.gateway.backends.base import Generation, Piece
 from latentforge.gateway.backends.local.generation import seed_of
-from latentforge.gateway.tokenizer import TeacherTokenizer
 from latentforge.teacher.v1 import teacher_pb2 as pb
+from latentforge.text.tokenizer import TextTokenizer
 
 T = TypeVar("T")
 
@@ -40,7 +40,7 @@ def text_of(
     reason: pb.FinishReason.ValueType,
     stop_reason: int | str | None,
     stop: Sequence[str],
-    tokenizer: TeacherTokenizer,
+    tokenizer: TextTokenizer,
 ) -> str:
     """The text of a continuation, which ends before what ended it.
 
@@ -50,7 +50,7 @@ def text_of(
         stop_reason: the string or the token that ended it; None for the model's own end-of-text.
     """
     ended_by_token = reason == pb.FINISH_REASON_STOP and not isinstance(stop_reason, str)
-    text = tokenizer.decode(token_ids[:-1] if ended_by_token else token_ids, skip_special=True)
+    text = tokenizer.decode(token_ids[:-1] if ended_by_token else token_ids, skip_special=True, goes_on=True)
     found = [at for at in (text.find(s) for s in stop) if at >= 0]
     return text[: min(found, default=len(text))]
 
@@ -64,7 +64,7 @@ async def gather(works: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
         await _cancel(tasks)
 
 
-def stops(request: Generation, tokenizer: TeacherTokenizer) -> dict[str, Any]:
+def stops(request: Generation, tokenizer: TextTokenizer) -> dict[str, Any]:
     """vLLM's arguments: it looks for strings in the text, where special tokens do not show."""
     ids = {text: tokenizer.special_id(text) for text in request.stop}
     return {

@@ -25,8 +25,8 @@ from latentforge.gateway.backends.vllm.continuations import FINISH_REASONS, cont
 from latentforge.gateway.backends.vllm.model import describe, digest, read_model_files
 from latentforge.gateway.backends.vllm.rows import WrongRowsError, entries_of, rows_of
 from latentforge.gateway.settings import GatewaySettings
-from latentforge.gateway.tokenizer import TeacherTokenizer
 from latentforge.teacher_client.sparse_rows import SparseRows
+from latentforge.text.tokenizer import TextTokenizer
 
 
 class VllmEngineBackend:
@@ -51,7 +51,7 @@ class VllmEngineBackend:
         return self._description
 
     @property
-    def tokenizer(self) -> TeacherTokenizer:
+    def tokenizer(self) -> TextTokenizer:
         return self._files.tokenizer
 
     async def load(self) -> None:

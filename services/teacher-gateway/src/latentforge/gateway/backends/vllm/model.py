@@ -8,7 +8,7 @@ from pathlib import Path
 from latentforge.gateway.backends.base import BackendError, FailureKind, TeacherDescription
 from latentforge.gateway.backends.model_folder import ModelConfig, read_config
 from latentforge.gateway.settings import GatewaySettings
-from latentforge.gateway.tokenizer import TeacherTokenizer
+from latentforge.text.tokenizer import TextTokenizer
 
 # Where tokenizers differ: digits, spaces, case, scripts, and bytes that are no whole character for many of them.
 _PROBE = "def f(x1, y_22):\n\treturn  x1 **3000  # Größe, 東京, 🙂 don't\r\n"
@@ -19,7 +19,7 @@ _SPECIAL_TOKENS = 32
 class ModelFiles:
     """A model's folder, of which the weights are not read."""
 
-    tokenizer: TeacherTokenizer
+    tokenizer: TextTokenizer
     config: ModelConfig
 
 
@@ -29,7 +29,7 @@ def read_model_files(folder: Path) -> ModelFiles:
         BackendError: the tokenizer or config.json is missing or unreadable.
     """
     try:
-        tokenizer = TeacherTokenizer(folder)
+        tokenizer = TextTokenizer(folder)
     except (OSError, ValueError, KeyError) as error:
         raise BackendError(f"TOKENIZER_PATH={folder}: {error}", FailureKind.MISCONFIGURED) from None
     config = read_config(folder)
@@ -79,9 +79,9 @@ def digest(*parts: str) -> str:
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
-def probe_text(tokenizer: TeacherTokenizer, room: int) -> tuple[str, list[int]]:
+def probe_text(tokenizer: TextTokenizer, room: int) -> tuple[str, list[int]]:
     """A text that tokenizers disagree about, with special tokens in it, and its at most ``room`` ids."""
     text = "".join(tokenizer.special_tokens()[:_SPECIAL_TOKENS]) + _PROBE
-    while len(ids := tokenizer.encode(text)) > room and len(text) > 1:
+    while len(ids := tokenizer.encode(text, parse_special_tokens=True)) > room and len(text) > 1:
         text = text[len(text) // 2 :]
     return text, ids

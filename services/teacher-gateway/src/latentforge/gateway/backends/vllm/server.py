@@ -27,8 +27,8 @@ from latentforge.gateway.backends.vllm.model import describe, digest, probe_text
 from latentforge.gateway.breaker import Breaker
 from latentforge.gateway.metrics import Metrics
 from latentforge.gateway.settings import GatewaySettings
-from latentforge.gateway.tokenizer import TeacherTokenizer
 from latentforge.teacher_client.sparse_rows import SparseRows
+from latentforge.text.tokenizer import TextTokenizer
 
 _log = logging.getLogger(__name__)
 
@@ -94,7 +94,7 @@ class VllmBackend:
         return self._description
 
     @property
-    def tokenizer(self) -> TeacherTokenizer:
+    def tokenizer(self) -> TextTokenizer:
         return self._files.tokenizer
 
     async def load(self) -> None:

@@ -1,0 +1,113 @@
+"""Chats as text, in which the template's control tokens can be told from what messages say."""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+from transformers.utils.chat_template_utils import render_jinja_template
+
+from latentforge.text.control_tokens import ControlTokens
+from latentforge.text.errors import ChatError
+
+# A template writes them into control tokens of its own ('<|' + role + '|>'), so they are never just any text.
+ROLES = ("system", "user", "assistant")
+Message = Mapping[str, Any]
+
+
+class ChatTemplate:
+    """A tokenizer's chat template.
+
+    Args:
+        source: in Jinja.
+        control: the tokenizer's control tokens.
+        named: tokens that the template can name, like eos_token.
+        arguments: its other variables.
+    """
+
+    def __init__(
+        self, source: str, control: ControlTokens, named: Mapping[str, str], arguments: Mapping[str, Any]
+    ) -> None:
+        self._source, self._control, self._named, self._arguments = source, control, dict(named), dict(arguments)
+
+    def render(self, messages: Sequence[Message], *, to_answer: bool) -> str:
+        """A chat's text, in which exactly the control tokens of the template are in the second spelling.
+
+        The text is what the template makes of the messages as they are, whatever it looks for in them. Where a message
+        holds what looks like a control token, the template is rendered once more with its own ones spelled otherwise:
+        what is left in plain characters was said. A template that makes control tokens of pieces does not have them to
+        be spelled; it is rendered with marks inside what was said instead, and what has none is its own. Either must
+        give the same text, or the template has acted on what was changed.
+
+        Args:
+            messages: with role and content; what else they have is the template's affair.
+            to_answer: ends with the opening of the assistant's turn.
+
+        Raises:
+            ChatError: a role is unknown, the template refuses the messages, or it cannot be told what is its own.
+        """
+        control = self._control
+        for message in messages:
+            if message.get("role") not in ROLES:
+                raise ChatError(f"a message has the role {message.get('role')!r}; roles are {', '.join(ROLES)}")
+        said = [
+            s for message in messages for name, value in message.items() if name != "role" for s in _strings_of(value)
+        ]
+        for text in said:
+            control.check(text)
+        plain = self._jinja(self._source, self._named, messages, to_answer)
+        if not any(map(control.may_forge, said)):
+            return control.spell(plain)
+        own = self._own(messages, to_answer)
+        if control.restore(own) == plain and not self._is_composed(messages, to_answer):
+            return own
+        broken = self._jinja(self._source, self._named, [_said(m, control.break_up) for m in messages], to_answer)
+        if control.mend(broken) == plain:
+            return control.mend(control.spell(broken))
+        raise ChatError(
+            "a message holds a control token's characters, and the chat template acts on them: they cannot be told "
+            "from the template's own; take them out, or render the chat yourself and send it as a prompt"
+        )
+
+    def _own(self, messages: Sequence[Message], to_answer: bool) -> str:
+        named = {name: self._control.spell(token) for name, token in self._named.items()}
+        return self._jinja(self._own_source, named, messages, to_answer)
+
+    @cached_property
+    def _own_source(self) -> str:
+        return self._control.spell_own(self._source)
+
+    def _is_composed(self, messages: Sequence[Message], to_answer: bool) -> bool:
+        """Whether the template makes control tokens of pieces, which no change of its source can show."""
+        neutral = [_said(message, lambda _: "a") for message in messages]
+        return self._control.has_literal(self._own(neutral, to_answer))
+
+    def _jinja(self, source: str, named: Mapping[str, str], messages: Sequence[Message], to_answer: bool) -> str:
+        given = [{name: value for name, value in message.items() if value is not None} for message in messages]
+        try:
+            text: str = render_jinja_template(
+                [given], chat_template=source, add_generation_prompt=to_answer, **{**named, **self._arguments}
+            )[0][0]
+        except Exception as error:  # a template is a program and raises what it likes
+            raise ChatError(f"the chat template refuses these messages: {error}") from None
+        return text
+
+
+def _said(message: Message, change: Callable[[str], str]) -> Message:
+    """A message with every string in it changed but its role."""
+
+    def changed(value: Any) -> Any:
+        if isinstance(value, str):
+            return change(value)
+        if isinstance(value, Mapping):
+            return {name: changed(item) for name, item in value.items()}
+        return [changed(item) for item in value] if isinstance(value, list) else value
+
+    return {name: value if name == "role" else changed(value) for name, value in message.items()}
+
+
+def _strings_of(value: Any) -> list[str]:
+    """All strings in a part of a message, whatever it is made of."""
+    if isinstance(value, str):
+        return [value]
+    items = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
+    return [s for item in items for s in _strings_of(item)]

@@ -1,0 +1,23 @@
+"""The teacher's tokenizer, as the settings name it."""
+
+from latentforge.text.errors import TextError
+from latentforge.text.tokenizer import TextTokenizer
+from latentforge.trainer.config.settings import TrainerSettings
+
+
+def teachers_tokenizer(
+    settings: TrainerSettings, *, eos_id: int | None = None, pad_id: int | None = None
+) -> TextTokenizer:
+    """The tokenizer in TOKENIZER_PATH.
+
+    Args:
+        settings: name the folder.
+        eos_id, pad_id: instead of its own.
+
+    Raises:
+        TextError: it cannot be read, and the setting's name.
+    """
+    try:
+        return TextTokenizer(settings.tokenizer_path, eos_id=eos_id, pad_id=pad_id)
+    except TextError as error:
+        raise TextError(f"TOKENIZER_PATH: {error}") from None
