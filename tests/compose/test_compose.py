@@ -10,6 +10,7 @@ import httpx
 import pytest
 
 from tools.demo.settings import ROOT
+from tools.gateway import gateway_answers
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(1500)]
 
@@ -31,19 +32,30 @@ def _compose(*arguments: str, **environment: str) -> str:
     return run.stdout
 
 
-@pytest.fixture(scope="module")
-def url() -> str:
+def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        return f"http://127.0.0.1:{probe.getsockname()[1]}"
+        port: int = probe.getsockname()[1]
+        return port
 
 
 @pytest.fixture(scope="module")
-def stack(url: str) -> Iterator[Compose]:
+def url() -> str:
+    return f"http://127.0.0.1:{_free_port()}"
+
+
+@pytest.fixture(scope="module")
+def gateway_port() -> int:
+    return _free_port()
+
+
+@pytest.fixture(scope="module")
+def stack(url: str, gateway_port: int) -> Iterator[Compose]:
     """The stack, up and healthy, with a recipe of seconds."""
     environment = {
         "COMPOSE_PROJECT_NAME": f"latentforge-test-{os.getpid()}",
         "IMAGE_TAG": "test",
+        "GATEWAY_PORT": str(gateway_port),
         "INFERENCE_PORT": url.rpartition(":")[2],
         "RECIPE": "smoke",
     }
@@ -68,6 +80,11 @@ def test_generate_answers_from_a_checkpoint_that_the_trainer_published(stack: Co
     assert f"{answer['checkpoint']}/manifest.json" in published
     assert answer["checkpoint"].startswith("compose-smoke/")
     assert len(answer["token_ids"]) == 16
+
+
+@pytest.mark.usefixtures("stack")
+def test_clients_of_this_machine_reach_the_gateway(gateway_port: int) -> None:
+    assert gateway_answers(f"127.0.0.1:{gateway_port}")
 
 
 def test_every_service_is_healthy_and_nobody_is_root(stack: Compose) -> None:

@@ -1,0 +1,62 @@
+"""What the compose files say, read without an engine."""
+
+from typing import Any
+
+import pytest
+import yaml  # type: ignore[import-untyped]
+
+from latentforge.core.settings import ServiceSettings
+from latentforge.gateway.settings import GatewaySettings
+from latentforge.inference.settings import InferenceSettings
+from latentforge.trainer.config.settings import TrainerSettings
+from tools.demo.settings import ROOT
+
+_SECONDS = {"s": 1, "m": 60}
+# What a container has of its own: folders that are its volumes, or lie in its image.
+_INSIDE = {"CHECKPOINTS_DIR", "FALLBACK_RUN", "GATEWAY_TLS_CA", "RECIPES_DIR", "RUNS_DIR", "TOKENIZER_PATH"}
+
+
+def _services(name: str) -> dict[str, Any]:
+    text = (ROOT / name).read_text(encoding="utf-8").replace("!override", "")
+    services: dict[str, Any] = yaml.safe_load(text)["services"]
+    return services
+
+
+_DEFAULT = _services("docker-compose.yml")
+_GB10 = _services("docker-compose.gb10.yml")
+
+
+def _in_gb10(service: str) -> dict[str, Any]:
+    """A service of the GB10 file over the one of the default stack that it changes or extends."""
+    changed = _GB10[service]
+    base = _DEFAULT[changed["extends"]["service"] if "extends" in changed else service]
+    return {**base, **changed}
+
+
+@pytest.mark.parametrize(
+    ("service", "longest"),
+    [
+        ("teacher-gateway", GatewaySettings.model_fields["shutdown_grace_seconds"].default),
+        # A step of a large student, its state on a slow disk and a checkpoint.
+        ("trainer", 240),
+        ("inference", InferenceSettings.model_fields["inference_shutdown_seconds"].default),
+    ],
+)
+def test_docker_kills_no_service_before_it_has_drained(service: str, longest: float) -> None:
+    for effective in (_DEFAULT[service], _in_gb10(service), _in_gb10(f"{service}-dual")):
+        grace = effective["stop_grace_period"]
+        assert int(grace[:-1]) * _SECONDS[grace[-1]] >= longest + 5
+
+
+def test_the_gateway_is_published_to_this_machine_alone() -> None:
+    for effective in (_DEFAULT["teacher-gateway"], _in_gb10("teacher-gateway"), _in_gb10("teacher-gateway-dual")):
+        assert effective["ports"] == ["127.0.0.1:${GATEWAY_PORT:-50051}:50051"]
+
+
+@pytest.mark.parametrize(("service", "settings"), [("trainer", TrainerSettings), ("inference", InferenceSettings)])
+def test_every_setting_reaches_the_container_that_reads_it(service: str, settings: type[ServiceSettings]) -> None:
+    passed = set(_DEFAULT[service]["environment"])
+    assert {name.upper() for name in settings.model_fields} - _INSIDE - passed == set()
+    assert passed - {"OMP_WAIT_POLICY"} <= {name.upper() for name in settings.model_fields}
+    # The gateway's container gets all of .env.
+    assert _DEFAULT["teacher-gateway"]["env_file"] == [{"path": ".env", "required": False}]
