@@ -97,7 +97,7 @@ train-student: $(READY) ## Train the student and publish checkpoints/toy/; start
 		$(call option,--objective,$(OBJECTIVE))
 
 .PHONY: train-token-level
-train-token-level: $(READY) ## Train the rival, a student that writes one token a step: runs/toy/token-level/
+train-token-level: $(READY) ## Train the baseline, a student that writes one token a step: runs/toy/token-level/
 #: KD_W= CE_W= STEPS= BATCH_SIZE= TARGETS= DATA=data/packed_toy RECIPE=demo RUN=toy FRESH=1 SET='student.model.num_layers=2'
 	@$(BIN)/python -m tools.gateway -- $(BIN)/trainer train token-level --recipe $(or $(RECIPE),demo) --run $(or $(RUN),toy) \
 		--data '$(or $(DATA),$(PACKED))' $(if $(FRESH),--fresh) $(foreach value,$(SET),--set '$(value)') \

@@ -17,16 +17,23 @@ from experiments.comparisons import (
     of_groups,
 )
 from experiments.experiment import Experiment
-from experiments.figures import equal_time_rows, latent_rows, objective_rows, pareto_rows, speed_rows, token_rows
+from experiments.figures import (
+    equal_time_results,
+    latent_results,
+    objective_results,
+    pareto_results,
+    speed_results,
+    token_results,
+)
 from experiments.fresh import speed_models
 from experiments.jobs import StaleError
 from experiments.pareto import pareto_models, seed_models
 from experiments.plan import AutoencoderPlan
 from experiments.published import RESULTS, draw_measured, redraw
-from experiments.report import autoencoders_table, models_table, print_rows, write_models
+from experiments.report import autoencoders_table, models_table, print_results, write_models
+from experiments.results import ModelResult
 from experiments.scales import ScaleName
 from latentforge.core.command_line import errors_reported
-from latentforge.core.results import Result
 from tools.processes import ChildError, StoppedError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Experiments, from data to figures; resumable.")
@@ -38,11 +45,11 @@ AtOnceOption = Annotated[
     int, typer.Option("--at-once", min=1, help="Jobs side by side, one thread each.", show_default="the cores")
 ]
 ResultsOption = Annotated[Path, typer.Option("--results", help="Where the results file goes.")]
-_ROWS = {
-    Comparison.objectives: objective_rows,
-    Comparison.equal_time: equal_time_rows,
-    Comparison.latents: latent_rows,
-    Comparison.tokens: token_rows,
+_RESULTS = {
+    Comparison.objectives: objective_results,
+    Comparison.equal_time: equal_time_results,
+    Comparison.latents: latent_results,
+    Comparison.tokens: token_results,
 }
 _CORES = len(os.sched_getaffinity(0))
 
@@ -68,12 +75,12 @@ def pareto(
     models = [*pareto_models(experiment.scale), *seed_models(experiment.scale)]
     experiment.make(models)
     measured = experiment.measured(models, timed=True)
-    rows = pareto_rows(measured)
-    path = write_models(results, "pareto", rows, [m.record() for m in measured], scale)
+    found = pareto_results(measured)
+    path = write_models(results, "pareto", found, [m.record() for m in measured], scale)
     charts = path.with_suffix(".png"), path.with_name(f"{path.stem}_panels.png")
     draw_measured(measured, *charts)
     console.print(models_table(measured))
-    print_rows(console, rows)
+    print_results(console, found)
     for made in (path, *charts):
         console.print(str(made), highlight=False)
     if publish is not None:
@@ -103,9 +110,9 @@ def speed(
     console = _console()
     experiment = Experiment(scale, None, 1, console)
     measured = experiment.measured_fresh(speed_models(experiment.scale), repeats)
-    rows = speed_rows(measured)
-    print_rows(console, rows)
-    console.print(str(write_models(results, "speed", rows, [m.record() for m in measured], scale)), highlight=False)
+    found = speed_results(measured)
+    print_results(console, found)
+    console.print(str(write_models(results, "speed", found, [m.record() for m in measured], scale)), highlight=False)
 
 
 @app.command()
@@ -141,10 +148,10 @@ def compare(
     measured = experiment.measured(
         models, timed=what in (Comparison.decoders, Comparison.logit_features, Comparison.induction)
     )
-    rows = _ROWS[what](measured) if what in _ROWS else []
-    path = write_models(results, what, rows, [m.record() for m in measured], scale)
+    found = _RESULTS[what](measured) if what in _RESULTS else []
+    path = write_models(results, what, found, [m.record() for m in measured], scale)
     console.print(models_table(measured))
-    print_rows(console, rows)
+    print_results(console, found)
     console.print(str(path), highlight=False)
 
 
@@ -164,18 +171,19 @@ def autoencoders(
     models = autoencoder_models(experiment.scale)
     experiment.make(models)
     found = [
-        experiment.autoencoder(m.model.autoencoder_plan)
+        {"run": m.model.autoencoder_plan.run, "hidden_size": m.model.autoencoder_plan.width}
+        | experiment.autoencoder(m.model.autoencoder_plan).model_dump(exclude={"format_version"})
         | {"token_exact_at_student": m.value("ae_at_student"), "student": m.record()}
         for m in experiment.measured(models, timed=False)
     ]
     default = next(f for f in found if f["run"] == AutoencoderPlan("demo", 8).run)
-    rows = [
-        Result(id=name, value=default[figure], unit="share of tokens").model_dump()
+    found_results = [
+        ModelResult(id=name, value=default[figure], unit="share of tokens")
         for name, figure in (("ae_clean", "token_exact"), ("ae_noisy", "token_exact_noisy"))
     ]
-    path = write_models(results, "autoencoders", rows, found)
+    path = write_models(results, "autoencoders", found_results, found)
     console.print(autoencoders_table(found))
-    print_rows(console, rows)
+    print_results(console, found_results)
     console.print(str(path), highlight=False)
 
 
@@ -184,5 +192,5 @@ if __name__ == "__main__":
         with errors_reported(ChildError, StaleError):
             app()
     except StoppedError as stopped:
-        sys.stderr.write("stopped; the same command goes on\n")
+        sys.stderr.write("stopped; the same command resumes\n")
         sys.exit(stopped.exit_code)

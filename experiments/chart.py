@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from experiments.figures import Measured
 from experiments.labels import AROUND, Label, place_labels
+from experiments.measured import Measured
 from experiments.plan import Vocabulary
 
 if TYPE_CHECKING:

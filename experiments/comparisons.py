@@ -149,8 +149,8 @@ def _features(scale: Scale, name: str) -> Model:
 
 def init_models(scale: Scale) -> list[Model]:
     """A student from scratch, one whose backbone starts from the token-level student's, and that one."""
-    rival = Model("init", "token-level", "demo", scale.ablation_size, scale.ablation_tokens)
-    return [rival, _ablation(scale, "scratch", "demo"), _ablation(scale, "init", "demo", backbone_of=rival.run)]
+    baseline = Model("init", "token-level", "demo", scale.ablation_size, scale.ablation_tokens)
+    return [baseline, _ablation(scale, "scratch", "demo"), _ablation(scale, "init", "demo", backbone_of=baseline.run)]
 
 
 def rate_models(scale: Scale) -> list[Model]:

@@ -1,18 +1,16 @@
 """One experiment from text to figures; what is done is not done again."""
 
-import json
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
 from experiments import commands
 from experiments.commands import HELD_OUT, Job, Places
-from experiments.figures import Measured, read_evaluation
 from experiments.fresh import fresh_model
 from experiments.jobs import run_jobs
+from experiments.measured import Measured, read_evaluation
 from experiments.operations import autoencoder_flops
 from experiments.plan import AutoencoderPlan, Model, Vocabulary
 from experiments.scales import SCALES, Scale, ScaleName
@@ -20,6 +18,7 @@ from experiments.speed import AnyModel, Speed, load_model, measure_speed
 from latentforge.core.files import replacing
 from latentforge.model.latent_model import LatentModel
 from latentforge.trainer.config.recipe import load_recipe
+from latentforge.trainer.results import EVALUATION, AutoencoderResult, read_progress
 from tools.processes import Children, stop_on_signals
 
 
@@ -73,16 +72,13 @@ class Experiment:
         """How many tokens/s the runs of models learnt, by group: medians over their steps."""
         found: dict[str, float] = {}
         for model in models:
-            lines = (self.places.runs / model.run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-            steps = [entry["tok_per_s"] for entry in map(json.loads, lines) if entry["kind"] == "train"]
-            found[model.group] = statistics.median(steps)
+            points = read_progress(self.places.runs / model.run)
+            found[model.group] = statistics.median(p.figures["tok_per_s"] for p in points if p.kind == "train")
         return found
 
-    def autoencoder(self, plan: AutoencoderPlan) -> dict[str, Any]:
+    def autoencoder(self, plan: AutoencoderPlan) -> AutoencoderResult:
         """The evaluation of an autoencoder that was made."""
-        path = self.places.autoencoder(plan) / "evaluation.json"
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return {"run": plan.run, "hidden_size": plan.width} | found
+        return AutoencoderResult.read(self.places.autoencoder(plan) / EVALUATION)
 
     def measured(self, models: Sequence[Model], *, timed: bool) -> list[Measured]:
         """What came out; speeds of the models of the first seed."""
@@ -111,8 +107,8 @@ class Experiment:
     def _autoencoder_flops(self, model: Model, trained: LatentModel) -> float:
         """Of all the tokens that its autoencoder has learnt."""
         made = self.autoencoder(model.autoencoder_plan)
-        chunks = made["steps"] * load_recipe(str(commands.RECIPE), commands.RECIPE.parent).autoencoder.optim.batch_size
-        return autoencoder_flops(trained.autoencoder) * float(chunks * made["k"])
+        chunks = made.steps * load_recipe(str(commands.RECIPE), commands.RECIPE.parent).autoencoder.optim.batch_size
+        return autoencoder_flops(trained.autoencoder) * float(chunks * made.k)
 
     def _speeds(self, models: Mapping[Model, AnyModel], repeats: int) -> dict[str, Speed]:
         return measure_speed(

@@ -1,10 +1,7 @@
-"""What was measured of every model, and what the bars ask about it."""
+"""What the bars ask about measured models: gaps, sizes beaten, savings, speeds."""
 
-import re
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
 from experiments.comparisons import (
@@ -16,17 +13,14 @@ from experiments.comparisons import (
     OWN_TEXT,
     SEED_OBJECTIVE,
 )
+from experiments.measured import Measured
 from experiments.plan import FAST, Model, Vocabulary
-from experiments.speed import Speed
-from latentforge.core.results import Result, ResultsFile
+from experiments.results import ModelResult
 from latentforge.trainer.config.objectives import DEFAULT_OBJECTIVE
 
-Row = dict[str, Any]
 _Key = TypeVar("_Key")
 # One request at a time, or 16 that step together.
 Way = Literal["one", "many"]
-# Not those of single positions in the chunk.
-_BOUND = re.compile(r"nats_per_token_bound_n\d+")
 # Groups of the comparison of latents, each with the one beside which it should save something.
 _SAVINGS = {
     "longer_vs_linear": (LONGER, LINEAR),
@@ -39,106 +33,55 @@ _SAVINGS = {
 _WORTH = 2
 
 
-@dataclass(frozen=True)
-class Measured:
-    """One model with what was measured of it.
-
-    Attributes:
-        model: it.
-        evaluations: results by id, by held-out text.
-        speed: None where it was not timed.
-        autoencoder_flops: floating-point operations of all of its autoencoder's training; 0 of a token-level student.
-    """
-
-    model: Model
-    evaluations: dict[str, dict[str, Row]]
-    speed: Speed | None = None
-    autoencoder_flops: float = 0.0
-
-    def value(self, name: str, held_out: str = "stdlib") -> float | None:
-        """A figure of its evaluation; None where it has none."""
-        row = self.evaluations[held_out].get(name)
-        return None if row is None else float(row["value"])
-
-    @property
-    def nats(self) -> float:
-        """Held-out nats/token, of the tightest bound where there is no exact likelihood."""
-        rows = self.evaluations["stdlib"]
-        exact = rows.get("nats_per_token")
-        found = [exact] if exact else [row for name, row in rows.items() if _BOUND.fullmatch(name)]
-        return min(float(row["value"]) for row in found)
-
-    @property
-    def training_flops(self) -> float | None:
-        """Floating-point operations of all of its training, its autoencoder's too; None where it was not timed."""
-        return self.speed.training_flops * self.model.tokens + self.autoencoder_flops if self.speed else None
-
-    def record(self) -> dict[str, Any]:
-        """Everything, for the results file."""
-        about = asdict(self.model) | {"run": self.model.run, "size": str(self.model.size)}
-        speed = {"speed": asdict(self.speed) if self.speed else None, "autoencoder_flops": self.autoencoder_flops}
-        return about | {"evaluations": self.evaluations} | speed
-
-
-def read_evaluation(folder: Path) -> dict[str, Row]:
-    """The newest evaluation in a folder, its results by id.
-
-    Raises:
-        ResultsError: it is not a results file of this version.
-    """
-    newest = max(folder.glob("eval_*.json"))
-    return {name: result.model_dump() for name, result in ResultsFile.read(newest).by_id.items()}
-
-
-def pareto_rows(measured: Sequence[Measured]) -> list[Row]:
+def pareto_results(measured: Sequence[Measured]) -> list[ModelResult]:
     """The bars about the chart: gaps, beaten sizes, speeds."""
-    rows: list[Row] = []
+    results: list[ModelResult] = []
     for k in (4, 8):
-        rows += _gap(measured, k)
+        results += _gap(measured, k)
     for k in (4, 8):
-        rows += _beaten(measured, k)
+        results += _beaten(measured, k)
     for k in (4, 8):
-        rows += _decode(measured, k)
-    return rows + _fast(measured)
+        results += _decode(measured, k)
+    return results + _fast(measured)
 
 
-def objective_rows(measured: Sequence[Measured]) -> list[Row]:
+def objective_results(measured: Sequence[Measured]) -> list[ModelResult]:
     """The bars about objectives at equal tokens: KD against CE alone, over the seeds; and what the best one saves."""
     by_name = _by_objective(measured)
     # A bound is over fewer tokens than a likelihood, and no baseline of one.
     exact = [name for name, of in by_name.items() if of[0].value("nats_per_token") is not None]
     best = min(exact, key=lambda name: statistics.mean(m.nats for m in by_name[name]))
-    rows = [_saved("vs_seed_objective_equal_tokens", by_name, best)]
+    results = [_saved("vs_seed_objective_equal_tokens", by_name, best)]
     for name, figure in (("kd_bound", "nats_per_token"), ("kd_kl", "kl_to_teacher")):
-        rows.append(_better(name, by_name["chunk-ce"], by_name["chunk-kd"], figure))
-    return rows
+        results.append(_better(name, by_name["chunk-ce"], by_name["chunk-kd"], figure))
+    return results
 
 
-def equal_time_rows(measured: Sequence[Measured]) -> list[Row]:
+def equal_time_results(measured: Sequence[Measured]) -> list[ModelResult]:
     """What the default saves beside the regressed latent in the same time, over the seeds."""
     return [_saved("vs_seed_objective", _by_objective(measured), DEFAULT_OBJECTIVE)]
 
 
-def latent_rows(measured: Sequence[Measured]) -> list[Row]:
+def latent_results(measured: Sequence[Measured]) -> list[ModelResult]:
     """What latents save beside a linear map, and those of an autoencoder that learns for longer beside the default's.
 
     Over the seeds, by held-out text; of the groups that were trained.
     """
     by_group = _grouped(measured, lambda model: model.group)
     return [
-        _better(name + suffix, by_group[baseline], by_group[ours], held_out=held_out) | {"seeds": len(by_group[ours])}
+        _better(name + suffix, by_group[baseline], by_group[ours], held_out=held_out, seeds=len(by_group[ours]))
         for name, (ours, baseline) in _SAVINGS.items()
         if {ours, baseline} <= set(by_group)
         for held_out, suffix in (("stdlib", ""), ("packages", "_packages"))
     ]
 
 
-def token_rows(measured: Sequence[Measured]) -> list[Row]:
+def token_results(measured: Sequence[Measured]) -> list[ModelResult]:
     """How many nats/token the best student is ahead of the best token-level model after as many tokens.
 
-    By vocabulary, tokens and held-out text, on each of which others may be best; the row names them.
+    By vocabulary, tokens and held-out text, on each of which others may be best; the result names them.
     """
-    rows = []
+    results = []
     for (vocabulary, tokens), of in _grouped(measured, lambda model: (model.vocabulary, model.tokens)).items():
         for held_out, suffix in (("stdlib", ""), ("packages", "_packages")):
             student, baseline = (
@@ -149,13 +92,13 @@ def token_rows(measured: Sequence[Measured]) -> list[Row]:
                 )
                 for kind in ("student", "token-level")
             )
-            row = _row(f"lead_{vocabulary}_{tokens}{suffix}", baseline[0] - student[0], "nats/token")
-            rows.append(row | {"student": student[1], "token_level": baseline[1]})
-    return rows
+            name, lead = f"lead_{vocabulary}_{tokens}{suffix}", baseline[0] - student[0]
+            results.append(_result(name, lead, "nats/token", student=student[1], token_level=baseline[1]))
+    return results
 
 
-def _row(id: str, value: float, unit: str, **more: Any) -> Row:  # noqa: A002
-    return Result.compared(id, value, unit, **{"baseline": None, "baseline_value": None, **more}).model_dump()
+def _result(id: str, value: float, unit: str, **more: Any) -> ModelResult:  # noqa: A002 - the format names it so
+    return ModelResult.compared(id, value, unit, **{"baseline": None, "baseline_value": None, **more})
 
 
 def _by_objective(measured: Iterable[Measured]) -> dict[str | None, list[Measured]]:
@@ -169,9 +112,9 @@ def _grouped(measured: Iterable[Measured], key: Callable[[Model], _Key]) -> dict
     return found
 
 
-def _saved(name: str, by_objective: Mapping[str | None, Sequence[Measured]], better: str | None) -> Row:
-    row = _better(name, by_objective[SEED_OBJECTIVE], by_objective[better])
-    return row | {"best": better, "tokens": by_objective[better][0].model.tokens}
+def _saved(name: str, by_objective: Mapping[str | None, Sequence[Measured]], better: str | None) -> ModelResult:
+    ours = by_objective[better]
+    return _better(name, by_objective[SEED_OBJECTIVE], ours, best=better, tokens=ours[0].model.tokens)
 
 
 def _better(
@@ -180,14 +123,15 @@ def _better(
     ours: Sequence[Measured],
     figure: str = "nats_per_token",
     held_out: str = "stdlib",
-) -> Row:
+    **more: Any,
+) -> ModelResult:
     """How much lower a figure is than the baselines', seed by seed."""
     pairs = [(r.value(figure, held_out), m.value(figure, held_out)) for r, m in zip(baselines, ours, strict=True)]
     saved = [theirs - mine for theirs, mine in pairs if theirs is not None and mine is not None]
-    return _row(name, statistics.mean(saved), "nats/token", low=min(saved), high=max(saved))
+    return _result(name, statistics.mean(saved), "nats/token", low=min(saved), high=max(saved), **more)
 
 
-def _gap(measured: Sequence[Measured], k: int) -> list[Row]:
+def _gap(measured: Sequence[Measured], k: int) -> list[ModelResult]:
     """Nats/token above the token-level student of the same backbone, over the seeds; the demo's vocabulary."""
     mine = (m for m in measured if m.model.k == k and m.model.vocabulary == "demo")
     found = []
@@ -199,22 +143,25 @@ def _gap(measured: Sequence[Measured], k: int) -> list[Row]:
         return []
     # Where most seeds were trained.
     _, size, gaps = max(found, key=lambda entry: entry[0])
-    row = _row(f"gap_k{k}", statistics.mean(gaps), "nats/token", low=min(gaps), high=max(gaps))
-    return [row | {"size": str(size), "seeds": len(gaps)}]
+    about = {"low": min(gaps), "high": max(gaps), "size": str(size), "seeds": len(gaps)}
+    return [_result(f"gap_k{k}", statistics.mean(gaps), "nats/token", **about)]
 
 
-def _beaten(measured: Sequence[Measured], k: int) -> list[Row]:
+def _beaten(measured: Sequence[Measured], k: int) -> list[ModelResult]:
     """How many token-level sizes the best student beats in both one-request speed and held-out nats/token."""
-    rows = []
+    results = []
     for vocabulary in get_args(Vocabulary):
         if (best := _best(measured, k, vocabulary)) is None:
             continue
         student, less = best
-        row = _row(f"pareto_k{k}{'' if vocabulary == 'demo' else '_large'}", len(less), "token-level sizes")
-        in_writing = [str(r.model.size) for r in less if _writes_better(student, r)]
-        about = {"student": student.model.run, "beaten": [str(r.model.size) for r in less]}
-        rows.append(row | about | {"beaten_in_writing": in_writing})
-    return rows
+        about = {
+            "student": student.model.run,
+            "beaten": [str(m.model.size) for m in less],
+            "beaten_in_writing": [str(m.model.size) for m in less if _writes_better(student, m)],
+        }
+        name = f"pareto_k{k}{'' if vocabulary == 'demo' else '_large'}"
+        results.append(_result(name, len(less), "token-level sizes", **about))
+    return results
 
 
 def _best(measured: Sequence[Measured], k: int, vocabulary: Vocabulary) -> tuple[Measured, list[Measured]] | None:
@@ -244,7 +191,7 @@ def _writes_better(student: Measured, baseline: Measured) -> bool:
     return ours is not None and theirs is not None and ours < theirs
 
 
-def speed_rows(measured: Sequence[Measured]) -> list[Row]:
+def speed_results(measured: Sequence[Measured]) -> list[ModelResult]:
     """Every timed student's tokens/s, one request and 16 at once, beside its backbone's token-level model."""
     ways: tuple[tuple[str, Way], ...] = (("speed", "one"), ("speed16", "many"))
     return [
@@ -255,27 +202,27 @@ def speed_rows(measured: Sequence[Measured]) -> list[Row]:
     ]
 
 
-def _decode(measured: Sequence[Measured], k: int) -> list[Row]:
+def _decode(measured: Sequence[Measured], k: int) -> list[ModelResult]:
     """Tokens/s of the large vocabulary's students beside the token-level one with the same backbone.
 
     ``decode_k4`` and ``decode_k8`` are the best ratio of a student that is worth having: there, and with the same
-    backbone at the demo's vocabulary, it beats at least ``_WORTH`` token-level sizes (both numbers are in the row;
+    backbone at the demo's vocabulary, it beats at least ``_WORTH`` token-level sizes (both numbers are in the result;
     None where it was not trained). Where there is none, that of the one that comes nearest. Larger backbones, which
     K=8 alone has, are left to ``fast_k8``, so that both K are held to the same sizes.
     """
     pairs = _pairs(measured, k)
-    rows = []
+    results = []
     for m, baseline in pairs:
         twin = _twin(measured, m.model, "demo")
         beaten = {
             "beaten": len(_beaten_by(m, measured)),
             "beaten_demo": None if twin is None else len(_beaten_by(twin, measured)),
         }
-        rows.append(_pace(f"decode_k{k}_{m.model.size}", m, baseline) | _likelihoods(m, baseline) | beaten)
-    if common := [row for row, (m, _) in zip(rows, pairs, strict=True) if m.model.group != FAST]:
-        chosen = max(common, key=lambda row: (_worth(row), row["ratio"]))
-        chosen["id"] = f"decode_k{k}"
-    return rows
+        results.append(_pace(f"decode_k{k}_{m.model.size}", m, baseline, more=_likelihoods(m, baseline) | beaten))
+    if common := [result for result, (m, _) in zip(results, pairs, strict=True) if m.model.group != FAST]:
+        chosen = max(common, key=lambda result: (_worth(result), result.ratio or 0.0))
+        results[results.index(chosen)] = chosen.model_copy(update={"id": f"decode_k{k}"})
+    return results
 
 
 def _twin(measured: Sequence[Measured], student: Model, vocabulary: Vocabulary) -> Measured | None:
@@ -284,16 +231,15 @@ def _twin(measured: Sequence[Measured], student: Model, vocabulary: Vocabulary) 
     return next((m for m in twins if m.model.vocabulary == vocabulary), None)
 
 
-def _worth(row: Row) -> int:
+def _worth(result: ModelResult) -> int:
     """How many sizes it beats wherever it was trained, no more than are asked."""
-    counts: list[int] = [beaten for beaten in (row["beaten"], row["beaten_demo"]) if beaten is not None]
-    return min(_WORTH, *counts)
+    return min(_WORTH, *(beaten for beaten in (result.beaten, result.beaten_demo) if isinstance(beaten, int)))
 
 
-def _fast(measured: Sequence[Measured]) -> list[Row]:
+def _fast(measured: Sequence[Measured]) -> list[ModelResult]:
     """The K=8 setting that is fastest beside its baseline."""
-    rows = [_pace("fast_k8", m, baseline) | _likelihoods(m, baseline) for m, baseline in _pairs(measured, 8)]
-    return [max(rows, key=lambda row: float(row["ratio"]))] if rows else []
+    results = [_pace("fast_k8", m, baseline, more=_likelihoods(m, baseline)) for m, baseline in _pairs(measured, 8)]
+    return [max(results, key=lambda result: result.ratio or 0.0)] if results else []
 
 
 def _pairs(measured: Sequence[Measured], k: int) -> list[tuple[Measured, Measured]]:
@@ -302,26 +248,30 @@ def _pairs(measured: Sequence[Measured], k: int) -> list[tuple[Measured, Measure
     return [(m, baseline) for m in mine if (baseline := _baseline(measured, m)) is not None and _timed(baseline)]
 
 
-def _pace(name: str, student: Measured, baseline: Measured, way: Way = "one") -> Row:
+def _pace(
+    name: str, student: Measured, baseline: Measured, way: Way = "one", more: Mapping[str, Any] | None = None
+) -> ModelResult:
     """The ratio is the median over the rounds, in each of which the two were timed one after the other."""
     assert student.speed is not None
     assert baseline.speed is not None
     ours: tuple[float, ...] = getattr(student.speed, way)
     theirs: tuple[float, ...] = getattr(baseline.speed, way)
     ratios = [mine / other for mine, other in zip(ours, theirs, strict=True)]
-    row = _row(
+    return _result(
         name,
         statistics.median(ours),
         "tokens/s",
         baseline=f"token-level {baseline.model.size}",
         baseline_value=statistics.median(theirs),
+        ratio=statistics.median(ratios),
         low=min(ratios),
         high=max(ratios),
+        size=str(student.model.size),
+        **(more or {}),
     )
-    return row | {"ratio": statistics.median(ratios), "size": str(student.model.size)}
 
 
-def _likelihoods(student: Measured, baseline: Measured) -> Row:
+def _likelihoods(student: Measured, baseline: Measured) -> dict[str, Any]:
     return {"nats_per_token": student.nats, "baseline_nats_per_token": baseline.nats}
 
 

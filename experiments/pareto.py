@@ -24,7 +24,7 @@ def pareto_models(scale: Scale) -> Iterator[Model]:
 
 
 def seed_models(scale: Scale) -> Iterator[Model]:
-    """More seeds of the pairs whose difference is a bar's: the smallest size at K=4 and 8, and its rival."""
+    """More seeds of the pairs whose difference is a bar's: the smallest size at K=4 and 8, and its baseline."""
     size = scale.student_sizes[0]
     for seed in scale.seeds[1:]:
         yield replace(_token_level("demo", size, scale.tokens["demo"]), seed=seed)
@@ -36,15 +36,15 @@ def longer_models(scale: Scale) -> list[Model]:
     """Students of the largest K, in the chart's smallest and largest size, and the largest token-level models.
 
     As the chart has them, and after several times as many tokens: whether a lead lasts. At the large vocabulary, where
-    size pays more, the second rival is the smaller of the fast ones.
+    size pays more, the second baseline is the smaller of the fast ones.
     """
     student_sizes = scale.student_sizes[0], scale.student_sizes[-1]
-    rivals = {"demo": scale.token_sizes[-2:], "large": (scale.token_sizes[-1], scale.fast_sizes[0])}
+    baselines = {"demo": scale.token_sizes[-2:], "large": (scale.token_sizes[-1], scale.fast_sizes[0])}
     chart = [
         m
         for m in pareto_models(scale)
         if (m.k == max(scale.chunk_sizes) and m.size in student_sizes)
-        or (m.kind == "token-level" and m.size in rivals[m.vocabulary])
+        or (m.kind == "token-level" and m.size in baselines[m.vocabulary])
     ]
     return [*chart, *(_longer(m, times) for times in _TIMES for m in chart)]
 
@@ -70,7 +70,7 @@ def _student(
 
 
 def _fast_models(scale: Scale) -> Iterator[Model]:
-    """Backbones so large that their steps are most of the time: the fastest settings, and their rivals."""
+    """Backbones so large that their steps are most of the time: the fastest settings, and their baselines."""
     tokens, k = scale.tokens["large"], max(scale.chunk_sizes)
     for size in scale.fast_sizes:
         yield _token_level("large", size, tokens, group=FAST)

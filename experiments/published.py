@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from experiments.chart import Control, draw, draw_panels
-from experiments.figures import Measured
+from experiments.measured import Measured
 from experiments.plan import AutoencoderPlan, Model, Size, Vocabulary
-from experiments.report import ModelResults
+from experiments.results import ModelResults
 from experiments.speed import Speed
 from latentforge.core.results import Result, ResultsFile, cpu_description
 
@@ -87,7 +87,11 @@ def model_of(record: Mapping[str, Any]) -> Measured:
         autoencoder=autoencoder and AutoencoderPlan(**autoencoder),
     )
     timed = speed and Speed(**speed | {name: tuple(speed[name]) for name in ("one", "many")})
-    return Measured(model, record["evaluations"], timed, record["autoencoder_flops"])
+    evaluations = {
+        text: {name: Result.model_validate(result) for name, result in results.items()}
+        for text, results in record["evaluations"].items()
+    }
+    return Measured(model, evaluations, timed, record["autoencoder_flops"])
 
 
 def _controls(path: Path) -> tuple[list[Control], str]:

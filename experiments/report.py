@@ -5,55 +5,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import ConfigDict, SerializerFunctionWrapHandler, model_serializer
 from rich.console import Console
 from rich.table import Table
 
-from experiments.figures import Measured
-from latentforge.core.results import Result, ResultsFile, cpu_description
-
-
-class ModelResult(Result):
-    """A result about models.
-
-    Attributes:
-        size: of the backbone.
-        seeds: how many low and high are over.
-        student, token_level: runs that are compared.
-        best: the objective that is.
-        tokens: that were learnt.
-        nats_per_token, baseline_nats_per_token: held-out, of those whose speed is compared.
-        beaten: token-level sizes that are slower and worse, or their number.
-        beaten_demo: that number at the demo's vocabulary.
-        beaten_in_writing: those whose text the teacher likes less.
-    """
-
-    model_config = ConfigDict(extra="forbid")
-
-    size: str | None = None
-    seeds: int | None = None
-    student: str | None = None
-    token_level: str | None = None
-    best: str | None = None
-    tokens: int | None = None
-    nats_per_token: float | None = None
-    baseline_nats_per_token: float | None = None
-    beaten: list[str] | int | None = None
-    beaten_demo: int | None = None
-    beaten_in_writing: list[str] | None = None
-
-    @model_serializer(mode="wrap")
-    def _without_what_does_not_apply(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        values: dict[str, Any] = handler(self)
-        return {name: value for name, value in values.items() if value is not None or name in Result.model_fields}
-
-
-class ModelResults(ResultsFile):
-    """What an experiment writes: every model with all that was measured of it (:meth:`Measured.record`)."""
-
-    scale: str | None = None
-    models: list[dict[str, Any]]
-    results: tuple[ModelResult, ...]
+from experiments.measured import Measured
+from experiments.results import ModelResult, ModelResults
+from latentforge.core.results import cpu_description
 
 
 def command_line() -> str:
@@ -61,7 +18,7 @@ def command_line() -> str:
 
 
 def write_models(
-    folder: Path, name: str, rows: Sequence[dict[str, Any]], models: Sequence[dict[str, Any]], scale: str | None = None
+    folder: Path, name: str, results: Sequence[ModelResult], models: Sequence[dict[str, Any]], scale: str | None = None
 ) -> Path:
     """Writes ``<folder>/<name>_<time>.json`` and returns its path."""
     return ModelResults(
@@ -69,7 +26,7 @@ def write_models(
         command=command_line(),
         device=cpu_description(),
         seed=0,
-        results=tuple(ModelResult.model_validate(row) for row in rows),
+        results=tuple(results),
         scale=scale,
         models=list(models),
     ).write(folder)
@@ -103,10 +60,10 @@ def autoencoders_table(found: Sequence[dict[str, Any]]) -> Table:
     return table
 
 
-def print_rows(console: Console, rows: Sequence[dict[str, Any]]) -> None:
-    for row in rows:
-        ratio = "" if row["ratio"] is None else f", {row['ratio']:.2f} times {row['baseline']}"
-        console.print(f"{row['id']}: {row['value']:.4g} {row['unit']}{ratio}", highlight=False)
+def print_results(console: Console, results: Sequence[ModelResult]) -> None:
+    for result in results:
+        ratio = "" if result.ratio is None else f", {result.ratio:.2f} times {result.baseline}"
+        console.print(f"{result.id}: {result.value:.4g} {result.unit}{ratio}", highlight=False)
 
 
 def _number(value: float | None, digits: int) -> str:

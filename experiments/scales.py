@@ -21,8 +21,8 @@ class Scale:
     Attributes:
         token_sizes: of the token-level students.
         student_sizes: of the latent ones.
-        fast_sizes: of backbones so large that their steps are most of the time: the largest K and its rival alone, at
-            the large vocabulary; the larger the backbone, the nearer the ratio comes to K.
+        fast_sizes: of backbones so large that their steps are most of the time: the largest K and its baseline alone,
+            at the large vocabulary; the larger the backbone, the nearer the ratio comes to K.
         chunk_sizes: K.
         tokens: that every model learns from, by vocabulary.
         autoencoder_steps: of every autoencoder.

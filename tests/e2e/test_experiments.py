@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from experiments.report import ModelResults
+from experiments.results import ModelResults
 from tools.demo.settings import ROOT
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(1500)]

@@ -10,14 +10,13 @@ from matplotlib.figure import Figure
 from experiments.chart import Style, draw, draw_panels, draw_series
 from experiments.comparisons import latent_models, of_groups
 from experiments.figures import (
-    Measured,
-    latent_rows,
-    objective_rows,
-    pareto_rows,
-    read_evaluation,
-    speed_rows,
-    token_rows,
+    latent_results,
+    objective_results,
+    pareto_results,
+    speed_results,
+    token_results,
 )
+from experiments.measured import Measured, read_evaluation
 from experiments.plan import FAST, Model, Size, Vocabulary
 from experiments.scales import SCALES, ScaleName
 from experiments.speed import Speed
@@ -25,6 +24,10 @@ from latentforge.core.results import Result, ResultsFile
 
 SIZE = Size(2, 128)
 VOCABULARIES: tuple[Vocabulary, ...] = ("demo", "large")
+
+
+def figures(**values: float) -> dict[str, Result]:
+    return {name: Result(id=name, value=value, unit="nats/token") for name, value in values.items()}
 
 
 def measured(
@@ -38,13 +41,13 @@ def measured(
     group: str = "pareto",
 ) -> Measured:
     model = Model(group, "token-level" if k == 1 else "student", words, size, 1000, k, seed=seed)
-    rows = {"nats_per_token": {"value": nats}, "gen_t07_teacher_nats": {"value": written}}
+    results = figures(nats_per_token=nats, gen_t07_teacher_nats=written)
     speed = Speed((0.9 * pace, pace, 1.1 * pace), (4 * pace,), 1e6, 10) if seed == 0 else None
-    return Measured(model, {"stdlib": rows, "packages": rows}, speed)
+    return Measured(model, {"stdlib": results, "packages": results}, speed)
 
 
 def test_the_gap_is_the_mean_over_seeds_of_the_same_backbone() -> None:
-    rows = pareto_rows(
+    results = pareto_results(
         [
             *(measured(1, 4.0 + 0.1 * seed, 100, seed=seed) for seed in range(3)),
             *(measured(8, 4.3 + 0.2 * seed, 400, seed=seed) for seed in range(3)),
@@ -52,21 +55,22 @@ def test_the_gap_is_the_mean_over_seeds_of_the_same_backbone() -> None:
             measured(1, 3.0, 50, size=Size(4, 256)),
         ]
     )
-    (gap,) = [row for row in rows if row["id"] == "gap_k8"]
-    assert gap["value"] == pytest.approx((0.3 + 0.4 + 0.5) / 3)
-    assert (gap["low"], gap["high"], gap["seeds"], gap["size"]) == (pytest.approx(0.3), pytest.approx(0.5), 3, "2x128")
+    (gap,) = [result for result in results if result.id == "gap_k8"]
+    assert gap.value == pytest.approx((0.3 + 0.4 + 0.5) / 3)
+    assert [gap.low, gap.high] == pytest.approx([0.3, 0.5])
+    assert (gap.seeds, gap.size) == (3, "2x128")
 
 
 def test_objectives_are_compared_seed_by_seed() -> None:
     def of(objective: str, seed: int, nats: float, kl: float) -> Measured:
         model = Model(objective, "student", "demo", SIZE, 1000, 8, objective, seed)
-        return Measured(model, {"stdlib": {"nats_per_token": {"value": nats}, "kl_to_teacher": {"value": kl}}})
+        return Measured(model, {"stdlib": figures(nats_per_token=nats, kl_to_teacher=kl)})
 
     def bound_of(objective: str, seed: int, nats: float) -> Measured:
         model = Model(objective, "student", "demo", SIZE, 1000, 8, objective, seed)
-        return Measured(model, {"stdlib": {"nats_per_token_bound_n128": {"value": nats}}})
+        return Measured(model, {"stdlib": figures(nats_per_token_bound_n128=nats)})
 
-    rows = objective_rows(
+    results = objective_results(
         [
             *(of("regressed-latent", s, 6.0 + s, 3.0) for s in range(2)),
             *(of("chunk-ce", s, 5.0, 2.0 + s) for s in range(2)),
@@ -74,7 +78,7 @@ def test_objectives_are_compared_seed_by_seed() -> None:
             *(bound_of("energy", s, 1.0) for s in range(2)),
         ]
     )
-    values = {row["id"]: (row["value"], row["low"], row["high"]) for row in rows}
+    values = {result.id: (result.value, result.low, result.high) for result in results}
     assert values == {
         "vs_seed_objective_equal_tokens": (2.5, 1.5, 3.5),
         "kd_bound": (1.0, 0.5, 1.5),
@@ -95,11 +99,11 @@ def test_latents_are_compared_seed_by_seed_on_both_texts() -> None:
     def of(model: Model) -> Measured:
         value = nats.get(model.group, 1.0) + (model.seed if model.group == "longer" else 0.0) / 4
         texts = {"stdlib": value, "packages": 2 * value}
-        return Measured(model, {text: {"nats_per_token": {"value": nats}} for text, nats in texts.items()})
+        return Measured(model, {text: figures(nats_per_token=nats) for text, nats in texts.items()})
 
     models = latent_models(SCALES[ScaleName.cpu])
-    rows = latent_rows([of(model) for model in models])
-    values = {row["id"]: (row["value"], row["low"], row["high"], row["seeds"]) for row in rows}
+    results = latent_results([of(model) for model in models])
+    values = {result.id: (result.value, result.low, result.high, result.seeds) for result in results}
     assert values == {
         "longer_vs_linear": (0.25, 0.0, 0.5, 3),
         "longer_vs_linear_packages": (0.5, 0.0, 1.0, 3),
@@ -114,7 +118,7 @@ def test_latents_are_compared_seed_by_seed_on_both_texts() -> None:
     }
     some = of_groups(models, ["linear-rank32", "longer"])
     assert {model.group for model in some} == {"linear-rank32", "longer"}
-    assert [row["id"] for row in latent_rows([of(model) for model in some])] == [
+    assert [result.id for result in latent_results([of(model) for model in some])] == [
         "longer_vs_linear",
         "longer_vs_linear_packages",
     ]
@@ -126,17 +130,17 @@ def test_a_lead_is_that_of_the_best_over_the_best_after_the_same_tokens() -> Non
     def of(k: int, size: Size, tokens: int, nats: float, packages: float, words: Vocabulary = "demo") -> Measured:
         model = Model(f"x{tokens}", "token-level" if k == 1 else "student", words, size, tokens, k)
         texts = {"stdlib": nats, "packages": packages}
-        return Measured(model, {text: {"nats_per_token": {"value": nats}} for text, nats in texts.items()})
+        return Measured(model, {text: figures(nats_per_token=nats) for text, nats in texts.items()})
 
     small, large = SIZE, Size(4, 256)
-    rows = token_rows(
+    results = token_results(
         [
             *(of(1, small, 10, 4.0, 5.0), of(1, large, 10, 4.5, 4.75), of(8, small, 10, 3.5, 5.25)),
             *(of(8, large, 10, 3.75, 4.0), of(1, small, 20, 3.0, 3.0), of(8, small, 20, 3.25, 2.5)),
             *(of(1, small, 10, 9.0, 9.0, "large"), of(8, small, 10, 7.0, 8.0, "large")),
         ]
     )
-    assert {row["id"]: (row["value"], row["student"], row["token_level"]) for row in rows} == {
+    assert {result.id: (result.value, result.student, result.token_level) for result in results} == {
         "lead_demo_10": (0.5, "demo-x10-k8-2x128-s0", "demo-x10-token-2x128-s0"),
         "lead_demo_10_packages": (0.75, "demo-x10-k8-4x256-s0", "demo-x10-token-4x256-s0"),
         "lead_demo_20": (-0.25, "demo-x20-k8-2x128-s0", "demo-x20-token-2x128-s0"),
@@ -153,13 +157,14 @@ def test_a_size_is_beaten_in_both_speed_and_quality_or_not_at_all() -> None:
         measured(1, 4.0, 100, size=Size(4, 256)),
         measured(1, 4.9, 900, size=Size(1, 128)),
     ]
-    rows = pareto_rows([*baselines, measured(4, 4.4, 350, size=Size(4, 256), written=1.8), measured(4, 3.0, 10)])
-    (row,) = [row for row in rows if row["id"] == "pareto_k4"]
-    assert (row["value"], sorted(row["beaten"]), row["beaten_in_writing"]) == (2, ["1x64", "2x128"], ["1x64"])
+    results = pareto_results([*baselines, measured(4, 4.4, 350, size=Size(4, 256), written=1.8), measured(4, 3.0, 10)])
+    (result,) = [result for result in results if result.id == "pareto_k4"]
+    assert isinstance(result.beaten, list)
+    assert (result.value, sorted(result.beaten), result.beaten_in_writing) == (2, ["1x64", "2x128"], ["1x64"])
 
 
 def test_decode_speed_is_compared_at_the_large_vocabulary_and_the_same_backbone() -> None:
-    rows = pareto_rows(
+    results = pareto_results(
         [
             measured(1, 5.0, 100, words="large"),
             measured(8, 5.2, 450, words="large"),
@@ -167,9 +172,9 @@ def test_decode_speed_is_compared_at_the_large_vocabulary_and_the_same_backbone(
             measured(1, 5, 1),
         ]
     )
-    (row,) = [row for row in rows if row["id"] == "decode_k8"]
-    assert row["ratio"] == pytest.approx(4.5)
-    assert (row["nats_per_token"], row["baseline_nats_per_token"]) == (5.2, 5.0)
+    (result,) = [result for result in results if result.id == "decode_k8"]
+    assert result.ratio == pytest.approx(4.5)
+    assert (result.nats_per_token, result.baseline_nats_per_token) == (5.2, 5.0)
 
 
 def test_a_ratio_is_that_of_the_rounds_in_which_two_models_stood_side_by_side() -> None:
@@ -178,19 +183,20 @@ def test_a_ratio_is_that_of_the_rounds_in_which_two_models_stood_side_by_side() 
         return Measured(model, {}, Speed(paces, tuple(7 * pace * k for pace in paces), 1e6, 10))
 
     # The second round was five times as slow for both, the third hurt the baseline alone.
-    rows = speed_rows([timed(1, 100, 20, 10), timed(8, 400, 84, 300), timed(2, 150, 30, 160)])
-    found = {row["id"]: (row["ratio"], row["low"], row["high"]) for row in rows}
-    assert found == {
-        "speed_k2_2x128": (pytest.approx(1.5), pytest.approx(1.5), pytest.approx(16.0)),
-        "speed_k8_2x128": (pytest.approx(4.2), pytest.approx(4.0), pytest.approx(30.0)),
-        "speed16_k2_2x128": (pytest.approx(3.0), pytest.approx(3.0), pytest.approx(32.0)),
-        "speed16_k8_2x128": (pytest.approx(33.6), pytest.approx(32.0), pytest.approx(240.0)),
+    results = speed_results([timed(1, 100, 20, 10), timed(8, 400, 84, 300), timed(2, 150, 30, 160)])
+    found = {result.id: [result.ratio, result.low, result.high] for result in results}
+    expected = {
+        "speed_k2_2x128": [1.5, 1.5, 16.0],
+        "speed_k8_2x128": [4.2, 4.0, 30.0],
+        "speed16_k2_2x128": [3.0, 3.0, 32.0],
+        "speed16_k8_2x128": [33.6, 32.0, 240.0],
     }
+    assert found == {name: pytest.approx(figures) for name, figures in expected.items()}
 
 
 def test_decode_speed_is_the_best_of_the_students_that_beat_two_sizes_and_the_fastest_is_named() -> None:
     tiny, small, large, fast, largest = Size(1, 64), Size(2, 128), Size(4, 256), Size(6, 384), Size(8, 512)
-    rows = pareto_rows(
+    results = pareto_results(
         [
             *(
                 measured(1, 5.0, pace, size, words="large")
@@ -206,7 +212,7 @@ def test_decode_speed_is_the_best_of_the_students_that_beat_two_sizes_and_the_fa
             measured(4, 5.2, 350, small, words="large"),
         ]
     )
-    found = {row["id"]: (row.get("size") or row["student"], row["ratio"]) for row in rows}
+    found = {result.id: (result.size or result.student, result.ratio) for result in results}
     assert found == {
         "pareto_k4_large": ("large-pareto-k4-2x128-s0", None),
         "pareto_k8_large": ("large-pareto-k8-2x128-s0", None),
@@ -228,12 +234,12 @@ def test_decode_speed_is_that_of_a_backbone_that_beats_two_sizes_at_both_vocabul
         measured(8, 4.9, 400, large, words="large"),
         measured(8, 3.9, 900, small),
     ]
-    with_two = pareto_rows([*models, measured(8, 3.9, 700, large)])
-    with_one = pareto_rows([*models, measured(8, 3.9, 500, large)])
-    chosen = [next(row for row in rows if row["id"] == "decode_k8") for rows in (with_two, with_one)]
-    assert [(row["size"], row["beaten"], row["beaten_demo"]) for row in chosen] == [("4x256", 2, 2), ("2x128", 2, 2)]
-    (fallen,) = [row for row in with_one if row["id"] == "decode_k8_4x256"]
-    assert (fallen["beaten"], fallen["beaten_demo"]) == (2, 1)
+    with_two = pareto_results([*models, measured(8, 3.9, 700, large)])
+    with_one = pareto_results([*models, measured(8, 3.9, 500, large)])
+    chosen = [next(result for result in results if result.id == "decode_k8") for results in (with_two, with_one)]
+    assert [(result.size, result.beaten, result.beaten_demo) for result in chosen] == [("4x256", 2, 2), ("2x128", 2, 2)]
+    (fallen,) = [result for result in with_one if result.id == "decode_k8_4x256"]
+    assert (fallen.beaten, fallen.beaten_demo) == (2, 1)
 
 
 def test_an_energy_models_nats_are_its_tightest_bound(tmp_path: Path) -> None:

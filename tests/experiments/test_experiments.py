@@ -22,15 +22,16 @@ from experiments.comparisons import (
 )
 from experiments.experiment import Experiment
 from experiments.figures import (
-    Measured,
-    equal_time_rows,
+    equal_time_results,
 )
 from experiments.fresh import fresh_model, speed_models
 from experiments.jobs import StaleError, run_jobs
+from experiments.measured import Measured
 from experiments.pareto import longer_models, pareto_models, seed_models
 from experiments.plan import DECODER, AutoencoderPlan, Model, Size, Vocabulary
 from experiments.scales import SCALES, ScaleName
 from experiments.speed import neighbours
+from latentforge.core.results import Result
 from latentforge.model.config import BackboneConfig
 from latentforge.model.latent_model import LatentModel
 from latentforge.model.token_level import TokenLevelModel
@@ -121,12 +122,14 @@ def test_at_equal_time_the_faster_learns_from_more() -> None:
     claimed = {"regressed-latent", trainer_objectives.DEFAULT_OBJECTIVE}
     assert all(seeds[name] == (set(scale.seeds) if name in claimed else {0}) for name in OBJECTIVES)
     nats = {"regressed-latent": 6.0, trainer_objectives.DEFAULT_OBJECTIVE: 4.5}
-    rows = [
-        Measured(m, {"stdlib": {"nats_per_token": {"value": nats.get(str(m.objective), 1.0) + m.seed * 0.1}}})
-        for m in models
+    found = {m: nats.get(str(m.objective), 1.0) + m.seed * 0.1 for m in models}
+    measured = [
+        Measured(m, {"stdlib": {"nats_per_token": Result(id="nats_per_token", value=value, unit="nats/token")}})
+        for m, value in found.items()
     ]
-    (row,) = equal_time_rows(rows)
-    assert (row["id"], row["value"]) == ("vs_seed_objective", pytest.approx(1.5))
+    (result,) = equal_time_results(measured)
+    assert result.id == "vs_seed_objective"
+    assert result.value == pytest.approx(1.5)
 
 
 def test_a_rate_is_the_median_of_a_runs_steps(tmp_path: Path) -> None:
@@ -134,8 +137,9 @@ def test_a_rate_is_the_median_of_a_runs_steps(tmp_path: Path) -> None:
     model = Model("one", "student", "demo", SIZE, 1000, 8)
     run = experiment.places.runs / model.run
     run.mkdir(parents=True)
+    about = {"stage": "student", "step": 1, "time": 0.0}
     entries: list[dict[str, Any]] = [{"kind": "train", "tok_per_s": pace} for pace in (1.0, 7.0, 3.0)]
-    lines = [json.dumps(entry) for entry in [{"kind": "held_out", "ce": 1.0}, *entries]]
+    lines = [json.dumps(about | entry) for entry in [{"kind": "held_out", "ce": 1.0}, *entries]]
     (run / "metrics.jsonl").write_text("\n".join(lines) + "\n")
     assert experiment.rates([model]) == {"one": 3.0}
 
@@ -166,10 +170,10 @@ def test_what_is_timed_without_training_is_what_the_chart_has() -> None:
     assert (decoder.frequent_ids, decoder.width, decoder.rank) == (2048, 256, 128)
     assert (config.logit_features.kind, config.logit_features.width, autoencoder.hidden_size) == ("embeddings", 32, 32)
     assert config.induction.context == 4
-    rival = fresh_model(scale, next(m for m in models if m.k == 1))
-    assert isinstance(rival, TokenLevelModel)
+    baseline = fresh_model(scale, next(m for m in models if m.k == 1))
+    assert isinstance(baseline, TokenLevelModel)
     shared = BackboneConfig.model_fields
-    assert {name: getattr(rival.config, name) for name in shared} == {name: getattr(config, name) for name in shared}
+    assert {name: getattr(baseline.config, name) for name in shared} == {name: getattr(config, name) for name in shared}
 
 
 def test_a_teacher_of_another_vocabulary_is_only_asked_what_it_can_answer(tmp_path: Path) -> None:

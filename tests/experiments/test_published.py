@@ -13,11 +13,11 @@ from matplotlib.text import Annotation
 
 from benchmarks.gateway.__main__ import GatewayBenchResults
 from experiments.chart import Control, quality_and_speed
-from experiments.figures import Measured
 from experiments.labels import Label, place_labels
+from experiments.measured import Measured
 from experiments.plan import Model, Size, denoising_autoencoder
 from experiments.published import ControlResults, model_of, redraw
-from experiments.report import ModelResults
+from experiments.results import ModelResults
 from experiments.speed import Speed
 from latentforge.core.results import ResultsFile
 

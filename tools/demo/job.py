@@ -7,15 +7,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
 from latentforge.core.manifest import list_checkpoints, read_manifest
 from latentforge.core.results import ResultsFile, commit, cpu_description
 from latentforge.core.settings import load_settings
+from latentforge.trainer.results import SUMMARY, RunSummary
 from tools.demo.preflight import preflight
-from tools.demo.report import decode_figures, report_table, write_report
+from tools.demo.report import DecodeFigures, DemoResult, Sample, report_table
 from tools.demo.settings import TEACHER, DemoSettings, fresh_run_name
 from tools.demo.watch import InferenceWatch, WatchError
 from tools.gateway import GatewayChoice, gateway_answers, gateway_command
@@ -71,9 +71,10 @@ class Demo:
             with self._timed("bench"):
                 bench = self._bench(children)
             children.check()
-            self.seconds = {**summary["seconds"], **self.seconds, "total": round(time.monotonic() - started, 2)}
+            total = round(time.monotonic() - started, 2)
+            self.seconds = {**summary.seconds.model_dump(), **self.seconds, "total": total}
             result = self._result(summary, watch, samples, bench)
-        path = write_report(settings.demo_folder / "results", result)
+        path = result.write(settings.demo_folder / "results")
         self.console.print(report_table(result))
         self._say(f"written to {path}; logs are in {self.logs}")
         if settings.serve:
@@ -95,7 +96,7 @@ class Demo:
         children.wait_until(watch.is_up, "starting inference", seconds=_START_SECONDS)
         return watch
 
-    def _train(self, children: Children, watch: InferenceWatch) -> dict[str, Any]:
+    def _train(self, children: Children, watch: InferenceWatch) -> RunSummary:
         """Trains while inference is asked again and again; gives the trainer's summary."""
         settings = self.settings
         command = [_program("trainer"), "run", "--recipe", settings.recipe, "--run", self.run_name]
@@ -145,20 +146,16 @@ class Demo:
             raise WatchError(f"the trainer published nothing for {self.run_name}")
         return [read_manifest(place).id for place in places]
 
-    def _summary(self) -> dict[str, Any]:
-        path = self.settings.demo_folder / "runs" / self.run_name / "summary.json"
+    def _summary(self) -> RunSummary:
+        path = self.settings.demo_folder / "runs" / self.run_name / SUMMARY
         if not path.is_file():
             raise ChildError("the trainer was stopped before its run was done")
-        summary: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return summary
+        return RunSummary.read(path)
 
-    def _samples(self, watch: InferenceWatch) -> list[dict[str, str]]:
+    def _samples(self, watch: InferenceWatch) -> list[Sample]:
         prompts = [p for p in self.settings.prompts_file.read_text(encoding="utf-8").splitlines() if p.strip()]
-        samples = []
-        for prompt in prompts:
-            answer = watch.generate(prompt, max_tokens=_SAMPLE_TOKENS, temperature=0.7, top_p=0.95)
-            samples.append({"prompt": prompt, "text": answer["text"], "checkpoint": answer["checkpoint"]})
-        return samples
+        answers = [watch.generate(prompt, max_tokens=_SAMPLE_TOKENS, temperature=0.7, top_p=0.95) for prompt in prompts]
+        return [Sample(prompt=p, text=a.text, checkpoint=a.checkpoint) for p, a in zip(prompts, answers, strict=True)]
 
     def _bench(self, children: Children) -> ResultsFile:
         results = self.settings.demo_folder / "results"
@@ -171,21 +168,21 @@ class Demo:
         return ResultsFile.read(path)
 
     def _result(
-        self, summary: dict[str, Any], watch: InferenceWatch, samples: list[dict[str, str]], bench: ResultsFile
-    ) -> dict[str, Any]:
-        return {
-            "name": "demo",
-            "command": self.settings.command,
-            "commit": commit(),
-            "device": cpu_description(),
-            "date": datetime.now(UTC).isoformat(timespec="seconds"),
-            "seed": summary["recipe"]["seed"],
-            **summary,
-            "seconds": self.seconds,
-            "swaps": watch.swaps,
-            "decode": decode_figures(bench),
-            "samples": samples,
-        }
+        self, summary: RunSummary, watch: InferenceWatch, samples: list[Sample], bench: ResultsFile
+    ) -> DemoResult:
+        of_the_run = summary.model_dump(include=summary.model_fields_set - {"format_version", "seconds"})
+        return DemoResult(
+            command=self.settings.command,
+            commit=commit(),
+            device=cpu_description(),
+            date=datetime.now(UTC).isoformat(timespec="seconds"),
+            seed=summary.recipe["seed"],
+            **of_the_run,
+            seconds=self.seconds,
+            swaps=watch.swaps,
+            decode=DecodeFigures.of(bench),
+            samples=samples,
+        )
 
     def _leave_serving(self, watch: InferenceWatch) -> None:
         """A server that outlives us: the one that was watched ended with the demo."""

@@ -3,9 +3,11 @@
 import time
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
 
 import httpx
+from pydantic import BaseModel
+
+from tools.demo.report import Swap
 
 _PROMPT = "def main():"
 
@@ -14,29 +16,36 @@ class WatchError(RuntimeError):
     """Inference did not do what it promises."""
 
 
+class Written(BaseModel):
+    """What the demo reads of an answer of POST /generate."""
+
+    text: str
+    checkpoint: str
+
+
 @dataclass
 class InferenceWatch:
     """One inference server of this machine, seen from outside; it is asked past every proxy.
 
     Attributes:
-        swaps: {from, to, at} for every change of the checkpoint that answers name; the first comes from None.
+        swaps: every change of the checkpoint that answers name; the first comes from None.
     """
 
     url: str
     poll_seconds: float
     seed: int
-    swaps: list[dict[str, str | None]] = field(default_factory=list)
+    swaps: list[Swap] = field(default_factory=list)
     _next_poll: float = 0.0
 
     @property
     def checkpoint(self) -> str | None:
         """What the latest answer named."""
-        return self.swaps[-1]["to"] if self.swaps else None
+        return self.swaps[-1].to if self.swaps else None
 
     @property
     def seen(self) -> list[str]:
         """Every checkpoint that answered, in order."""
-        return [str(swap["to"]) for swap in self.swaps]
+        return [swap.to for swap in self.swaps]
 
     def is_up(self) -> bool:
         """Whether it answers at all; it is ready only once something is published."""
@@ -66,7 +75,7 @@ class InferenceWatch:
             return False
         return self._note(self.generate(_PROMPT, max_tokens=16, temperature=0.0))
 
-    def generate(self, prompt: str, **parameters: float) -> dict[str, Any]:
+    def generate(self, prompt: str, **parameters: float) -> Written:
         """One answer of POST /generate.
 
         Raises:
@@ -79,12 +88,11 @@ class InferenceWatch:
             raise WatchError(f"{self.url}/generate did not answer: {error!r}") from None
         if answer.status_code != httpx.codes.OK:
             raise WatchError(f"{self.url}/generate answered {answer.status_code}: {answer.text[:500]}")
-        content: dict[str, Any] = answer.json()
-        return content
+        return Written.model_validate_json(answer.content)
 
-    def _note(self, answer: dict[str, Any]) -> bool:
-        if answer["checkpoint"] == self.checkpoint:
+    def _note(self, answer: Written) -> bool:
+        if answer.checkpoint == self.checkpoint:
             return False
         at = datetime.now(UTC).isoformat(timespec="seconds")
-        self.swaps.append({"from": self.checkpoint, "to": answer["checkpoint"], "at": at})
+        self.swaps.append(Swap(from_=self.checkpoint, to=answer.checkpoint, at=at))
         return True
