@@ -4,7 +4,7 @@ import socket
 
 import pytest
 
-from latentforge.core.sockets import http_address, listening_socket
+from latentforge.core.sockets import host_port, http_address, listening_socket
 
 
 def has_ipv6() -> bool:
@@ -68,3 +68,10 @@ def test_a_port_that_is_taken_is_refused_even_before_its_owner_serves() -> None:
 def test_a_host_that_is_not_this_machine_is_an_os_error(host: str) -> None:
     with pytest.raises(OSError):  # noqa: PT011  the words are the system's
         listening_socket(host, 0)
+
+
+@pytest.mark.parametrize(
+    ("host", "expected"), [("127.0.0.1", "127.0.0.1:80"), ("a.b", "a.b:80"), ("::1", "[::1]:80"), ("[::1]", "[::1]:80")]
+)
+def test_an_ipv6_address_has_brackets_before_its_port(host: str, expected: str) -> None:
+    assert host_port(host, 80) == expected

@@ -1,13 +1,16 @@
 import asyncio
 import json
 import os
+import re
 import signal
+import socket
 import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import grpc
+import httpx
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
@@ -146,6 +149,31 @@ async def test_a_port_that_is_taken_is_an_error_that_names_it(running: Any, make
     port = running.gateway.port
     with pytest.raises(SettingsError, match=f"cannot listen on 127.0.0.1:{port}; set GATEWAY_HOST and GATEWAY_PORT"):
         await serve(make_settings(gateway_port=port))
+
+
+def has_ipv6() -> bool:
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        return False
+    return True
+
+
+@pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6")
+@pytest.mark.parametrize("host", ["::1", "[::1]"])
+async def test_ipv6_addresses_work_with_and_without_brackets(
+    run_gateway: Any, caplog: pytest.LogCaptureFixture, host: str
+) -> None:
+    caplog.set_level("INFO")
+    async with run_gateway(gateway_host=host, gateway_metrics_port=0) as running:
+        target, metrics = f"[::1]:{running.gateway.port}", f"http://[::1]:{running.gateway.metrics_port}/metrics"
+        assert await health_of(target) == SERVING
+        async with httpx.AsyncClient() as http:
+            assert (await http.get(metrics)).status_code == 200
+        assert f"listening on {target}" in caplog.messages
+        assert f"metrics on {metrics}" in caplog.messages
+        with pytest.raises(SettingsError, match=re.escape(f"cannot listen on {target}; set GATEWAY_HOST")):
+            await serve(running.gateway._settings.model_copy(update={"gateway_port": running.gateway.port}))
 
 
 async def test_a_backend_whose_settings_are_missing_is_refused_at_once(make_settings: Callable[..., Any]) -> None:

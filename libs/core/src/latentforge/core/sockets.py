@@ -1,4 +1,4 @@
-"""Listening sockets for the services' HTTP servers."""
+"""Listening sockets for the services' HTTP servers, and addresses as they are written."""
 
 import socket
 
@@ -19,7 +19,7 @@ def listening_socket(host: str, port: int) -> socket.socket:
     Raises:
         OSError: nothing can listen there; ``errno`` is EADDRINUSE where another program does.
     """
-    host = host.removeprefix("[").removesuffix("]")
+    host = bare_host(host)
     found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP, flags=socket.AI_PASSIVE)
     # Probes ask for 127.0.0.1, so a name that has both kinds is its IPv4 address.
     family, _, _, _, address = min(found, key=lambda entry: entry[0] != socket.AF_INET)
@@ -39,4 +39,15 @@ def listening_socket(host: str, port: int) -> socket.socket:
 def http_address(server: socket.socket) -> str:
     """The URL that a server on this socket has, such as ``http://127.0.0.1:7860`` or ``http://[::1]:7860``."""
     host, port = server.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    return f"http://{host_port(host, port)}"
+
+
+def bare_host(host: str) -> str:
+    """A host without the brackets that an IPv6 address may have."""
+    return host.removeprefix("[").removesuffix("]")
+
+
+def host_port(host: str, port: int) -> str:
+    """``127.0.0.1:7860`` or ``[::1]:7860``, whether the address has its brackets already or not."""
+    host = bare_host(host)
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

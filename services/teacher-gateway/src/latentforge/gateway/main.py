@@ -11,6 +11,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from latentforge.core.settings import SettingsError
+from latentforge.core.sockets import host_port
 from latentforge.gateway.backends import build_backend
 from latentforge.gateway.backends.base import Backend
 from latentforge.gateway.cache import open_cache
@@ -92,7 +93,7 @@ class Gateway:
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
         await self._set_health(_NOT_SERVING)
-        address = f"{settings.gateway_host}:{settings.gateway_port}"
+        address = host_port(settings.gateway_host, settings.gateway_port)
         try:
             if self._credentials is None:
                 self.port = self._server.add_insecure_port(address)
@@ -106,9 +107,10 @@ class Gateway:
             self._metrics_server = MetricsServer(self.metrics, settings.gateway_host, settings.gateway_metrics_port)
         await self._server.start()
         with_tls = "" if self._credentials is None else " (TLS)"
-        _log.info("listening%s on %s:%d", with_tls, settings.gateway_host, self.port)
+        _log.info("listening%s on %s", with_tls, host_port(settings.gateway_host, self.port))
         if self._metrics_server is not None:
-            _log.info("metrics on http://%s:%d/metrics", settings.gateway_host, self._metrics_server.port)
+            address = host_port(settings.gateway_host, self._metrics_server.port)
+            _log.info("metrics on http://%s/metrics", address)
 
     async def load(self) -> None:
         """Loads the teacher and serves.

@@ -11,6 +11,7 @@ from prometheus_client import (
 )
 
 from latentforge.core.settings import SettingsError
+from latentforge.core.sockets import bare_host, host_port
 
 _SECONDS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 
@@ -76,10 +77,10 @@ class MetricsServer:
 
     def __init__(self, metrics: Metrics, host: str, port: int) -> None:
         try:
-            self._server, self._thread = start_http_server(port, host, metrics.registry)
+            self._server, self._thread = start_http_server(port, bare_host(host), metrics.registry)
         except OSError as error:
-            text = f"cannot serve metrics on {host}:{port} ({error.strerror}); set GATEWAY_METRICS_PORT to a free port"
-            raise SettingsError(f"{text}, or leave it unset") from None
+            text = f"cannot serve metrics on {host_port(host, port)} ({error.strerror})"
+            raise SettingsError(f"{text}; set GATEWAY_METRICS_PORT to a free port, or leave it unset") from None
         self.port = self._server.server_port
 
     def close(self) -> None:
