@@ -60,6 +60,19 @@ async def collecting() -> AsyncIterator[tuple[Collector, str]]:
         await server.stop(None)
 
 
+async def test_a_collector_of_this_machine_is_sent_to_past_every_proxy(
+    run_gateway: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("no_proxy", "NO_PROXY", "no_grpc_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("grpc_proxy", "https_proxy", "http_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    async with collecting() as (collector, endpoint):
+        async with run_gateway(otel_exporter_otlp_endpoint=endpoint) as running:
+            await running.client.teacher()
+        assert collector.named("latentforge.teacher.v1.TeacherService/GetTeacher")
+
+
 async def test_a_calls_spans_go_on_with_the_callers_trace(run_gateway: Any) -> None:
     async with collecting() as (collector, endpoint):
         async with (

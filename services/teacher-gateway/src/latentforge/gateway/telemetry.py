@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import grpc
 
+from latentforge.core.proxies import is_loopback
+
 if TYPE_CHECKING:
     from opentelemetry.trace import Span, SpanKind
 
@@ -59,7 +61,13 @@ class Tracing:
 
         resource = Resource.create({"service.name": "teacher-gateway", "service.version": version})
         self._provider = TracerProvider(resource=resource, shutdown_on_exit=False)
-        exporter = OTLPSpanExporter(endpoint=endpoint, insecure=not endpoint.startswith("https://"))
+        # Annotated as strings, which gRPC passes over where it wants a number.
+        options: Any = (("grpc.enable_http_proxy", int(not is_loopback(endpoint))),)
+        exporter = OTLPSpanExporter(
+            endpoint=endpoint,
+            insecure=not endpoint.startswith("https://"),
+            channel_options=options,
+        )
         self._processor = BatchSpanProcessor(exporter)
         self._provider.add_span_processor(self._processor)
         self._tracer = self._provider.get_tracer("latentforge.gateway")
