@@ -371,7 +371,9 @@ async def test_a_full_queue_answers_429_with_retry_after(running: Running, publi
         assert refused.status_code == 429
         assert int(refused.headers["retry-after"]) >= 1
         assert refused.json()["error"]["code"] == "queue_full"
-        assert (await client.get("/ready")).status_code == 503
+        ready = await client.get("/ready")
+        assert ready.status_code == 503
+        assert (ready.json()["running"], ready.json()["queued"]) == (1, 1)
         assert (await client.get("/health")).status_code == 200
         gate.set()
         first, second = await asyncio.gather(*pending)

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from latentforge.inference.bench import BenchResult, Pace, measure, read_prompts
+from latentforge.inference.bench import BenchPaces, Pace, measure, read_prompts
 from latentforge.inference.snapshot import load_snapshot
 from latentforge.model.sampling import SamplingParams
 
@@ -27,7 +27,7 @@ def test_both_models_write_exactly_the_tokens_asked_for(publish: Publish) -> Non
 
 
 def test_results_hold_medians_and_the_bounds_of_the_paired_ratio() -> None:
-    result = BenchResult(
+    result = BenchPaces(
         ours=[Pace(80, 10, 1.0), Pace(80, 10, 2.0), Pace(80, 10, 4.0)],
         baseline=[Pace(80, 80, 2.0), Pace(80, 80, 2.0), Pace(80, 80, 2.0)],
     )

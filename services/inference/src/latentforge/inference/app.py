@@ -11,8 +11,8 @@ from fastapi.middleware.cors import CORSMiddleware
 from latentforge.core.manifest import describe
 from latentforge.inference.bodies import BodyLimit, BoundedRoute
 from latentforge.inference.completion import PromptError, complete
-from latentforge.inference.engine import DeadlineError, Engine, GenerationCancelledError, QueueFullError
-from latentforge.inference.errors import ApiError, install_error_handlers
+from latentforge.inference.engine import DeadlineError, Engine, EngineFullError, GenerationCancelledError
+from latentforge.inference.errors import RestError, install_error_handlers
 from latentforge.inference.middleware import REQUEST_ID, RequestContext
 from latentforge.inference.registry import Registry
 from latentforge.inference.schemas import (
@@ -21,7 +21,7 @@ from latentforge.inference.schemas import (
     Health,
     QuarantinedCheckpoint,
     Ready,
-    Status,
+    ServerStatus,
     SwapRecord,
 )
 from latentforge.inference.settings import InferenceSettings
@@ -94,19 +94,19 @@ def create_app(settings: InferenceSettings, registry: Registry, engine: Engine) 
             ready=is_ready,
             checkpoint=current.id if current else None,
             running=engine.running,
-            waiting=engine.waiting,
+            queued=engine.queued,
         )
 
     @app.get("/status")
-    async def status() -> Status:
+    async def status() -> ServerStatus:
         """The checkpoint that is served, those that are not and why, and every swap."""
         current = registry.current
-        return Status(
+        return ServerStatus(
             **health_now().model_dump(),
             current=describe(current.manifest) if current else None,
             swaps=[SwapRecord(from_=swap.before, to=swap.after, at=swap.at) for swap in list(registry.swaps)],
             running=engine.running,
-            queued=engine.waiting,
+            queued=engine.queued,
             device=str(registry.device),
         )
 
@@ -115,19 +115,19 @@ def create_app(settings: InferenceSettings, registry: Registry, engine: Engine) 
         """Continues a prompt with the checkpoint that is served when the request arrives."""
         snapshot = registry.current
         if snapshot is None:
-            raise ApiError(503, "no_checkpoint", f"nothing is loaded yet: the server waits for {registry.waiting_for}")
+            raise RestError(503, "no_checkpoint", f"nothing is loaded yet: the server waits for {registry.waiting_for}")
         try:
             return await _while_connected(request, complete(engine, snapshot, body))
         except PromptError as error:
-            raise ApiError(400, "context_length_exceeded", str(error), param=error.param) from None
-        except QueueFullError as error:
-            raise ApiError(429, "queue_full", str(error), headers={"retry-after": str(error.retry_after)}) from None
+            raise RestError(400, "context_length_exceeded", str(error), param=error.param) from None
+        except EngineFullError as error:
+            raise RestError(429, "queue_full", str(error), headers={"retry-after": str(error.retry_after)}) from None
         except DeadlineError as error:
-            raise ApiError(504, "deadline_exceeded", str(error)) from None
+            raise RestError(504, "deadline_exceeded", str(error)) from None
         except GenerationCancelledError as error:
-            raise ApiError(503, "shutting_down", str(error)) from None
+            raise RestError(503, "shutting_down", str(error)) from None
         except ClientGoneError:
-            raise ApiError(499, "client_gone", "the client hung up") from None
+            raise RestError(499, "client_gone", "the client hung up") from None
 
     return app
 

@@ -10,7 +10,7 @@ import torch
 from rich.table import Table
 
 from latentforge.core.results import Result, ResultsFile, cpu_description
-from latentforge.inference.engine import NO_EOS, Generation, Job, generate_ids
+from latentforge.inference.engine import NO_EOS, GenerationJob, GenerationResult, generate_ids
 from latentforge.inference.snapshot import Snapshot
 from latentforge.model.generation import ChunkGenerator, TokenGenerator, store_for_one_request
 from latentforge.model.sampling import SamplingParams
@@ -42,7 +42,7 @@ class Pace:
 
 
 @dataclass(frozen=True)
-class BenchResult:
+class BenchPaces:
     """Paces of all repeats, ours and the baseline's at the same index taken one right after the other."""
 
     ours: list[Pace]
@@ -115,7 +115,7 @@ def measure(
     repeats: int,
     params: SamplingParams,
     on_run: Callable[[], None] = lambda: None,
-) -> BenchResult:
+) -> BenchPaces:
     """Runs every prompt ``repeats`` times with both models, one request at a time.
 
     The two alternate, and who goes first alternates too, so that neither has the cooler or quieter machine.
@@ -132,8 +132,8 @@ def measure(
     baseline = TokenGenerator(baseline_model)
     prompt_ids = [snapshot.encode(prompt) for prompt in prompts]
 
-    def run(generator: ChunkGenerator | TokenGenerator, ids: list[int], tokens: int) -> Generation:
-        generation = generate_ids(Job(generator, ids, tokens, params, eos_id=NO_EOS))
+    def run(generator: ChunkGenerator | TokenGenerator, ids: list[int], tokens: int) -> GenerationResult:
+        generation = generate_ids(GenerationJob(generator, ids, tokens, params, eos_id=NO_EOS))
         if len(generation.token_ids) != tokens:
             raise ValueError(
                 f"MAX_TOKENS is {tokens}, but after a prompt of {len(ids)} tokens there is room for "
@@ -146,7 +146,7 @@ def measure(
     ours: list[Pace] = []
     theirs: list[Pace] = []
     for repeat in range(repeats):
-        order: list[tuple[ChunkGenerator | TokenGenerator, list[Generation]]]
+        order: list[tuple[ChunkGenerator | TokenGenerator, list[GenerationResult]]]
         order = [(snapshot.generator, []), (baseline, [])]
         for index, ids in enumerate(prompt_ids):
             for generator, done in order if (repeat + index) % 2 == 0 else reversed(order):
@@ -154,7 +154,7 @@ def measure(
                 on_run()
         ours.append(_pace(order[0][1]))
         theirs.append(_pace(order[1][1]))
-    return BenchResult(ours, theirs)
+    return BenchPaces(ours, theirs)
 
 
 def table(results: Sequence[Result], title: str) -> Table:
@@ -193,7 +193,7 @@ def _alone(id: str, values: Sequence[float], unit: str) -> Result:  # noqa: A002
     return Result(id=id, value=statistics.median(values), unit=unit, low=min(values), high=max(values))
 
 
-def _pace(runs: Sequence[Generation]) -> Pace:
+def _pace(runs: Sequence[GenerationResult]) -> Pace:
     return Pace(
         sum(len(run.token_ids) for run in runs), sum(run.steps for run in runs), sum(run.seconds for run in runs)
     )

@@ -10,7 +10,7 @@ from fastapi.routing import APIRoute
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from latentforge.inference.errors import ApiError, error_response
+from latentforge.inference.errors import RestError, error_response
 
 MAX_BODY_BYTES = 4 * 2**20
 _MOST_STRINGS = 256
@@ -29,7 +29,7 @@ class BodyLimit:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        error = ApiError(413, "body_too_large", f"the body has more than {self.max_bytes} bytes; send a smaller one")
+        error = RestError(413, "body_too_large", f"the body has more than {self.max_bytes} bytes; send a smaller one")
         told = Headers(scope=scope).get("content-length", "")
         if told.isdecimal() and int(told) > self.max_bytes:
             await error_response(error.status_code, error.code, error.detail)(scope, receive, send)
@@ -74,7 +74,7 @@ def parse_json(body: bytes) -> Any:
 
     Raises:
         JSONDecodeError: it is no JSON.
-        ApiError: it has more strings, or more between them, than any request.
+        RestError: it has more strings, or more between them, than any request.
     """
     try:
         text = body.decode().rstrip()
@@ -85,7 +85,7 @@ def parse_json(body: bytes) -> Any:
                 break
             _, end = scanstring(text, quote + 1)
         if num_strings > _MOST_STRINGS or num_between + len(text) - end > _MOST_BETWEEN:
-            raise ApiError(
+            raise RestError(
                 422,
                 "invalid_value",
                 f"the body has more than {_MOST_STRINGS} strings, names of fields counted, or {_MOST_BETWEEN} bytes "

@@ -4,8 +4,8 @@ import asyncio
 import secrets
 from collections.abc import Callable, Sequence
 
-from latentforge.inference.engine import Engine, Generation, Job
-from latentforge.inference.schemas import GenerateRequest, GenerateResponse, Usage
+from latentforge.inference.engine import Engine, GenerationJob, GenerationResult
+from latentforge.inference.schemas import GenerateRequest, GenerateResponse, TokenUsage
 from latentforge.inference.snapshot import Snapshot
 from latentforge.model.chunks import left_pad_count
 from latentforge.model.sampling import SamplingParams
@@ -24,7 +24,7 @@ async def complete(engine: Engine, snapshot: Snapshot, request: GenerateRequest)
 
     Raises:
         PromptError: prompt or max_tokens do not fit into the model's context.
-        QueueFullError, DeadlineError, GenerationCancelledError: from the engine.
+        EngineFullError, DeadlineError, GenerationCancelledError: from the engine.
     """
     # A long prompt takes long enough to hold up every other request.
     job = await asyncio.to_thread(prepare, snapshot, request)
@@ -32,7 +32,7 @@ async def complete(engine: Engine, snapshot: Snapshot, request: GenerateRequest)
     return answer(snapshot, job, generation, request.stop)
 
 
-def prepare(snapshot: Snapshot, request: GenerateRequest) -> Job:
+def prepare(snapshot: Snapshot, request: GenerateRequest) -> GenerationJob:
     """The job that a request is for a snapshot; a request without a seed gets one.
 
     Raises:
@@ -65,7 +65,7 @@ def prepare(snapshot: Snapshot, request: GenerateRequest) -> Job:
         seed=secrets.randbelow(2**32) if request.seed is None else request.seed,
     )
     stop = stop_rule(snapshot.decode, request.stop)
-    return Job(snapshot.generator, prompt_ids, request.max_tokens, params, stop=stop)
+    return GenerationJob(snapshot.generator, prompt_ids, request.max_tokens, params, stop=stop)
 
 
 def stop_rule(decode: Callable[[list[int]], str], stop: Sequence[str]) -> Callable[[list[int]], bool] | None:
@@ -95,7 +95,9 @@ def cut_at_stop(decode: Callable[[list[int]], str], token_ids: list[int], stop: 
     return text[: min(found)], token_ids[:count]
 
 
-def answer(snapshot: Snapshot, job: Job, generation: Generation, stop: Sequence[str] = ()) -> GenerateResponse:
+def answer(
+    snapshot: Snapshot, job: GenerationJob, generation: GenerationResult, stop: Sequence[str] = ()
+) -> GenerateResponse:
     """What a caller gets for a finished job."""
     text, token_ids = cut_at_stop(snapshot.decode, generation.token_ids, stop)
     assert generation.finish_reason != "cancelled"
@@ -105,7 +107,7 @@ def answer(snapshot: Snapshot, job: Job, generation: Generation, stop: Sequence[
         token_ids=token_ids,
         checkpoint=snapshot.id,
         finish_reason=generation.finish_reason,
-        usage=Usage(
+        usage=TokenUsage(
             prompt_tokens=len(job.prompt_ids),
             completion_tokens=len(token_ids),
             latent_steps=generation.steps,

@@ -14,7 +14,7 @@ NO_EOS = -1
 
 
 @dataclass(frozen=True)
-class Job:
+class GenerationJob:
     """One request, bound to one snapshot's generator.
 
     Attributes:
@@ -35,14 +35,14 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Generation:
+class GenerationResult:
     """What a job wrote.
 
     Attributes:
         token_ids: without the end-of-text id.
         finish_reason: why it ended.
-        steps: latent steps; tokens, where the token-level rival wrote them.
-        seconds: from the first step's begin to the last one's end, waiting not counted.
+        steps: latent steps; tokens, where a token-level model wrote them.
+        seconds: from the first step's begin to the last one's end, time in the queue not counted.
     """
 
     token_ids: list[int]
@@ -51,7 +51,7 @@ class Generation:
     seconds: float
 
 
-class QueueFullError(RuntimeError):
+class EngineFullError(RuntimeError):
     """More requests are queued than are allowed; ``retry_after`` is a guess in whole seconds."""
 
     def __init__(self, pending: int, retry_after: int) -> None:
@@ -69,7 +69,7 @@ class GenerationCancelledError(RuntimeError):
     """Nobody waits for the answer any more."""
 
 
-def generate_ids(job: Job, cancel: Callable[[], bool] | None = None) -> Generation:
+def generate_ids(job: GenerationJob, cancel: Callable[[], bool] | None = None) -> GenerationResult:
     """Runs a job to its end in the calling thread.
 
     Raises:
@@ -87,7 +87,7 @@ def generate_ids(job: Job, cancel: Callable[[], bool] | None = None) -> Generati
             finish_reason = "stop"
             break
     assert finish_reason is not None
-    return Generation(token_ids, finish_reason, steps, time.perf_counter() - start)
+    return GenerationResult(token_ids, finish_reason, steps, time.perf_counter() - start)
 
 
 @dataclass
@@ -106,7 +106,7 @@ class Engine:
 
     Args:
         max_concurrent: jobs that run at the same time.
-        queue_limit: jobs that may wait beside those.
+        queue_limit: jobs that may be queued beside those.
         request_timeout: seconds from admission to the end of a job.
     """
 
@@ -126,7 +126,7 @@ class Engine:
         return self._running
 
     @property
-    def waiting(self) -> int:
+    def queued(self) -> int:
         """Jobs that are admitted and have not begun."""
         with self._lock:
             return len(self._open) - self._running
@@ -137,11 +137,11 @@ class Engine:
         with self._lock:
             return len(self._open) >= self.max_concurrent + self.queue_limit
 
-    async def generate(self, job: Job) -> Generation:
+    async def generate(self, job: GenerationJob) -> GenerationResult:
         """Runs a job in the pool; cancelling the awaiting task cancels the job before its next step.
 
         Raises:
-            QueueFullError: too many jobs run or wait.
+            EngineFullError: too many jobs are running or queued.
             DeadlineError: the job was not done in ``request_timeout`` seconds.
             GenerationCancelledError: the engine was closed.
             ValueError: the generator refuses the request.
@@ -163,19 +163,19 @@ class Engine:
         return generation
 
     def close(self) -> None:
-        """Cancels what still runs or waits, and waits for the threads."""
+        """Cancels what is running or queued, and waits for the threads."""
         with self._lock:
             for ticket in self._open.values():
                 ticket.abandoned.set()
-        # Those that wait are run too, and end before their first step, so that whoever awaits them is told.
+        # Queued jobs are run too, and end before their first step, so that whoever awaits them is told.
         self._pool.shutdown(wait=True)
 
-    def _admit(self, job: Job, ticket: _Ticket) -> "Future[Generation]":
+    def _admit(self, job: GenerationJob, ticket: _Ticket) -> "Future[GenerationResult]":
         with self._lock:
             pending = len(self._open)
             if pending >= self.max_concurrent + self.queue_limit:
                 rounds = 1 + (pending - self.max_concurrent) // self.max_concurrent
-                raise QueueFullError(pending, max(1, round(self._mean_seconds * rounds)))
+                raise EngineFullError(pending, max(1, round(self._mean_seconds * rounds)))
             self._open[id(ticket)] = ticket
         try:
             future = self._pool.submit(self._run, job, ticket)
@@ -185,7 +185,7 @@ class Engine:
         future.add_done_callback(lambda _: self._leave(ticket))
         return future
 
-    def _run(self, job: Job, ticket: _Ticket) -> Generation:
+    def _run(self, job: GenerationJob, ticket: _Ticket) -> GenerationResult:
         with self._lock:
             self._running += 1
         try:

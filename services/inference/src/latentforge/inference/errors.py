@@ -15,7 +15,7 @@ _MOST_NAMED = 10
 CONFLICT = "conflict"
 
 
-class ApiError(HTTPException):
+class RestError(HTTPException):
     """A refusal or failure with its HTTP status; ``param`` names the field of the request that is to blame.
 
     An HTTPException, since FastAPI lets no other error of reading a body through.
@@ -38,13 +38,13 @@ def error_response(
 
 
 def install_error_handlers(app: FastAPI) -> None:
-    app.add_exception_handler(ApiError, _on_api_error)
+    app.add_exception_handler(RestError, _on_rest_error)
     app.add_exception_handler(RequestValidationError, _on_invalid_request)
     app.add_exception_handler(HTTPException, _on_http_error)
 
 
-async def _on_api_error(_: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, ApiError)
+async def _on_rest_error(_: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RestError)
     headers = dict(error.headers or {})
     return error_response(error.status_code, error.code, error.detail, param=error.param, headers=headers)
 

@@ -69,7 +69,7 @@ class GenerateRequest(SamplingParams):
         return given
 
 
-class Usage(BaseModel):
+class TokenUsage(BaseModel):
     prompt_tokens: int
     completion_tokens: int
     latent_steps: int
@@ -84,14 +84,14 @@ class GenerateResponse(BaseModel):
         checkpoint: ``<run>/step-00001200``, the one that wrote all of it.
         finish_reason: "stop" at the end of a text or a stop string, "length" at max_tokens.
         seed: repeats the answer when sent with the same request to the same checkpoint.
-        milliseconds: time spent generating, without waiting in the queue.
+        milliseconds: time spent generating, without time in the queue.
     """
 
     text: str
     token_ids: list[int]
     checkpoint: str
     finish_reason: Literal["stop", "length"]
-    usage: Usage
+    usage: TokenUsage
     seed: int
     milliseconds: float
     latent_steps_per_second: float
@@ -118,7 +118,7 @@ class Ready(BaseModel):
     ready: bool
     checkpoint: str | None
     running: int
-    waiting: int
+    queued: int
 
 
 class SwapRecord(BaseModel):
@@ -129,7 +129,7 @@ class SwapRecord(BaseModel):
     at: str
 
 
-class Status(Health):
+class ServerStatus(Health):
     """All that the server knows: its checkpoint's manifest in short, every swap since it started, and its load."""
 
     current: dict[str, Any] | None
