@@ -81,7 +81,7 @@ toy: $(READY) ## Make data/toy.jsonl of the standard library's sources and pack 
 .PHONY: train-ae
 train-ae: $(READY) ## Train the autoencoder: runs/toy/autoencoder/
 #: K= D= EPOCHS= BATCH_SIZE=   default: the recipe's
-#: DATA=data/packed_toy RECIPE=demo RUN=toy FRESH=1 (start anew instead of going on)
+#: DATA=data/packed_toy RECIPE=demo RUN=toy FRESH=1 (start anew instead of resuming)
 	@$(BIN)/trainer train autoencoder $(TRAINING) $(call option,--epochs,$(EPOCHS))
 
 .PHONY: train-student
@@ -157,7 +157,7 @@ bench-gateway: $(READY_DEV) ## Measure the gateway beside vLLM asked directly an
 
 .PHONY: pareto speed compare autoencoders
 pareto: $(READY_DEV) ## Quality against speed, latent students beside token-level ones: results/pareto_<time>.json and .png
-#: SCALE=cpu   smoke: minutes; cpu: one to two hours of two cores; gpu: larger. Stopped, the same command goes on
+#: SCALE=cpu   smoke: minutes; cpu: one to two hours of two cores; gpu: larger. Stopped, the same command resumes
 #: ARGS=   such as --publish docs/results/students; python -m experiments pareto --help lists them
 pareto:
 	@$(EXPERIMENT) pareto --scale $(or $(SCALE),cpu) $(ARGS)

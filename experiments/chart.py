@@ -20,7 +20,7 @@ _CONTROL = "#555555"
 
 
 @dataclass(frozen=True)
-class Control:
+class ChartControl:
     """A model that tests what a chart claims, without a speed that compares with the chart's: a horizontal line.
 
     Attributes:
@@ -86,7 +86,7 @@ _PANELS: tuple[tuple[Axis, Axis], ...] = (
 )
 
 
-def draw(measured: Sequence[Measured], controls: Sequence[Control], path: Path, note: str) -> None:
+def draw(measured: Sequence[Measured], controls: Sequence[ChartControl], path: Path, note: str) -> None:
     """Writes one panel as PNG, legible at 700 pixels: quality against speed at the first vocabulary there is.
 
     Args:
@@ -100,7 +100,7 @@ def draw(measured: Sequence[Measured], controls: Sequence[Control], path: Path, 
     figure.savefig(path, dpi=200)
 
 
-def quality_and_speed(measured: Sequence[Measured], controls: Sequence[Control], note: str) -> "Figure":
+def quality_and_speed(measured: Sequence[Measured], controls: Sequence[ChartControl], note: str) -> "Figure":
     """The figure that :func:`draw` writes."""
     from matplotlib.figure import Figure
 
@@ -113,7 +113,7 @@ def quality_and_speed(measured: Sequence[Measured], controls: Sequence[Control],
     return figure
 
 
-def draw_panels(measured: Sequence[Measured], controls: Sequence[Control], path: Path, note: str) -> None:
+def draw_panels(measured: Sequence[Measured], controls: Sequence[ChartControl], path: Path, note: str) -> None:
     """Writes every comparison as PNG: a column per vocabulary, a row per pair of axes.
 
     Only token-level models bear their size: students of all sizes lie too close to each other.
@@ -140,7 +140,7 @@ def draw_panels(measured: Sequence[Measured], controls: Sequence[Control], path:
 def _draw_panel(
     axes: "Axes",
     measured: Sequence[Measured],
-    controls: Sequence[Control],
+    controls: Sequence[ChartControl],
     vocabulary: Vocabulary,
     x: Axis,
     y: Axis,
@@ -208,7 +208,7 @@ def draw_series(
     return labels
 
 
-def _draw_control(axes: "Axes", control: Control) -> Label:
+def _draw_control(axes: "Axes", control: ChartControl) -> Label:
     axes.axhline(control.nats, color=_CONTROL, linestyle="--", linewidth=1)
     name = axes.annotate(
         f"{control.name}: {control.nats:.3f}",

@@ -16,7 +16,7 @@ HELD_OUT = ("stdlib", "packages")
 
 
 @dataclass(frozen=True)
-class Job:
+class CommandJob:
     """One command and what it leaves behind.
 
     Attributes:
@@ -69,7 +69,7 @@ class Places:
         return self.runs / plan.run / "autoencoder"
 
 
-def text_jobs(places: Places, scale: Scale) -> list[Job]:
+def text_jobs(places: Places, scale: Scale) -> list[CommandJob]:
     """Training and held-out text; the packages also make the large vocabulary, and nothing else is trained on them."""
     return [
         _job("text-stdlib", places.text("stdlib-train"), "data", "stdlib", "--out"),
@@ -83,13 +83,13 @@ def text_jobs(places: Places, scale: Scale) -> list[Job]:
     ]
 
 
-def tokenizer_job(places: Places, scale: Scale) -> Job:
+def tokenizer_job(places: Places, scale: Scale) -> CommandJob:
     text = places.text("vocabulary")
     command = ["tokenizer", "--data", str(text), "--vocab-size", str(scale.large_vocabulary), "--out"]
     return _job("tokenizer-large", places.tokenizer("large"), *command)
 
 
-def packing_jobs(places: Places, scale: Scale, vocabulary: Vocabulary) -> list[Job]:
+def packing_jobs(places: Places, scale: Scale, vocabulary: Vocabulary) -> list[CommandJob]:
     names = {"train": "stdlib-train"} | {name: name for name in HELD_OUT}
     return [
         _job(
@@ -117,11 +117,11 @@ def autoencoder_values(scale: Scale, plan: AutoencoderPlan) -> dict[str, Any]:
     }
 
 
-def autoencoder_job(places: Places, scale: Scale, plan: AutoencoderPlan) -> Job:
+def autoencoder_job(places: Places, scale: Scale, plan: AutoencoderPlan) -> CommandJob:
     values = autoencoder_values(scale, plan)
     command = _training("autoencoder", places, plan.vocabulary, plan.run, values)
     tokens = plan.times * scale.autoencoder_steps * 256 * plan.k
-    return Job(f"train {plan.run}", command, places.autoencoder(plan) / "evaluation.json", tokens)
+    return CommandJob(f"train {plan.run}", command, places.autoencoder(plan) / "evaluation.json", tokens)
 
 
 def student_values(scale: Scale, model: Model) -> dict[str, Any]:
@@ -144,7 +144,7 @@ def objective_of(model: Model) -> str:
     return model.objective or (DEFAULT_OBJECTIVE if model.vocabulary == "demo" else "chunk-ce")
 
 
-def student_job(places: Places, scale: Scale, model: Model) -> Job:
+def student_job(places: Places, scale: Scale, model: Model) -> CommandJob:
     values = student_values(scale, model)
     if model.backbone_of:
         values["student.init_backbone"] = places.runs / model.backbone_of / "token-level"
@@ -155,10 +155,10 @@ def student_job(places: Places, scale: Scale, model: Model) -> Job:
     elif model.vocabulary == "large":
         # As chunk-ce has it.
         command += ["--ce-w", "1", "--kd-w", "0"]
-    return Job(f"train {model.run}", command, places.runs / model.run / f"{model.kind}.json", model.tokens)
+    return CommandJob(f"train {model.run}", command, places.runs / model.run / f"{model.kind}.json", model.tokens)
 
 
-def evaluation_job(places: Places, scale: Scale, model: Model, held_out: str) -> Job:
+def evaluation_job(places: Places, scale: Scale, model: Model, held_out: str) -> CommandJob:
     out = places.evaluated(model, held_out)
     values = dict(scale.evaluation)
     if model.vocabulary == "large":
@@ -174,7 +174,7 @@ def evaluation_job(places: Places, scale: Scale, model: Model, held_out: str) ->
         # The teacher has the demo's vocabulary: it can only judge what is written.
         judge = ["--teacher-tokenizer", str(_TEACHER)] if held_out == "stdlib" else ["--no-teacher"]
         command += judge
-    return Job(f"evaluate {model.run} on {held_out}", [_trainer(), *command], out)
+    return CommandJob(f"evaluate {model.run} on {held_out}", [_trainer(), *command], out)
 
 
 def _training(what: str, places: Places, vocabulary: Vocabulary, run: str, values: Mapping[str, Any]) -> list[str]:
@@ -193,8 +193,8 @@ def _training(what: str, places: Places, vocabulary: Vocabulary, run: str, value
     return command
 
 
-def _job(name: str, out: Path, *command: str) -> Job:
-    return Job(name, [_trainer(), *command, str(out)], out)
+def _job(name: str, out: Path, *command: str) -> CommandJob:
+    return CommandJob(name, [_trainer(), *command, str(out)], out)
 
 
 def _trainer() -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.console import Console
 
 from experiments import commands
-from experiments.commands import HELD_OUT, Job, Places
+from experiments.commands import HELD_OUT, CommandJob, Places
 from experiments.fresh import fresh_model
 from experiments.jobs import run_jobs
 from experiments.measured import Measured, read_evaluation
@@ -120,7 +120,7 @@ class Experiment:
             console=self.console,
         )
 
-    def _run(self, children: Children, jobs: Sequence[Job], what: str) -> None:
+    def _run(self, children: Children, jobs: Sequence[CommandJob], what: str) -> None:
         records = self.places.root / "commands"
         run_jobs(children, jobs, records=records, at_once=self.at_once, console=self.console, what=what)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from experiments.commands import Job
+from experiments.commands import CommandJob
 from tools.processes import Child, ChildError, Children
 
 _LOOK_EVERY = 0.2
@@ -19,7 +19,7 @@ class StaleError(RuntimeError):
 
 
 def run_jobs(
-    children: Children, jobs: Sequence[Job], *, records: Path, at_once: int, console: Console, what: str
+    children: Children, jobs: Sequence[CommandJob], *, records: Path, at_once: int, console: Console, what: str
 ) -> None:
     """Runs the jobs that are not done, in order, ``at_once`` at a time.
 
@@ -32,7 +32,7 @@ def run_jobs(
         what: the jobs are, in a word or two.
 
     Raises:
-        ChildError: one failed; the others are stopped. What was done stays done, and the same command goes on.
+        ChildError: one failed; the others are stopped. What was done stays done, and the same command resumes.
         StaleError: one was done with other settings.
     """
     left = [job for job in jobs if not _is_done(job, records)]
@@ -45,7 +45,7 @@ def run_jobs(
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    running: list[tuple[Job, Child, float]] = []
+    running: list[tuple[CommandJob, Child, float]] = []
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         # By tokens, so that the estimate knows that a short job is no measure of a long one.
         task = bar.add_task("", total=sum(max(1, job.tokens) for job in left))
@@ -65,7 +65,7 @@ def run_jobs(
             time.sleep(_LOOK_EVERY)
 
 
-def _is_done(job: Job, records: Path) -> bool:
+def _is_done(job: CommandJob, records: Path) -> bool:
     if not job.done.exists():
         return False
     record = _record(job, records)
@@ -77,6 +77,6 @@ def _is_done(job: Job, records: Path) -> bool:
     return True
 
 
-def _record(job: Job, records: Path) -> Path:
+def _record(job: CommandJob, records: Path) -> Path:
     records.mkdir(parents=True, exist_ok=True)
     return records / f"{job.name.replace(' ', '-')}.txt"

@@ -5,7 +5,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from experiments.chart import Control, draw, draw_panels
+from experiments.chart import ChartControl, draw, draw_panels
 from experiments.measured import Measured
 from experiments.plan import AutoencoderPlan, Model, Size, Vocabulary
 from experiments.results import ModelResults
@@ -65,7 +65,7 @@ def draw_measured(measured: Sequence[Measured], chart: Path, panels: Path) -> li
 
 
 def _draw(
-    measured: Sequence[Measured], controls: Sequence[Control], chart: Path, panels: Path, note: str
+    measured: Sequence[Measured], controls: Sequence[ChartControl], chart: Path, panels: Path, note: str
 ) -> list[Path]:
     draw(measured, controls, chart, note)
     draw_panels(measured, controls, panels, note)
@@ -94,10 +94,12 @@ def model_of(record: Mapping[str, Any]) -> Measured:
     return Measured(model, evaluations, timed, record["autoencoder_flops"])
 
 
-def _controls(path: Path) -> tuple[list[Control], str]:
+def _controls(path: Path) -> tuple[list[ChartControl], str]:
     """The controls that a chart shows, those that have a label, and what it says of them."""
     if not path.exists():
         return [], ""
     record = ControlResults.read(path)
     shown = [(c.vocabulary, c.label, c.value) for c in record.results]
-    return [Control(v, label, nats) for v, label, nats in shown if label is not None and nats is not None], record.note
+    return [
+        ChartControl(v, label, nats) for v, label, nats in shown if label is not None and nats is not None
+    ], record.note

@@ -45,7 +45,7 @@ def gateway_answers(target: str, tls_ca: Path | None = None) -> bool:
     """Whether a gateway at host:port says that it serves; no key is needed for that.
 
     Raises:
-        SettingsError: the file of ``tls_ca`` is no good.
+        SettingsError: the file of ``tls_ca`` is invalid.
     """
     with open_channel(target, tls_ca=tls_ca, retries=False) as channel:
         try:

@@ -17,8 +17,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from benchmarks.gateway import report
 from benchmarks.gateway.clients import ClientError, Clients, CompletionsServer
-from benchmarks.gateway.litellm import WAYS, Finding, best_way, try_ways
-from benchmarks.gateway.measures import Bench, Measured, Plan, vocab_size_of
+from benchmarks.gateway.litellm import WAYS, ProxyFinding, best_way, try_ways
+from benchmarks.gateway.measures import Bench, GatewayMeasures, Plan, vocab_size_of
 from benchmarks.gateway.servers import Dtype, MissingError, Servers, cpu_flags, fast_dtype, machine, wait_for_vllm
 from benchmarks.gateway.workload import held_out_sequences, tokenizer_of
 from latentforge.core.command_line import errors_reported
@@ -134,7 +134,7 @@ def _run(plan: Plan, model: Path, dtype: Dtype, results: Path, *, with_litellm: 
         cache_url = f"redis://127.0.0.1:{redis.port}/0"
         cached = servers.start_gateway("gateway-with-cache", vllm, model, cache_url)
         redis_only = servers.start_gateway("gateway-redis-only", vllm, model, cache_url, cache_memory_mb="0")
-        findings: list[Finding] = []
+        findings: list[ProxyFinding] = []
         asked: CompletionsServer | None = None
         if with_litellm:
             progress.begin("starting LiteLLM, trying what it caches")
@@ -157,8 +157,8 @@ def _report(
     plan: Plan,
     model: Path,
     dtype: Dtype,
-    measured: Measured,
-    findings: list[Finding],
+    measured: GatewayMeasures,
+    findings: list[ProxyFinding],
     results: Path,
     *,
     machine: dict[str, Any],

@@ -108,7 +108,7 @@ Server = GatewayServer | CompletionsServer
 
 
 @dataclass(frozen=True)
-class Job:
+class ScoringJob:
     """What one client asks for: its requests one after another, all of that ``passes`` times."""
 
     server: Server
@@ -174,7 +174,7 @@ class Clients:
             process.kill()
             process.join()
 
-    def run(self, jobs: Sequence[Job], on_start: Callable[[], None] = lambda: None) -> Load:
+    def run(self, jobs: Sequence[ScoringJob], on_start: Callable[[], None] = lambda: None) -> Load:
         """Runs one job per client, all at the same time; ``on_start`` is called when all have connected."""
         assert len(jobs) <= len(self._pipes)
         pipes = self._pipes[: len(jobs)]
@@ -205,7 +205,7 @@ def _work(pipe: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with suppress(EOFError, ConnectionError):
         while True:
-            job: Job = pipe.recv()
+            job: ScoringJob = pipe.recv()
             try:
                 with closing(job.server.connect()) as asker:
                     pipe.send(_Done(0.0, 0.0, 0))
@@ -218,7 +218,7 @@ def _work(pipe: Connection) -> None:
             pipe.send(answer)
 
 
-def _do(job: Job, asker: Asker) -> _Done:
+def _do(job: ScoringJob, asker: Asker) -> _Done:
     positions = 0
     # One clock for all processes of a machine.
     started = time.monotonic()

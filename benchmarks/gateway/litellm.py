@@ -19,7 +19,7 @@ _ERROR_LENGTH = 160
 
 
 @dataclass(frozen=True)
-class Finding:
+class ProxyFinding:
     """What one way does with a request for prompt_logprobs that is sent twice.
 
     Attributes:
@@ -57,24 +57,24 @@ def vllm_requests(url: str) -> float:
     return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith("vllm:request_success_total"))
 
 
-def try_ways(url: str, vllm_url: str, ids: Ids, tokenizer: Tokenizer, top_k: int) -> list[Finding]:
+def try_ways(url: str, vllm_url: str, ids: Ids, tokenizer: Tokenizer, top_k: int) -> list[ProxyFinding]:
     """Scores one sequence through every way, as token ids and as text."""
     text: str = tokenizer.decode(ids)
     prompts: dict[str, list[Ids] | str] = {"token ids": [ids], "text": text}
     with httpx.Client(base_url=url, timeout=300, trust_env=False) as http:
         return [
-            _try(http, vllm_url, Finding(way, name, 0), completions_request(way, [], top_k) | {"prompt": prompt})
+            _try(http, vllm_url, ProxyFinding(way, name, 0), completions_request(way, [], top_k) | {"prompt": prompt})
             for way in WAYS
             for name, prompt in prompts.items()
         ]
 
 
-def best_way(findings: Sequence[Finding]) -> Finding | None:
+def best_way(findings: Sequence[ProxyFinding]) -> ProxyFinding | None:
     """The first that scores token ids from its cache; text is not an exact sequence of tokens."""
     return next((f for f in findings if f.prompt == "token ids" and f.scores_from_cache), None)
 
 
-def _try(http: httpx.Client, vllm_url: str, finding: Finding, request: dict[str, Any]) -> Finding:
+def _try(http: httpx.Client, vllm_url: str, finding: ProxyFinding, request: dict[str, Any]) -> ProxyFinding:
     first = http.post("/v1/completions", json=request)
     if first.status_code != 200:
         return replace(finding, status=first.status_code, error=first.text[:_ERROR_LENGTH])

@@ -13,7 +13,7 @@ import httpx
 import numpy as np
 import orjson
 
-from benchmarks.gateway.clients import Clients, CompletionsServer, GatewayServer, Job, Load
+from benchmarks.gateway.clients import Clients, CompletionsServer, GatewayServer, Load, ScoringJob
 from benchmarks.gateway.clients import Server as AskedServer
 from benchmarks.gateway.counting_proxy import CountingProxy
 from benchmarks.gateway.litellm import vllm_requests
@@ -84,7 +84,7 @@ class Wire:
 
 
 @dataclass
-class Measured:
+class GatewayMeasures:
     """One figure per repeat; positions per second unless said otherwise.
 
     Attributes:
@@ -141,7 +141,7 @@ class Bench:
         self._vocab_size = vocab_size
         self._scratch = scratch
         self._on_load = on_load
-        self.measured = Measured()
+        self.measured = GatewayMeasures()
 
     def compare_answers(self, vllm: Server, gateway: Server) -> None:
         """Makes sure that vLLM and the gateway give the same answers, so that their speeds can be compared."""
@@ -184,7 +184,7 @@ class Bench:
             for ours in _alternating(repeat):
                 server = self._of_gateway(gateway) if ours else self._of_vllm(vllm)
                 size = plan.per_request if ours else self.measured.fastest_direct
-                load = self._clients.run([Job(server, grouped(shared, size))] * plan.shared_clients)
+                load = self._clients.run([ScoringJob(server, grouped(shared, size))] * plan.shared_clients)
                 (self.measured.shared if ours else self.measured.shared_direct).append(load.positions_per_second)
                 self._on_load(f"shared, {'gateway' if ours else 'vLLM'}", _figure(load))
 
@@ -254,7 +254,7 @@ class Bench:
     ) -> Load:
         """Every client asks for its share."""
         shares = dealt(self._sequences, self._plan.clients)
-        jobs = [Job(server, grouped(share, per_request or self._plan.per_request), passes) for share in shares]
+        jobs = [ScoringJob(server, grouped(share, per_request or self._plan.per_request), passes) for share in shares]
         load = self._clients.run(jobs, on_start)
         self._on_load(what, _figure(load))
         return load

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 from rich.table import Table
 
-from benchmarks.gateway.litellm import WAYS, Finding
-from benchmarks.gateway.measures import Measured
+from benchmarks.gateway.litellm import WAYS, ProxyFinding
+from benchmarks.gateway.measures import GatewayMeasures
 from latentforge.core.results import Result
 
 VLLM = "vLLM asked directly"
@@ -29,7 +29,7 @@ Clients are processes with one connection and one request open at a time; they s
   with the same numpy rows: from a gateway through SyncTeacherClient, from vLLM and LiteLLM through httpx and the
   gateway's own parser.
 The gateway is asked for several sequences a request (setting.per_request); vLLM for as many and for one a request in
-  the first repeat, of which the faster counts and goes on (measured.direct has both).
+  the first repeat, of which the faster counts and is taken from there on (measured.direct has both).
 cached_*: one gateway process with default settings before Redis: the rows asked for last stay in its memory, and
   travel packed (zstd), as stored. *_arrays is the same with plain arrays on the wire, *_redis is packed with
   CACHE_MEMORY_MB=0: every answer is read from Redis. The baseline of cached_vs_vllm is vLLM's uncached figure of the
@@ -44,7 +44,7 @@ LiteLLM's proxy and the gateway are one process each. With --dtype auto vLLM com
 """.splitlines()
 
 
-def name_of(way: Finding | None, findings: Sequence[Finding]) -> str:
+def name_of(way: ProxyFinding | None, findings: Sequence[ProxyFinding]) -> str:
     """What LiteLLM was asked for, as the baseline's name."""
     if not findings:
         return "LiteLLM's proxy with a Redis cache, not measured"
@@ -53,7 +53,7 @@ def name_of(way: Finding | None, findings: Sequence[Finding]) -> str:
     return f"LiteLLM's proxy with a Redis cache ({WAYS[way.way]})"
 
 
-def notes_on_litellm(findings: Sequence[Finding]) -> list[str]:
+def notes_on_litellm(findings: Sequence[ProxyFinding]) -> list[str]:
     """A line for each thing that was tried."""
     lines = []
     for finding in findings:
@@ -71,7 +71,7 @@ def notes_on_litellm(findings: Sequence[Finding]) -> list[str]:
     return lines
 
 
-def note_on_misses(measured: Measured) -> list[str]:
+def note_on_misses(measured: GatewayMeasures) -> list[str]:
     """Nothing, as long as the cache did what is measured."""
     counted = {"cached_*": measured.cached_misses, "LiteLLM's figures": measured.litellm_misses}
     return [
@@ -81,7 +81,7 @@ def note_on_misses(measured: Measured) -> list[str]:
     ]
 
 
-def results_of(measured: Measured, litellm: str) -> list[Result]:
+def results_of(measured: GatewayMeasures, litellm: str) -> list[Result]:
     """Medians over the repeats; low and high bound the ratio where there is a baseline, else the value.
 
     Args:

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.gateway.clients import ClientError, Clients, CompletionsServer, Job, Load
+from benchmarks.gateway.clients import ClientError, Clients, CompletionsServer, Load, ScoringJob
 from benchmarks.gateway.counting_proxy import CountingProxy
-from benchmarks.gateway.litellm import Finding, best_way
-from benchmarks.gateway.measures import Measured, Plan, Wire, agreement
+from benchmarks.gateway.litellm import ProxyFinding, best_way
+from benchmarks.gateway.measures import GatewayMeasures, Plan, Wire, agreement
 from benchmarks.gateway.report import BARS, meets_bar, note_on_misses, results_of
 from benchmarks.gateway.servers import cpu_seconds, fast_dtype, free_port, litellm_config
 from benchmarks.gateway.workload import completions_request, dealt, grouped, held_out_sequences
@@ -66,8 +66,8 @@ def test_the_proxy_passes_everything_on_and_counts_each_direction(echo_port: int
         assert (proxy.sent, proxy.received) == (15000, 30000)
 
 
-def _measured() -> Measured:
-    return Measured(
+def _measured() -> GatewayMeasures:
+    return GatewayMeasures(
         direct={8: [100.0, 190.0, 300.0], 1: [100.0, 200.0, 300.0]},
         uncached=[110.0, 190.0, 330.0],
         gateway_cpu=[30.0, 20.0, 10.0],
@@ -202,11 +202,11 @@ def test_litellm_caches_text_completions_in_the_redis_that_was_started() -> None
 
 
 def test_the_baseline_is_the_way_that_scores_from_its_cache_where_there_is_one() -> None:
-    loses_rows = Finding("a", "token ids", 200, cached=True)
-    text = Finding("b", "text", 200, keeps_rows=True, cached=True, cached_keeps_rows=True)
-    scores = Finding("c", "token ids", 200, keeps_rows=True, cached=True, cached_keeps_rows=True)
+    loses_rows = ProxyFinding("a", "token ids", 200, cached=True)
+    text = ProxyFinding("b", "text", 200, keeps_rows=True, cached=True, cached_keeps_rows=True)
+    scores = ProxyFinding("c", "token ids", 200, keeps_rows=True, cached=True, cached_keeps_rows=True)
     assert best_way([loses_rows, text, scores]) is scores
-    assert best_way([Finding("d", "token ids", 500), text, loses_rows]) is None
+    assert best_way([ProxyFinding("d", "token ids", 500), text, loses_rows]) is None
 
 
 def test_agreement_sees_rows_of_other_tokens() -> None:
@@ -235,4 +235,4 @@ def _last(rows: SparseRows) -> tuple[np.ndarray, np.ndarray]:
 def test_a_client_that_gets_no_answer_ends_the_measurement_with_its_reason() -> None:
     nobody = CompletionsServer(f"http://127.0.0.1:{free_port()}", "teacher", 300, 20)
     with Clients(1) as clients, pytest.raises(ClientError, match="ConnectError"):
-        clients.run([Job(nobody, [[[1, 2]]])])
+        clients.run([ScoringJob(nobody, [[[1, 2]]])])

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from experiments.commands import Job, Places, autoencoder_job, evaluation_job, student_job
+from experiments.commands import CommandJob, Places, autoencoder_job, evaluation_job, student_job
 from experiments.comparisons import (
     COMPARISONS,
     OBJECTIVES,
@@ -209,7 +209,7 @@ def test_latents_are_compared_whose_autoencoders_differ_in_one_thing(tmp_path: P
     default = AutoencoderPlan("large", 8)
     assert latent.autoencoder_plan == default
 
-    def settings(job: Job, run: str) -> set[str]:
+    def settings(job: CommandJob, run: str) -> set[str]:
         assert job.command[job.command.index("--run") + 1] == run
         return {value for name, value in itertools.pairwise(job.command) if name == "--set"}
 
@@ -262,10 +262,10 @@ def test_latents_that_a_difference_is_claimed_of_have_autoencoders_of_every_seed
 
 
 def test_jobs_that_are_done_are_left_alone_and_a_failure_is_told(tmp_path: Path) -> None:
-    def job(name: str, code: str) -> Job:
-        return Job(name, [sys.executable, "-c", code], tmp_path / name)
+    def job(name: str, code: str) -> CommandJob:
+        return CommandJob(name, [sys.executable, "-c", code], tmp_path / name)
 
-    def run(*jobs: Job) -> None:
+    def run(*jobs: CommandJob) -> None:
         run_jobs(children, jobs, records=tmp_path / "records", at_once=2, console=Console(quiet=True), what="jobs")
 
     touch = f"import pathlib; pathlib.Path({str(tmp_path)!r}, {{!r}}).touch()"

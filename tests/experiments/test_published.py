@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Annotation
 
 from benchmarks.gateway.__main__ import GatewayBenchResults
-from experiments.chart import Control, quality_and_speed
+from experiments.chart import ChartControl, quality_and_speed
 from experiments.labels import Label, place_labels
 from experiments.measured import Measured
 from experiments.plan import Model, Size, denoising_autoencoder
@@ -57,7 +57,9 @@ def test_no_text_of_the_published_chart_covers_another_or_a_point(vocabulary: st
     models = [model_of(m) for m in ModelResults.read(PUBLISHED / "results.json").models]
     # At 32,768 ids the students' points lie too close to each other for labels; the chart labels the others.
     shown = [m for m in models if m.model.vocabulary == vocabulary and (vocabulary == "demo" or m.model.k == 1)]
-    figure = quality_and_speed(shown, [Control("demo", "control", 3.481), Control("large", "control", 5.117)], "note")
+    figure = quality_and_speed(
+        shown, [ChartControl("demo", "control", 3.481), ChartControl("large", "control", 5.117)], "note"
+    )
     (axes,) = figure.axes
     figure.draw_without_rendering()
     texts = [text for text in axes.texts if isinstance(text, Annotation)]

@@ -15,11 +15,11 @@ from latentforge.trainer.results import AutoencoderFigures, StudentFigures, Targ
 FILE = "demo.json"
 
 
-class _Part(BaseModel):
+class _DemoPart(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Swap(_Part):
+class ObservedSwap(_DemoPart):
     """A change of the checkpoint that answers name; ``from_`` is None for the first."""
 
     model_config = ConfigDict(serialize_by_alias=True, validate_by_name=True)
@@ -29,7 +29,7 @@ class Swap(_Part):
     at: str
 
 
-class Sample(_Part):
+class Sample(_DemoPart):
     """What the last checkpoint wrote after a prompt."""
 
     prompt: str
@@ -37,7 +37,7 @@ class Sample(_Part):
     checkpoint: str
 
 
-class DecodeFigures(_Part):
+class DecodeFigures(_DemoPart):
     """Speed of the student beside a token-level model of its backbone; the ratio is of their tokens/s."""
 
     student_tokens_per_s: float | None
@@ -77,7 +77,7 @@ class DemoResult(TargetFigures):
     seconds: dict[str, float]
     ae: AutoencoderFigures
     student: StudentFigures
-    swaps: list[Swap]
+    swaps: list[ObservedSwap]
     decode: DecodeFigures
     samples: list[Sample]
 

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 import httpx
 from pydantic import BaseModel
 
-from tools.demo.report import Swap
+from tools.demo.report import ObservedSwap
 
 _PROMPT = "def main():"
 
@@ -16,7 +16,7 @@ class WatchError(RuntimeError):
     """Inference did not do what it promises."""
 
 
-class Written(BaseModel):
+class GeneratedText(BaseModel):
     """What the demo reads of an answer of POST /generate."""
 
     text: str
@@ -34,7 +34,7 @@ class InferenceWatch:
     url: str
     poll_seconds: float
     seed: int
-    swaps: list[Swap] = field(default_factory=list)
+    swaps: list[ObservedSwap] = field(default_factory=list)
     _next_poll: float = 0.0
 
     @property
@@ -75,7 +75,7 @@ class InferenceWatch:
             return False
         return self._note(self.generate(_PROMPT, max_tokens=16, temperature=0.0))
 
-    def generate(self, prompt: str, **parameters: float) -> Written:
+    def generate(self, prompt: str, **parameters: float) -> GeneratedText:
         """One answer of POST /generate.
 
         Raises:
@@ -88,11 +88,11 @@ class InferenceWatch:
             raise WatchError(f"{self.url}/generate did not answer: {error!r}") from None
         if answer.status_code != httpx.codes.OK:
             raise WatchError(f"{self.url}/generate answered {answer.status_code}: {answer.text[:500]}")
-        return Written.model_validate_json(answer.content)
+        return GeneratedText.model_validate_json(answer.content)
 
-    def _note(self, answer: Written) -> bool:
+    def _note(self, answer: GeneratedText) -> bool:
         if answer.checkpoint == self.checkpoint:
             return False
         at = datetime.now(UTC).isoformat(timespec="seconds")
-        self.swaps.append(Swap(from_=self.checkpoint, to=answer.checkpoint, at=at))
+        self.swaps.append(ObservedSwap(from_=self.checkpoint, to=answer.checkpoint, at=at))
         return True

@@ -10,7 +10,7 @@ import uvicorn
 
 from latentforge.core.command_line import DONE, WRONG_USAGE, fail
 from tools.venice_server.app import MODEL, VeniceServer
-from tools.venice_server.control import Control
+from tools.venice_server.control import FaultControl
 from tools.venice_server.text_model import TextModel
 
 
@@ -28,7 +28,9 @@ def main() -> int:
         )
     torch.set_num_threads(1)
     transformers.utils.logging.disable_progress_bar()
-    control = Control(key=options.key, token_bytes=options.token_bytes, requests_per_minute=options.requests_per_minute)
+    control = FaultControl(
+        key=options.key, token_bytes=options.token_bytes, requests_per_minute=options.requests_per_minute
+    )
     server = VeniceServer(TextModel(options.model_folder), control)
     config = uvicorn.Config(
         server.app, host="127.0.0.1", port=options.port, log_level="warning", lifespan="off", ws="none"

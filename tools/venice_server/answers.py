@@ -5,13 +5,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tools.venice_server.control import Control
+from tools.venice_server.control import FaultControl
 from tools.venice_server.schema import ChatRequest
 from tools.venice_server.text_model import Drawn, TextModel
 
 
 @dataclass(frozen=True)
-class Answer:
+class VeniceAnswer:
     choice: dict[str, Any]
     num_tokens: int
 
@@ -19,13 +19,13 @@ class Answer:
 class AnswerMaker:
     """Draws texts and writes their tokens."""
 
-    def __init__(self, model: TextModel, control: Control) -> None:
+    def __init__(self, model: TextModel, control: FaultControl) -> None:
         self._model = model
         self._control = control
         self._special = set(model.tokenizer.all_special_ids)
         self._alphabet = {c: byte for byte, c in enumerate(_byte_characters())}
 
-    def choice(self, chat: ChatRequest, prompt_ids: Sequence[int], index: int, most: int) -> Answer:
+    def choice(self, chat: ChatRequest, prompt_ids: Sequence[int], index: int, most: int) -> VeniceAnswer:
         """Choice ``index`` with at most ``most`` tokens."""
         drawing = self._model.draw(
             prompt_ids,
@@ -59,7 +59,7 @@ class AnswerMaker:
             "message": {"role": "assistant", "content": text, "reasoning_content": None, "tool_calls": None},
             "logprobs": self._logprobs(shown) if chat.logprobs else None,
         }
-        return Answer(choice, len(drawn))
+        return VeniceAnswer(choice, len(drawn))
 
     def _logprobs(self, drawn: Sequence[Drawn]) -> dict[str, Any] | None:
         shape = self._control.shape

@@ -14,7 +14,7 @@ from starlette.routing import Route
 
 from latentforge.core.errors import describe_errors
 from tools.venice_server.answers import AnswerMaker
-from tools.venice_server.control import Control, Fault, Limits
+from tools.venice_server.control import Fault, FaultControl, RateLimits
 from tools.venice_server.schema import ChatRequest
 from tools.venice_server.text_model import TextModel
 
@@ -31,11 +31,11 @@ class _Left(Exception):  # noqa: N818
 class VeniceServer:
     """The ASGI application ``app``, to be driven through ``control``."""
 
-    def __init__(self, model: TextModel, control: Control | None = None) -> None:
-        self.control = control or Control()
+    def __init__(self, model: TextModel, control: FaultControl | None = None) -> None:
+        self.control = control or FaultControl()
         self._answers = AnswerMaker(model, self.control)
         self._model = model
-        self._limits = Limits(self.control)
+        self._limits = RateLimits(self.control)
         routes = [
             Route("/api/v1/models", self._models, methods=["GET"]),
             Route("/api/v1/chat/completions", self._chat, methods=["POST"]),

@@ -17,7 +17,7 @@ class Fault:
 
 
 @dataclass
-class Control:
+class FaultControl:
     """Knobs and counters of one server.
 
     Attributes:
@@ -51,12 +51,12 @@ class Control:
     left: int = 0
 
 
-class Limits:
+class RateLimits:
     """The rate limit of a minute, and the block after too many failures."""
 
     _FAILURES, _SECONDS = 20, 30.0
 
-    def __init__(self, control: Control) -> None:
+    def __init__(self, control: FaultControl) -> None:
         self._control = control
         self._window_ends = 0.0
         self._used = 0

@@ -14,7 +14,7 @@ from latentforge.gateway.metrics import Metrics
 from latentforge.gateway.settings import GatewaySettings
 from latentforge.teacher_client.client import TeacherClient
 from tools.venice_server.app import MODEL, VeniceServer
-from tools.venice_server.control import Control
+from tools.venice_server.control import FaultControl
 from tools.venice_server.running import serving
 from tools.venice_server.text_model import TextModel
 
@@ -30,7 +30,7 @@ class Venice:
     folder: Path
 
     @property
-    def control(self) -> Control:
+    def control(self) -> FaultControl:
         return self.server.control
 
     @property
@@ -50,7 +50,7 @@ def stdlib_teacher() -> Path:
 
 
 def _running(folder: Path, model: TextModel) -> Iterator[Venice]:
-    server = VeniceServer(model, Control(key=KEY))
+    server = VeniceServer(model, FaultControl(key=KEY))
     with serving(server.app) as url:
         yield Venice(server, f"{url}/api/v1", folder)
 
