@@ -3,7 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from latentforge.model.chunks import left_pad_count, random_chunks, shift_right, to_chunks
+from latentforge.model.chunks import left_pad_count, shift_right, to_chunks
 
 
 @given(st.integers(0, 200), st.integers(1, 17))
@@ -46,10 +46,3 @@ def test_shift_keeps_tokens_rows_and_mask_aligned(pads: int) -> None:
 def test_shift_refuses_more_pads_than_tokens(pads: int) -> None:
     with pytest.raises(ValueError, match=rf"pads={pads} is not in 0\.\.4"):
         shift_right(torch.arange(4), pads, 0)
-
-
-def test_random_chunks_cover_the_vocabulary_and_reproduce() -> None:
-    chunks = random_chunks(400, 4, 64, torch.Generator().manual_seed(1))
-    assert chunks.shape == (400, 4)
-    assert chunks.unique().tolist() == list(range(64))
-    assert chunks.equal(random_chunks(400, 4, 64, torch.Generator().manual_seed(1)))

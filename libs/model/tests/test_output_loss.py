@@ -6,31 +6,31 @@ from torch import Tensor
 from latentforge.model import output_loss
 from latentforge.model.output_loss import OutputLayer, token_losses
 from latentforge.model.pointer_logits import PointerLogits
-from latentforge.model.sparse_kd import Buckets, make_buckets, sparse_kd
+from latentforge.model.sparse_kd import Buckets, KdTargets, make_buckets, sparse_kd
 
 N, V, K, W = 70, 40, 5, 9
 FIXED = 6
 
 
-def make_inputs(v: int = V) -> tuple[list[Tensor], dict[str, Tensor], Tensor, Tensor]:
+def make_inputs(v: int = V) -> tuple[list[Tensor], tuple[KdTargets, Tensor], Tensor, Tensor]:
     rng = torch.Generator().manual_seed(2)
     teacher = (3 * torch.randn(N, v, generator=rng)).log_softmax(-1)
     top = teacher.topk(min(K, v))
     counts = torch.arange(N) % (top.indices.shape[1] + 1)
     held = torch.arange(top.indices.shape[1]) < counts[:, None]
     realised = torch.randint(v, (N,), generator=rng)
-    rows = {
-        "ids": top.indices,
-        "logprobs": top.values,
-        "counts": counts,
-        "realised_ids": realised,
-        "realised_logprobs": teacher.gather(1, realised[:, None])[:, 0],
-        "tail_mass": 1 - torch.where(held, top.values.exp(), 0).sum(1),
-    }
+    rows = KdTargets(
+        ids=top.indices,
+        logprobs=top.values,
+        counts=counts,
+        realised_logprobs=teacher.gather(1, realised[:, None])[:, 0],
+        tail_mass=1 - torch.where(held, top.values.exp(), 0).sum(1),
+        has_row=torch.ones(N, dtype=torch.bool),
+    )
     inputs, weight, bias = (torch.randn(shape, generator=rng) for shape in ((N, W), (v, W), (v,)))
     fixed, learned = weight[:, :FIXED].clone(), weight[:, FIXED:].clone().requires_grad_()
     tensors = [inputs.requires_grad_(), learned, bias.requires_grad_(), fixed]
-    return tensors, rows, torch.rand(N, generator=rng), torch.rand(N, generator=rng)
+    return tensors, (rows, realised), torch.rand(N, generator=rng), torch.rand(N, generator=rng)
 
 
 @pytest.mark.parametrize(("v", "at_once"), [(V, 2**20), (V, 32 * V), (K, 2**20)])
@@ -38,15 +38,15 @@ def test_values_and_gradients_are_those_of_autograd(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(output_loss, "_LOGITS_AT_ONCE_CPU", at_once)
     (inputs, learned, bias, fixed), rows, ce_w, kd_w = make_inputs(v)
     layer = OutputLayer(inputs, torch.cat([fixed, learned], 1), bias, FIXED)
-    got = token_losses(layer, make_buckets(**rows, vocab_size=v), ce_w, kd_w)
+    got = token_losses(layer, make_buckets(*rows, v), ce_w, kd_w)
     logits = inputs @ torch.cat([fixed, learned], 1).T + bias
-    ce = F.cross_entropy(logits, rows["realised_ids"], reduction="none")
-    kd = sparse_kd(logits, **rows)
+    ce = F.cross_entropy(logits, rows[1], reduction="none")
+    kd = sparse_kd(logits, *rows)
     total = (ce_w * ce + kd_w * kd).sum()
     torch.testing.assert_close(got.ce, ce, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(got.kd, kd, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(got.total, total, rtol=1e-5, atol=1e-4)
-    assert got.best.equal(logits.argmax(1) == rows["realised_ids"])
+    assert got.best.equal(logits.argmax(1) == rows[1])
     learnt = [inputs, learned, bias]
     for ours, wanted in zip(
         torch.autograd.grad(3 * got.total, learnt), torch.autograd.grad(3 * total, learnt), strict=True
@@ -59,7 +59,7 @@ def test_autocast_rounds_products_and_not_their_sums(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(output_loss, "_LOGITS_AT_ONCE_CPU", 32 * V)
     tensors, rows, ce_w, kd_w = make_inputs()
     inputs, learned, bias, fixed = (t.detach() for t in tensors)
-    many = [x.repeat(300, *[1] * (x.dim() - 1)) for x in make_buckets(**rows, vocab_size=V)]
+    many = [x.repeat(300, *[1] * (x.dim() - 1)) for x in make_buckets(*rows, V)]
     results = []
     for enabled in (False, True):
         leaves = [
@@ -89,11 +89,11 @@ def test_pointer_logits_add_to_the_logits_and_have_gradients(monkeypatch: pytest
         boosts = torch.cat([part.tril(-1) for part in boosts.chunk(2)])
     pointer_logits = PointerLogits(boosts.requires_grad_(), ids, torch.arange(2).repeat_interleave(N // 2), whole)
     layer = OutputLayer(inputs, torch.cat([fixed, learned], 1), bias, FIXED, pointer_logits)
-    got = token_losses(layer, make_buckets(**rows, vocab_size=V), ce_w, kd_w)
+    got = token_losses(layer, make_buckets(*rows, V), ce_w, kd_w)
     called = torch.stack([F.one_hot(ids[row // (N // 2)], V).float().T @ boosts[row] for row in range(N)])
     logits = inputs @ torch.cat([fixed, learned], 1).T + bias + called
-    ce = F.cross_entropy(logits, rows["realised_ids"], reduction="none")
-    total = (ce_w * ce + kd_w * sparse_kd(logits, **rows)).sum()
+    ce = F.cross_entropy(logits, rows[1], reduction="none")
+    total = (ce_w * ce + kd_w * sparse_kd(logits, *rows)).sum()
     torch.testing.assert_close(got.total, total, rtol=1e-5, atol=1e-4)
     torch.testing.assert_close(layer.logits(), logits)
     picked = torch.tensor([3, 60, 36])
@@ -111,7 +111,7 @@ def test_extreme_logits_stay_finite() -> None:
     (inputs, learned, bias, fixed), rows, ce_w, kd_w = make_inputs()
     big = (500 * inputs.detach()).requires_grad_()
     layer = OutputLayer(big, torch.cat([fixed, learned], 1), bias, FIXED)
-    got = token_losses(layer, make_buckets(**rows, vocab_size=V), ce_w, kd_w)
+    got = token_losses(layer, make_buckets(*rows, V), ce_w, kd_w)
     got.total.backward()
     assert got.total.isfinite()
     for tensor in (big, learned, bias):
@@ -121,7 +121,7 @@ def test_extreme_logits_stay_finite() -> None:
 
 def test_evaluation_gives_the_same_losses() -> None:
     (inputs, learned, bias, fixed), rows, ce_w, kd_w = make_inputs()
-    buckets = make_buckets(**rows, vocab_size=V)
+    buckets = make_buckets(*rows, V)
     layer = OutputLayer(inputs, torch.cat([fixed, learned], 1), bias, FIXED)
     trained = token_losses(layer, buckets, ce_w, kd_w)
     with torch.no_grad():

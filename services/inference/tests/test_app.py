@@ -36,15 +36,15 @@ def hold(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Service], Gate]]
     def hold_now(service: Service) -> Gate:
         assert service.registry.current is not None
         generator = service.registry.current.generator
-        write_chunk = generator._write_chunk
+        write_step = generator._step
 
         def held(*args: Any) -> Any:
             gate.steps += 1
             if gate.steps > 2:
                 assert gate.wait(20)
-            return write_chunk(*args)
+            return write_step(*args)
 
-        monkeypatch.setattr(generator, "_write_chunk", held)
+        monkeypatch.setattr(generator, "_step", held)
         return gate
 
     yield hold_now

@@ -19,7 +19,7 @@ from torch import Tensor
 from latentforge.model.autoencoder import Autoencoder
 from latentforge.model.io import save_pretrained
 from latentforge.model.losses import StudentBatch
-from latentforge.model.sparse_kd import sparse_kd
+from latentforge.model.sparse_kd import KdTargets, sparse_kd
 from latentforge.teacher.v1 import teacher_pb2 as pb
 from latentforge.teacher.v1 import teacher_pb2_grpc
 from latentforge.teacher_client.sparse_rows import SparseRows
@@ -153,11 +153,8 @@ class KnownTeacher(teacher_pb2_grpc.TeacherServiceServicer):
             pads = int((tokens != PAD).nonzero()[0])
             logits = torch.zeros(len(tokens), VOCAB)
             logits[pads:] = cls.dense(tokens[pads:])
-            kd = batch.kd
-            columns = (kd.ids, kd.logprobs, kd.counts, kd.realised_logprobs, kd.tail_mass, kd.has_row)
-            ids, logprobs, counts, realised, tail, has_row = (c[row].roll(move, 0) for c in columns)
-            each = sparse_kd(logits, ids, logprobs, counts, tokens, realised, tail)
-            found.append(each[batch.valid[row] & has_row])
+            moved = KdTargets(**{name: value[row].roll(move, 0) for name, value in vars(batch.kd).items()})
+            found.append(sparse_kd(logits, moved, tokens)[batch.valid[row] & moved.has_row])
         return torch.cat(found)
 
     def rows(self, ids: list[int], k: int) -> SparseRows:

@@ -7,7 +7,7 @@ import torch
 
 from latentforge.model.autoencoder import Autoencoder
 from latentforge.model.latent_model import LatentModel
-from latentforge.model.losses import ObjectiveWeights, StudentBatch, cross_entropy, student_loss
+from latentforge.model.losses import ObjectiveWeights, StudentBatch, student_loss
 from latentforge.model.student import Student
 from latentforge.teacher_client.sparse_rows import SparseRows
 from latentforge.trainer.targets.continuation_batches import lay_out
@@ -67,7 +67,7 @@ def test_only_continuations_are_learnt(known_rows: Any, make_run: Any, model: La
     tokens_btk = batch.tokens.view(2, -1, K)
     output = model.logits(tokens_btk)
     logits = output.logits.flatten(1, 2)
-    ce = cross_entropy(
+    ce = torch.nn.functional.cross_entropy(
         torch.cat([logits[0, 8:17], logits[1, 6:10]]), torch.cat([batch.tokens[0, 8:17], batch.tokens[1, 6:10]])
     )
     assert found["ce"] == pytest.approx(float(ce), rel=1e-5)

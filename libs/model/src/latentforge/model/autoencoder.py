@@ -41,14 +41,12 @@ class AutoencoderLoss(NamedTuple):
         total: K·ce + kl_weight·Σ_dim max(kl_dim, kl_floor).
         ce: nats per token.
         kl: nats per chunk, not floored.
-        active_dims: dimensions whose mean KL is above the floor.
         token_accuracy: share of tokens that argmax brings back, under the same noise and dropout.
     """
 
     total: Tensor
     ce: Tensor
     kl: Tensor
-    active_dims: Tensor
     token_accuracy: Tensor
 
 
@@ -132,10 +130,9 @@ class Autoencoder(nn.Module):
         kl_nd = posterior.kl().flatten(0, -2)
         floored = kl_nd.clamp(min=self.config.kl_floor).sum(-1).mean()
         with torch.no_grad():
-            active_dims = (kl_nd.mean(0) > self.config.kl_floor).sum()
             token_accuracy = losses.best.float().mean()
         total = self.config.chunk_size * losses.total + self.config.kl_weight * floored
-        return AutoencoderLoss(total, losses.total, kl_nd.sum(-1).mean(), active_dims, token_accuracy)
+        return AutoencoderLoss(total, losses.total, kl_nd.sum(-1).mean(), token_accuracy)
 
     def _token_losses(self, latents: Tensor, tokens: Tensor) -> TokenLosses:
         """Of the decoded latents [..., D], their mean over tokens [..., K] in ``total``."""

@@ -1,20 +1,17 @@
-"""Generation for many prompts of one length at once, ids to ids; every row steps together."""
+"""Generation for many prompts of one length at once, ids to ids; all texts step together."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from latentforge.model.chunks import left_pad_count
-from latentforge.model.incremental import IncrementalChunks, IncrementalTokens
+from latentforge.model.incremental import incremental_decoding
 from latentforge.model.latent_model import LatentModel
 from latentforge.model.sampling import SamplingParams, sample_with_logprobs
 from latentforge.model.token_level import TokenLevelModel
-
-_Pick = Callable[[Tensor, int], None]
-# Picks the tokens from one place up to another, a chunk or one token.
-_Write = Callable[[Tensor, int, int, _Pick], None]
 
 
 @dataclass(frozen=True)
@@ -22,7 +19,7 @@ class BatchGeneration:
     """What was written.
 
     Attributes:
-        token_ids: int64 [b, num_tokens]; from a row's end of text on it holds the end-of-text id.
+        token_ids: int64 [b, num_tokens]; from a text's end on it holds the end-of-text id.
         logprobs: of each of them behind those before it, before temperature and truncation, float32 [b, num_tokens];
             with an energy head under the latent that was drawn. Behind an end of text they mean nothing.
         lengths: tokens before the end of text, int64 [b].
@@ -55,7 +52,7 @@ def generate_batch(
         model: a latent or a token-level student; one step writes K tokens or one.
         prompts: int64 [b, L]; L = 0 is the start embedding alone.
         num_tokens: how many, from 1; no multiple of K is needed.
-        params: how tokens are drawn, all rows by one generator.
+        params: how tokens are drawn, of all texts by one generator.
         forced: the first of the tokens, int64 [b, f <= num_tokens], which are read instead of drawn. Behind a prompt
             of whole chunks they put the first token that is drawn anywhere in a chunk.
         stop_at_eos: False treats the end-of-text id as any other.
@@ -65,30 +62,32 @@ def generate_batch(
         ValueError: prompts or forced are no int64 [b, L] of ids of the vocabulary, num_tokens is below 1, or prompts
             and tokens are longer than the context.
     """
-    student = model.student if isinstance(model, LatentModel) else model
-    device, eos_id = student.start.device, student.config.eos_id
     forced = prompts.new_empty(len(prompts), 0) if forced is None else forced
     _check(model, prompts, num_tokens, forced)
     model.eval()
+    device, eos_id = model.device, model.eos_id
     prompts, forced = prompts.to(device), forced.to(device)
     rng = params.generator(device)
     token_ids = prompts.new_full((len(prompts), num_tokens), eos_id)
     logprobs = token_ids.new_zeros(token_ids.shape, dtype=torch.float32)
 
-    def pick(row: Tensor, at: int) -> None:
-        """Token ``at`` of every text, out of its logits [b, V]."""
+    def pick(first: int, k: int, logits: Tensor) -> Tensor:
+        """Token k of the step that begins at token ``first``, of every text."""
+        at = first + k
         if at < forced.shape[1]:
             token_ids[:, at] = forced[:, at]
-            logprobs[:, at] = row.float().log_softmax(-1).gather(1, forced[:, at, None])[:, 0]
+            logprobs[:, at] = logits.float().log_softmax(-1).gather(1, forced[:, at, None])[:, 0]
         else:
-            token_ids[:, at], logprobs[:, at] = sample_with_logprobs(row, params, rng)
+            token_ids[:, at], logprobs[:, at] = sample_with_logprobs(logits, params, rng)
+        return token_ids[:, at]
 
-    write = _chunks(model, prompts, rng) if isinstance(model, LatentModel) else _tokens(model, prompts)
+    decoding = incremental_decoding(model, prompts, rng)
     ended = torch.zeros_like(token_ids[:, 0], dtype=torch.bool)
     steps = 0
     for first in range(0, num_tokens, model.chunk_size):
         end = min(first + model.chunk_size, num_tokens)
-        write(token_ids, first, end, pick)
+        written = token_ids[:, first - model.chunk_size : first] if first else None
+        decoding.step(written, end - first, partial(pick, first))
         steps += 1
         if on_step is not None:
             on_step()
@@ -102,30 +101,10 @@ def generate_batch(
     return BatchGeneration(token_ids.masked_fill_(after, eos_id), logprobs, (~after).sum(1), steps)
 
 
-def _chunks(model: LatentModel, prompts: Tensor, rng: torch.Generator) -> _Write:
-    decoding = IncrementalChunks(model, prompts, rng)
-
-    def write(token_ids: Tensor, first: int, end: int, pick: _Pick) -> None:
-        decoding.begin_chunk(token_ids[:, first - model.chunk_size : first] if first else None)
-        for at in range(first, end):
-            pick(decoding.next_logits(at - first, token_ids[:, at - 1] if at > first else None), at)
-
-    return write
-
-
-def _tokens(model: TokenLevelModel, prompts: Tensor) -> _Write:
-    decoding = IncrementalTokens(model)
-
-    def write(token_ids: Tensor, first: int, end: int, pick: _Pick) -> None:
-        pick(decoding.next_logits(token_ids[:, first - 1 : first] if first else prompts), first)
-
-    return write
-
-
 def _check(model: LatentModel | TokenLevelModel, prompts: Tensor, num_tokens: int, forced: Tensor) -> None:
-    for name, ids, rows in (("prompts", prompts, "at least 1"), ("forced", forced, str(len(prompts)))):
+    for name, ids, num in (("prompts", prompts, "at least 1"), ("forced", forced, str(len(prompts)))):
         if ids.dtype != torch.int64 or ids.ndim != 2 or not len(ids) or len(ids) != len(prompts):
-            raise ValueError(f"{name} are {ids.dtype} {list(ids.shape)}; give int64 [b, L] with b of {rows}")
+            raise ValueError(f"{name} are {ids.dtype} {list(ids.shape)}; give int64 [b, L] with b of {num}")
         outside = ids[(ids < 0) | (ids >= model.vocab_size)]
         if len(outside):
             raise ValueError(

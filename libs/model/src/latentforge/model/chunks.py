@@ -1,4 +1,4 @@
-"""Tokens to chunks: padding on the left, phases, and chunks that no text contains."""
+"""Tokens to chunks: padding on the left, and phases."""
 
 import torch
 import torch.nn.functional as F
@@ -38,14 +38,3 @@ def shift_right(values: Tensor, pads: int, fill: float | bool) -> Tensor:
     if not 0 <= pads <= length:
         raise ValueError(f"pads={pads} is not in 0..{length}, the sequence's length")
     return torch.cat([values.new_full((pads, *values.shape[1:]), fill), values[: length - pads]])
-
-
-def random_chunks(
-    num_chunks: int,
-    chunk_size: int,
-    vocab_size: int,
-    generator: torch.Generator | None = None,
-    device: torch.device | None = None,
-) -> Tensor:
-    """Chunks of uniformly random ids, int64 [num_chunks, K]; training on some of them teaches rare tokens too."""
-    return torch.randint(vocab_size, (num_chunks, chunk_size), generator=generator, device=device)

@@ -21,7 +21,7 @@ def check_finite(model: LatentModel, token_ids: Sequence[int]) -> None:
     for name, weight in model.named_parameters():
         if not weight.isfinite().all():
             raise ValueError(f"the weights {name} are not finite")
-    config, device = model.student.config, model.student.start.device
+    config, device = model.student.config, model.device
     text = torch.tensor([list(token_ids) or [config.eos_id]], dtype=torch.int64, device=device)
     chunks_btk = to_chunks(text, config.chunk_size, config.pad_id)
     # A generator of its own: whoever trains on must draw the same numbers with and without this check.

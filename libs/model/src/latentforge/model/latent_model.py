@@ -57,6 +57,14 @@ class LatentModel(nn.Module):
         return self.student.config.vocab_size
 
     @property
+    def eos_id(self) -> int:
+        return self.student.config.eos_id
+
+    @property
+    def device(self) -> torch.device:
+        return self.student.start.device
+
+    @property
     def max_tokens(self) -> int:
         """The longest text that it reads and writes, pads of the first chunk included."""
         return self.student.config.max_chunks * self.chunk_size

@@ -10,35 +10,8 @@ from latentforge.model.autoencoder import Posterior
 from latentforge.model.energy import energy_loss
 from latentforge.model.latent_model import LatentModel
 from latentforge.model.output_loss import OutputLayer, token_losses
-from latentforge.model.sparse_kd import Buckets, make_buckets, sparse_kd, text_buckets
+from latentforge.model.sparse_kd import Buckets, KdTargets, make_buckets, text_buckets
 from latentforge.model.token_level import TokenLevelModel
-
-__all__ = [
-    "KdTargets",
-    "ObjectiveWeights",
-    "StudentBatch",
-    "StudentLoss",
-    "cross_entropy",
-    "energy_loss",
-    "latent_mse",
-    "loss_of",
-    "masked_mean",
-    "sparse_kd",
-    "student_loss",
-    "token_level_loss",
-]
-
-
-def cross_entropy(logits: Tensor, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Mean negative log-likelihood, nats per token, a scalar.
-
-    Args:
-        logits: float [..., V].
-        tokens: int64 [...].
-        mask: bool [...]; the mean is over True positions (0 where there are none). None means all.
-    """
-    losses = logits.float().logsumexp(-1) - logits.gather(-1, tokens[..., None]).squeeze(-1).float()
-    return losses.mean() if mask is None else masked_mean(losses, mask)
 
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
@@ -46,10 +19,9 @@ def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
     return torch.where(mask, values, 0).sum() / mask.sum().clamp(min=1)
 
 
-def latent_mse(latents: Tensor, targets: Tensor, mask: Tensor | None = None) -> Tensor:
+def latent_mse(latents: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
     """Mean squared error per dimension of latents and targets [..., D] over True positions of mask [...]; a scalar."""
-    errors = (latents - targets).square().mean(-1)
-    return errors.mean() if mask is None else masked_mean(errors, mask)
+    return masked_mean((latents - targets).square().mean(-1), mask)
 
 
 @dataclass(frozen=True)
@@ -65,27 +37,6 @@ class ObjectiveWeights:
         for name, value in vars(self).items():
             if not 0 <= value < float("inf"):
                 raise ValueError(f"the weight of {name} is {value}; set a finite number of at least 0")
-
-
-@dataclass(frozen=True)
-class KdTargets:
-    """The teacher's sparse rows; row i is its distribution for token i of the batch.
-
-    Attributes:
-        ids: int64 [b, L, k].
-        logprobs: float32 [b, L, k].
-        counts: entries that hold, int64 [b, L].
-        realised_logprobs: the teacher's log probability of token i, float32 [b, L].
-        tail_mass: the teacher's mass outside the held entries, float32 [b, L].
-        has_row: whether there is a row for token i, bool [b, L].
-    """
-
-    ids: Tensor
-    logprobs: Tensor
-    counts: Tensor
-    realised_logprobs: Tensor
-    tail_mass: Tensor
-    has_row: Tensor
 
 
 @dataclass(frozen=True)
@@ -220,20 +171,10 @@ def _token_terms(layer: OutputLayer, batch: StudentBatch, weights: ObjectiveWeig
 def _buckets(batch: StudentBatch, vocab_size: int) -> tuple[Buckets, Tensor]:
     """The batch's rows as buckets, [b·L, ...], and which of them there are, bool [b·L]."""
     realised = batch.tokens.flatten()
-    rows = batch.kd
-    if rows is None:
+    if batch.kd is None:
         return text_buckets(realised), torch.zeros_like(realised, dtype=torch.bool)
-    has_row = rows.has_row.flatten()
-    buckets = make_buckets(
-        rows.ids.flatten(0, 1),
-        rows.logprobs.flatten(0, 1),
-        torch.where(has_row, rows.counts.flatten(), 0),
-        realised,
-        torch.where(has_row, rows.realised_logprobs.flatten(), 0),
-        torch.where(has_row, rows.tail_mass.flatten(), 0),
-        vocab_size,
-    )
-    return buckets, has_row
+    rows = batch.kd.flatten()
+    return make_buckets(rows, realised, vocab_size), rows.has_row
 
 
 def _share(mask: Tensor) -> Tensor:

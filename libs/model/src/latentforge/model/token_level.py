@@ -45,6 +45,14 @@ class TokenLevelModel(nn.Module):
         return self.config.vocab_size
 
     @property
+    def eos_id(self) -> int:
+        return self.config.eos_id
+
+    @property
+    def device(self) -> torch.device:
+        return self.start.device
+
+    @property
     def max_tokens(self) -> int:
         """The longest text that it reads and writes."""
         return self.config.max_tokens

@@ -15,7 +15,7 @@ from latentforge.model.sampling import SamplingParams
 from latentforge.text.packed import PackedData
 from latentforge.trainer.errors import TrainerError
 from latentforge.trainer.evaluate.estimate import Estimate, ratio_of_sums
-from latentforge.trainer.evaluate.likelihood import Model, device_of_model
+from latentforge.trainer.evaluate.likelihood import Model
 
 TEMPERATURES = (1.0, 0.7, 0.0)
 _LOGITS_AT_ONCE = 2**26
@@ -119,7 +119,7 @@ def evaluate_generations(
 
 def continuations(model: Model, prompts: Tensor, num_tokens: int, temperature: float, seed: int) -> list[Text]:
     """One continuation of each of prompts [n, L]."""
-    device = device_of_model(model)
+    device = model.device
     at_once = max(1, min(len(prompts), _LOGITS_AT_ONCE // (model.chunk_size * model.vocab_size)))
     texts = []
     for first in range(0, len(prompts), at_once):

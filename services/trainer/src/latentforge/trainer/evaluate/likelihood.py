@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from latentforge.model.latent_model import LatentModel
-from latentforge.model.losses import KdTargets, StudentBatch
+from latentforge.model.losses import StudentBatch
 from latentforge.model.metrics.calibration import expected_calibration_error
 from latentforge.model.output_loss import OutputLayer
-from latentforge.model.sparse_kd import sparse_kd
+from latentforge.model.sparse_kd import KdTargets, sparse_kd
 from latentforge.model.token_level import TokenLevelModel
 from latentforge.trainer.data.sequence_order import step_generator
 from latentforge.trainer.errors import TrainerError
@@ -112,7 +112,7 @@ def evaluate_likelihood(
         TrainerError: sequences that are no multiple of K, or longer than the model's context.
     """
     model.eval()
-    device = device_of_model(model)
+    device = model.device
     parts: list[Likelihood] = []
     num_sequences = 0
     for index, batch in enumerate(batches):
@@ -147,10 +147,6 @@ def teacher_likelihood(batches: Sequence[StudentBatch]) -> Likelihood:
         )
         num_sequences += len(batch.tokens)
     return _joined(parts)
-
-
-def device_of_model(model: Model) -> torch.device:
-    return next(model.parameters()).device
 
 
 def check_lengths(model: Model, length: int) -> None:
@@ -225,17 +221,8 @@ def _figures(layer: OutputLayer, batch: StudentBatch, chunk_size: int, num_befor
 
 def _kl(logits: Tensor, kd: KdTargets, rows: Tensor, columns: Tensor, tokens: Tensor) -> Tensor:
     """KL to the teacher, [m], NaN where there is no row."""
-    has_row = kd.has_row[rows, columns]
-    values = sparse_kd(
-        logits,
-        kd.ids[rows, columns],
-        kd.logprobs[rows, columns],
-        torch.where(has_row, kd.counts[rows, columns], 0),
-        tokens,
-        torch.where(has_row, kd.realised_logprobs[rows, columns], 0),
-        torch.where(has_row, kd.tail_mass[rows, columns], 0),
-    )
-    return torch.where(has_row, values, torch.nan)
+    of_tokens = kd.select((rows, columns))
+    return torch.where(of_tokens.has_row, sparse_kd(logits, of_tokens, tokens), torch.nan)
 
 
 def _joined(parts: list[Likelihood]) -> Likelihood:

@@ -11,7 +11,7 @@ from latentforge.model.losses import StudentBatch
 from latentforge.model.metrics.mixture import nested_mixture
 from latentforge.trainer.data.sequence_order import step_generator
 from latentforge.trainer.errors import TrainerError
-from latentforge.trainer.evaluate.likelihood import Likelihood, check_lengths, device_of_model, logits_in_blocks
+from latentforge.trainer.evaluate.likelihood import Likelihood, check_lengths, logits_in_blocks
 
 SIZES = (1, 8, 32, 128)
 _DRAWS_AT_ONCE = 8
@@ -43,7 +43,7 @@ def evaluate_mixture(
         TrainerError: no batch has a whole chunk, or sequences do not fit the model.
     """
     model.eval()
-    device, k = device_of_model(model), model.chunk_size
+    device, k = model.device, model.chunk_size
     for batch in batches:
         check_lengths(model, batch.tokens.shape[1])
     whole = [batch.valid.unflatten(1, (-1, k)).all(-1) for batch in batches]

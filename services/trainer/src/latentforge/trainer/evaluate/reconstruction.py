@@ -10,7 +10,7 @@ from torch import Tensor
 from latentforge.model.latent_model import LatentModel
 from latentforge.model.losses import StudentBatch
 from latentforge.trainer.data.sequence_order import step_generator
-from latentforge.trainer.evaluate.likelihood import check_lengths, device_of_model
+from latentforge.trainer.evaluate.likelihood import check_lengths
 
 _LOGITS_AT_ONCE_CPU = 2**22
 _LOGITS_AT_ONCE_GPU = 2**27
@@ -57,7 +57,7 @@ def evaluate_reconstruction(
     """
     model.eval()
     autoencoder, k = model.autoencoder, model.chunk_size
-    device = device_of_model(model)
+    device = model.device
     predicts = model.student.config.logit_features.kind != "linear"
     right = torch.zeros(3, dtype=torch.int64)
     margin = squared = 0.0

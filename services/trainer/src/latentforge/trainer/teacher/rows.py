@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from latentforge.model.chunks import shift_right
-from latentforge.model.losses import KdTargets
+from latentforge.model.sparse_kd import KdTargets
 from latentforge.teacher_client.errors import TeacherError
 from latentforge.teacher_client.sparse_rows import LogprobDtype, SparseRows
 from latentforge.trainer.teacher.connection import TeacherLink
