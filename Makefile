@@ -207,6 +207,10 @@ test-vllm: $(READY_DEV) ## The gateway before a real vLLM (its CPU build, instal
 	@$(BIN)/python -m tools.vllm_env
 	@$(PYTEST) -m vllm
 
+.PHONY: test-cuda
+test-cuda: $(READY_DEV) ## Scoring, training and writing on a GPU beside the CPU; skipped without one
+	@$(PYTEST) -m cuda
+
 .PHONY: test-compose
 test-compose: $(READY_DEV) engine ## The default stack in a Docker engine: up, generate, down; every GB10 profile's config
 	@$(PYTEST) -m docker
