@@ -19,7 +19,7 @@ import torch
 from transformers import Qwen3ForCausalLM
 
 from latentforge.core.manifest import list_checkpoints, verify_checkpoint
-from latentforge.teacher_client.sparse_rows import unpack
+from latentforge.trainer.teacher.continuations import GeneratedStore
 from tools.demo.settings import ROOT
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
@@ -41,11 +41,17 @@ class Job:
     def generated(self) -> Path:
         return self.folder / "runs" / "e2e" / "generated"
 
-    def lines(self) -> list[dict[str, Any]]:
-        """The collection's index, without a line that is being written."""
-        path = self.generated / "index.jsonl"
-        raw = path.read_text() if path.is_file() else ""
-        return [json.loads(line) for line in raw[: raw.rfind("\n") + 1].splitlines()]
+    def prompts(self) -> list[int]:
+        """The prompts whose continuations have arrived."""
+        if not (self.generated / "continuations.sqlite").is_file():
+            return []
+        with GeneratedStore(self.generated) as store:
+            return [number for number in range(20) if number in store]
+
+    def digest(self, prompts: list[int]) -> str:
+        """Of their continuations."""
+        with GeneratedStore(self.generated) as store:
+            return store.digest(prompts)
 
     def autoencoder(self) -> None:
         command = ["train", "autoencoder", "--recipe", "smoke", "--run", "e2e", "--data", str(self.data)]
@@ -100,16 +106,16 @@ def venice() -> Iterator[dict[str, str]]:
 def check_rows_are_the_teachers(job: Job) -> None:
     """Every stored row against the teacher's own forward pass over prompt and continuation."""
     model = Qwen3ForCausalLM.from_pretrained(TEACHER, dtype=torch.float32).eval()
-    shard = (job.generated / "shard-00000.bin").read_bytes()
-    for record in (r for line in job.lines() for r in line["records"]):
-        data = shard[record["offset"] : record["offset"] + record["size"]]
-        num_prompt_ids, num_ids = record["num_prompt_ids"], record["num_prompt_ids"] + record["num_token_ids"]
-        ids = np.frombuffer(data, "<u4", num_ids).astype(np.int64)
-        rows = unpack(data[4 * num_ids :])
-        assert (rows.first_position, len(rows)) == (num_prompt_ids, record["num_token_ids"])
+    with GeneratedStore(job.generated) as store:
+        continuations = [store.read(record) for record in store.records(job.prompts())]
+    assert continuations
+    for continuation in continuations:
+        num_prompt_ids, rows = len(continuation.prompt_ids), continuation.rows
+        ids = np.concatenate([continuation.prompt_ids, continuation.token_ids]).astype(np.int64)
+        assert (rows.first_position, len(rows)) == (num_prompt_ids, len(continuation.token_ids))
         with torch.no_grad():
             logprobs = model(torch.from_numpy(ids)[None]).logits[0].log_softmax(-1)
-        expected = logprobs[num_prompt_ids - 1 : num_ids - 1]
+        expected = logprobs[num_prompt_ids - 1 : -1]
         realised = expected.gather(1, torch.from_numpy(ids[num_prompt_ids:])[:, None])[:, 0]
         assert np.allclose(rows.realised_logprobs, realised, atol=2e-3)
         for r, count in enumerate(rows.counts):
@@ -120,9 +126,7 @@ def check_rows_are_the_teachers(job: Job) -> None:
 def check_result(job: Job, output: str, backend: str, prompts: int) -> dict[str, Any]:
     result: dict[str, Any] = json.loads((job.folder / "runs" / "e2e" / "student.json").read_text())
     assert result["targets"] == "generate"
-    assert (
-        result["generated"]["prompts"] == len({line["prompt"] for line in job.lines()}) == len(job.lines()) == prompts
-    )
+    assert result["generated"]["prompts"] == len(job.prompts()) == prompts
     assert result["generated"]["continuations"] + result["generated"]["dropped"] == 2 * prompts
     assert result["teacher"]["backend"] == backend
     assert 0 < result["teacher"]["held_out_nll"] < result["curve"][0]["ce"]
@@ -137,18 +141,19 @@ def test_venice_teaches_and_a_killed_collection_goes_on(job: Job, venice: dict[s
     job.autoencoder()
     killed = job.start("train-student-venice", PROMPTS="10")
     deadline = time.monotonic() + 300
-    while len(job.lines()) < 3:
+    while len(job.prompts()) < 3:
         assert killed.poll() is None, killed.communicate()[0]
         assert time.monotonic() < deadline
         time.sleep(0.05)
     os.killpg(killed.pid, signal.SIGKILL)
     killed.communicate()
-    left = job.lines()
+    left = job.prompts()
     assert 3 <= len(left) < 12
+    digest = job.digest(left)
     again = job.start("train-student-venice", PROMPTS="10")
     output = again.communicate()[0]
     assert again.returncode == 0, output
-    assert job.lines()[: len(left)] == left
+    assert job.digest(left) == digest
     check_result(job, output, "venice", 12)
     check_rows_are_the_teachers(job)
     changed = job.start("train-student-venice", PROMPTS="12")

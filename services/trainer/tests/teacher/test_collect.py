@@ -1,4 +1,6 @@
 import shutil
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -90,16 +92,25 @@ def test_an_interrupted_collection_goes_on_and_ends_the_same(known_teacher: Any,
     assert known_teacher.generated == []
 
 
-def test_what_a_kill_tore_is_asked_again_and_no_more(known_teacher: Any, gather: Any) -> None:
+@pytest.mark.parametrize("kept", [0, 1, 7, 14])
+def test_what_a_kill_left_out_is_asked_again_and_no_more(known_teacher: Any, gather: Any, kept: int) -> None:
     whole = gather("a")
-    index, shard = whole["folder"] / "index.jsonl", whole["folder"] / "shard-00000.bin"
-    raw, records = index.read_bytes(), shard.read_bytes()
-    for kept in (0, 1, len(raw) // 2, len(raw) - 1):
-        known_teacher.generated.clear()
-        index.write_bytes(raw[:kept])
-        shard.write_bytes(records)
-        assert gather("a")["generated_sha256"] == whole["generated_sha256"]
-        assert len(known_teacher.generated) == 15 - raw[:kept].count(b"\n")
+    with closing(sqlite3.connect(whole["folder"] / "continuations.sqlite")) as database, database:
+        # As they had come by then.
+        last = "select prompt from continuations group by prompt order by min(rowid) limit -1 offset ?"
+        database.execute(f"delete from continuations where prompt in ({last})", (kept,))
+    known_teacher.generated.clear()
+    assert gather("a")["generated_sha256"] == whole["generated_sha256"]
+    assert len(known_teacher.generated) == 15 - kept
+
+
+def test_a_torn_collection_is_refused_or_begun_anew(known_teacher: Any, gather: Any) -> None:
+    whole = gather("a")
+    path = whole["folder"] / "continuations.sqlite"
+    path.write_bytes(path.read_bytes()[:5000])
+    with pytest.raises(TrainerError, match=rf"{path} cannot be used .*--fresh \(FRESH=1\)"):
+        gather("a")
+    assert gather("a", fresh=True)["generated_sha256"] == whole["generated_sha256"]
 
 
 def test_dropped_continuations_are_counted_and_not_used(known_teacher: Any, gather: Any) -> None:

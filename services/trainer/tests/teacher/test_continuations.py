@@ -1,4 +1,7 @@
-import shutil
+import pickle
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -6,6 +9,7 @@ import numpy as np
 import pytest
 
 from latentforge.teacher_client.sparse_rows import SparseRows
+from latentforge.trainer.errors import TrainerError
 from latentforge.trainer.teacher.continuations import Continuation, Dropped, GeneratedStore
 
 
@@ -25,8 +29,8 @@ def answers(known_rows: Any, prompt: int) -> list[Continuation | Dropped]:
     return [continuation(known_rows, 2 * prompt), continuation(known_rows, 2 * prompt + 1)]
 
 
-def write(folder: Path, known_rows: Any, prompts: Any, **options: Any) -> str:
-    with GeneratedStore(folder, "float32", **options) as store:
+def write(folder: Path, known_rows: Any, prompts: Any) -> str:
+    with GeneratedStore(folder, "float32") as store:
         for prompt in prompts:
             if prompt not in store:
                 store.append(prompt, answers(known_rows, prompt))
@@ -39,17 +43,16 @@ def same(a: Continuation, b: Continuation) -> bool:
     return a.stopped == b.stopped and all(np.array_equal(x, y) for x, y in arrays)
 
 
-@pytest.mark.parametrize("shard_bytes", [1, 2**20])
-def test_what_was_appended_comes_back_in_the_prompts_order(tmp_path: Path, known_rows: Any, shard_bytes: int) -> None:
-    write(tmp_path, known_rows, [2, 0, 1], shard_bytes=shard_bytes)
+def test_what_was_appended_comes_back_in_the_prompts_order(tmp_path: Path, known_rows: Any) -> None:
+    write(tmp_path, known_rows, [2, 0, 1])
     with GeneratedStore(tmp_path, "float32") as store:
         assert [p in store for p in range(4)] == [True, True, True, False]
         expected = [a for p in range(3) for a in answers(known_rows, p) if isinstance(a, Continuation)]
         found = [store.read(r) for r in store.records(range(4))]
         assert [same(f, e) for f, e in zip(found, expected, strict=True)] == [True] * 5
+        assert [r.prompt for r in store.records([2, 1])] == [2, 2, 1]
         assert store.dropped() == ["odd"]
         assert (store.num_usable(), store.num_tokens()) == (5, 15)
-    assert len(list(tmp_path.glob("shard-*"))) == (5 if shard_bytes == 1 else 1)
 
 
 def test_the_digest_is_of_the_content_not_of_the_order_of_arrival(tmp_path: Path, known_rows: Any) -> None:
@@ -58,34 +61,88 @@ def test_the_digest_is_of_the_content_not_of_the_order_of_arrival(tmp_path: Path
     assert write(tmp_path / "c", known_rows, [3, 1, 0]) != one
 
 
-@pytest.mark.parametrize("torn", ["index.jsonl", "shard-00000.bin"])
-def test_a_kill_at_any_byte_leaves_whole_prompts_and_the_rest_is_asked_again(
-    tmp_path: Path, known_rows: Any, torn: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    whole = tmp_path / "whole"
-    digest = write(whole, known_rows, range(4))
-    size = (whole / torn).stat().st_size
-    left = set()
-    for kept in [*range(0, size, 11), size - 1]:
-        folder = tmp_path / f"cut-{kept}"
-        shutil.copytree(whole, folder)
-        with (folder / torn).open("r+b") as file:
-            file.truncate(kept)
-        with GeneratedStore(folder, "float32") as store:
-            left.add(sum(p in store for p in range(4)))
-        assert write(folder, known_rows, range(4)) == digest, kept
-        # What was torn is not read again by the next one either.
-        assert write(folder, known_rows, ()) == digest, kept
-        shutil.rmtree(folder)
-    assert left == {0, 1, 2, 3}
+def test_a_prompt_is_kept_whole_or_not_at_all(tmp_path: Path, known_rows: Any) -> None:
+    def odd() -> Any:
+        yield continuation(known_rows, 1)
+        raise KeyboardInterrupt
 
-
-def test_a_flipped_bit_costs_one_prompt(tmp_path: Path, known_rows: Any, caplog: pytest.LogCaptureFixture) -> None:
-    digest = write(tmp_path, known_rows, range(4))
-    data = bytearray((tmp_path / "shard-00000.bin").read_bytes())
-    data[len(data) // 2] ^= 1
-    (tmp_path / "shard-00000.bin").write_bytes(data)
+    write(tmp_path, known_rows, [0])
     with GeneratedStore(tmp_path, "float32") as store:
-        assert sum(p in store for p in range(4)) == 3
-    assert "asked for again" in caplog.text
-    assert write(tmp_path, known_rows, range(4)) == digest
+        with pytest.raises(KeyboardInterrupt):
+            store.append(1, odd())
+        # The second of these is no continuation.
+        with pytest.raises(AttributeError):
+            store.append(2, [continuation(known_rows, 2), object()])  # type: ignore[list-item]
+        assert [p in store for p in range(3)] == [True, False, False]
+    assert write(tmp_path, known_rows, range(4)) == write(tmp_path / "other", known_rows, range(4))
+
+
+# Appends what it lacks and says so, until the time has come.
+APPENDS = """
+import os, pickle, signal, sqlite3, sys
+from pathlib import Path
+from latentforge.trainer.teacher.continuations import GeneratedStore
+
+left, connect = int(sys.argv[3]), sqlite3.connect
+
+def count(statement):
+    global left
+    left -= statement.split()[0].lower() in ("begin", "insert", "commit")
+    if left == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+def watched(path):
+    database = connect(path)
+    database.set_trace_callback(count)
+    return database
+
+sqlite3.connect = watched
+with GeneratedStore(Path(sys.argv[1]), "float32") as store:
+    for prompt, answers in pickle.loads(Path(sys.argv[2]).read_bytes()).items():
+        if prompt not in store:
+            store.append(prompt, answers)
+            print(prompt, flush=True)
+"""
+
+
+@pytest.mark.parametrize("statement", range(4, 12))
+def test_a_kill_at_any_statement_leaves_whole_prompts_and_the_rest_is_asked_again(
+    tmp_path: Path, known_rows: Any, statement: int
+) -> None:
+    everything = {prompt: answers(known_rows, prompt) for prompt in (2, 0, 1)}
+    (tmp_path / "answers").write_bytes(pickle.dumps(everything))
+    folder = tmp_path / "killed"
+    command = [sys.executable, "-c", APPENDS, str(folder), str(tmp_path / "answers"), str(statement)]
+    killed = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    kept = list(map(int, killed.stdout.split()))
+    with GeneratedStore(folder, "float32") as store:
+        # What append returned from is there, and nothing of the one under way.
+        assert [prompt for prompt in everything if prompt in store] == kept
+        assert store.num_usable() + len(store.dropped()) == 2 * len(kept)
+    assert len(kept) == (statement - 3) // 4
+    # What is missing is asked for again, and then it is as if nobody had died.
+    assert write(folder, known_rows, range(4)) == write(tmp_path / "whole", known_rows, range(4))
+
+
+def test_a_torn_file_is_named_with_what_to_do(tmp_path: Path, known_rows: Any) -> None:
+    write(tmp_path, known_rows, range(4))
+    path = tmp_path / "continuations.sqlite"
+    whole = path.read_bytes()
+    for kept in [*range(600, len(whole), 509), len(whole) - 1]:
+        path.write_bytes(whole[:kept])
+        with pytest.raises(TrainerError, match=rf"{path} cannot be used \(.*\): restore it, or .*--fresh"):
+            GeneratedStore(tmp_path, "float32")
+    path.write_bytes(b"not a database" * 100)
+    with pytest.raises(TrainerError, match="file is not a database"):
+        GeneratedStore(tmp_path, "float32")
+
+
+def test_rows_of_which_a_bit_flipped_are_not_learnt_from(tmp_path: Path, known_rows: Any) -> None:
+    write(tmp_path, known_rows, range(4))
+    path = tmp_path / "continuations.sqlite"
+    data = bytearray(path.read_bytes())
+    data[data.index(b"LFR2") + 40] ^= 1
+    path.write_bytes(data)
+    with GeneratedStore(tmp_path, "float32") as store, pytest.raises(TrainerError, match=f"{path} cannot be used"):
+        [store.read(record) for record in store.records(range(4))]

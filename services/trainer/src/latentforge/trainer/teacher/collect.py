@@ -182,7 +182,7 @@ def _judge(store: GeneratedStore, *, final: bool) -> None:
         raise TrainerError(
             f"{len(dropped)} of {asked} continuations cannot be used, the last one because: {dropped[-1]}. "
             "Look at the gateway's log, run `make check-api`, and see that the gateway's TOKENIZER_PATH is its model's "
-            f"tokenizer; then start anew with --fresh (FRESH=1). Every reason is in {store.folder}/index.jsonl"
+            f"tokenizer; then start anew with --fresh (FRESH=1). Every reason is in {store.path}, column dropped"
         )
 
 

@@ -1,35 +1,34 @@
 """The teacher's continuations on disk: written as they arrive, found again after a kill.
 
-A folder holds
-
-- ``identity.json``: what its content depends on;
-- ``shard-00000.bin`` …: records one after another: prompt ids and continuation ids, little-endian uint32, then the
-  rows as ``core.sparse_rows.pack`` makes them;
-- ``index.jsonl``: a line per prompt once all its continuations are in a shard: :class:`_Line`.
-
-What a kill leaves half written is not in the index, and is cut off before anything is written after it.
+A folder holds ``identity.json``, what its content depends on (:func:`latentforge.trainer.run.identity.claim`), and
+``continuations.sqlite``, a row per continuation. All continuations of a prompt are one transaction: after a kill they
+are there or they are not, and what :meth:`GeneratedStore.append` has returned from survives a power cut too.
 """
 
 import hashlib
-import json
-import logging
-import os
-import zlib
+import sqlite3
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO, Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from latentforge.teacher_client.sparse_rows import CorruptRowsError, LogprobDtype, SparseRows, pack, unpack
+from latentforge.trainer.errors import TrainerError
 
-log = logging.getLogger(__name__)
-
-_INDEX = "index.jsonl"
-_SHARD_BYTES = 64 * 2**20
+_FILE = "continuations.sqlite"
+# ``dropped`` is null of a usable continuation, and everything behind it of a dropped one. ``ids`` are those of prompt
+# and continuation, little-endian uint32; ``rows`` are as ``sparse_rows.pack`` makes them, with a checksum of their own.
+_TABLE = """
+create table if not exists continuations (
+  prompt integer, place integer, dropped text,
+  num_prompt_ids integer, num_token_ids integer, stopped integer, ids blob, rows blob,
+  primary key (prompt, place)
+)
+"""
 
 
 @dataclass(frozen=True)
@@ -58,47 +57,33 @@ class Dropped:
 
 @dataclass(frozen=True)
 class Record:
-    """Where a continuation is.
-
-    Attributes:
-        shard, offset, size: of its bytes.
-        crc: crc32 of its bytes.
-        num_prompt_ids, num_token_ids: how its bytes begin.
-        stopped: as in Continuation.
-    """
-
-    shard: int
-    offset: int
-    size: int
-    crc: int
-    num_prompt_ids: int
-    num_token_ids: int
-    stopped: bool
-
-
-@dataclass(frozen=True)
-class _Line:
-    """One prompt's line of the index: its number, its continuations, and why others were dropped."""
+    """A usable continuation that is stored: the ``place``-th of ``prompt``, and how long it is."""
 
     prompt: int
-    records: list[Record]
-    dropped: list[str]
+    place: int
+    num_prompt_ids: int
+    num_token_ids: int
 
 
 class GeneratedStore:
-    """The continuations in a folder; use as a context manager.
+    """The continuations in a folder; use as a context manager, in one thread.
 
-    Opening checks every record's checksum; a prompt whose records are torn counts as not asked.
+    Raises:
+        TrainerError: the file is torn or not this database, or cannot be written; from every method.
     """
 
-    def __init__(self, folder: Path, dtype: LogprobDtype = "float16", *, shard_bytes: int = _SHARD_BYTES) -> None:
+    def __init__(self, folder: Path, dtype: LogprobDtype = "float16") -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self.folder, self._dtype, self._shard_bytes = folder, dtype, shard_bytes
-        self._lines: dict[int, _Line] = {}
-        self._descriptors: dict[int, int] = {}
-        self._read_index()
-        self._index = (folder / _INDEX).open("ab")
-        self._shard, self._file = self._open_last()
+        self.folder, self.path, self._dtype = folder, folder / _FILE, dtype
+        self._database = sqlite3.connect(self.path)
+        try:
+            # A commit waits for the disk, and for the folder's list of names.
+            self._query("pragma synchronous = extra")
+            self._query(_TABLE)
+            self._check()
+        except BaseException:
+            self.close()
+            raise
 
     def __enter__(self) -> Self:
         return self
@@ -109,110 +94,95 @@ class GeneratedStore:
         self.close()
 
     def close(self) -> None:
-        for file in (self._file, self._index):
-            file.flush()
-            os.fsync(file.fileno())
-            file.close()
-        for descriptor in self._descriptors.values():
-            os.close(descriptor)
-        self._descriptors.clear()
+        self._database.close()
 
     def __contains__(self, prompt: int) -> bool:
         """Whether a prompt's continuations are all here, dropped ones included."""
-        return prompt in self._lines
+        return bool(self._query("select 1 from continuations where prompt = ? limit 1", prompt))
 
     def append(self, prompt: int, continuations: Sequence[Continuation | Dropped]) -> None:
-        """Keeps all continuations of one prompt; a kill before this returns may leave none of them."""
-        records, dropped = [], []
-        for continuation in continuations:
-            if isinstance(continuation, Dropped):
-                dropped.append(continuation.reason)
-            else:
-                records.append(self._write(continuation))
-        self._file.flush()
-        line = _Line(prompt, records, dropped)
-        self._index.write(json.dumps(asdict(line)).encode() + b"\n")
-        self._index.flush()
-        self._lines[prompt] = line
+        """Keeps all continuations of one prompt, one or more; a kill before this returns may leave none of them."""
+        rows = [(prompt, place, *self._columns(c)) for place, c in enumerate(continuations)]
+        try:
+            with self._database:
+                self._database.executemany("insert into continuations values (?, ?, ?, ?, ?, ?, ?, ?)", rows)
+        except sqlite3.DatabaseError as error:
+            raise self._unusable(error) from None
 
     def records(self, prompts: Sequence[int]) -> list[Record]:
-        """Where the usable continuations of prompts are, in the prompts' order."""
-        return [record for prompt in prompts if prompt in self._lines for record in self._lines[prompt].records]
+        """The usable continuations of prompts, in the prompts' order."""
+        found: dict[int, list[Record]] = {}
+        for row in self._query(
+            "select prompt, place, num_prompt_ids, num_token_ids from continuations where dropped is null order by 1, 2"
+        ):
+            record = Record(*row)
+            found.setdefault(record.prompt, []).append(record)
+        return [record for prompt in prompts for record in found.get(prompt, ())]
 
     def dropped(self) -> list[str]:
-        """Why continuations were dropped, one reason each."""
-        return [reason for line in self._lines.values() for reason in line.dropped]
+        """Why continuations were dropped, one reason each, as they came."""
+        query = "select dropped from continuations where dropped is not null order by rowid"
+        return [why for (why,) in self._query(query)]
 
     def num_tokens(self) -> int:
         """Tokens of the usable continuations."""
-        return sum(record.num_token_ids for line in self._lines.values() for record in line.records)
+        return int(self._query("select coalesce(sum(num_token_ids), 0) from continuations")[0][0])
 
     def num_usable(self) -> int:
         """Usable continuations."""
-        return sum(len(line.records) for line in self._lines.values())
+        return int(self._query("select count(*) from continuations where dropped is null")[0][0])
 
     def read(self, record: Record) -> Continuation:
         """A continuation, its arrays not copied."""
-        data = self._bytes(record)
-        ids = np.frombuffer(data, "<u4", record.num_prompt_ids + record.num_token_ids)
-        rows = unpack(data[ids.nbytes :])
-        return Continuation(ids[: record.num_prompt_ids], ids[record.num_prompt_ids :], rows, record.stopped)
+        ids, rows, stopped = self._content(record)
+        whole = np.frombuffer(ids, "<u4")
+        try:
+            unpacked = unpack(rows)
+        except CorruptRowsError as error:
+            raise self._unusable(error) from None
+        return Continuation(whole[: record.num_prompt_ids], whole[record.num_prompt_ids :], unpacked, bool(stopped))
 
     def digest(self, prompts: Sequence[int]) -> str:
         """Tells the continuations of prompts from others, in whatever order they arrived."""
         digest = hashlib.sha256()
         for record in self.records(prompts):
-            digest.update(self._bytes(record))
+            ids, rows, _ = self._content(record)
+            digest.update(ids + rows)
         return digest.hexdigest()
 
-    def _write(self, continuation: Continuation) -> Record:
-        if self._file.tell() >= self._shard_bytes:
-            self._file.close()
-            self._shard += 1
-            self._file = self._path(self._shard).open("ab")
-        ids = np.concatenate([continuation.prompt_ids, continuation.token_ids]).astype("<u4")
-        data = ids.tobytes() + pack(continuation.rows, self._dtype)
-        offset = self._file.tell()
-        self._file.write(data)
+    def _check(self) -> None:
+        """Finds a torn file now, not after hours of training from its beginning."""
+        # Nobody else writes until the commit.
+        self._query("begin")
+        [(found,)] = self._query("pragma quick_check(1)")
+        [(written,)] = self._query("select page_count * page_size from pragma_page_count, pragma_page_size")
+        size = self.path.stat().st_size
+        self._query("commit")
+        if found != "ok":
+            raise self._unusable(" ".join(found.split()))
+        if size != written:
+            # To sqlite the rest of a page that was cut off is zeros.
+            raise self._unusable(f"it has {size} bytes of {written}")
+
+    def _columns(self, continuation: Continuation | Dropped) -> tuple[Any, ...]:
+        if isinstance(continuation, Dropped):
+            return continuation.reason, None, None, None, None, None
+        ids = np.concatenate([continuation.prompt_ids, continuation.token_ids]).astype("<u4").tobytes()
         lengths = len(continuation.prompt_ids), len(continuation.token_ids)
-        return Record(self._shard, offset, len(data), zlib.crc32(data), *lengths, continuation.stopped)
+        return None, *lengths, int(continuation.stopped), ids, pack(continuation.rows, self._dtype)
 
-    def _read_index(self) -> None:
-        path = self.folder / _INDEX
-        raw = path.read_bytes() if path.is_file() else b""
-        whole = raw[: raw.rfind(b"\n") + 1]
-        if len(whole) < len(raw):
-            os.truncate(path, len(whole))
-        for text in whole.splitlines():
-            try:
-                values = json.loads(text)
-                line = _Line(values["prompt"], [Record(**r) for r in values["records"]], values["dropped"])
-                for record in line.records:
-                    self.read(record)
-            except (ValueError, KeyError, TypeError, OSError) as error:
-                log.warning("%s: a prompt's continuations cannot be read and are asked for again (%s)", path, error)
-            else:
-                self._lines[line.prompt] = line
+    def _content(self, record: Record) -> tuple[bytes, bytes, int]:
+        query = "select ids, rows, stopped from continuations where prompt = ? and place = ?"
+        content: tuple[bytes, bytes, int] = self._query(query, record.prompt, record.place)[0]
+        return content
 
-    def _open_last(self) -> tuple[int, BinaryIO]:
-        """The shard to write to, without what the index does not know."""
-        ends = [(r.shard, r.offset + r.size) for line in self._lines.values() for r in line.records]
-        shard, end = max(ends, default=(0, 0))
-        for path in self.folder.glob("shard-*.bin"):
-            if int(path.stem[6:]) > shard:
-                path.unlink()
-        file = self._path(shard).open("ab")
-        file.truncate(end)
-        file.seek(end)
-        return shard, file
+    def _query(self, query: str, *values: Any) -> list[Any]:
+        try:
+            return self._database.execute(query, values).fetchall()
+        except sqlite3.DatabaseError as error:
+            raise self._unusable(error) from None
 
-    def _path(self, shard: int) -> Path:
-        return self.folder / f"shard-{shard:05d}.bin"
-
-    def _bytes(self, record: Record) -> bytes:
-        if record.shard not in self._descriptors:
-            self._descriptors[record.shard] = os.open(self._path(record.shard), os.O_RDONLY)
-        data = os.pread(self._descriptors[record.shard], record.size, record.offset)
-        if len(data) != record.size or zlib.crc32(data) != record.crc:
-            raise CorruptRowsError(f"{self._path(record.shard)}, byte {record.offset}: the checksum is wrong")
-        return data
+    def _unusable(self, why: object) -> TrainerError:
+        return TrainerError(
+            f"{self.path} cannot be used ({why}): restore it, or collect the text anew with --fresh (FRESH=1)"
+        )
