@@ -136,6 +136,8 @@ def demo(tmp_path: Path, small_data: Path) -> Iterator[DemoProcess]:
             "INFERENCE_PORT": inference,
             "STATUS_PORT": status,
             "INFERENCE_POLL_SECONDS": "0.1",
+            # A proxy that answers nobody: what the demo asks is all on this machine.
+            "http_proxy": "http://127.0.0.1:9",
         },
     )
     yield process

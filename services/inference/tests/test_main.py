@@ -56,6 +56,8 @@ def test_a_real_server_swaps_without_a_restart_and_sigterm_lets_a_request_end(
     url, process = server
     publish(1)
     wait_for(url, "/health", lambda health: health["checkpoint"] == "demo/step-00000001")
+    probe = httpx.head(f"{url}/health")
+    assert (probe.status_code, probe.content) == (200, b"")
     publish(2, max_chunks=1024)
     wait_for(url, "/health", lambda health: health["checkpoint"] == "demo/step-00000002")
     body = {"prompt": "x", "max_tokens": 400, "temperature": 0}
