@@ -100,7 +100,7 @@ async def test_a_client_without_the_key_says_so(run_gateway: Any) -> None:
 
 @pytest.mark.parametrize("key", ["two words", "żółć", "line\nbreak"])
 def test_a_key_that_metadata_cannot_carry_is_refused_and_not_shown(key: str, tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match=r"GATEWAY_API_KEY is \(hidden\): .*printable ASCII") as caught:
+    with pytest.raises(SettingsError, match="GATEWAY_API_KEY: use printable ASCII") as caught:
         load_settings(GatewaySettings, gateway_api_key=key)
     assert key not in str(caught.value)
 

@@ -1,5 +1,6 @@
 import asyncio
 import shutil
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,6 +10,7 @@ import grpc
 import numpy as np
 import pytest
 from google.rpc import error_details_pb2  # type: ignore[import-untyped]
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_status import rpc_status
 
 from latentforge.gateway.backends.base import BackendError
@@ -16,6 +18,9 @@ from latentforge.teacher.v1 import teacher_pb2 as pb
 from latentforge.teacher.v1.teacher_pb2_grpc import TeacherServiceStub
 from latentforge.teacher_client.errors import TeacherError
 from latentforge.teacher_client.wire import rows_from_proto
+from latentforge.text.tokenizer import TextTokenizer
+
+STDLIB_TEACHER = Path(__file__).parents[4] / "models" / "stdlib-teacher"
 
 
 @pytest.fixture
@@ -134,7 +139,7 @@ async def test_bad_scoring_input_names_field_value_and_what_is_allowed(
 
 
 async def test_an_error_about_a_very_long_request_still_arrives(running: Any, stub: Any) -> None:
-    messages = [pb.ChatMessage(role="ü" * 20_000, content="x")] * 50
+    messages = [pb.ChatMessage(role="ü" * 600, content="x")] * 50
     with refused(grpc.StatusCode.INVALID_ARGUMENT, "chat.messages[0].role", field="chat.messages[0].role"):
         await stub.Tokenize(pb.TokenizeRequest(chat=pb.Chat(messages=messages)))
 
@@ -240,6 +245,75 @@ async def test_text_and_chats_become_ids_and_text_again(running: Any, stub: Any)
         )
 
 
+# The longest token of the tests' tokenizer is <|endoftext|>, and the teacher's longest sequence 512.
+MOST_BYTES = 512 * len("<|endoftext|>")
+
+
+def chat_of(*contents: str) -> pb.Chat:
+    return pb.Chat(messages=[pb.ChatMessage(role="user", content=content) for content in contents])
+
+
+async def test_texts_up_to_the_bound_are_tokenised(running: Any, stub: Any) -> None:
+    ids = await running.client.tokenize("é" * (MOST_BYTES // 2))
+    assert len(ids) == MOST_BYTES
+    assert len((await stub.Tokenize(pb.TokenizeRequest(chat=chat_of("a" * MOST_BYTES)))).token_ids) > MOST_BYTES
+
+
+@pytest.mark.parametrize("size", [MOST_BYTES + 1, 8_000_000])
+async def test_texts_beyond_the_bound_are_refused_before_they_are_tokenised(
+    running: Any, stub: Any, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    def encode(*arguments: Any, **options: Any) -> list[int]:
+        raise AssertionError("tokenised")
+
+    monkeypatch.setattr(TextTokenizer, "encode", encode)
+    monkeypatch.setattr(TextTokenizer, "encode_chats", encode)
+    fingerprint = running.backend.tokenizer.fingerprint
+    text = "é" * (size // 2) + "a" * (size % 2)
+    chat = chat_of(text[:10], text[10:])
+    whole = size < 100_000
+    said = (str(size), str(MOST_BYTES)) if whole else ()
+    with refused(grpc.StatusCode.INVALID_ARGUMENT, *said, field="text" if whole else "input"):
+        await stub.Tokenize(pb.TokenizeRequest(text=text))
+    with refused(grpc.StatusCode.INVALID_ARGUMENT, *said, field="chat.messages" if whole else "input"):
+        await stub.Tokenize(pb.TokenizeRequest(chat=chat))
+    common = {"tokenizer_fingerprint": fingerprint, "max_tokens": 1}
+    with refused(grpc.StatusCode.INVALID_ARGUMENT, *said, field="text" if whole else "prompt"):
+        await stub.Generate(pb.GenerateRequest(text=text, **common)).read()
+    with refused(grpc.StatusCode.INVALID_ARGUMENT, *said, field="chat.messages" if whole else "prompt"):
+        await stub.Generate(pb.GenerateRequest(chat=chat, **common)).read()
+
+
+@pytest.mark.parametrize("number", [513, 1_000_000])
+async def test_more_ids_or_messages_than_a_sequence_has_are_refused(running: Any, stub: Any, number: int) -> None:
+    fingerprint = running.backend.tokenizer.fingerprint
+    with refused(grpc.StatusCode.INVALID_ARGUMENT, "512", field="token_ids"):
+        await stub.Detokenize(pb.DetokenizeRequest(tokenizer_fingerprint=fingerprint, token_ids=[65] * number))
+    chat = pb.Chat(messages=[pb.ChatMessage()] * number)
+    with refused(grpc.StatusCode.INVALID_ARGUMENT, "512", field="chat.messages" if number < 1000 else "input"):
+        await stub.Tokenize(pb.TokenizeRequest(chat=chat))
+    with refused(grpc.StatusCode.INVALID_ARGUMENT, "512", field="token_ids"):
+        await stub.Score(pb.ScoreRequest(tokenizer_fingerprint=fingerprint, token_ids=[65] * number, top_k=1))
+
+
+async def test_health_answers_while_texts_are_tokenised(run_gateway: Any) -> None:
+    """As long as this teacher's texts may be, and more of them than there are processors."""
+    async with (
+        run_gateway(embedded_teacher_path=STDLIB_TEACHER) as running,
+        grpc.aio.insecure_channel(running.target, options=[("grpc.use_local_subchannel_pool", 1)]) as channel,
+    ):
+        text = ("def f(x): return x + 1\n" * 10_000)[: 16 * 2048]
+        tokenising = [asyncio.ensure_future(running.client.tokenize(text)) for _ in range(20)]
+        health = health_pb2_grpc.HealthStub(channel)
+        worst = 0.0
+        while not all(task.done() for task in tokenising):
+            started = time.monotonic()
+            await health.Check(health_pb2.HealthCheckRequest(), timeout=10)
+            worst = max(worst, time.monotonic() - started)
+        assert len(await tokenising[0]) > 2048
+    assert worst < 1
+
+
 @pytest.mark.parametrize(
     ("changes", "field"),
     [
@@ -312,8 +386,6 @@ async def test_generated_rows_are_the_rows_that_score_gives(running: Any) -> Non
 
 
 async def test_health_answers_while_the_teacher_computes(running: Any) -> None:
-    from grpc_health.v1 import health_pb2, health_pb2_grpc
-
     scoring = asyncio.create_task(running.client.score(list(range(300)) + [7] * 200, 64))
     async with grpc.aio.insecure_channel(running.target) as channel:
         answer = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=5)

@@ -18,6 +18,7 @@ from latentforge.gateway.cache import open_cache
 from latentforge.gateway.metrics import Metrics, MetricsServer
 from latentforge.gateway.rpc.auth import KeyInterceptor, server_credentials
 from latentforge.gateway.rpc.interceptor import SERVICE, CallInterceptor
+from latentforge.gateway.rpc.request_size import SizeInterceptor
 from latentforge.gateway.rpc.servicer import TeacherServicer
 from latentforge.gateway.scoring.teacher import Teacher
 from latentforge.gateway.settings import GatewaySettings
@@ -71,6 +72,8 @@ class Gateway:
         interceptors: list[Any] = [CallInterceptor(self.metrics, self._tracing)]
         if settings.gateway_api_key is not None:
             interceptors.append(KeyInterceptor(settings.gateway_api_key))
+        self._servicer = TeacherServicer(settings.max_tokens_in_flight)
+        interceptors.append(SizeInterceptor(self._servicer.check_size))
         self._server = grpc.aio.server(
             interceptors=interceptors,
             options=[
@@ -87,7 +90,6 @@ class Gateway:
                 ("grpc.http2.max_ping_strikes", 0),
             ],
         )
-        self._servicer = TeacherServicer(settings.max_tokens_in_flight)
         self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]
         add_TeacherServiceServicer_to_server(self._servicer, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)

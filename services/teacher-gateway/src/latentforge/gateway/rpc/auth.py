@@ -2,7 +2,7 @@
 
 import hmac
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
@@ -11,28 +11,22 @@ from pydantic import SecretStr
 
 from latentforge.core.settings import SettingsError
 from latentforge.gateway.rpc.errors import ApiError
-from latentforge.gateway.rpc.interceptor import Context, abort
+from latentforge.gateway.rpc.interceptor import Context, HandlerInterceptor, abort
 from latentforge.gateway.settings import GatewaySettings
 
 # Whoever watches over the gateway need not have its key, and learns nothing but whether it serves.
 _OPEN_SERVICES = (f"/{health.SERVICE_NAME}",)
 
 
-class KeyInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
+class KeyInterceptor(HandlerInterceptor):
     """Lets in who sends ``authorization: Bearer KEY``; health is open to all, reflection is not."""
 
     def __init__(self, key: SecretStr) -> None:
         self._key = key.get_secret_value().encode()
 
-    async def intercept_service(
-        self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
-        handler_call_details: grpc.HandlerCallDetails,
-    ) -> Any:
-        handler = await continuation(handler_call_details)
-        service = handler_call_details.method.rpartition("/")[0]
-        refusal = self._refusal(handler_call_details.invocation_metadata)
-        if handler is None or service in _OPEN_SERVICES or refusal is None:
+    def wrapped(self, handler: Any, details: grpc.HandlerCallDetails) -> Any:
+        refusal = self._refusal(details.invocation_metadata)
+        if details.method.rpartition("/")[0] in _OPEN_SERVICES or refusal is None:
             return handler
         return _refusing(handler, refusal)
 

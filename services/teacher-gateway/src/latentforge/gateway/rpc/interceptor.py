@@ -72,12 +72,8 @@ async def abort(context: Context, error: ApiError) -> NoReturn:
     raise AssertionError("abort always raises")
 
 
-class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
-    """Watches the calls of the teacher API; health and reflection pass by."""
-
-    def __init__(self, metrics: Metrics, tracing: Tracing | None = None) -> None:
-        self._metrics = metrics
-        self._tracing = tracing
+class HandlerInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
+    """Puts another handler in the place of a method's."""
 
     async def intercept_service(
         self,
@@ -85,10 +81,25 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Any:
         handler = await continuation(handler_call_details)
-        service, _, method = handler_call_details.method.rpartition("/")
-        if handler is None or service != f"/{SERVICE}":
+        return None if handler is None else self.wrapped(handler, handler_call_details)
+
+    def wrapped(self, handler: Any, details: grpc.HandlerCallDetails) -> Any:
+        """The handler to call, which may be ``handler`` itself."""
+        raise NotImplementedError
+
+
+class CallInterceptor(HandlerInterceptor):
+    """Watches the calls of the teacher API; health and reflection pass by."""
+
+    def __init__(self, metrics: Metrics, tracing: Tracing | None = None) -> None:
+        self._metrics = metrics
+        self._tracing = tracing
+
+    def wrapped(self, handler: Any, details: grpc.HandlerCallDetails) -> Any:
+        service, _, method = details.method.rpartition("/")
+        if service != f"/{SERVICE}":
             return handler
-        metadata = {k: v for k, v in handler_call_details.invocation_metadata if isinstance(v, str)}
+        metadata = {k: v for k, v in details.invocation_metadata if isinstance(v, str)}
 
         async def unary(data: bytes, context: Context) -> Any:
             async with self._watched(method, metadata, context) as call:
@@ -146,6 +157,8 @@ def _request_id(metadata: dict[str, str]) -> str:
 def _parsed(handler: Any, data: bytes) -> Any:
     try:
         return handler.request_deserializer(data)
+    except ApiError:
+        raise
     except Exception:
         text = "the request is no message of its type; make it with stubs of teacher.proto"
         raise ApiError(grpc.StatusCode.INVALID_ARGUMENT, text, reason="MALFORMED_REQUEST") from None

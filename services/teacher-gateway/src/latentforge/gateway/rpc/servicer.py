@@ -1,8 +1,12 @@
 """latentforge.teacher.v1.TeacherService over the core: messages in, messages out, failures as statuses."""
 
 import asyncio
-from collections.abc import AsyncIterator
+import contextvars
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from functools import partial
+from typing import ParamSpec, TypeVar
 
 import grpc
 
@@ -10,6 +14,7 @@ from latentforge.gateway.backends.base import TeacherDescription, TokenIds
 from latentforge.gateway.rpc import validation
 from latentforge.gateway.rpc.errors import ApiError, teacher_failed
 from latentforge.gateway.rpc.interceptor import Context, count
+from latentforge.gateway.rpc.request_size import check_request_size
 from latentforge.gateway.scoring.teacher import Answer, Teacher
 from latentforge.teacher.v1 import teacher_pb2 as pb
 from latentforge.teacher.v1.teacher_pb2_grpc import TeacherServiceServicer
@@ -18,12 +23,17 @@ from latentforge.teacher_client.wire import dtype_from_proto, is_packed, rows_to
 
 # A teacher is loaded within seconds or minutes; a caller's next try need not wait for the whole of that.
 _RETRY_SECONDS = 1.0
+# Bounds the memory that texts take while they are tokenised, which is many times their own.
+_TOKENISING_AT_ONCE = 2
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class TeacherServicer(TeacherServiceServicer):
     """Answers UNAVAILABLE until :meth:`open` gives it a teacher and after :meth:`drain` was called.
 
-    Methods raise ApiError or BackendError, which the interceptor of ``calls`` turns into statuses.
+    Methods raise ApiError or BackendError, which the interceptor turns into statuses.
 
     Args:
         max_tokens_in_flight: that the continuations of one request may have together.
@@ -34,11 +44,23 @@ class TeacherServicer(TeacherServiceServicer):
         self._teacher: Teacher | None = None
         self._draining = False
         self._calls = 0
+        self._tokenising = ThreadPoolExecutor(_TOKENISING_AT_ONCE, thread_name_prefix="tokenise")
         self._idle = asyncio.Event()
         self._idle.set()
 
     def open(self, teacher: Teacher) -> None:
         self._teacher = teacher
+
+    def check_size(self, method: str, num_bytes: int) -> None:
+        """Refuses a request by its size alone, before it is parsed."""
+        if self._teacher is not None:
+            check_request_size(method, num_bytes, self._teacher.description, self._teacher.tokenizer)
+
+    async def _tokenise(self, work: Callable[P, T], *arguments: P.args, **options: P.kwargs) -> T:
+        """Runs what makes ids of text, or text of ids, beside the event loop; few at a time, whoever left meanwhile."""
+        context = contextvars.copy_context()
+        job = partial(context.run, work, *arguments, **options)
+        return await asyncio.get_running_loop().run_in_executor(self._tokenising, job)
 
     async def drain(self, seconds: float) -> bool:
         """Refuses new calls and waits for those under way; false if ``seconds`` were not enough."""
@@ -47,6 +69,8 @@ class TeacherServicer(TeacherServiceServicer):
             await asyncio.wait_for(self._idle.wait(), seconds)
         except TimeoutError:
             return False
+        finally:
+            self._tokenising.shutdown(wait=False, cancel_futures=True)
         return True
 
     @asynccontextmanager
@@ -135,7 +159,7 @@ class TeacherServicer(TeacherServiceServicer):
         async with self._call() as teacher:
             about = teacher.description
             validation.check_fingerprint(request.tokenizer_fingerprint, about)
-            generation = await asyncio.to_thread(
+            generation = await self._tokenise(
                 validation.generation, request, about, teacher.tokenizer, self._max_tokens_in_flight
             )
             dtype = dtype_from_proto(request.logprob_dtype)
@@ -157,20 +181,20 @@ class TeacherServicer(TeacherServiceServicer):
 
     async def Tokenize(self, request: pb.TokenizeRequest, context: Context) -> pb.TokenizeResponse:  # noqa: N802
         async with self._call() as teacher:
+            about, tokenizer = teacher.description, teacher.tokenizer
             if request.WhichOneof("input") == "chat":
-                ids = await asyncio.to_thread(validation.chat_ids, request.chat, "chat", teacher.tokenizer)
+                ids = await self._tokenise(validation.chat_ids, request.chat, "chat", about, tokenizer)
             else:
-                ids = await asyncio.to_thread(teacher.tokenizer.encode, request.text, parse_special_tokens=True)
+                ids = await self._tokenise(validation.text_ids, request.text, "text", about, tokenizer)
             count(tokens=len(ids))
-            fingerprint = teacher.description.tokenizer_fingerprint
-            return pb.TokenizeResponse(token_ids=ids, tokenizer_fingerprint=fingerprint)
+            return pb.TokenizeResponse(token_ids=ids, tokenizer_fingerprint=about.tokenizer_fingerprint)
 
     async def Detokenize(self, request: pb.DetokenizeRequest, context: Context) -> pb.DetokenizeResponse:  # noqa: N802
         async with self._call() as teacher:
             validation.check_fingerprint(request.tokenizer_fingerprint, teacher.description)
             ids = validation.detokenize_ids(request.token_ids, teacher.description)
             count(tokens=len(ids))
-            return pb.DetokenizeResponse(text=await asyncio.to_thread(teacher.tokenizer.decode, ids))
+            return pb.DetokenizeResponse(text=await self._tokenise(teacher.tokenizer.decode, ids))
 
     async def GetCacheStats(  # noqa: N802
         self, request: pb.GetCacheStatsRequest, context: Context

@@ -8,6 +8,7 @@ import numpy as np
 
 from latentforge.gateway.backends.base import Generation, TeacherDescription, TokenIds
 from latentforge.gateway.rpc.errors import ApiError, Violation, invalid_argument, shortened
+from latentforge.gateway.rpc.request_size import max_text_bytes
 from latentforge.teacher.v1 import teacher_pb2 as pb
 from latentforge.teacher_client.sparse_rows import LogprobDtype
 from latentforge.teacher_client.wire import dtype_from_proto
@@ -92,13 +93,33 @@ def _id_violations(token_ids: TokenIds, field: str, teacher: TeacherDescription)
 
 
 def detokenize_ids(ids: Sequence[int], teacher: TeacherDescription) -> list[int]:
+    if len(ids) > teacher.max_sequence_length:
+        text = f"has {len(ids)} tokens; at most {teacher.max_sequence_length} are allowed"
+        raise invalid_argument([Violation("token_ids", text)])
     if violations := _id_violations(np.array(ids, dtype=np.uint32), "token_ids", teacher):
         raise invalid_argument(violations)
     return list(ids)
 
 
-def chat_ids(chat: pb.Chat, field: str, tokenizer: TextTokenizer) -> list[int]:
+def text_ids(text: str, field: str, teacher: TeacherDescription, tokenizer: TextTokenizer) -> list[int]:
+    """Ids of a text, in which special tokens are parsed."""
+    _check_text_size([text], field, teacher, tokenizer)
+    return tokenizer.encode(text, parse_special_tokens=True)
+
+
+def _check_text_size(texts: Sequence[str], field: str, teacher: TeacherDescription, tokenizer: TextTokenizer) -> None:
+    size, limit = sum(len(text.encode()) for text in texts), max_text_bytes(teacher, tokenizer)
+    if size > limit:
+        what = f"has {size} bytes; at most {limit} are tokenised, for {teacher.max_sequence_length} tokens"
+        raise invalid_argument([Violation(field, what)])
+
+
+def chat_ids(chat: pb.Chat, field: str, teacher: TeacherDescription, tokenizer: TextTokenizer) -> list[int]:
     """Ids of a chat rendered with the teacher's template."""
+    # Every message is a token at least.
+    if len(chat.messages) > teacher.max_sequence_length:
+        text = f"has {len(chat.messages)}; at most {teacher.max_sequence_length} are allowed"
+        raise invalid_argument([Violation(f"{field}.messages", text)])
     violations = [
         Violation(f"{field}.messages[{i}].role", f"is {shortened(m.role, 40)!r}; allowed are {', '.join(ROLES)}")
         for i, m in enumerate(chat.messages)
@@ -108,6 +129,7 @@ def chat_ids(chat: pb.Chat, field: str, tokenizer: TextTokenizer) -> list[int]:
         violations.append(Violation(f"{field}.messages", "is empty; at least one message is needed"))
     if violations:
         raise invalid_argument(violations)
+    _check_text_size([m.content for m in chat.messages], f"{field}.messages", teacher, tokenizer)
     messages = [{"role": m.role, "content": m.content} for m in chat.messages]
     try:
         # A chat that ends with the assistant's words is rendered as it is.
@@ -128,7 +150,7 @@ def generation(
     if teacher.chat_prompts_only and field in ("token_ids", "text"):
         reason = f"cannot be continued by the {teacher.backend} backend, which takes chats only; send chat"
         raise invalid_argument([Violation(field, reason)])
-    prompt_ids = np.array(_prompt_ids(request, tokenizer), dtype=np.uint32)
+    prompt_ids = np.array(_prompt_ids(request, teacher, tokenizer), dtype=np.uint32)
     top_p = request.top_p if request.HasField("top_p") else 1.0
     n = request.n or 1
     assert field is not None
@@ -175,17 +197,17 @@ def generation(
     )
 
 
-def _prompt_ids(request: pb.GenerateRequest, tokenizer: TextTokenizer) -> Sequence[int]:
+def _prompt_ids(request: pb.GenerateRequest, teacher: TeacherDescription, tokenizer: TextTokenizer) -> Sequence[int]:
     kind = request.WhichOneof("prompt")
     if kind == "token_ids":
         return request.token_ids.ids
     if kind == "text":
-        return tokenizer.encode(request.text, parse_special_tokens=True)
+        return text_ids(request.text, "text", teacher, tokenizer)
     if kind == "chat":
         if request.chat.messages and request.chat.messages[-1].role == "assistant":
             at = f"chat.messages[{len(request.chat.messages) - 1}].role"
             raise invalid_argument(
                 [Violation(at, "is 'assistant'; the last message must be the user's or the system's")]
             )
-        return chat_ids(request.chat, "chat", tokenizer)
+        return chat_ids(request.chat, "chat", teacher, tokenizer)
     raise invalid_argument([Violation("prompt", "is not set; send token_ids, text or chat")])
