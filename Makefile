@@ -178,16 +178,21 @@ EXPERIMENT = $(BIN)/python -m tools.gateway -- $(BIN)/python -m experiments
 ##@ Checks and tests
 
 .PHONY: check
-check: $(READY_DEV) ## Lint, format, types (strict), layers, stubs up to date
+check: $(READY_DEV) ## Lint, format, types (strict), layers, stubs and .env.example up to date
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy $(CODE)
 	@$(BIN)/lint-imports --no-logo
 	@$(BIN)/python -m tools.stubs --check
+	@$(BIN)/python -m tools.env_example --check
 
 .PHONY: stubs
 stubs: $(READY_DEV) ## Make the Python stubs of proto/ anew
 	@$(BIN)/python -m tools.stubs
+
+.PHONY: env-example
+env-example: $(READY_DEV) ## Make .env.example anew, of the settings' descriptions and defaults
+	@$(BIN)/python -m tools.env_example
 
 .PHONY: test
 test: $(READY_DEV) ## Every test that needs no Docker engine and no vLLM; test-compose and test-vllm have the others

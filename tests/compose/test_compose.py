@@ -2,9 +2,11 @@
 
 import json
 import os
+import re
 import socket
 import subprocess
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import httpx
 import pytest
@@ -126,6 +128,16 @@ def test_gb10_profiles_start_what_belongs_to_the_machine(profile: str, services:
     no_env = ("--env-file", os.devnull)
     _compose(*no_env, *_GB10, "--profile", profile, "config", "-q")
     assert set(_compose(*no_env, *_GB10, "--profile", profile, "config", "--services").split()) == services
+
+
+def test_a_key_quoted_as_env_example_says_arrives_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (quoted,) = re.findall(r"as in (VENICE_API_KEY=\S+):", (ROOT / ".env.example").read_text(encoding="utf-8"))
+    monkeypatch.delenv("VENICE_API_KEY", raising=False)
+    (tmp_path / ".env").write_text(quoted + "\n", encoding="utf-8")
+    files = ("--project-directory", str(tmp_path), "-f", str(ROOT / "docker-compose.yml"))
+    gateway = json.loads(_compose(*files, "config", "--format", "json"))["services"]["teacher-gateway"]
+    # Compose writes $$ for a $ that it does not take for a variable's.
+    assert gateway["environment"]["VENICE_API_KEY"] == "lit$$eral"
 
 
 @pytest.mark.parametrize("profile", ["gb10-single", "gb10-dual-teacher"])
