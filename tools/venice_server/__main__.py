@@ -9,6 +9,7 @@ import transformers
 import uvicorn
 
 from latentforge.core.command_line import DONE, WRONG_USAGE, fail
+from latentforge.core.sockets import http_address, listening_socket
 from tools.venice_server.app import MODEL, VeniceServer
 from tools.venice_server.control import FaultControl
 from tools.venice_server.text_model import TextModel
@@ -32,11 +33,12 @@ def main() -> int:
         key=options.key, token_bytes=options.token_bytes, requests_per_minute=options.requests_per_minute
     )
     server = VeniceServer(TextModel(options.model_folder), control)
-    config = uvicorn.Config(
-        server.app, host="127.0.0.1", port=options.port, log_level="warning", lifespan="off", ws="none"
-    )
-    listening = config.bind_socket()
-    url = f"http://127.0.0.1:{listening.getsockname()[1]}/api/v1"
+    try:
+        listening = listening_socket("127.0.0.1", options.port)
+    except OSError as error:
+        fail(f"--port {options.port} cannot be listened on ({error.strerror}); choose another", code=WRONG_USAGE)
+    config = uvicorn.Config(server.app, log_level="warning", lifespan="off", ws="none")
+    url = f"{http_address(listening)}/api/v1"
     sys.stdout.write(
         f"serving {options.model_folder} in Venice's API; use it with\n"
         f"TEACHER_BACKEND=venice VENICE_BASE_URL={url} VENICE_API_KEY={options.key} VENICE_MODEL={MODEL} "
