@@ -314,8 +314,8 @@ class RunMaker:
             runs_dir=self.root / "runs",
             tokenizer_path=self.tokenizer.folder,
             trainer_threads=1,
-            prefetch_batches=ahead,
-            teacher_patience_seconds=patience,
+            trainer_prefetch_batches=ahead,
+            trainer_gateway_patience_seconds=patience,
         )
         recipe = load_recipe(str(self.recipe_file), Path(), overrides)
         console = Console(file=self.output, width=200)

@@ -26,7 +26,7 @@ def environment(tmp_path: Path, tokenizer_folder: Path, recipe_file: Path) -> di
         "CHECKPOINTS_DIR": str(tmp_path / "checkpoints"),
         "TOKENIZER_PATH": str(tokenizer_folder),
         "RECIPES_DIR": str(recipe_file.parent),
-        "TEACHER_PATIENCE_SECONDS": "0",
+        "TRAINER_GATEWAY_PATIENCE_SECONDS": "0",
         "GATEWAY_TARGET": "127.0.0.1:9",
         "TRAINER_THREADS": "1",
         "NO_COLOR": "1",

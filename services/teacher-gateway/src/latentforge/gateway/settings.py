@@ -39,7 +39,7 @@ class GatewaySettings(ServiceSettings):
 
     # Not VLLM_, with which vLLM's own variables begin.
     prefixes = ("GATEWAY_", "TEACHER_", "CACHE_", "VENICE_", "VLLM_LOCAL_", "VLLM_REMOTE_")
-    others = frozenset({"GATEWAY_TARGET", "TEACHER_PATIENCE_SECONDS"})
+    others = frozenset({"GATEWAY_TARGET"})
 
     teacher_backend: BackendName = Field("embedded", description="Which teacher answers.")
     embedded_teacher_path: Path = Field(

@@ -33,13 +33,15 @@ class TrainerSettings(ServiceSettings):
         ge=0,
         description="torch threads; 0 takes all cores, and leaves one to the gateway while the student trains.",
     )
-    prefetch_batches: int = Field(6, ge=1, description="Batches whose teacher rows are asked for ahead of the step.")
-    prefetch_in_flight: int = Field(2, ge=1, description="Of those, requests that may be open at once.")
-    generate_in_flight: int = Field(
+    trainer_prefetch_batches: int = Field(
+        6, ge=1, description="Batches whose teacher rows are asked for ahead of the step."
+    )
+    trainer_prefetch_in_flight: int = Field(2, ge=1, description="Of those, requests that may be open at once.")
+    trainer_generate_in_flight: int = Field(
         8, ge=1, description="Requests for the teacher's own text that may be open at once."
     )
     # Where CPU and GPU share one memory, running out of it freezes everything.
-    cuda_memory_fraction: float = Field(
+    trainer_cuda_memory_fraction: float = Field(
         1.0, gt=0, le=1, description="The most of a GPU's memory that training may take."
     )
-    teacher_patience_seconds: float = Field(300.0, ge=0, description="How long a lost gateway is waited for.")
+    trainer_gateway_patience_seconds: float = Field(300.0, ge=0, description="How long a lost gateway is waited for.")

@@ -98,7 +98,7 @@ def run_evaluation(
         )
     if subject.model is not None:
         if torch.cuda.is_available():
-            torch.cuda.set_per_process_memory_fraction(settings.cuda_memory_fraction)
+            torch.cuda.set_per_process_memory_fraction(settings.trainer_cuda_memory_fraction)
         subject.model.to(_device())
     vocab_size = subject.model.vocab_size if subject.model is not None and same else None
     teacher_or_none: AbstractContextManager[EvaluationTeacher | None] = nullcontext()

@@ -43,7 +43,7 @@ class EvaluationTeacher:
 
     def __init__(self, settings: TrainerSettings, tokenizer: TextTokenizer, vocab_size: int | None, top_k: int) -> None:
         self._tokenizer, self._top_k = tokenizer, top_k
-        self._in_flight = settings.generate_in_flight
+        self._in_flight = settings.trainer_generate_in_flight
         target, key, tls_ca = settings.gateway_target, settings.gateway_api_key, settings.gateway_tls_ca
         with SyncTeacherClient(target, timeout=_MEETING_SECONDS, api_key=key, tls_ca=tls_ca, attempts=1) as client:
             try:

@@ -43,7 +43,7 @@ class RunContext:
 
     def __post_init__(self) -> None:
         if self.device.type == "cuda":
-            torch.cuda.set_per_process_memory_fraction(self.settings.cuda_memory_fraction)
+            torch.cuda.set_per_process_memory_fraction(self.settings.trainer_cuda_memory_fraction)
 
     @property
     def folder(self) -> Path:

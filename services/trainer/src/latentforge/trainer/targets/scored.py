@@ -29,7 +29,7 @@ class ScoredTargets(TextTargets):
     def __init__(self, run: RunContext, link: TeacherLink, train: PackedData, held_out: PackedData) -> None:
         super().__init__(run, train, held_out)
         settings, teacher = run.settings, run.recipe.teacher
-        self._rows = TeacherRows(link, teacher.top_k, teacher.logprob_dtype, settings.prefetch_in_flight)
+        self._rows = TeacherRows(link, teacher.top_k, teacher.logprob_dtype, settings.trainer_prefetch_in_flight)
         self._link = link
         self._on_policy = OnPolicyText(run, train, self._rows)
 
@@ -64,7 +64,7 @@ class ScoredTargets(TextTargets):
                 yield training_batch(run, train, s, rows)
 
         # Now, not when the first batch is taken: the teacher scores while the student is validated.
-        ask(run.settings.prefetch_batches)
+        ask(run.settings.trainer_prefetch_batches)
         return batches()
 
     def num_tokens(self, steps: int) -> int:

@@ -84,7 +84,7 @@ def collect(run: RunContext, link: TeacherLink, store: GeneratedStore, prompts: 
         TeacherLostError: it stayed away longer than the patience.
         Interrupted: asked to stop; what had arrived is kept.
     """
-    n = run.recipe.teacher.generate.n
+    n, in_flight = run.recipe.teacher.generate.n, run.settings.trainer_generate_in_flight
     missing = iter([number for number in range(len(prompts)) if number not in store])
     pending: dict[Future[list[Answer]], int] = {}
     done = sum(number in store for number in range(len(prompts)))
@@ -94,7 +94,7 @@ def collect(run: RunContext, link: TeacherLink, store: GeneratedStore, prompts: 
     with StageProgress(run.folder, "generate", total, run.status, first=done * n, console=run.console) as progress:
         try:
             while True:
-                while len(pending) < run.settings.generate_in_flight and (number := next(missing, None)) is not None:
+                while len(pending) < in_flight and (number := next(missing, None)) is not None:
                     asked = _continuations(link, run.recipe.teacher, prompts[number])
                     pending[link.submit(asked)] = number
                 if not pending:

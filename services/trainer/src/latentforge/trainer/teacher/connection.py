@@ -85,7 +85,7 @@ class TeacherLink:
         """To the gateway that the environment names."""
         return cls(
             settings.gateway_target,
-            patience=settings.teacher_patience_seconds,
+            patience=settings.trainer_gateway_patience_seconds,
             stop=stop,
             api_key=settings.gateway_api_key,
             tls_ca=settings.gateway_tls_ca,
