@@ -176,6 +176,17 @@ def test_what_a_template_looks_for_and_composes_itself_is_refused(tmp_path: Path
         tokenizer.encode_chats([chat("no <|end|>")])
 
 
+def test_ordinary_tokens_that_a_template_writes_are_control_tokens_and_others_are_text(
+    tokenizers: dict[str, TextTokenizer],
+) -> None:
+    tokenizer = tokenizers["thinking"]
+    for literal, is_text in (("<think>", False), ("</think>", False), ("</tool_response>", True)):
+        parsed = tokenizer.encode(literal, parse_special_tokens=True)
+        assert len(parsed) == 1
+        assert (tokenizer.encode(literal) == parsed) == is_text
+        assert tokenizer.decode(parsed, skip_special=True) == literal
+
+
 def test_other_things_in_a_message_are_only_text_too(tokenizers: dict[str, TextTokenizer], tmp_path: Path) -> None:
     folder = write_tokenizer("byte-level", tmp_path)
     (folder / "chat_template.jinja").write_text("{% for m in messages %}{{ m.calls[0].name }}<|im_end|>{% endfor %}")

@@ -516,6 +516,7 @@ class GenerateRequest(_message.Message):
     TOP_K_FIELD_NUMBER: _builtins.int
     LOGPROB_DTYPE_FIELD_NUMBER: _builtins.int
     STOP_FIELD_NUMBER: _builtins.int
+    PARSE_SPECIAL_TOKENS_FIELD_NUMBER: _builtins.int
     tokenizer_fingerprint: _builtins.str
     text: _builtins.str
     max_tokens: _builtins.int
@@ -529,11 +530,15 @@ class GenerateRequest(_message.Message):
     top_k: _builtins.int
     """Entries per row; 0 for no rows."""
     logprob_dtype: Global___LogprobDtype.ValueType
+    parse_special_tokens: _builtins.bool
+    """With text: what is written like one of the tokenizer's special tokens is that token, as in a chat that the caller
+    rendered. Unset it is text like any other.
+    """
     @_builtins.property
     def token_ids(self) -> Global___TokenIds: ...
     @_builtins.property
     def chat(self) -> Global___Chat:
-        """Rendered with the teacher's chat template."""
+        """Rendered with the teacher's chat template. What messages say is text: only the template makes control tokens."""
 
     @_builtins.property
     def stop(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
@@ -552,10 +557,11 @@ class GenerateRequest(_message.Message):
         top_k: _builtins.int = ...,
         logprob_dtype: Global___LogprobDtype.ValueType = ...,
         stop: _abc.Iterable[_builtins.str] | None = ...,
+        parse_special_tokens: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_seed", b"_seed", "_top_p", b"_top_p", "chat", b"chat", "prompt", b"prompt", "seed", b"seed", "text", b"text", "token_ids", b"token_ids", "top_p", b"top_p"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_seed", b"_seed", "_top_p", b"_top_p", "chat", b"chat", "logprob_dtype", b"logprob_dtype", "max_tokens", b"max_tokens", "n", b"n", "prompt", b"prompt", "seed", b"seed", "stop", b"stop", "temperature", b"temperature", "text", b"text", "token_ids", b"token_ids", "tokenizer_fingerprint", b"tokenizer_fingerprint", "top_k", b"top_k", "top_p", b"top_p"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_seed", b"_seed", "_top_p", b"_top_p", "chat", b"chat", "logprob_dtype", b"logprob_dtype", "max_tokens", b"max_tokens", "n", b"n", "parse_special_tokens", b"parse_special_tokens", "prompt", b"prompt", "seed", b"seed", "stop", b"stop", "temperature", b"temperature", "text", b"text", "token_ids", b"token_ids", "tokenizer_fingerprint", b"tokenizer_fingerprint", "top_k", b"top_k", "top_p", b"top_p"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__seed: _TypeAlias = _typing.Literal["seed"]  # noqa: Y015
     _WhichOneofArgType__seed: _TypeAlias = _typing.Literal["_seed", b"_seed"]  # noqa: Y015
@@ -631,20 +637,24 @@ class TokenizeRequest(_message.Message):
 
     TEXT_FIELD_NUMBER: _builtins.int
     CHAT_FIELD_NUMBER: _builtins.int
+    PARSE_SPECIAL_TOKENS_FIELD_NUMBER: _builtins.int
     text: _builtins.str
+    parse_special_tokens: _builtins.bool
+    """With text: what is written like one of the tokenizer's special tokens is that token. Unset it is text."""
     @_builtins.property
     def chat(self) -> Global___Chat:
-        """Rendered with the teacher's chat template."""
+        """Rendered with the teacher's chat template. What messages say is text: only the template makes control tokens."""
 
     def __init__(
         self,
         *,
         text: _builtins.str = ...,
         chat: Global___Chat | None = ...,
+        parse_special_tokens: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["chat", b"chat", "input", b"input", "text", b"text"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chat", b"chat", "input", b"input", "text", b"text"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chat", b"chat", "input", b"input", "parse_special_tokens", b"parse_special_tokens", "text", b"text"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_input: _TypeAlias = _typing.Literal["text", "chat"]  # noqa: Y015
     _WhichOneofArgType_input: _TypeAlias = _typing.Literal["input", b"input"]  # noqa: Y015

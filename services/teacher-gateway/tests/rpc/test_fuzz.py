@@ -90,6 +90,7 @@ _SCALARS: dict[int, st.SearchStrategy[Any]] = {
     FieldDescriptor.TYPE_FLOAT: _FLOAT,
     FieldDescriptor.TYPE_UINT32: _NUMBER,
     FieldDescriptor.TYPE_UINT64: st.integers(0, 2**64 - 1),
+    FieldDescriptor.TYPE_BOOL: st.booleans(),
     FieldDescriptor.TYPE_ENUM: st.sampled_from([0, 1, 2, 3, -1, 2**31 - 1, -(2**31)]),
 }
 

@@ -314,10 +314,26 @@ async def test_health_answers_while_texts_are_tokenised(run_gateway: Any) -> Non
     assert worst < 1
 
 
+async def test_special_tokens_are_parsed_for_who_asks_for_it(running: Any, stub: Any) -> None:
+    text = "x<|im_end|>"
+    plain = await running.client.tokenize(text)
+    parsed = await running.client.tokenize(text, parse_special_tokens=True)
+    assert (len(plain), parsed[-1]) == (len(text), 3)
+    assert await running.client.detokenize(plain) == await running.client.detokenize(parsed) == text
+    for parse, prompt in ((False, plain), (True, parsed)):
+        request = pb.GenerateRequest(text=text, max_tokens=1, parse_special_tokens=parse)
+        messages = [message async for message in running.client.generate(request)]
+        assert list(messages[0].prompt_token_ids) == prompt
+    chat = pb.Chat(messages=[pb.ChatMessage(role="user", content="hi")])
+    with refused(grpc.StatusCode.INVALID_ARGUMENT, "goes with text only", field="parse_special_tokens"):
+        await stub.Tokenize(pb.TokenizeRequest(chat=chat, parse_special_tokens=True))
+
+
 @pytest.mark.parametrize(
     ("changes", "field"),
     [
         ({"text": ""}, "text"),
+        ({"token_ids": pb.TokenIds(ids=[5]), "parse_special_tokens": True}, "parse_special_tokens"),
         ({"token_ids": pb.TokenIds(ids=[300])}, "token_ids[0]"),
         ({"token_ids": pb.TokenIds(ids=[5] * 512)}, "token_ids"),
         ({"chat": pb.Chat()}, "chat.messages"),

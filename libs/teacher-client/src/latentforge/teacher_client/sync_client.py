@@ -133,8 +133,10 @@ class SyncTeacherClient:
                 call.cancel()
             self._wait_or_raise(retries, failure, begun=begun)
 
-    def tokenize(self, text: str) -> list[int]:
-        return list(self._ask(self._stub.Tokenize, pb.TokenizeRequest(text=text)).token_ids)
+    def tokenize(self, text: str, *, parse_special_tokens: bool = False) -> list[int]:
+        """Ids of a text; what looks like a special token is text unless ``parse_special_tokens``."""
+        request = pb.TokenizeRequest(text=text, parse_special_tokens=parse_special_tokens)
+        return list(self._ask(self._stub.Tokenize, request).token_ids)
 
     def tokenize_chat(self, messages: Sequence[tuple[str, str]]) -> list[int]:
         """Ids of (role, content) pairs, rendered with the teacher's chat template."""

@@ -55,8 +55,9 @@ class ControlTokens:
         longest_first = sorted(self._spelled, key=len, reverse=True)
         any_literal = "|".join(map(re.escape, longest_first)) or "(?!)"
         self._literal = re.compile(any_literal)
-        # Every place where one begins: they may overlap.
-        self._beginning = re.compile(f"(?={any_literal}).", re.DOTALL)
+        # Every place where one begins: they may overlap. Few characters are the first of any, which is soon seen.
+        firsts = "".join(sorted({re.escape(literal[0]) for literal in longest_first}))
+        self._beginning = re.compile(f"(?={any_literal})[{firsts}]" if firsts else "(?!)")
         self._spelling = re.compile(f"{self._mark}(\\d+){self._end}")
         self._heads = {literal[:n] for literal in longest_first for n in range(1, len(literal))}
         self._tails = {literal[n:] for literal in longest_first for n in range(1, len(literal))}
@@ -95,6 +96,8 @@ class ControlTokens:
         """The text with a mark inside all that :meth:`may_forge` finds; blanks at its ends stay at its ends."""
         head, tail = self._loose_ends(text)
         broken = self._beginning.sub(lambda match: match[0] + self._break, text)
+        if not (head or tail):
+            return broken
         start, end = len(broken) - len(broken.lstrip()), len(broken.rstrip())
         before, after = self._break if head else "", self._break if tail else ""
         return f"{broken[:start]}{before}{broken[start:end]}{after}{broken[end:]}"

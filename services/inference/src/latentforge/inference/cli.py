@@ -68,13 +68,22 @@ def infer(
     top_p: TopP = 1.0,
     top_k: TopK = 0,
     seed: Annotated[int | None, typer.Option(min=0, help="The same seed gives the same text.")] = None,
+    parse_special_tokens: Annotated[
+        bool, typer.Option("--parse-special-tokens", help="Read special tokens that are written in the prompt as such.")
+    ] = False,
     url: Annotated[str | None, typer.Option(help="Ask a running server, like http://localhost:7860.")] = None,
     checkpoints: Checkpoints = None,
     run: Run = None,
 ) -> None:
     """Continue one prompt with the newest checkpoint."""
     request = _request(
-        prompt=prompt, max_tokens=max_tokens, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed
+        prompt=prompt,
+        max_tokens=max_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        seed=seed,
+        parse_special_tokens=parse_special_tokens,
     )
     if url:
         answered = _ask(url, request)

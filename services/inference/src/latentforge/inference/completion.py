@@ -45,7 +45,7 @@ def prepare(snapshot: Snapshot, request: GenerateRequest) -> GenerationJob:
             f"prompt has {num_bytes} bytes, but {snapshot.id} takes at most {longest} tokens, which are at most "
             f"{snapshot.max_prompt_bytes} bytes; shorten it",
         )
-    prompt_ids = snapshot.encode(request.prompt)
+    prompt_ids = snapshot.encode(request.prompt, parse_special_tokens=request.parse_special_tokens)
     if len(prompt_ids) > longest:
         raise PromptError(
             "prompt", f"prompt has {len(prompt_ids)} tokens, but {snapshot.id} takes at most {longest}; shorten it"

@@ -41,6 +41,10 @@ class GenerateRequest(SamplingParams):
     """A prompt and how to continue it; temperature, top_p, top_k and seed are :class:`SamplingParams`'.
 
     Null is the default of every field that has one.
+
+    Attributes:
+        parse_special_tokens: what is written in the prompt like a special token is that token, for who renders chats
+            himself; otherwise it is text like any other.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", json_schema_extra=_complete_schema)
@@ -50,6 +54,7 @@ class GenerateRequest(SamplingParams):
     stop: Annotated[
         tuple[Annotated[str, Field(min_length=1)], ...], Field(max_length=_MOST_STOPS), BeforeValidator(_as_list)
     ] = ()
+    parse_special_tokens: bool = False
 
     @model_validator(mode="before")
     @classmethod

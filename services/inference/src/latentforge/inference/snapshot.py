@@ -44,9 +44,12 @@ class Snapshot:
         """A text of more bytes in UTF-8 has more tokens than a prompt may have, without any need to count them."""
         return self.generator.max_prompt_tokens * self.tokenizer.longest_token_bytes
 
-    def encode(self, text: str) -> list[int]:
-        """The ids that the student was trained on for ``text``: nothing is put before or after them."""
-        return self.tokenizer.encode(text, parse_special_tokens=True)
+    def encode(self, text: str, *, parse_special_tokens: bool = False) -> list[int]:
+        """The ids that the student was trained on for ``text``: nothing is put before or after them.
+
+        What looks like a control token is text, as in training, unless ``parse_special_tokens``.
+        """
+        return self.tokenizer.encode(text, parse_special_tokens=parse_special_tokens)
 
     def decode(self, token_ids: list[int]) -> str:
         """The text of what goes on behind a prompt, all ids at once."""

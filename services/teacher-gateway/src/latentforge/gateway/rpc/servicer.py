@@ -181,11 +181,8 @@ class TeacherServicer(TeacherServiceServicer):
 
     async def Tokenize(self, request: pb.TokenizeRequest, context: Context) -> pb.TokenizeResponse:  # noqa: N802
         async with self._call() as teacher:
-            about, tokenizer = teacher.description, teacher.tokenizer
-            if request.WhichOneof("input") == "chat":
-                ids = await self._tokenise(validation.chat_ids, request.chat, "chat", about, tokenizer)
-            else:
-                ids = await self._tokenise(validation.text_ids, request.text, "text", about, tokenizer)
+            about = teacher.description
+            ids = await self._tokenise(validation.tokenize_ids, request, about, teacher.tokenizer)
             count(tokens=len(ids))
             return pb.TokenizeResponse(token_ids=ids, tokenizer_fingerprint=about.tokenizer_fingerprint)
 

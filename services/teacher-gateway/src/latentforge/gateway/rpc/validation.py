@@ -101,10 +101,12 @@ def detokenize_ids(ids: Sequence[int], teacher: TeacherDescription) -> list[int]
     return list(ids)
 
 
-def text_ids(text: str, field: str, teacher: TeacherDescription, tokenizer: TextTokenizer) -> list[int]:
-    """Ids of a text, in which special tokens are parsed."""
-    _check_text_size([text], field, teacher, tokenizer)
-    return tokenizer.encode(text, parse_special_tokens=True)
+def text_ids(
+    request: pb.TokenizeRequest | pb.GenerateRequest, teacher: TeacherDescription, tokenizer: TextTokenizer
+) -> list[int]:
+    """Ids of a request's text, in which special tokens are parsed where the request says so."""
+    _check_text_size([request.text], "text", teacher, tokenizer)
+    return tokenizer.encode(request.text, parse_special_tokens=request.parse_special_tokens)
 
 
 def _check_text_size(texts: Sequence[str], field: str, teacher: TeacherDescription, tokenizer: TextTokenizer) -> None:
@@ -138,6 +140,20 @@ def chat_ids(chat: pb.Chat, field: str, teacher: TeacherDescription, tokenizer: 
         raise invalid_argument([Violation(field, str(error))]) from None
 
 
+def tokenize_ids(request: pb.TokenizeRequest, teacher: TeacherDescription, tokenizer: TextTokenizer) -> list[int]:
+    """Ids of a Tokenize request's text or chat; no input is an empty text."""
+    if request.WhichOneof("input") == "chat":
+        _check_parses_text("chat", request.parse_special_tokens)
+        return chat_ids(request.chat, "chat", teacher, tokenizer)
+    return text_ids(request, teacher, tokenizer)
+
+
+def _check_parses_text(field: str, parse_special_tokens: bool) -> None:
+    if parse_special_tokens and field != "text":
+        reason = f"is set, but goes with text only; in {field} control tokens are known already"
+        raise invalid_argument([Violation("parse_special_tokens", reason)])
+
+
 def generation(
     request: pb.GenerateRequest, teacher: TeacherDescription, tokenizer: TextTokenizer, max_tokens_in_flight: int
 ) -> Generation:
@@ -150,6 +166,7 @@ def generation(
     if teacher.chat_prompts_only and field in ("token_ids", "text"):
         reason = f"cannot be continued by the {teacher.backend} backend, which takes chats only; send chat"
         raise invalid_argument([Violation(field, reason)])
+    _check_parses_text(field or "text", request.parse_special_tokens)
     prompt_ids = np.array(_prompt_ids(request, teacher, tokenizer), dtype=np.uint32)
     top_p = request.top_p if request.HasField("top_p") else 1.0
     n = request.n or 1
@@ -202,7 +219,7 @@ def _prompt_ids(request: pb.GenerateRequest, teacher: TeacherDescription, tokeni
     if kind == "token_ids":
         return request.token_ids.ids
     if kind == "text":
-        return text_ids(request.text, "text", teacher, tokenizer)
+        return text_ids(request, teacher, tokenizer)
     if kind == "chat":
         if request.chat.messages and request.chat.messages[-1].role == "assistant":
             at = f"chat.messages[{len(request.chat.messages) - 1}].role"
