@@ -67,10 +67,10 @@ def test_the_mask_is_no_vocabulary_id(autoencoder_config: MakeConfig, rng: torch
     model.encode_tokens.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
     tokens = torch.full((50, 4), 5)
     model.loss(tokens, rng)
-    rows = seen[0].flatten(0, 1)
-    masked = (rows == model.mask_embedding).all(1)
+    inputs = seen[0].flatten(0, 1)
+    masked = (inputs == model.mask_embedding).all(1)
     assert 0.8 < masked.float().mean() < 0.98
-    assert rows[~masked].equal(model.embedding.weight[5].expand_as(rows[~masked]))
+    assert inputs[~masked].equal(model.embedding.weight[5].expand_as(inputs[~masked]))
     assert not (model.embedding.weight == model.mask_embedding).all(1).any()
 
 

@@ -79,20 +79,20 @@ def alone(model: LatentModel | TokenLevelModel, prompts: Tensor, num_tokens: int
 
 @pytest.mark.parametrize("length", [0, 3, 8, 9])
 @pytest.mark.parametrize("name", STUDENTS)
-def test_every_row_is_what_its_prompt_gives_alone(make_student: Any, name: str, length: int) -> None:
+def test_every_text_is_what_its_prompt_gives_alone(make_student: Any, name: str, length: int) -> None:
     model, prompts = make_student(name), make_prompts(5, length)
     got = generate_batch(model, prompts, 14, GREEDY)
-    rows = [row[:n] for row, n in zip(got.token_ids.tolist(), got.lengths.tolist(), strict=True)]
-    assert rows == alone(model, prompts, 14)
-    assert length == 0 or len({tuple(row) for row in rows}) > 1
+    texts = [ids[:n] for ids, n in zip(got.token_ids.tolist(), got.lengths.tolist(), strict=True)]
+    assert texts == alone(model, prompts, 14)
+    assert length == 0 or len({tuple(text) for text in texts}) > 1
 
 
 @pytest.mark.parametrize("length", [0, 1, 9])
-def test_every_row_of_the_rival_is_what_its_prompt_gives_alone(token_model: TokenLevelModel, length: int) -> None:
+def test_every_text_of_the_baseline_is_what_its_prompt_gives_alone(token_model: TokenLevelModel, length: int) -> None:
     prompts = make_prompts(5, length)
     got = generate_batch(token_model, prompts, 14, GREEDY)
-    rows = [row[:n] for row, n in zip(got.token_ids.tolist(), got.lengths.tolist(), strict=True)]
-    assert rows == alone(token_model, prompts, 14)
+    texts = [ids[:n] for ids, n in zip(got.token_ids.tolist(), got.lengths.tolist(), strict=True)]
+    assert texts == alone(token_model, prompts, 14)
     assert got.steps == 14
 
 
@@ -112,7 +112,7 @@ def test_greedy_tokens_are_the_likeliest_of_the_teacher_forced_logits(make_stude
     assert written.equal(logits[:, first : first + 11].argmax(-1))
 
 
-def test_greedy_tokens_of_the_rival_are_the_likeliest(token_model: TokenLevelModel) -> None:
+def test_greedy_tokens_of_the_baseline_are_the_likeliest(token_model: TokenLevelModel) -> None:
     prompts = make_prompts(3, 6)
     written = generate_batch(token_model, prompts, 11, GREEDY, stop_at_eos=False).token_ids
     with torch.no_grad():
@@ -134,35 +134,35 @@ def test_the_same_seed_writes_the_same_and_another_does_not(any_model: Any) -> N
     )
     assert first.equal(again)
     assert not first.equal(other)
-    assert len({tuple(row) for row in first.tolist()}) == 4
+    assert len({tuple(text) for text in first.tolist()}) == 4
 
 
-def test_after_its_end_of_text_a_row_holds_nothing_else(any_model: Any) -> None:
+def test_behind_its_end_a_text_holds_nothing_else(any_model: Any) -> None:
     prompts, params = make_prompts(40, 5), SamplingParams(seed=3)
     bias = student_of(any_model).bias
     bias.data[EOS] = bias.max() + 1
     free = generate_batch(any_model, prompts, 14, params, stop_at_eos=False)
     got = generate_batch(any_model, prompts, 14, params)
     assert free.lengths.tolist() == [14] * 40
-    wanted = [row.index(EOS) if EOS in row else 14 for row in free.token_ids.tolist()]
+    wanted = [text.index(EOS) if EOS in text else 14 for text in free.token_ids.tolist()]
     assert got.lengths.tolist() == wanted
     assert len(set(wanted)) > 3
-    for row, other, n in zip(got.token_ids.tolist(), free.token_ids.tolist(), wanted, strict=True):
-        assert row == other[:n] + [EOS] * (14 - n)
-    assert any(EOS in row[: i - 1] and row[i] != EOS for row in free.token_ids.tolist() for i in range(2, 14))
+    for text, other, n in zip(got.token_ids.tolist(), free.token_ids.tolist(), wanted, strict=True):
+        assert text == other[:n] + [EOS] * (14 - n)
+    assert any(EOS in text[: i - 1] and text[i] != EOS for text in free.token_ids.tolist() for i in range(2, 14))
 
 
-def test_rows_that_end_at_different_steps_are_all_waited_for(any_model: Any) -> None:
+def test_texts_that_end_at_different_steps_are_all_waited_for(any_model: Any) -> None:
     bias = student_of(any_model).bias
     bias.data[EOS] = bias.max() + 16
     prompts, params = make_prompts(6, 5), SamplingParams(temperature=8, seed=4)
     free = generate_batch(any_model, prompts, 48, params, stop_at_eos=False).token_ids.tolist()
-    ends = [row.index(EOS) // any_model.chunk_size for row in free]
+    ends = [text.index(EOS) // any_model.chunk_size for text in free]
     assert len(set(ends)) > 2
     assert generate_batch(any_model, prompts, 48, params).steps == max(ends) + 1 < 48 // any_model.chunk_size
 
 
-def test_it_ends_when_all_rows_have_ended(any_model: Any) -> None:
+def test_it_ends_when_all_texts_have_ended(any_model: Any) -> None:
     bias = student_of(any_model).bias
     bias.data[EOS] = 1e4
     seen: list[int] = []
@@ -192,7 +192,7 @@ def test_forced_tokens_are_read_and_every_log_probability_is_the_teacher_forced_
     prompts, forced = make_prompts(3, 8), make_prompts(3, 6)
     got = generate_batch(model, prompts, 8, SamplingParams(seed=3), forced=forced, stop_at_eos=False)
     assert got.token_ids[:, :6].equal(forced)
-    assert len({tuple(row) for row in got.token_ids[:, 6:].tolist()}) > 1
+    assert len({tuple(text) for text in got.token_ids[:, 6:].tolist()}) > 1
     wanted = log_softmax_of(model, torch.cat([prompts, got.token_ids], 1))[:, 8:].gather(2, got.token_ids[..., None])
     torch.testing.assert_close(got.logprobs, wanted[..., 0], rtol=1e-4, atol=1e-4)
 
@@ -212,9 +212,9 @@ def test_two_tokens_are_drawn_as_their_probabilities_say(any_model: Any, tempera
         else:
             logits = any_model.logits(texts)
     first = 5 + -5 % k
-    rows = logits[:, first : first + 2].double()
-    rows[..., PAD] = -torch.inf
-    p = (rows / temperature).softmax(-1)
+    wanted_logits = logits[:, first : first + 2].double()
+    wanted_logits[..., PAD] = -torch.inf
+    p = (wanted_logits / temperature).softmax(-1)
     for got, wanted in ((drawn[:, 0], p[0, 0]), (drawn[:, 1], p[0, 0] @ p[:, 1])):
         counts, expected = got.bincount(minlength=V).double(), num * wanted
         kept = expected >= 5

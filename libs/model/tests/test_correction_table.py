@@ -1,4 +1,4 @@
-"""A correction of the frequent ids alone, beside one of all ids whose other rows are zero."""
+"""A correction of the frequent ids alone, beside one of all ids whose other vectors are zero."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -35,7 +35,7 @@ def _dense(weight: torch.Tensor) -> torch.Tensor:
     return torch.stack([weight[IDS.index(i)] if i in IDS else torch.zeros(8) for i in range(V)])
 
 
-def test_the_most_frequent_ids_have_rows_and_the_others_zeros(table: CorrectionTable) -> None:
+def test_the_most_frequent_ids_have_vectors_and_the_others_zeros(table: CorrectionTable) -> None:
     assert table.ids is not None
     assert table.ids.tolist() == IDS
     assert table.weight.shape == (FREQUENT, 8)
@@ -50,7 +50,7 @@ def test_what_is_added_when_writing_is_what_the_whole_table_says(table: Correcti
     torch.testing.assert_close(got, wanted)
 
 
-def test_gradients_are_the_frequent_rows_of_a_whole_tables(table: CorrectionTable) -> None:
+def test_gradients_are_the_frequent_vectors_of_a_whole_tables(table: CorrectionTable) -> None:
     inputs, coefficients = torch.randn(3, 8), torch.randn(3, V)
     ((inputs @ table.whole().T) * coefficients).sum().backward()
     assert table.weight.grad is not None
@@ -64,7 +64,9 @@ def test_a_table_of_all_ids_takes_no_counts(student_config: MakeConfig) -> None:
     assert table.whole() is table.weight
 
 
-def test_a_student_learns_only_the_frequent_rows_and_writes_what_it_says_teacher_forced(make_model: MakeModel) -> None:
+def test_a_student_learns_only_the_frequent_vectors_and_writes_what_it_says_teacher_forced(
+    make_model: MakeModel,
+) -> None:
     model = make_model(chunk_decoder=DECODER)
     model.student.set_token_counts(COUNTS)
     assert model.student.chunk_decoder is not None

@@ -142,20 +142,20 @@ def test_interleaved_calls_do_not_disturb_each_other(make_model: MakeModel) -> N
     assert not torch.is_inference_mode_enabled()
 
 
-def test_the_rival_has_the_same_backbone_and_contract(student_config: Callable[..., StudentConfig]) -> None:
+def test_the_baseline_has_the_same_backbone_and_contract(student_config: Callable[..., StudentConfig]) -> None:
     torch.manual_seed(0)
     config = student_config(max_chunks=8)
-    rival = TokenLevelModel(token_level_config(config))
-    rival.output_table.weight.data.normal_(std=0.1)
-    rival.bias.data.normal_()
-    assert (rival.config.hidden_size, rival.config.num_layers) == (config.hidden_size, config.num_layers)
-    generator = TokenGenerator(rival)
+    baseline = TokenLevelModel(token_level_config(config))
+    baseline.output_table.weight.data.normal_(std=0.1)
+    baseline.bias.data.normal_()
+    assert (baseline.config.hidden_size, baseline.config.num_layers) == (config.hidden_size, config.num_layers)
+    generator = TokenGenerator(baseline)
     got = run(generator, [5, 6, 7], 10, GREEDY)
     written = ids_of(got)
     assert [len(chunk.token_ids) for chunk in got] == [1] * 10
     assert got[-1].finish_reason == "length"
     with torch.no_grad():
-        logits = rival.logits(torch.tensor([[5, 6, 7, *written]]))[0, 3:]
+        logits = baseline.logits(torch.tensor([[5, 6, 7, *written]]))[0, 3:]
     logits[:, config.pad_id] = -torch.inf
     assert written == logits.argmax(-1).tolist()
     first, again, other = (ids_of(run(generator, [], 10, SamplingParams(seed=s))) for s in (1, 1, 2))
@@ -166,15 +166,15 @@ def test_the_rival_has_the_same_backbone_and_contract(student_config: Callable[.
 
 def test_tables_stored_for_one_request_hold_and_write_the_same(make_model: MakeModel) -> None:
     model = make_model()
-    rival = TokenLevelModel(token_level_config(model.student.config)).eval()
+    baseline = TokenLevelModel(token_level_config(model.student.config)).eval()
     assert model.student.chunk_decoder is not None
-    tables = [model.student.chunk_decoder.output.weight, rival.output_table.weight, model.output_weight]
+    tables = [model.student.chunk_decoder.output.weight, baseline.output_table.weight, model.output_weight]
     before = [table.clone() for table in tables]
-    generators = ChunkGenerator(model), TokenGenerator(rival)
+    generators = ChunkGenerator(model), TokenGenerator(baseline)
     params = SamplingParams(seed=1)
     wanted = [ids_of(run(generator, [5, 6, 7], 24, params)) for generator in generators]
     store_for_one_request(model)
-    store_for_one_request(rival)
+    store_for_one_request(baseline)
     assert all(table.stride(0) == 1 for table in tables)
     assert all(table.equal(old) for table, old in zip(tables, before, strict=True))
     assert [ids_of(run(generator, [5, 6, 7], 24, params)) for generator in generators] == wanted

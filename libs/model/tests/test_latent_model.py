@@ -34,7 +34,7 @@ VARIANTS: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("changes", VARIANTS)
-def test_a_token_changes_no_row_up_to_itself_and_no_state_up_to_its_chunk(
+def test_a_token_changes_no_logits_up_to_itself_and_no_state_up_to_its_chunk(
     make_model: MakeModel, changes: dict[str, Any], rng: torch.Generator
 ) -> None:
     model = make_model(**changes)
@@ -54,7 +54,9 @@ def test_a_token_changes_no_row_up_to_itself_and_no_state_up_to_its_chunk(
         torch.testing.assert_close(logits2[: i + 1], logits[: i + 1], rtol=0, atol=1e-5)
         torch.testing.assert_close(hidden2[: chunk + 1], hidden[: chunk + 1], rtol=0, atol=1e-5)
         if i + 1 < T * K and (i + 1) % K:
-            assert (logits2[i + 1] - logits[i + 1]).abs().max() > 1e-4, "the next row of the chunk must see the token"
+            assert (logits2[i + 1] - logits[i + 1]).abs().max() > 1e-4, (
+                "the next logits of the chunk must see the token"
+            )
         if chunk + 1 < T:
             assert (hidden2[chunk + 1] - hidden[chunk + 1]).abs().max() > 1e-4, "the next step must see the token"
 

@@ -43,15 +43,15 @@ def test_masked_tokens_are_never_drawn() -> None:
 
 
 # Rows that are searched at once, or block by block, of which the last is whole or not.
-@pytest.mark.parametrize(("rows", "vocab_size"), [(50, 400), (50, 32_768), (3, 151_936), (200, 901)])
-def test_a_draw_inverts_the_cumulative_mass(rows: int, vocab_size: int) -> None:
-    logits = 3 * torch.randn(rows, vocab_size, generator=torch.Generator().manual_seed(0))
+@pytest.mark.parametrize(("num", "vocab_size"), [(50, 400), (50, 32_768), (3, 151_936), (200, 901)])
+def test_a_draw_inverts_the_cumulative_mass(num: int, vocab_size: int) -> None:
+    logits = 3 * torch.randn(num, vocab_size, generator=torch.Generator().manual_seed(0))
     logits[:, vocab_size // 3 : vocab_size // 2] = -torch.inf
     drawn = sample(logits, SamplingParams(), torch.Generator().manual_seed(1))
-    uniform = torch.rand((rows, 1), dtype=torch.float64, generator=torch.Generator().manual_seed(1))[:, 0].tolist()
-    for row, got, u in zip(logits.softmax(1).tolist(), drawn.tolist(), uniform, strict=True):
-        total = math.fsum(row)
-        assert math.fsum(row[:got]) <= u * total < math.fsum(row[: got + 1])
+    uniform = torch.rand((num, 1), dtype=torch.float64, generator=torch.Generator().manual_seed(1))[:, 0].tolist()
+    for mass, got, u in zip(logits.softmax(1).tolist(), drawn.tolist(), uniform, strict=True):
+        total = math.fsum(mass)
+        assert math.fsum(mass[:got]) <= u * total < math.fsum(mass[: got + 1])
 
 
 @pytest.mark.parametrize("vocab_size", [1000, 140_000, 140_001])

@@ -30,7 +30,7 @@ class Posterior:
         return self.mean + self.log_std.exp() * _normal_like(self.mean, generator)
 
     def kl(self) -> Tensor:
-        """KL to the standard normal, nats per dimension, [..., D]."""
+        """KL to the standard normal, ½·(mean² + std² - 1) - log std, nats per dimension, [..., D]."""
         return 0.5 * (self.mean.square() + (2 * self.log_std).exp() - 1) - self.log_std
 
 
@@ -38,7 +38,8 @@ class AutoencoderLoss(NamedTuple):
     """Scalars of one batch.
 
     Attributes:
-        total: K·ce + kl_weight·Σ_dim max(kl_dim, kl_floor).
+        total: K·ce + kl_weight·Σ_dim max(kl_dim, kl_floor), CALM's; the floor is "free bits" (Kingma et al., arXiv
+            1606.04934), without which most dimensions collapse to the prior.
         ce: nats per token.
         kl: nats per chunk, not floored.
         token_accuracy: share of tokens that argmax brings back, under the same noise and dropout.
@@ -51,7 +52,7 @@ class AutoencoderLoss(NamedTuple):
 
 
 class LatentDecoder(nn.Module):
-    """From a latent to the rows that the output layer (the autoencoder's token embeddings) is applied to."""
+    """From a latent to logit features, which the output layer (the autoencoder's token embeddings) is applied to."""
 
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()
@@ -64,13 +65,15 @@ class LatentDecoder(nn.Module):
         self.log_scale = nn.Parameter(torch.tensor(0.0))
 
     def forward(self, latents: Tensor) -> Tensor:
-        """Maps latents [..., D] to rows [..., K, hidden]."""
+        """Maps latents [..., D] to logit features [..., K, hidden]."""
         x = self.expand(self.decode_chunk(self.from_latent(latents)))
-        rows: Tensor = self.decode_tokens(x.unflatten(-1, self.slots)) * self.log_scale.exp()
-        return rows
+        features: Tensor = self.decode_tokens(x.unflatten(-1, self.slots)) * self.log_scale.exp()
+        return features
 
 
 class Autoencoder(nn.Module):
+    """Encodes chunks to Gaussians over latents and decodes latents to logits; the token embeddings serve both ends."""
+
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()
         self.config = config
@@ -95,7 +98,9 @@ class Autoencoder(nn.Module):
         self.decoder.expand.weight.copy_(self.compress.weight.T)
         nn.init.zeros_(self.to_log_std.weight)
         nn.init.constant_(self.to_log_std.bias, self.config.log_std_init)
-        # A token's own logit starts about 16 above the average one, whatever the sizes.
+        # Untrained, a token's embedding e comes back as its projection Pe to the dimensions of its slot. Entries of e
+        # are about N(0, 1): its own logit e·Pe is about the number of those dimensions, other ids' are 0 on average. So
+        # scaled it starts about 16 above them, whatever the sizes.
         per_token = min(self.config.latent_size, self.config.chunk_hidden_size, k * self.config.hidden_size) / k
         self.decoder.log_scale.fill_(torch.tensor(16.0 / per_token).log())
 
@@ -136,9 +141,9 @@ class Autoencoder(nn.Module):
 
     def _token_losses(self, latents: Tensor, tokens: Tensor) -> TokenLosses:
         """Of the decoded latents [..., D], their mean over tokens [..., K] in ``total``."""
-        rows = self.decoder(latents).flatten(0, -2)
-        layer = OutputLayer(rows, self.embedding.weight, rows.new_zeros(self.config.vocab_size))
-        share = torch.full((len(rows),), 1 / len(rows), device=rows.device)
+        features = self.decoder(latents).flatten(0, -2)
+        layer = OutputLayer(features, self.embedding.weight, features.new_zeros(self.config.vocab_size))
+        share = torch.full((len(features),), 1 / len(features), device=features.device)
         return token_losses(layer, text_buckets(tokens.flatten()), share, torch.zeros_like(share))
 
     def _encode(self, x: Tensor) -> Posterior:

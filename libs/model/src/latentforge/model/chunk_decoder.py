@@ -1,4 +1,9 @@
-"""The causal decoder inside a chunk: what makes K rows of logits a distribution over chunks."""
+"""The causal decoder inside a chunk: what makes the logits of K tokens a distribution over chunks.
+
+One hidden state predicts K tokens. Without a decoder they are independent given it, p(x | h) = Π_k p(x_k | h), and the
+best cross-entropy is the sum of the marginals' entropies. With one it is Π_k p(x_k | x_<k, h): all that a token-level
+model has, and with it exact cross-entropy, KL and log probabilities.
+"""
 
 from abc import ABC, abstractmethod
 from typing import Any, NamedTuple
@@ -13,7 +18,7 @@ from latentforge.model.layers import SwiGLU, output_scale
 
 
 class ChunkDecoder(nn.Module, ABC):
-    """Corrects row k of a chunk's logits by a low-rank function of what came before token k.
+    """Corrects the logits of token k of a chunk by a low-rank function of what came before it.
 
     It starts from the backbone's hidden state, reads the tokens of the previous chunks in its window, then this chunk's
     as they become known. Its state before token k gives ``U · W · state``, which is added to the logits of token k:
@@ -30,7 +35,7 @@ class ChunkDecoder(nn.Module, ABC):
         self._output_scale = output_scale(decoder.rank)
 
     def forward(self, hidden: Tensor, previous: Tensor, current: Tensor) -> Tensor:
-        """Corrections for every row of every chunk, teacher-forced.
+        """Corrections for every token of every chunk, teacher-forced.
 
         Args:
             hidden: backbone states that predict the chunks, float [n, h].
@@ -72,6 +77,8 @@ class GruDecoder(ChunkDecoder):
         self.gru = nn.GRU(config.embed_size, decoder.width, decoder.num_layers, batch_first=True)
 
     def states(self, hidden: Tensor, previous: Tensor, current: Tensor) -> Tensor:
+        # What it has read behind W·K + k tokens is its state before token k: the chunk's last token is not read, and of
+        # the 1 + W·K + K - 1 states the last K are the chunk's.
         first = self._start(hidden)
         states = first[-1][:, None]
         read = torch.cat([previous, current[:, :-1]], 1)
@@ -121,6 +128,8 @@ class TransformerDecoder(ChunkDecoder):
         nn.init.normal_(self.positions, std=0.02)
 
     def states(self, hidden: Tensor, previous: Tensor, current: Tensor) -> Tensor:
+        # The window's W·K tokens, the hidden state, the chunk's first K - 1: the output at position W·K + k, where the
+        # mask lets it see all up to itself, is the state before token k.
         x = (
             torch.cat([self.read(previous), self.start(hidden)[:, None], self.read(current[:, :-1])], 1)
             + self.positions
@@ -165,10 +174,11 @@ class _Layer(nn.Module):
         q, k, v = (
             part.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for part in self.qkv(self.norm(x)).chunk(3, -1)
         )
+        # Several positions come only where nothing is cached, with a triangle as their mask. Behind a cache comes one
+        # position at a time, which sees everything: is_causal would give it the first key alone.
         first = keys is None
         k = k if keys is None else torch.cat([keys, k], 2)
         v = v if values is None else torch.cat([values, v], 2)
-        # After the cache comes one position at a time, which sees everything.
         seen = F.scaled_dot_product_attention(q, k, v, is_causal=first)
         x = x + self.out(seen.transpose(1, 2).flatten(2))
         return self.mlp(x), k, v

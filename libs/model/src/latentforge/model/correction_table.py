@@ -8,15 +8,15 @@ from latentforge.model.layers import init_output_table
 
 
 class CorrectionTable(nn.Embedding):
-    """Maps corrections [n, rank] to logits; ids that it has no row of keep theirs.
+    """Maps corrections [n, rank] to logits: ids that it has a vector for get ``vector · correction``, others nothing.
 
     It is read whole for every token that is written, at a large vocabulary most of a token's time. A token that hardly
-    ever occurs has a row that has hardly learnt: without those the rows of the others can be longer at the same cost,
-    as in an adaptive softmax (Grave et al., "Efficient softmax approximation for GPUs", 2017). Since the softmax does
-    not see a shift of all logits, the rest needs no row of its own either: the others move against it.
+    ever occurs has a vector that has hardly learnt: without those the others' can be longer at the same cost, as in an
+    adaptive softmax (Grave et al., "Efficient softmax approximation for GPUs", 2017). Nor does the rest need one vector
+    together: since the softmax does not see a shift of all logits, the frequent ids move against it.
 
     Attributes:
-        ids: whose rows it has, ascending, int64 [rows]; None where it has all.
+        ids: whose vectors it has, ascending, int64 [frequent_ids]; None where it has all.
     """
 
     ids: Tensor | None
@@ -42,7 +42,7 @@ class CorrectionTable(nn.Embedding):
         return inside and bool((self.ids.diff() > 0).all())
 
     def whole(self) -> Tensor:
-        """A row for every id, float [V, rank], zeros where it has none; differentiable in the weight."""
+        """A vector for every id, float [V, rank], zeros where it has none; differentiable in the weight."""
         if self.ids is None:
             return self.weight
         return self.weight.new_zeros(self.vocab_size, self.embedding_dim).index_copy(0, self.ids, self.weight)

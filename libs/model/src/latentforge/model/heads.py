@@ -71,4 +71,5 @@ class _EnergyBlock(nn.Module):
 
 
 def build_head(config: StudentConfig) -> DeterministicHead | EnergyHead:
+    """The head that a config asks for."""
     return EnergyHead(config) if config.head == "energy" else DeterministicHead(config)

@@ -21,7 +21,7 @@ class Found(NamedTuple):
 
     Attributes:
         vectors: to be added to what an output table reads, float [b, L, out_size].
-        pointer_logits: to be added to the b·L rows of logits.
+        pointer_logits: to be added to the logits of the b·L tokens.
     """
 
     vectors: Tensor
@@ -30,7 +30,10 @@ class Found(NamedTuple):
 
 @dataclass
 class InductionState:
-    """A text so far, of b rows and h heads; made by :meth:`InductionHead.start`, changed in place.
+    """b texts so far, read by h heads; made by :meth:`InductionHead.start`, changed in place.
+
+    A place is where the next token goes; its key is a map of the ``context`` tokens before it. The score of finding
+    nothing is an entry like the others' here, with a zero key and ``base`` added: so one softmax does for all.
 
     Attributes:
         tokens: for each token the key of the place before it and its value, side by side, float [b·h, room, 2·size].
@@ -43,7 +46,8 @@ class InductionState:
         read: maps ``context`` tokens side by side to the key behind them and the value of the last, by head,
             [h·2·size, context·e].
         out: from what is found to the output, [out_size, h·size].
-        sharpness: square root of the scores', float [b·h, 1, 1].
+        sharpness: the square root of what cosines are multiplied by, float [b·h, 1, 1]: as both of a product's keys are
+            multiplied by it, one set of keys serves as queries too.
         gain: of the boosts, float [b, 1, h].
     """
 
@@ -94,6 +98,7 @@ class InductionHead(nn.Module):
 
     def forward(self, ids: Tensor, embedded: Tensor) -> Found:
         """What is found before every token of texts, int64 [b, L], embedded [b, L, e]: for token i out of those < i."""
+        # Place i has the tokens i - context … i - 1, zeros before the text: nothing of token i itself.
         before = F.pad(embedded[:, :-1], (0, 0, self.context, 0))
         places = F.normalize(self._split(self.read(self._windows(before))), dim=-1, eps=_TINY)
         queries = places * self.log_sharpness.exp()[:, None, None]
@@ -104,17 +109,18 @@ class InductionHead(nn.Module):
 
     def start(self, batch_size: int) -> InductionState:
         """The state of empty texts."""
-        size, rows, zeros = self.size, batch_size * self.heads, self.read.weight.new_zeros
+        size, num, zeros = self.size, batch_size * self.heads, self.read.weight.new_zeros
         embed_size = self.value.in_features
+        # The value is a map of the last of the context's tokens: padded, it is made by the same product as the key.
         value = F.pad(self.value.weight, ((self.context - 1) * embed_size, 0))
         by_head = [weight.unflatten(0, (self.heads, size)) for weight in (self.read.weight, value)]
         return InductionState(
-            tokens=zeros(rows, 1, 2 * size),
+            tokens=zeros(num, 1, 2 * size),
             ids=torch.zeros(batch_size, 1, dtype=torch.int64, device=value.device),
             base=self.nothing[:, None, None].repeat(batch_size, 1, 1),
             count=1,
             recent=zeros(batch_size, self.context - 1, embed_size),
-            here=zeros(rows, 1, size),
+            here=zeros(num, 1, size),
             read=torch.cat(by_head, 1).flatten(0, 1),
             out=self.out.weight * self._output_scale,
             sharpness=(self.log_sharpness / 2).exp()[:, None, None].repeat(batch_size, 1, 1),
@@ -138,6 +144,7 @@ class InductionHead(nn.Module):
         made = F.linear(windows, state.read).view(batch_size, tokens, self.heads, 2 * self.size)
         places, values = made.transpose(1, 2).reshape(-1, tokens, 2 * self.size).split(self.size, -1)
         keys = places * (state.sharpness / places.norm(dim=-1, keepdim=True).clamp_min_(_TINY))
+        # A token is found by the key of the place before it, and makes the key of the place behind it.
         before = state.here if tokens == 1 else torch.cat([state.here, keys[:, :-1]], 1)
         state.tokens[:, first:end] = torch.cat([before, values], -1)
         state.ids[:, first:end] = ids

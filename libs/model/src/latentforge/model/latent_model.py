@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from latentforge.model.autoencoder import Autoencoder
 from latentforge.model.induction import Found
-from latentforge.model.logit_features import EmbeddingFeatures
+from latentforge.model.logit_features import LinearFeatures
 from latentforge.model.output_loss import OutputLayer
 from latentforge.model.student import Student
 
@@ -86,31 +86,29 @@ class LatentModel(nn.Module):
             tokens: int64 [b, t, K]; pads only on the left of the first chunk.
             generator: draws the energy head's noise; the deterministic head does not use it.
         """
-        hidden = self.hidden(tokens)
-        latents: Tensor = self.student.head(hidden, 1, generator)[0]
-        return ChunkOutput(self.logits_of(tokens, hidden, latents), latents, hidden)
+        hidden_bth = self.hidden(tokens)
+        latents_btd: Tensor = self.student.head(hidden_bth, 1, generator)[0]
+        logits = self.output(tokens, hidden_bth, latents_btd).logits()
+        return ChunkOutput(logits.view(*tokens.shape, -1), latents_btd, hidden_bth)
 
     def hidden(self, tokens: Tensor) -> Tensor:
         """Backbone states [b, t, h] that predict each chunk of tokens [b, t, K]."""
+        # Shifted by one chunk: step t reads chunk t - 1, and the backbone's causal mask hides all later ones from it.
         start = self.student.start_inputs(tokens.shape[0])
         return self.student.run_backbone(torch.cat([start, self.student.embed_chunks(tokens[:, :-1])], 1))
 
-    def logits_of(self, tokens: Tensor, hidden: Tensor, latents: Tensor) -> Tensor:
-        """Logits [b, t, K, V] of tokens [b, t, K] from hidden [b, t, h] and latents [b, t, D]."""
-        return self.output(tokens, hidden, latents).logits().view(*tokens.shape, -1)
-
-    def output(self, tokens: Tensor, hidden: Tensor, latents: Tensor) -> OutputLayer:
-        """The output layer and what it reads, for b·t·K tokens; arguments as in :meth:`logits_of`."""
-        embedded = self.student.embed(tokens)
-        found = self.found(tokens, embedded)
-        parts = hidden, latents, self.student.windows(embedded), embedded
-        hidden, latents, previous, embedded = (part.flatten(0, 1) for part in parts)
+    def output(self, tokens_btk: Tensor, hidden_bth: Tensor, latents_btd: Tensor) -> OutputLayer:
+        """The output layer of all b·t·K tokens and what it reads: token_losses and logits() need nothing else."""
+        embedded_btke = self.student.embed(tokens_btk)
+        found = self.found(tokens_btk, embedded_btke)
+        # To a chunk decoder every chunk of every text is an item of one batch, n = b·t.
+        parts = hidden_bth, latents_btd, self.student.windows(embedded_btke), embedded_btke
+        hidden_nh, latents_nd, previous, current = (part.flatten(0, 1) for part in parts)
         if found is None:
-            return self.output_of_chunks(hidden, latents, previous, embedded)
+            return self.output_of_chunks(hidden_nh, latents_nd, previous, current)
         vectors = found.vectors.view(-1, self.chunk_size, found.vectors.shape[-1])
-        return self.output_of_chunks(hidden, latents, previous, embedded, vectors)._replace(
-            pointer_logits=found.pointer_logits
-        )
+        layer = self.output_of_chunks(hidden_nh, latents_nd, previous, current, vectors)
+        return layer._replace(pointer_logits=found.pointer_logits)
 
     def found(self, tokens: Tensor, embedded: Tensor) -> Found | None:
         """What the induction heads find before every token of [b, t, K], embedded [b, t, K, e]; None without any."""
@@ -130,6 +128,8 @@ class LatentModel(nn.Module):
             found: the induction heads' vectors for the chunks' tokens, float [n, K, rank].
         """
         features, table = self.logit_features(hidden, latents).flatten(0, 1), self.output_weight
+        # Features and corrections are one product with one table, [features, corrections] · [table, U]ᵀ; its first part
+        # is frozen where it is the autoencoder's.
         num_fixed = 0 if table.requires_grad else table.shape[1]
         decoder = self.student.chunk_decoder
         if decoder is None:
@@ -150,8 +150,4 @@ class LatentModel(nn.Module):
     def output_weight(self) -> Tensor:
         """The table of the logit features, [V, w]; it has no gradient where it is the autoencoder's."""
         own = self.student.logit_features
-        return (
-            self.autoencoder.embedding.weight
-            if own is None or isinstance(own, EmbeddingFeatures)
-            else own.output.weight
-        )
+        return own.output.weight if isinstance(own, LinearFeatures) else self.autoencoder.embedding.weight

@@ -35,9 +35,9 @@ class SwiGLU(nn.Module):
 def output_scale(width: int) -> float:
     """What the inputs of a learnt output table are multiplied by, where they have ``width`` entries: 160 / width.
 
-    One AdamW step moves all entries of a row together, and so a logit by ``width`` times as much: without the division
-    (maximal update parametrisation, Yang et al. 2022) wide models blow up at rates that narrow ones need. The constant
-    comes from a few short runs, not from a sweep (docs/results).
+    One AdamW step moves every entry of a token's vector by about the learning rate, and so its logit by ``width`` times
+    as much: without the division (maximal update parametrisation, Yang et al., arXiv 2203.03466) wide models blow up at
+    rates that narrow ones need. The constant comes from a few short runs, not from a sweep.
     """
     return _OUTPUT_SCALE_WIDTH / width
 
@@ -64,18 +64,18 @@ def log_frequencies(counts: Tensor) -> Tensor:
 def init_slots(linear: nn.Linear, slots: int) -> None:
     """Gives each of ``slots`` equal parts of the input its own part of the output, by an orthogonal block.
 
-    A chain of such layers and its mirror image is near the identity, so that an autoencoder starts almost
-    invertible. Where the sizes cannot be split equally, the whole matrix is orthogonal instead.
+    A chain of such layers and its mirror image is near the identity, so that an autoencoder starts almost invertible.
+    Where the sizes cannot be split equally, the whole matrix is orthogonal instead.
     """
-    rows, columns = linear.weight.shape
-    if rows % slots or columns % slots:
+    num_out, num_in = linear.weight.shape
+    if num_out % slots or num_in % slots:
         nn.init.orthogonal_(linear.weight)
     else:
         linear.weight.zero_()
-        block = torch.empty(rows // slots, columns // slots)
+        block = torch.empty(num_out // slots, num_in // slots)
         for slot in range(slots):
             nn.init.orthogonal_(block)
-            r, c = slot * block.shape[0], slot * block.shape[1]
-            linear.weight[r : r + block.shape[0], c : c + block.shape[1]] = block
+            i, j = slot * block.shape[0], slot * block.shape[1]
+            linear.weight[i : i + block.shape[0], j : j + block.shape[1]] = block
     if linear.bias is not None:
         linear.bias.zero_()

@@ -46,7 +46,7 @@ class StudentBatch:
     Attributes:
         tokens: int64 [b, L].
         valid: bool [b, L]; False on pads, and on what is context only.
-        kd: teacher rows, or None.
+        kd: the teacher's rows, row i that of token i: its distribution given the tokens before; or None.
         chunk_valid: bool [b, t], the chunks of MSE and energy; None takes those with at least one valid token.
         on_policy: the model wrote the tokens itself; all that :func:`loss_of` learns of them is what the teacher would
             have written.
@@ -105,6 +105,14 @@ def student_loss(
 
     CE is the mean over valid tokens, KD over valid tokens that have a row, MSE and energy over ``chunk_valid``.
 
+    Args:
+        model: the autoencoder's posterior is the target of MSE (its mean) and energy (its samples), without a gradient.
+        batch: L is a multiple of K.
+        weights: of the terms.
+        generator: draws the energy head's noise, then the posterior's.
+        energy_samples: latents of each chunk that the energy score compares, at least 2.
+        energy_draws: samples of the posterior that it compares them with.
+
     Raises:
         ValueError: L is not a multiple of K, or the weights want a term that the model or the batch cannot give.
     """
@@ -117,23 +125,23 @@ def student_loss(
             "set the weight to 0 or head to 'energy'"
         )
     tokens_btk = batch.tokens.view(batch.tokens.shape[0], -1, k)
-    hidden = model.hidden(tokens_btk)
+    hidden_bth = model.hidden(tokens_btk)
     num_samples = energy_samples if weights.energy else 1
-    samples = model.student.head(hidden, num_samples, generator)
-    zero = hidden.new_zeros((), dtype=torch.float32)
+    latents_sbtd = model.student.head(hidden_bth, num_samples, generator)
+    zero = hidden_bth.new_zeros((), dtype=torch.float32)
     total, ce, kd, mse, energy = zero, zero, zero, zero, zero
     if weights.ce or weights.kd:
-        total, ce, kd = _token_terms(model.output(tokens_btk, hidden, samples[0]), batch, weights)
+        total, ce, kd = _token_terms(model.output(tokens_btk, hidden_bth, latents_sbtd[0]), batch, weights)
     if weights.mse or weights.energy:
         chunk_valid = batch.chunk_valid
         if chunk_valid is None:
             chunk_valid = batch.valid.view(batch.tokens.shape[0], -1, k).any(-1)
         with torch.no_grad():
             posterior = model.autoencoder.encode(tokens_btk)
-        mse = latent_mse(samples[0], posterior.mean, chunk_valid)
+        mse = latent_mse(latents_sbtd[0], posterior.mean, chunk_valid)
         if weights.energy:
             flat = Posterior(posterior.mean.flatten(0, 1), posterior.log_std.flatten(0, 1))
-            per_chunk = energy_loss(samples.flatten(1, 2), flat, energy_draws, generator)
+            per_chunk = energy_loss(latents_sbtd.flatten(1, 2), flat, energy_draws, generator)
             energy = masked_mean(per_chunk, chunk_valid.flatten())
     total = total + weights.mse * mse + weights.energy * energy
     return StudentLoss(total, ce, kd, mse, energy, batch.valid.sum())

@@ -1,7 +1,20 @@
-"""Output layer and token losses in one, without logits of the whole batch.
+"""Output layer, cross-entropy and KD in one, without the logits of a whole batch: the gradients are made by hand.
 
-Logits are made for some rows at a time, turned into their own gradient in place while they are still in the processor's
-cache, and dropped. Memory does not grow with tokens × vocabulary, and on a CPU it is much faster than autograd.
+Why: 2,048 tokens × 151,936 ids are 1.2 GB of float32 logits, and autograd would keep several such tensors. Here logits
+are made for some tokens at a time, turned into their own gradient in place while they are still in the processor's
+cache, multiplied into the gradients of the layer's inputs and weight, and dropped: memory does not grow with tokens ×
+vocabulary, and on a CPU it is much faster. Fused linear cross-entropy is the same for CE alone (Liger Kernel, arXiv
+2410.10989).
+
+With logits ℓ, lse their logsumexp, p = exp(ℓ - lse), realised token y, kept ids S, the teacher's masses t of those and
+t_tail of all others (they sum to 1), and the student's s_tail = Σ_{v ∉ S} p_v:
+
+    CE = lse - ℓ_y                              ∂CE/∂ℓ_v = p_v - 1{v = y}
+    KD = Σ_{v ∈ S} t_v·(log t_v - log p_v)      ∂KD/∂ℓ_v = p_v - t_v                     for v ∈ S
+         + t_tail·(log t_tail - log s_tail)     ∂KD/∂ℓ_v = p_v - t_tail·p_v / s_tail     for v ∉ S
+
+In the sum c·CE + d·KD every id outside S has a gradient that is exp(ℓ_v) times one number: a multiplication of a buffer
+that the logsumexp needs anyway. The k+1 kept ids are then put right by a scatter.
 """
 
 from collections.abc import Callable
@@ -41,7 +54,7 @@ class OutputLayer(NamedTuple):
         weight: float [V, w].
         bias: float [V].
         num_fixed: leading columns of the weight that get no gradient.
-        pointer_logits: of the same n rows, or None.
+        pointer_logits: of the same n tokens, or None.
     """
 
     inputs: Tensor
@@ -50,10 +63,10 @@ class OutputLayer(NamedTuple):
     num_fixed: int = 0
     pointer_logits: PointerLogits | None = None
 
-    def logits(self, rows: slice | Tensor = slice(None)) -> Tensor:
-        """Logits of some rows, float32 [m, V], new memory."""
-        logits = torch.addmm(self.bias, self.inputs[rows], self.weight.T).float()
-        return logits if self.pointer_logits is None else self.pointer_logits.select(rows).add_to(logits)
+    def logits(self, picked: slice | Tensor = slice(None)) -> Tensor:
+        """Logits of some of the n tokens, float32 [m, V], new memory."""
+        logits = torch.addmm(self.bias, self.inputs[picked], self.weight.T).float()
+        return logits if self.pointer_logits is None else self.pointer_logits.select(picked).add_to(logits)
 
 
 def token_losses(layer: OutputLayer, buckets: Buckets, ce_weights: Tensor, kd_weights: Tensor) -> TokenLosses:
@@ -118,9 +131,9 @@ class _TokenLosses(torch.autograd.Function):
             kept_logits = logits.gather(1, ids)
             logits.scatter_(1, ids, NEVER)
             top = logits.amax(1, keepdim=True)
-            rivals = torch.cat([kept_logits.masked_fill(~block.kept, NEVER), top], 1)
-            best[part] = kept_logits[:, -1] >= rivals.amax(1)
-            # From here on the buffer holds exp(logit - top) of the tail and 0 for kept tokens.
+            others = torch.cat([kept_logits.masked_fill(~block.kept, NEVER), top], 1)
+            best[part] = kept_logits[:, -1] >= others.amax(1)
+            # From here on the buffer holds exp(ℓ - top) of the tail, and 0 for kept ids, whose logit is NEVER.
             buffer = logits.sub_(top).exp_()
             tail_sum = buffer.sum(1)
             tail_lse = top[:, 0] + tail_sum.log()
@@ -129,14 +142,20 @@ class _TokenLosses(torch.autograd.Function):
                 continue
             ce_w, kd_w = ce_weights[part], kd_weights[part]
             both = ce_w + kd_w
+            # Tail: (c + d)·p - d·t_tail·p / s_tail. In the buffer's terms p = buffer·exp(top - lse), and p / s_tail =
+            # buffer / tail_sum.
             buffer.mul_((both * (top[:, 0] - lse).exp() - kd_w * block.teacher[:, -1] / tail_sum)[:, None])
+            # Kept ids: (c + d)·p - d·t. The last column is the realised token; where that is among the top ones its
+            # bucket is not in use, and only its -c is added to what the other column says.
             kept_grad = both[:, None] * (kept_logits - lse[:, None]).exp() - kd_w[:, None] * block.teacher[:, :-1]
             kept_grad = kept_grad * block.kept
             kept_grad[:, -1] -= ce_w
-            # Where every token is kept there is no tail, and its coefficient multiplied numbers that mean nothing.
+            # Zeros first: where every id is kept there is no tail, and its coefficient multiplied numbers that mean
+            # nothing. Then sums, since ids stand twice where a column is not in use.
             buffer.scatter_(1, ids, 0).scatter_add_(1, ids, kept_grad)
             if boost_grad is not None and pointer_logits is not None:
                 pointer_logits.select(part).gradient(buffer, boost_grad[part])
+            # With g the gradient of logits = x·Wᵀ + b: that of b is Σ g, of x is g·W, of W is gᵀ·x.
             bias_grad += buffer.sum(0)
             gradient = buffer.to(dtype)
             torch.mm(gradient, layer.weight, out=input_grad[part])
@@ -149,6 +168,7 @@ class _TokenLosses(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        # Everything was made in the forward pass, for a total whose own gradient is 1.
         inputs, weight, bias, boosts = ctx.saved_tensors
         scaled = (inputs * grads[0], weight * grads[0], bias * grads[0])
         return *scaled, None, None if boosts is None else boosts * grads[0], *[None] * 10

@@ -1,4 +1,4 @@
-"""From a row of logits to a token."""
+"""From logits to a token."""
 
 from typing import Annotated
 
@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 # A draw from many entries finds a block of them first: writing out their cumulative mass in float64 takes nine times as
-# long as that (16 rows of 151,936 entries). Few entries are quicker done at once.
+# long as that (for 16 texts and 151,936 ids). Few entries are quicker done at once.
 _BLOCK = 128
 _WORTH_BLOCKS = 2**17
 
@@ -41,12 +41,12 @@ class SamplingParams(BaseModel):
 
 
 def sample(logits: Tensor, params: SamplingParams, generator: torch.Generator | None = None) -> Tensor:
-    """Draws one token for each row.
+    """Draws one token for each of b texts.
 
     Args:
         logits: float [b, V]; -inf marks tokens that must not be drawn.
         params: temperature, then top_k, then top_p are applied.
-        generator: on the logits' device; takes one uniform number for each row.
+        generator: on the logits' device; takes one uniform number for each text.
 
     Returns:
         int64 [b].
@@ -82,7 +82,11 @@ def sample_with_logprobs(
 
 
 def _draw(mass: Tensor, generator: torch.Generator | None) -> Tensor:
-    """One entry of each row of mass [b, n], which need not sum to 1, in proportion: int64 [b]."""
+    """Draws an entry in proportion to mass [b, n], which need not sum to 1: int64 [b].
+
+    By inversion: the entry in which a uniform share of the whole mass lies. In float64, where the sum of 151,936 small
+    numbers still tells neighbours apart.
+    """
     uniform = torch.rand((len(mass), 1), dtype=torch.float64, device=mass.device, generator=generator)
     if mass.shape[-1] <= _BLOCK or mass.numel() < _WORTH_BLOCKS:
         return _find(mass.cumsum(-1, dtype=torch.float64), uniform)[0][:, 0]
@@ -97,10 +101,10 @@ def _draw(mass: Tensor, generator: torch.Generator | None) -> Tensor:
 
 
 def _find(cumulative: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
-    """The entries of rows of cumulative mass [b, n] in which the shares ``uniform`` of it lie, and those as mass.
+    """The entries of cumulative mass [b, n] in which the shares ``uniform`` of it lie, and those shares as mass.
 
     Args:
-        cumulative: float64 [b, n], the last entry of each row above 0.
+        cumulative: float64 [b, n], ascending; the last entries are above 0.
         uniform: float64 [b, 1], from 0 to 1.
 
     Returns:

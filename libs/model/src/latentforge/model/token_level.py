@@ -1,4 +1,4 @@
-"""The rival: a student that writes one token a step, with the backbone of a latent student."""
+"""The token-level baseline: a student that writes one token a step, with the backbone of a latent student."""
 
 from typing import Any
 

@@ -27,9 +27,15 @@ class BrierScore:
 def brier_values(samples: Tensor, targets: Tensor) -> Tensor:
     """Unbiased estimates of Brier-n at each position, float64 [n_positions, n_max]; column n - 1 is Brier-n.
 
-    ``E[1{x1 = y} + 1{x2 = y} - 1{x1 = x2}]`` of the first n tokens, averaged over all pairs of the m samples. Its
-    expectation is ``2·Σ p·q - Σ p²`` for a model p of a language q, which is greatest at p = q. Equal n-grams are
-    counted and no pair is made: memory is O(m·n_positions).
+    Brier's score of a prediction p for an outcome y, Σ_x (p(x) - 1{x = y})², is 1 - (2·p(y) - Σ p²). The mean of the
+    bracket over y from q, 2·Σ p·q - Σ p², is greatest at p = q, and both of its sums are probabilities that n-grams
+    coincide. So samples do, where nobody knows p:
+
+        E[1{x1 = y} + 1{x2 = y} - 1{x1 = x2}]        x1, x2 drawn from p independently, y from q
+
+    CALM's reference takes one pair of samples; here it is the mean over all ordered pairs of the m samples. The first
+    two terms are then 2·hits / m; a group of s equal n-grams has s·(s - 1) pairs that coincide, of m·(m - 1). Groups
+    are counted and no pair is made: memory is O(m·n_positions).
 
     Args:
         samples: int64 [m, n_positions, n_max], m >= 2 continuations of each position's prefix, drawn independently.
@@ -49,7 +55,8 @@ def brier_values(samples: Tensor, targets: Tensor) -> Tensor:
     hit = torch.ones_like(group, dtype=torch.bool)
     values = torch.empty(positions, n_max, dtype=torch.float64, device=samples.device)
     for i in range(n_max):
-        # A group is a position and an n-gram; it is split by the next token.
+        # A group is a position and an n-gram; it is split by the next token. Summed over its s samples, s - 1 gives its
+        # s·(s - 1) pairs.
         _, group, sizes = torch.unique(group * len(ids) + tokens[..., i], return_inverse=True, return_counts=True)
         hit &= samples[..., i] == targets[:, i]
         same = (sizes[group] - 1).sum(0).double() / (num * (num - 1))

@@ -25,7 +25,7 @@ def cluster_bootstrap(
     sums of their difference. (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapters 8 and 13.)
 
     Args:
-        sums: [C] or [C, *S], a row for each cluster.
+        sums: [C] or [C, *S], one or several sums for each cluster.
         counts: how many values each sum holds, in a shape that broadcasts to that of sums.
         statistic: takes the ratios of r resamples, float64 [r, *S], and returns [r]; NaN stands where a resample had
             nothing to count. Without it sums must be [C].
@@ -47,10 +47,12 @@ def cluster_bootstrap(
     parts: list[Tensor] = []
     at_once = max(1, _DRAWS_AT_ONCE // num)
     for first in range(0, resamples, at_once):
-        rows = min(at_once, resamples - first)
-        drawn = rng.integers(num, size=(rows, num)) + num * np.arange(rows)[:, None]
-        times = torch.from_numpy(np.bincount(drawn.reshape(-1), minlength=rows * num).reshape(rows, num))
-        total, count = (times.double() @ table).reshape(rows, 2, *sums.shape[1:]).unbind(1)
+        r = min(at_once, resamples - first)
+        # A resample is how many times each cluster was drawn, and its sums a product with those counts. Bins of its own
+        # for every resample let one bincount count all.
+        drawn = rng.integers(num, size=(r, num)) + num * np.arange(r)[:, None]
+        times = torch.from_numpy(np.bincount(drawn.reshape(-1), minlength=r * num).reshape(r, num))
+        total, count = (times.double() @ table).reshape(r, 2, *sums.shape[1:]).unbind(1)
         ratio = total / count
         parts.append(ratio if statistic is None else statistic(ratio))
     values = torch.cat(parts)

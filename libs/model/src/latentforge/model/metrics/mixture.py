@@ -19,8 +19,8 @@ def mixture_log_likelihood(log_probs: Tensor) -> Tensor:
     value is a difference of two such bounds and none itself. A token that no latent allows, and all after it, get -inf.
 
     Args:
-        log_probs: float [N, n_chunks, K], log p_dec(x_k | z_n) of the true token k under latent n, drawn from
-            the student's head for the chunk.
+        log_probs: float [N, n_chunks, K], log p_dec(x_k | z_n) of the true token k under latent n, drawn from the
+            student's head for the chunk.
 
     Raises:
         ValueError: N is 0, or values that are no log probabilities (NaN or above 0).
@@ -38,8 +38,8 @@ def mixture_log_likelihood(log_probs: Tensor) -> Tensor:
 def nested_mixture(log_probs: Tensor, sizes: Sequence[int] = (1, 8, 32, 128)) -> dict[int, Tensor]:
     """`mixture_log_likelihood` at several N from the same draws: ``{N: float64 [n_chunks, K]}``, in nats.
 
-    Where N is less than the number of draws, disjoint groups of N are averaged (in log, so that it stays the bound
-    at N, with less variance); draws that fill no group are left out.
+    Where N is less than the number of draws, disjoint groups of N are averaged (in log, so that it stays the bound at
+    N, with less variance); draws that fill no group are left out.
 
     Args:
         log_probs: float [draws, n_chunks, K], as of `mixture_log_likelihood`.
