@@ -2,7 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from latentforge.trainer.config.recipe import load_recipe, parse_override
+from latentforge.trainer.config.recipe import Recipe, load_recipe, parse_override
+from latentforge.trainer.config.sections import Section
 from latentforge.trainer.config.settings import TrainerSettings
 from latentforge.trainer.errors import RecipeError
 
@@ -80,3 +81,9 @@ def test_overrides_are_read_as_toml_or_text() -> None:
     assert parse_override("student.model.head=energy") == ("student.model.head", "energy")
     with pytest.raises(RecipeError, match="dotted name"):
         parse_override("steps")
+
+
+def test_every_field_says_what_it_is() -> None:
+    sections: list[type[Section]] = [Recipe, *Section.__subclasses__()]
+    silent = [f"{s.__name__}.{name}" for s in sections for name, f in s.model_fields.items() if not f.description]
+    assert silent == []

@@ -6,7 +6,7 @@ import torch
 
 from latentforge.core.manifest import TeacherId
 from latentforge.model.io import load_autoencoder
-from latentforge.trainer.config.recipe import StudentRecipe
+from latentforge.trainer.config.sections import StudentRecipe
 from latentforge.trainer.errors import TrainerError
 from latentforge.trainer.training.learners import latent_learner
 from latentforge.trainer.training.publish import is_published, publish, publish_steps, published

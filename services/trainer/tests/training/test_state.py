@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from latentforge.trainer.config.recipe import OptimRecipe
+from latentforge.trainer.config.sections import OptimRecipe
 from latentforge.trainer.errors import TrainerError
 from latentforge.trainer.training.optimisation import Optimisation
 from latentforge.trainer.training.state import StageState

@@ -3,213 +3,36 @@
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from latentforge.core.errors import describe_errors
 from latentforge.model.config import AutoencoderConfig, BackboneConfig, StudentConfig, TokenLevelConfig
-from latentforge.teacher_client.sparse_rows import LogprobDtype
-from latentforge.trainer.config.objectives import DEFAULT_OBJECTIVE, OBJECTIVES, apply_objective
+from latentforge.trainer.config.objectives import OBJECTIVES, apply_objective
+from latentforge.trainer.config.sections import AutoencoderRecipe, DataRecipe, Section, StudentRecipe, TeacherRecipe
 from latentforge.trainer.errors import RecipeError
 
-PositiveInt = Annotated[int, Field(ge=1)]
-Share = Annotated[float, Field(ge=0, le=1)]
 C = TypeVar("C", bound=BaseModel)
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+class Recipe(Section):
+    """One run."""
 
-
-class DataRecipe(_Section):
-    """How text becomes sequences.
-
-    Attributes:
-        sequence_length: tokens per sequence, a multiple of K.
-        eos_id, pad_id: None takes the tokenizer's own.
-    """
-
-    sequence_length: PositiveInt = 2048
-    eos_id: Annotated[int, Field(ge=0)] | None = None
-    pad_id: Annotated[int, Field(ge=0)] | None = None
-
-
-class OptimRecipe(_Section):
-    """Optimizer and schedule.
-
-    Attributes:
-        steps: optimizer steps.
-        batch_size: chunks per step for the autoencoder, sequences per step for the student.
-        lr: peak learning rate of Muon and AdamW.
-        weight_decay: for the matrices.
-        warmup_steps: steps over which the rate rises to its peak.
-        decay: how the rate falls to 0.
-        decay_from: share of the steps after which it begins to fall.
-        clip_norm: the gradient's norm is cut to this.
-    """
-
-    steps: PositiveInt
-    batch_size: PositiveInt
-    lr: Annotated[float, Field(gt=0, allow_inf_nan=False)]
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    warmup_steps: Annotated[int, Field(ge=0)] = 20
-    decay: Literal["linear", "cosine"] = "linear"
-    decay_from: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    clip_norm: Annotated[float, Field(gt=0)] = 1.0
-
-
-class AutoencoderRecipe(_Section):
-    """The autoencoder and its training.
-
-    Attributes:
-        model: fields of AutoencoderConfig besides vocab_size, chunk_size and pad_id.
-        optim: optimizer and schedule.
-        random_share: share of a batch's chunks that are uniformly random ids, so that rare tokens are learnt too.
-        pad_share: share of a batch's chunks that are padded on the left, like a text's first chunk.
-        text_tokens: of the training text, how many tokens it learns from: the sequences that a student of the same seed
-            reads first. So many as the student learns from, and the two together have seen no more text than it has;
-            None takes all.
-        validate_every, save_every: steps between validations and saves.
-        validation_chunks: held-out chunks of a validation during the run; the last one takes all.
-    """
-
-    model: dict[str, Any] = {}
-    optim: OptimRecipe
-    random_share: Share = 0.1
-    pad_share: Share = 0.02
-    text_tokens: PositiveInt | None = None
-    validate_every: PositiveInt = 200
-    save_every: PositiveInt = 200
-    validation_chunks: PositiveInt = 1024
-
-
-class WeightsRecipe(_Section):
-    """Weights of the student's loss terms; the objective decides those that are not set."""
-
-    ce: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
-    kd: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
-    mse: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
-    energy: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
-
-
-class OnPolicyRecipe(_Section):
-    """Steps that learn the teacher's rows on text which the student has just written itself, and nothing else of it.
-
-    Attributes:
-        share: of the steps; the others learn the data as ever.
-        begin: share of the steps before which there are none: a student that cannot write yet has little to show.
-        prompt_tokens: of the training text that it goes on from.
-        max_tokens: that it writes.
-        temperature: that it writes with.
-    """
-
-    share: Share = 0.0
-    begin: Annotated[float, Field(ge=0, lt=1)] = 0.5
-    prompt_tokens: PositiveInt = 64
-    max_tokens: PositiveInt = 192
-    temperature: Annotated[float, Field(gt=0, le=100)] = 1.0
-
-
-class StudentRecipe(_Section):
-    """The student and its training.
-
-    Attributes:
-        objective: what it learns from (see objectives.py); decides weights, head and logit features where those are
-            not set.
-        model: fields of StudentConfig besides vocab_size, chunk_size, latent_size, pad_id and eos_id.
-        optim: optimizer and schedule.
-        weights: weights of the loss terms.
-        on_policy: steps on the student's own text.
-        init_backbone: a folder with a token-level student, or a Qwen3 model of transformers, whose backbone it starts
-            from; its sizes must be the same.
-        phase_probability: share of sequences whose first chunk is left-padded by 1 … K−1 pads.
-        validate_every, save_every: steps between validations and saves.
-        validation_sequences: held-out sequences of a validation.
-        num_publishes: checkpoints published over the run, the first one early.
-        publish_every: steps between checkpoints instead; None follows num_publishes.
-        golden_prompt, golden_tokens: the greedy continuation that a checkpoint's manifest carries.
-    """
-
-    objective: str = DEFAULT_OBJECTIVE
-    model: dict[str, Any]
-    optim: OptimRecipe
-    weights: WeightsRecipe = WeightsRecipe()
-    on_policy: OnPolicyRecipe = OnPolicyRecipe()
-    init_backbone: Path | None = None
-    phase_probability: Share = 0.5
-    validate_every: PositiveInt = 50
-    save_every: PositiveInt = 50
-    validation_sequences: PositiveInt = 8
-    num_publishes: Annotated[int, Field(ge=3)] = 5
-    publish_every: PositiveInt | None = None
-    golden_prompt: str = "def main(argv=None):\n"
-    golden_tokens: PositiveInt = 32
-
-
-class GenerateRecipe(_Section):
-    """What the teacher is asked to write, where its own text is what the student learns from.
-
-    Attributes:
-        prompts, held_out_prompts: how many are chosen from the training and from the held-out documents.
-        n: continuations per prompt.
-        max_tokens: most tokens of a continuation.
-        temperature, top_p: of the teacher's sampling; 1 and 1 draw from its distribution, which the rows describe.
-        prompt_tokens: of a document that is text, its first so many tokens are in the prompt.
-        instruction: stands before those.
-        seed: of the choice of prompts and of the sampling.
-    """
-
-    prompts: PositiveInt = 1000
-    held_out_prompts: PositiveInt = 50
-    n: Annotated[int, Field(ge=1, le=64)] = 1
-    max_tokens: PositiveInt = 256
-    temperature: Annotated[float, Field(ge=0, le=100)] = 1.0
-    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    prompt_tokens: PositiveInt = 128
-    instruction: str = "Continue the following text. Answer with its continuation alone."
-    seed: Annotated[int, Field(ge=0)] = 0
-
-
-class TeacherRecipe(_Section):
-    """What is asked of the teacher.
-
-    Attributes:
-        targets: score: its rows on the data; generate: its own text and its rows on that; auto: score where the
-            teacher can; text: the data alone, no teacher.
-        top_k: entries per row.
-        logprob_dtype: how logprobs travel, and are stored.
-        generate: what generate asks for.
-    """
-
-    targets: Literal["auto", "score", "generate", "text"] = "auto"
-    top_k: PositiveInt = 20
-    logprob_dtype: LogprobDtype = "float16"
-    generate: GenerateRecipe = GenerateRecipe()
-
-
-class Recipe(_Section):
-    """One run.
-
-    Attributes:
-        name: names the run unless --run does.
-        seed: of weights, order and noise.
-        chunk_size: K.
-        vocab_size: ids of the models; None takes the tokenizer's. Must cover the teacher's output layer.
-        device: auto takes CUDA where there is one.
-        precision: of the forward pass; weights and optimizer state stay float32.
-    """
-
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
-    seed: Annotated[int, Field(ge=0)] = 0
-    chunk_size: PositiveInt = 8
-    vocab_size: PositiveInt | None = None
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    precision: Literal["float32", "bfloat16"] = "float32"
-    data: DataRecipe = DataRecipe()
-    teacher: TeacherRecipe = TeacherRecipe()
-    autoencoder: AutoencoderRecipe
-    student: StudentRecipe
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Names the run unless --run does.")
+    seed: int = Field(0, ge=0, description="Of weights, sequence order and noise.")
+    chunk_size: int = Field(8, ge=1, description="K.")
+    vocab_size: int | None = Field(
+        None, ge=1, description="Ids of the models; unset takes the tokenizer's. Covers the teacher's output layer."
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto takes CUDA where there is one.")
+    precision: Literal["float32", "bfloat16"] = Field(
+        "float32", description="Of the forward pass; weights and optimizer state stay float32."
+    )
+    data: DataRecipe = Field(DataRecipe(), description="How text becomes sequences.")
+    teacher: TeacherRecipe = Field(TeacherRecipe(), description="What is asked of the teacher.")
+    autoencoder: AutoencoderRecipe = Field(description="The autoencoder and its training.")
+    student: StudentRecipe = Field(description="The student and its training.")
 
     @model_validator(mode="after")
     def _check(self) -> Self:

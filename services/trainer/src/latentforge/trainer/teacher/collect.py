@@ -13,7 +13,7 @@ from latentforge.teacher.v1 import teacher_pb2 as pb
 from latentforge.teacher_client.errors import TeacherError
 from latentforge.teacher_client.sparse_rows import SparseRows, join_rows
 from latentforge.teacher_client.wire import dtype_to_proto, rows_from_proto
-from latentforge.trainer.config.recipe import TeacherRecipe
+from latentforge.trainer.config.sections import TeacherRecipe
 from latentforge.trainer.data.prompts import Prompt, digest
 from latentforge.trainer.errors import TrainerError
 from latentforge.trainer.run.context import RunContext

@@ -11,7 +11,7 @@ from torch import Tensor
 from latentforge.model.autoencoder import Autoencoder
 from latentforge.model.io import save_pretrained
 from latentforge.text.packed import PackedData, check_data
-from latentforge.trainer.config.recipe import AutoencoderRecipe
+from latentforge.trainer.config.sections import AutoencoderRecipe
 from latentforge.trainer.data.sequence_order import batch_indices, epoch_phase, step_generator, step_random
 from latentforge.trainer.errors import TrainerError
 from latentforge.trainer.results import EVALUATION, AutoencoderResult

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from latentforge.model.optim import build_optimizers, load_state_tensors, set_learning_rate, state_tensors
-from latentforge.trainer.config.recipe import OptimRecipe
+from latentforge.trainer.config.sections import OptimRecipe
 from latentforge.trainer.errors import TrainerError
 
 

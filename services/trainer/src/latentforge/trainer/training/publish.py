@@ -26,7 +26,7 @@ from latentforge.model.io import save_pretrained
 from latentforge.model.latent_model import LatentModel
 from latentforge.model.sampling import SamplingParams
 from latentforge.model.token_level import TokenLevelModel
-from latentforge.trainer.config.recipe import StudentRecipe
+from latentforge.trainer.config.sections import StudentRecipe
 from latentforge.trainer.errors import TrainerError
 from latentforge.trainer.run.context import RunContext
 

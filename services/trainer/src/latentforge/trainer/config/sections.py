@@ -1,0 +1,157 @@
+"""The sections of a recipe."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from latentforge.teacher_client.sparse_rows import LogprobDtype
+from latentforge.trainer.config.objectives import DEFAULT_OBJECTIVE
+
+
+class Section(BaseModel):
+    """A part of a recipe; a field that it does not know is refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DataRecipe(Section):
+    """How text becomes sequences."""
+
+    sequence_length: int = Field(2048, ge=1, description="Tokens per sequence, a multiple of K.")
+    eos_id: int | None = Field(None, ge=0, description="Ends a text; unset takes the tokenizer's own.")
+    pad_id: int | None = Field(None, ge=0, description="Fills what is no text; unset takes the tokenizer's own.")
+
+
+class OptimRecipe(Section):
+    """Optimizer and schedule."""
+
+    steps: int = Field(ge=1, description="Optimizer steps.")
+    batch_size: int = Field(ge=1, description="Chunks per step of the autoencoder, sequences per step of the student.")
+    lr: float = Field(gt=0, allow_inf_nan=False, description="Peak learning rate of Muon and AdamW.")
+    weight_decay: float = Field(0.0, ge=0, description="Of the matrices.")
+    warmup_steps: int = Field(20, ge=0, description="Steps over which the rate rises to its peak.")
+    decay: Literal["linear", "cosine"] = Field("linear", description="How the rate falls to 0.")
+    decay_from: float = Field(0.0, ge=0, lt=1, description="Share of the steps after which it begins to fall.")
+    clip_norm: float = Field(1.0, gt=0, description="The gradient's norm is cut to this.")
+
+
+class AutoencoderRecipe(Section):
+    """The autoencoder and its training."""
+
+    model: dict[str, Any] = Field({}, description="Fields of AutoencoderConfig besides vocab_size, chunk_size, pad_id.")
+    optim: OptimRecipe = Field(description="Optimizer and schedule.")
+    random_share: float = Field(
+        0.1,
+        ge=0,
+        le=1,
+        description="Share of a batch's chunks that are uniformly random ids, so that rare tokens are learnt too.",
+    )
+    pad_share: float = Field(
+        0.02,
+        ge=0,
+        le=1,
+        description="Share of a batch's chunks that are padded on the left, like a text's first chunk.",
+    )
+    text_tokens: int | None = Field(
+        None,
+        ge=1,
+        description="Of the training text, how many tokens it learns from: the sequences that a student of the same "
+        "seed reads first. So many as the student learns from, and the two together have seen no more text than it "
+        "has; unset takes all.",
+    )
+    validate_every: int = Field(200, ge=1, description="Steps between validations.")
+    save_every: int = Field(200, ge=1, description="Steps between saves.")
+    validation_chunks: int = Field(
+        1024, ge=1, description="Held-out chunks of a validation during the run; the last one takes all."
+    )
+
+
+class WeightsRecipe(Section):
+    """Weights of the student's loss terms; the objective decides those that are not set."""
+
+    ce: float = Field(1.0, ge=0, allow_inf_nan=False, description="Of the cross-entropy.")
+    kd: float = Field(1.0, ge=0, allow_inf_nan=False, description="Of the divergence from the teacher.")
+    mse: float = Field(0.0, ge=0, allow_inf_nan=False, description="Of the latents' squared error.")
+    energy: float = Field(0.0, ge=0, allow_inf_nan=False, description="Of the energy score.")
+
+
+class OnPolicyRecipe(Section):
+    """Steps that learn the teacher's rows on text which the student has just written itself, and nothing else of it."""
+
+    share: float = Field(0.0, ge=0, le=1, description="Of the steps; the others learn the data as ever.")
+    begin: float = Field(
+        0.5,
+        ge=0,
+        lt=1,
+        description="Share of the steps before which there are none: who cannot write yet has little to show.",
+    )
+    prompt_tokens: int = Field(64, ge=1, description="Tokens of training text that the student continues.")
+    max_tokens: int = Field(192, ge=1, description="Tokens that it writes.")
+    temperature: float = Field(1.0, gt=0, le=100, description="That it writes with.")
+
+
+class StudentRecipe(Section):
+    """The student and its training."""
+
+    objective: str = Field(
+        DEFAULT_OBJECTIVE,
+        description="What it learns from (see objectives.py); decides weights, head and logit features that are not "
+        "set.",
+    )
+    model: dict[str, Any] = Field(
+        description="Fields of StudentConfig besides vocab_size, chunk_size, latent_size, pad_id and eos_id."
+    )
+    optim: OptimRecipe = Field(description="Optimizer and schedule.")
+    weights: WeightsRecipe = Field(WeightsRecipe(), description="Weights of the loss terms.")
+    on_policy: OnPolicyRecipe = Field(OnPolicyRecipe(), description="Steps on text that the student writes itself.")
+    init_backbone: Path | None = Field(
+        None,
+        description="Folder of a token-level student, or of a Qwen3 model of transformers, whose backbone it starts "
+        "from; its sizes must be the same.",
+    )
+    phase_probability: float = Field(
+        0.5, ge=0, le=1, description="Share of sequences whose first chunk is left-padded by 1 to K-1 pads."
+    )
+    validate_every: int = Field(50, ge=1, description="Steps between validations.")
+    save_every: int = Field(50, ge=1, description="Steps between saves.")
+    validation_sequences: int = Field(8, ge=1, description="Held-out sequences of a validation.")
+    num_publishes: int = Field(5, ge=3, description="Checkpoints published over the run, the first one early.")
+    publish_every: int | None = Field(
+        None, ge=1, description="Steps between checkpoints instead; unset follows num_publishes."
+    )
+    golden_prompt: str = Field(
+        "def main(argv=None):\n", description="Its greedy continuation is in a checkpoint's manifest."
+    )
+    golden_tokens: int = Field(32, ge=1, description="Most tokens of that continuation.")
+
+
+class GenerateRecipe(Section):
+    """What the teacher is asked to write, where its own text is what the student learns from."""
+
+    prompts: int = Field(1000, ge=1, description="How many are chosen from the training documents.")
+    held_out_prompts: int = Field(50, ge=1, description="How many are chosen from the held-out documents.")
+    n: int = Field(1, ge=1, le=64, description="Continuations per prompt.")
+    max_tokens: int = Field(256, ge=1, description="Most tokens of a continuation.")
+    temperature: float = Field(
+        1.0, ge=0, le=100, description="Of the teacher's sampling; 1 draws from the distribution that rows describe."
+    )
+    top_p: float = Field(1.0, gt=0, le=1, description="Of the teacher's sampling; 1 draws from the whole distribution.")
+    prompt_tokens: int = Field(128, ge=1, description="Of a document that is text, so many tokens are in the prompt.")
+    instruction: str = Field(
+        "Continue the following text. Answer with its continuation alone.", description="Stands before those."
+    )
+    seed: int = Field(0, ge=0, description="Of the choice of prompts and of the sampling.")
+
+
+class TeacherRecipe(Section):
+    """What is asked of the teacher."""
+
+    targets: Literal["auto", "score", "generate", "text"] = Field(
+        "auto",
+        description="score: its rows on the data; generate: its own text and its rows on that; auto: score where the "
+        "teacher can; text: the data alone, no teacher.",
+    )
+    top_k: int = Field(20, ge=1, description="Entries per row.")
+    logprob_dtype: LogprobDtype = Field("float16", description="How logprobs travel, and are stored.")
+    generate: GenerateRecipe = Field(GenerateRecipe(), description="What generate asks for.")
