@@ -17,6 +17,12 @@ from latentforge.text.errors import TextError
         ('{"messages": []}', "at least one message"),
         ('{"messages": [{"role": "robot", "content": "a"}]}', "'robot', not one of system, user, assistant"),
         ('{"messages": [{"role": "user"}]}', 'a message without a string "content"'),
+        ('{"text": "a", "id": ' + "9" * 4301 + "}", "a number of more than 4300 digits"),
+        ('{"text": ' + "[" * 100_000 + "]" * 100_000 + "}", "nested too deeply"),
+        ('{"text": "a\\ud83d b"}', '"text" is no text: \\ud83d at character 1 is half of a surrogate pair'),
+        ('{"text": "\\udc00"}', "\\udc00 at character 0 is half"),
+        ('{"messages": [{"role": "user", "content": "a\\ud83d"}]}', "a message is no text: \\ud83d at character 1"),
+        ('{"messages": [{"role": "user", "content": "", "x": ["\\ud83d"]}]}', "a message is no text: \\ud83d"),
     ],
 )
 def test_a_bad_line_is_named_with_its_number_and_what_is_expected(tmp_path: Path, line: str, what: str) -> None:

@@ -47,6 +47,16 @@ def test_chats_are_rendered_with_the_template_and_texts_never_make_special_token
     assert tokenizer.decode(tokens[: tokens.index(0)]) == "<|im_start|>user\nhi<|im_end|>\n"
 
 
+def test_a_chat_that_the_template_refuses_is_named_by_its_line(tmp_path: Path, tokenizer_folder: Path) -> None:
+    (tmp_path / "tokenizer.json").write_bytes((tokenizer_folder / "tokenizer.json").read_bytes())
+    (tmp_path / "chat_template.jinja").write_text("{{ raise_exception('odd') if messages[0].content == 'b' }}a")
+    chats = [{"messages": [{"role": "user", "content": content}]} for content in ("a", "b", "c")]
+    source = write(tmp_path / "d.jsonl", {"text": "hello"}, *chats)
+    tokenizer = TextTokenizer(tmp_path, eos_id=0, pad_id=1)
+    with pytest.raises(TextError, match=r"d\.jsonl, line 3: the chat template refuses these messages: odd"):
+        pack(source, tmp_path / "out", tokenizer)
+
+
 @pytest.mark.parametrize("length", [10, 4, 6])
 def test_a_length_that_k_does_not_divide_twice_is_refused_with_neighbours(
     tmp_path: Path, tokenizer: TextTokenizer, length: int

@@ -50,7 +50,7 @@ class ChatTemplate:
             if message.get("role") not in ROLES:
                 raise ChatError(f"a message has the role {message.get('role')!r}; roles are {', '.join(ROLES)}")
         said = [
-            s for message in messages for name, value in message.items() if name != "role" for s in _strings_of(value)
+            s for message in messages for name, value in message.items() if name != "role" for s in strings_of(value)
         ]
         for text in said:
             control.check(text)
@@ -105,9 +105,9 @@ def _said(message: Message, change: Callable[[str], str]) -> Message:
     return {name: value if name == "role" else changed(value) for name, value in message.items()}
 
 
-def _strings_of(value: Any) -> list[str]:
+def strings_of(value: Any) -> list[str]:
     """All strings in a part of a message, whatever it is made of."""
     if isinstance(value, str):
         return [value]
     items = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
-    return [s for item in items for s in _strings_of(item)]
+    return [s for item in items for s in strings_of(item)]

@@ -1,14 +1,16 @@
 """Documents as JSON lines: read with line numbers, written whole."""
 
 import json
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from latentforge.core.files import replacing
-from latentforge.text.chat_template import ROLES
+from latentforge.text.chat_template import ROLES, strings_of
 from latentforge.text.errors import TextError
+from latentforge.text.surrogates import surrogate_in
 
 EXPECTED = 'one JSON object per line, {"text": "..."} or {"messages": [{"role": "user", "content": "..."}, ...]}'
 
@@ -59,6 +61,11 @@ def _document(path: Path, number: int, raw: bytes) -> Document:
         raise wrong("not UTF-8") from None
     except json.JSONDecodeError as error:
         raise wrong(f"not JSON ({error.msg} at column {error.colno})") from None
+    except RecursionError:
+        raise wrong("nested too deeply to be read") from None
+    except ValueError:
+        # Python reads no longer ones, since that takes time that grows with the square of their length.
+        raise wrong(f"a number of more than {sys.get_int_max_str_digits()} digits") from None
     if not isinstance(value, dict):
         raise wrong(f"a JSON {type(value).__name__}, not an object")
     text, messages = value.get("text"), value.get("messages")
@@ -67,6 +74,8 @@ def _document(path: Path, number: int, raw: bytes) -> Document:
     if text is not None:
         if not isinstance(text, str):
             raise wrong(f'"text" is a JSON {type(text).__name__}, not a string')
+        if half := surrogate_in(text):
+            raise wrong(f'"text" is no text: {half}')
         return Document(number, len(raw), text, None)
     if not isinstance(messages, list) or not messages:
         raise wrong('"messages" is not a list with at least one message')
@@ -75,6 +84,8 @@ def _document(path: Path, number: int, raw: bytes) -> Document:
             raise wrong('a message without a string "content"')
         if message.get("role") not in ROLES:
             raise wrong(f'a message with "role" {message.get("role")!r}, not one of {", ".join(ROLES)}')
+        if half := next(filter(None, map(surrogate_in, strings_of(message))), None):
+            raise wrong(f"a message is no text: {half}")
     return Document(number, len(raw), None, messages)
 
 

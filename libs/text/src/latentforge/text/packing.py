@@ -1,7 +1,7 @@
 """JSONL to packed data: the writer of :mod:`latentforge.text.packed`."""
 
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -99,7 +99,7 @@ def _write(
     position = num_empty = 0
     with (folder / TOKENS).open("wb") as file:
         for batch in _batches(read_documents(source)):
-            for document, ids in zip(batch, _encode(tokenizer, batch), strict=True):
+            for document, ids in zip(batch, encode_documents(source, tokenizer, batch), strict=True):
                 if not ids:
                     num_empty += 1
                     continue
@@ -142,7 +142,17 @@ def _batches(documents: Iterator[Document]) -> Iterator[list[Document]]:
         yield batch
 
 
-def _encode(tokenizer: TextTokenizer, batch: list[Document]) -> list[list[int]]:
-    texts = iter(tokenizer.encode_texts([d.text for d in batch if d.text is not None]))
-    chats = iter(tokenizer.encode_chats([d.messages for d in batch if d.messages is not None]))
-    return [next(texts if d.text is not None else chats) for d in batch]
+def encode_documents(source: Path, tokenizer: TextTokenizer, documents: Sequence[Document]) -> list[list[int]]:
+    """Ids of documents of a file.
+
+    Raises:
+        TextError: one cannot be rendered, and in which line it is.
+    """
+    try:
+        texts = iter(tokenizer.encode_texts([d.text for d in documents if d.text is not None]))
+        chats = iter(tokenizer.encode_chats([d.messages for d in documents if d.messages is not None]))
+    except TextError as error:
+        if len(documents) == 1:
+            raise TextError(f"{source}, line {documents[0].line}: {error}") from None
+        return [ids for document in documents for ids in encode_documents(source, tokenizer, [document])]
+    return [next(texts if d.text is not None else chats) for d in documents]

@@ -17,6 +17,7 @@ from latentforge.text.control_tokens import ControlTokens, control_literals
 from latentforge.text.errors import ChatError, TextError
 from latentforge.text.fingerprint import fingerprint_of
 from latentforge.text.respelling import respelled, unknown_literal
+from latentforge.text.surrogates import surrogate_in
 from latentforge.text.token_bytes import bytes_of_pieces, is_byte_level
 from latentforge.text.tokenizer_files import read_tokenizer_files
 
@@ -208,14 +209,6 @@ class TextTokenizer:
             return [list(e.ids) for e in tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
         except TypeError:
             raise TextError(next(filter(None, map(surrogate_in, texts)), "not a text")) from None
-
-
-def surrogate_in(text: str) -> str | None:
-    """Where a text has half of a surrogate pair, which is no character and no bytes stand for; None where nowhere."""
-    for at, character in enumerate(text):
-        if "\ud800" <= character <= "\udfff":
-            return f"\\u{ord(character):04x} at character {at} is half of a surrogate pair"
-    return None
 
 
 def _made(folder: Path, content: Mapping[str, Any]) -> Any:

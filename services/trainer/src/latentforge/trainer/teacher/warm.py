@@ -13,6 +13,7 @@ from latentforge.teacher_client.client import TeacherClient
 from latentforge.teacher_client.sparse_rows import LogprobDtype
 from latentforge.text.documents import read_documents
 from latentforge.text.packed import PackedData
+from latentforge.text.packing import encode_documents
 from latentforge.text.tokenizer import TextTokenizer
 from latentforge.trainer.errors import TrainerError
 
@@ -135,9 +136,8 @@ def _document_parts(
         documents = read_documents(file)
         while some := list(islice(documents, _DOCUMENTS_AT_ONCE)):
             # Cut here, not by the gateway, which takes no text longer than a sequence.
-            texts = tokenizer.encode_texts([d.text for d in some if d.text is not None])
-            chats = tokenizer.encode_chats([d.messages for d in some if d.messages is not None])
-            pieces = [ids[at : at + longest] for ids in texts + chats for at in range(0, len(ids), longest)]
+            encoded = encode_documents(file, tokenizer, some)
+            pieces = [ids[at : at + longest] for ids in encoded for at in range(0, len(ids), longest)]
             # A single token has no row.
             yield Part([piece for piece in pieces if len(piece) > 1], sum(d.num_bytes for d in some))
 
