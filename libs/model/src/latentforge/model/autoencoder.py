@@ -123,6 +123,7 @@ class Autoencoder(nn.Module):
     def loss(self, tokens: Tensor, generator: torch.Generator | None = None) -> AutoencoderLoss:
         """Reconstruction loss of chunks, int64 [n, K], under posterior noise, and under dropout in training mode."""
         x = self.embedding(tokens)
+        # A mask of its own stands for dropped tokens: an id of the vocabulary would be a token like any other.
         if self.training and self.config.token_dropout:
             dropped = _uniform(tokens.shape, tokens.device, generator) < self.config.token_dropout
             x = torch.where(dropped[..., None], self.mask_embedding, x)

@@ -93,6 +93,7 @@ class GruDecoder(ChunkDecoder):
         return state
 
     def next_state(self, state: Tensor, embedded: Tensor) -> Tensor:
+        # One step of nn.GRU, layer by layer: a layer's new state is what the next one reads.
         layers = []
         for layer, weights in zip(state, self.gru.all_weights, strict=True):
             embedded = torch.gru_cell(embedded, layer, *weights)

@@ -138,7 +138,8 @@ class InductionHead(nn.Module):
             more = max(tokens, first)
             state.tokens, state.base = F.pad(state.tokens, (0, 0, 0, more)), F.pad(state.base, (0, 0, 0, more))
             state.ids = F.pad(state.ids, (0, more))
-        # One token at a time is most of the time, and its time is that of starting operations: they are kept few.
+        # One token at a time is most of the time, and its time is that of starting operations: they are kept few. So
+        # key and value come from one product (``read``), of a window that is a view where there is only one.
         known = torch.cat([state.recent, embedded], 1)
         windows = known.view(batch_size, 1, -1) if tokens == 1 else self._windows(known)
         made = F.linear(windows, state.read).view(batch_size, tokens, self.heads, 2 * self.size)
@@ -153,6 +154,8 @@ class InductionHead(nn.Module):
     def find(self, state: InductionState) -> tuple[Tensor, Tensor, Tensor]:
         """What is found before the next token: its vector [b, out_size], and boosts [b, n] of the ids [b, n]."""
         n, batch_size = state.count, len(state.ids)
+        # One query for each text and head: entries along dimension 1, the first of them the score of finding nothing,
+        # whose value is zero and whose share is left out of the boosts.
         keys, values = state.tokens[:, :n].split(self.size, -1)
         shares = torch.baddbmm(state.base[:, :n], keys, state.here.mT).softmax(1)
         found = torch.bmm(shares.mT, values).view(batch_size, -1)

@@ -133,6 +133,7 @@ def student_loss(
     if weights.ce or weights.kd:
         total, ce, kd = _token_terms(model.output(tokens_btk, hidden_bth, latents_sbtd[0]), batch, weights)
     if weights.mse or weights.energy:
+        # Latents have no padding of their own: a chunk counts if any of its tokens does.
         chunk_valid = batch.chunk_valid
         if chunk_valid is None:
             chunk_valid = batch.valid.view(batch.tokens.shape[0], -1, k).any(-1)
@@ -170,6 +171,7 @@ def _token_terms(layer: OutputLayer, batch: StudentBatch, weights: ObjectiveWeig
             f"kd weight {weights.kd}, but the batch has no teacher rows; set the weight to 0 or score the batch"
         )
     buckets, has_row = _buckets(batch, layer.weight.shape[0])
+    # Weights that are shares make one weighted sum over tokens of two means over different tokens.
     valid = batch.valid.flatten()
     ce_share, kd_share = _share(valid), _share(valid & has_row)
     tokens = token_losses(layer, buckets, weights.ce * ce_share, weights.kd * kd_share)

@@ -62,6 +62,7 @@ def sample(logits: Tensor, params: SamplingParams, generator: torch.Generator | 
         return _draw(scaled.softmax(-1), generator)
     mass = scaled.softmax(-1)
     if params.top_p < 1:
+        # Tokens are sorted here. The one that takes the sum to top_p is the last that is kept, so that one always is.
         cumulative = mass.cumsum(-1, dtype=torch.float64)
         last = torch.searchsorted(cumulative, params.top_p * cumulative[:, -1:]).clamp_(max=mass.shape[-1] - 1)
         mass.masked_fill_(torch.arange(mass.shape[-1], device=mass.device) > last, 0)
@@ -90,6 +91,7 @@ def _draw(mass: Tensor, generator: torch.Generator | None) -> Tensor:
     uniform = torch.rand((len(mass), 1), dtype=torch.float64, device=mass.device, generator=generator)
     if mass.shape[-1] <= _BLOCK or mass.numel() < _WORTH_BLOCKS:
         return _find(mass.cumsum(-1, dtype=torch.float64), uniform)[0][:, 0]
+    # Inversion twice: which block of 128 entries the threshold lies in, then which entry of that block.
     short = -mass.shape[-1] % _BLOCK
     blocks = (F.pad(mass, (0, short)) if short else mass).unflatten(-1, (-1, _BLOCK))
     ends = blocks.sum(-1, dtype=torch.float64).cumsum_(-1)

@@ -64,6 +64,7 @@ class Student(nn.Module):
         window = self.config.chunk_decoder.window
         b, t, k, e = embedded.shape
         pads = self.embed(torch.full((1,), self.config.pad_id, device=embedded.device)).expand(b, window, k, e)
+        # padded[:, t + i] is chunk t + i - window, so that i = 0 … window - 1 give the chunks before chunk t in order.
         padded = torch.cat([pads, embedded[:, :-1]], 1)
         if window == 0:
             return embedded.new_empty(b, t, 0, e)
@@ -71,6 +72,7 @@ class Student(nn.Module):
 
     def embed_chunks(self, tokens: Tensor) -> Tensor:
         """Maps chunks of ids, int64 [b, t, K], to backbone inputs, float [b, t, h]."""
+        # K embeddings side by side are one vector: order in a chunk is by place, and needs no position of its own.
         flat = self.embed(tokens).flatten(-2)
         out: Tensor = self.chunk_norm(self.chunk_down(F.silu(self.chunk_up(flat))))
         return out

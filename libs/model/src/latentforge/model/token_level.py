@@ -78,6 +78,7 @@ class TokenLevelModel(nn.Module):
     def output(self, tokens: Tensor) -> OutputLayer:
         """The output layer and what it reads to predict each of tokens [b, L], teacher-forced."""
         embedded = self.embed(tokens)
+        # Shifted by one token: position i reads token i - 1, and the causal mask hides all later ones from it.
         inputs = torch.cat([self.start_inputs(tokens.shape[0]), embedded[:, :-1]], 1)
         hidden = self.run_backbone(inputs)
         if self.induction is None:
