@@ -87,3 +87,14 @@ def test_every_field_says_what_it_is() -> None:
     sections: list[type[Section]] = [Recipe, *Section.__subclasses__()]
     silent = [f"{s.__name__}.{name}" for s in sections for name, f in s.model_fields.items() if not f.description]
     assert silent == []
+
+
+def test_epochs_of_the_autoencoder_become_steps() -> None:
+    recipe = load_recipe("smoke", FOLDER, {"autoencoder.optim.batch_size": 10})
+    # 100 chunks of 8 tokens and a rest, 10 a step.
+    assert recipe.with_autoencoder_epochs(1, 803).autoencoder.optim.steps == 10
+    longer = recipe.with_autoencoder_epochs(0.25, 803)
+    assert longer.autoencoder.optim.steps == 3
+    changed = longer.model_dump()
+    changed["autoencoder"]["optim"]["steps"] = recipe.autoencoder.optim.steps
+    assert changed == recipe.model_dump()

@@ -9,19 +9,12 @@ import typer
 from latentforge.trainer.cli.data import data_app, pack, train_tokenizer
 from latentforge.trainer.cli.evaluate import evaluate
 from latentforge.trainer.cli.options import (
-    DataOption,
-    FreshOption,
-    GatewayOption,
-    HeldOutOption,
-    PromptsOption,
-    RecipeOption,
-    RunOption,
-    SetOption,
-    TargetsOption,
-    TokenizerOption,
+    RunOptions,
+    TeacherOptions,
     forget,
     run_context,
     user_errors,
+    with_groups,
 )
 from latentforge.trainer.cli.train import train_app
 from latentforge.trainer.cli.warm import warm
@@ -46,17 +39,10 @@ def _main() -> None:
 
 
 @app.command("run")
+@with_groups
 def run_all(
-    recipe: RecipeOption = "demo",
-    data: DataOption = None,
-    held_out: HeldOutOption = None,
-    gateway: GatewayOption = None,
-    targets: TargetsOption = None,
-    prompts: PromptsOption = None,
-    run: RunOption = None,
-    tokenizer: TokenizerOption = None,
-    sets: SetOption = None,
-    fresh: FreshOption = False,
+    options: RunOptions,
+    teacher: TeacherOptions,
     status_port: Annotated[
         int | None, typer.Option("--status-port", help="Serve GET /health and GET /status here.")
     ] = None,
@@ -74,14 +60,13 @@ def run_all(
     if keep_serving and status_port is None:
         raise typer.BadParameter("there is nothing to serve without --status-port", param_hint="--keep-serving")
     with user_errors(), StopRequest() as stop:
-        overrides = {"teacher.targets": targets, "teacher.generate.prompts": prompts}
-        context = run_context(recipe, run, overrides, sets, stop=stop, gateway_target=gateway, tokenizer_path=tokenizer)
+        context = run_context(options, teacher.overrides, stop, teacher.gateway)
         server = StatusServer(context.status, status_host, status_port) if status_port is not None else None
         try:
-            if fresh:
+            if options.fresh:
                 made = context.folder.iterdir() if context.folder.is_dir() else ()
                 forget(*(p for p in made if p.name != "generated"), context.settings.checkpoints_dir / context.name)
-            summary = run_pipeline(context, data, held_out, fresh=fresh)
+            summary = run_pipeline(context, options.data, options.held_out, fresh=options.fresh)
             context.status.done = True
             typer.echo(
                 f"{context.folder / SUMMARY}; {len(summary.checkpoints)} checkpoints, the last is "

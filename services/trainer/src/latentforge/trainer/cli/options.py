@@ -1,12 +1,19 @@
 """What commands share: options, from them a run's context, and how errors become words and exit codes."""
 
-import shutil
+import functools
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from latentforge.core.files import remove
+
+if TYPE_CHECKING:
+    from latentforge.trainer.run.context import RunContext
 
 TokenizerOption = Annotated[
     Path | None, typer.Option("--tokenizer", help="The teacher's tokenizer folder.", show_default="TOKENIZER_PATH")
@@ -58,15 +65,64 @@ GatewayOption = Annotated[
 ]
 
 
+@dataclass(frozen=True)
+class RunOptions:
+    """Which run, with which recipe and on which data: options of everything that trains."""
+
+    recipe: RecipeOption = "demo"
+    data: DataOption = None
+    held_out: HeldOutOption = None
+    run: RunOption = None
+    tokenizer: TokenizerOption = None
+    sets: SetOption = None
+    fresh: FreshOption = False
+
+
+@dataclass(frozen=True)
+class TeacherOptions:
+    """Where a teacher is and what it gives: options of everything that learns from one."""
+
+    gateway: GatewayOption = None
+    targets: TargetsOption = None
+    prompts: PromptsOption = None
+
+    @property
+    def overrides(self) -> dict[str, Any]:
+        return {"teacher.targets": self.targets, "teacher.generate.prompts": self.prompts}
+
+
+def with_groups(command: Callable[..., None]) -> Callable[..., None]:
+    """Lets a command take groups of options: every field of a parameter that is a dataclass is an option of its own.
+
+    typer reads a command's signature, so it is given one without the groups.
+    """
+    signature = inspect.signature(command)
+    kinds = {name: parameter.annotation for name, parameter in signature.parameters.items()}
+    groups: dict[str, Any] = {name: kind for name, kind in kinds.items() if is_dataclass(kind)}
+
+    @functools.wraps(command)
+    def flat(**values: Any) -> None:
+        for name, group in groups.items():
+            values[name] = group(**{field.name: values.pop(field.name) for field in fields(group)})
+        command(**values)
+
+    parameters = []
+    for name, parameter in signature.parameters.items():
+        own = inspect.signature(groups[name]).parameters.values() if name in groups else [parameter]
+        parameters += [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own]
+    flat.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    flat.__annotations__ = {p.name: p.annotation for p in parameters}
+    return flat
+
+
 def run_context(
-    recipe: str,
-    run: str | None,
-    overrides: dict[str, Any],
-    sets: list[str] | None,
-    *,
-    stop: Callable[[], bool],
-    **env: Any,
-) -> Any:
+    options: RunOptions, overrides: dict[str, Any], stop: Callable[[], bool], gateway: str | None = None
+) -> "RunContext":
+    """The run that the options name, its recipe with ``overrides`` by dotted name.
+
+    Raises:
+        SettingsError, RecipeError, TextError: a setting, the recipe or the tokenizer cannot be used.
+    """
     from latentforge.core.settings import load_settings
     from latentforge.trainer.config.recipe import load_recipe, parse_override
     from latentforge.trainer.config.settings import TrainerSettings
@@ -74,12 +130,13 @@ def run_context(
     from latentforge.trainer.run.status import Status
     from latentforge.trainer.run.tokenizer import teachers_tokenizer
 
-    settings = load_settings(TrainerSettings, **env)
-    loaded = load_recipe(recipe, settings.recipes_dir, {**overrides, **dict(parse_override(s) for s in sets or [])})
-    tokenizer = teachers_tokenizer(settings, eos_id=loaded.data.eos_id, pad_id=loaded.data.pad_id)
+    settings = load_settings(TrainerSettings, gateway_target=gateway, tokenizer_path=options.tokenizer)
+    overrides = {**overrides, **dict(parse_override(text) for text in options.sets or [])}
+    recipe = load_recipe(options.recipe, settings.recipes_dir, overrides)
+    tokenizer = teachers_tokenizer(settings, eos_id=recipe.data.eos_id, pad_id=recipe.data.pad_id)
     tokenizer.check_ids()
-    name = run or loaded.name
-    return RunContext(name, loaded, settings, tokenizer, Status(name), stop)
+    name = options.run or recipe.name
+    return RunContext(name, recipe, settings, tokenizer, Status(name), stop)
 
 
 def sequence_length_of(chosen: int | None, data: Path | None) -> int | None:
@@ -88,16 +145,13 @@ def sequence_length_of(chosen: int | None, data: Path | None) -> int | None:
         return chosen
     from latentforge.text.packed import PackedData
 
-    with user_errors():
-        return PackedData(data).meta.sequence_length
+    return PackedData(data).meta.sequence_length
 
 
 def forget(*places: Path) -> None:
+    """Removes files and folders, where they are."""
     for place in places:
-        if place.is_dir():
-            shutil.rmtree(place)
-        else:
-            place.unlink(missing_ok=True)
+        remove(place)
 
 
 @contextmanager

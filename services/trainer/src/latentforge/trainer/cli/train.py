@@ -1,28 +1,21 @@
 """``trainer train …``: one model each."""
 
-import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from latentforge.trainer.cli.options import (
-    DataOption,
-    FreshOption,
-    GatewayOption,
-    HeldOutOption,
     KOption,
     LengthOption,
-    PromptsOption,
-    RecipeOption,
-    RunOption,
-    SetOption,
-    TargetsOption,
-    TokenizerOption,
+    RunOptions,
+    TeacherOptions,
     forget,
     run_context,
     sequence_length_of,
     user_errors,
+    with_groups,
 )
 from latentforge.trainer.config.objectives import OBJECTIVES
 from latentforge.trainer.results import StudentResult
@@ -40,10 +33,9 @@ train_app = typer.Typer(no_args_is_help=True, help="Trains one model.")
 
 
 @train_app.command("autoencoder")
+@with_groups
 def autoencoder(
-    recipe: RecipeOption = "demo",
-    data: DataOption = None,
-    held_out: HeldOutOption = None,
+    options: RunOptions,
     k: KOption = None,
     d: Annotated[
         int | None, typer.Option("--d", help="Dimensions of a latent, D.", show_default="the recipe's")
@@ -56,10 +48,6 @@ def autoencoder(
         int | None, typer.Option("--batch-size", help="Chunks per step.", show_default="the recipe's")
     ] = None,
     sequence_length: LengthOption = None,
-    run: RunOption = None,
-    tokenizer: TokenizerOption = None,
-    sets: SetOption = None,
-    fresh: FreshOption = False,
 ) -> None:
     """Trains the autoencoder into runs/RUN/autoencoder/."""
     from latentforge.trainer.data.prepare import run_data
@@ -69,45 +57,37 @@ def autoencoder(
 
     if steps is not None and epochs is not None:
         raise typer.BadParameter("give --steps or --epochs, not both", param_hint="--epochs")
-    overrides = {
-        "chunk_size": k,
-        "autoencoder.model.latent_size": d,
-        "autoencoder.optim.steps": steps,
-        "autoencoder.optim.batch_size": batch_size,
-        "data.sequence_length": sequence_length_of(sequence_length, data),
-    }
     with user_errors(), StopRequest() as stop:
-        context = run_context(recipe, run, overrides, sets, stop=stop, tokenizer_path=tokenizer)
-        if fresh:
+        overrides = {
+            "chunk_size": k,
+            "autoencoder.model.latent_size": d,
+            "autoencoder.optim.steps": steps,
+            "autoencoder.optim.batch_size": batch_size,
+            "data.sequence_length": sequence_length_of(sequence_length, options.data),
+        }
+        context = run_context(options, overrides, stop)
+        if options.fresh:
             forget(context.folder / "state" / "autoencoder", context.folder / "autoencoder")
-        train, check = run_data(context, data, held_out)
-        if epochs is not None:
-            chunks = len(train) * train.meta.sequence_length // context.recipe.chunk_size
-            by_epochs = math.ceil(epochs * chunks / context.recipe.autoencoder.optim.batch_size)
-            context = run_context(
-                recipe,
-                run,
-                overrides | {"autoencoder.optim.steps": by_epochs},
-                sets,
-                stop=stop,
-                tokenizer_path=tokenizer,
-            )
+        train, held_out = run_data(context, options.data, options.held_out)
         if not len(train):
-            raise TrainerError(f"{data} holds no sequence")
-        result = train_autoencoder(context, train, check)
+            raise TrainerError(f"{options.data} holds no sequence")
+        if epochs is not None:
+            # Known only now: the data says how many steps a pass takes.
+            recipe = context.recipe.with_autoencoder_epochs(epochs, len(train) * train.meta.sequence_length)
+            context = replace(context, recipe=recipe)
+        result = train_autoencoder(context, train, held_out)
         typer.echo(
             f"autoencoder K={result.k} D={result.d}: {result.token_exact:.2%} of held-out tokens and "
             f"{result.chunk_exact:.2%} of chunks exact, {result.token_exact_noisy:.2%} of tokens under "
-            "posterior noise; "
-            f"{context.folder / 'autoencoder'}"
+            f"posterior noise; {context.folder / 'autoencoder'}"
         )
 
 
 @train_app.command("student")
+@with_groups
 def student(
-    recipe: RecipeOption = "demo",
-    data: DataOption = None,
-    held_out: HeldOutOption = None,
+    options: RunOptions,
+    teacher: TeacherOptions,
     ae_checkpoint: Annotated[
         Path | None,
         typer.Option("--ae-checkpoint", help="A trained autoencoder's folder.", show_default="runs/RUN/autoencoder"),
@@ -120,7 +100,6 @@ def student(
             show_default="the recipe's",
         ),
     ] = None,
-    gateway: GatewayOption = None,
     k: KOption = None,
     d: Annotated[
         int | None, typer.Option("--d", help="Dimensions of a latent, D.", show_default="the autoencoder's")
@@ -138,65 +117,48 @@ def student(
     head: Annotated[
         str | None, typer.Option("--head", help="deterministic or energy.", show_default="the recipe's")
     ] = None,
-    targets: TargetsOption = None,
-    prompts: PromptsOption = None,
     sequence_length: LengthOption = None,
-    run: RunOption = None,
-    tokenizer: TokenizerOption = None,
-    sets: SetOption = None,
-    fresh: FreshOption = False,
 ) -> None:
     """Trains the student against the gateway and publishes checkpoints/RUN/."""
     from latentforge.trainer.data.prepare import run_data
     from latentforge.trainer.run.interrupt import StopRequest
     from latentforge.trainer.training.student import result_file, train_student
 
-    overrides = {
-        "chunk_size": k,
-        "student.objective": objective,
-        "student.optim.steps": steps,
-        "student.optim.batch_size": batch_size,
-        "student.weights.kd": kd_w,
-        "student.weights.mse": mse_w,
-        "student.weights.ce": ce_w,
-        "student.weights.energy": energy_w,
-        "student.model.head": head,
-        "teacher.targets": targets,
-        "teacher.generate.prompts": prompts,
-        "data.sequence_length": sequence_length_of(sequence_length, data),
-    }
     with user_errors(), StopRequest() as stop:
-        context = run_context(recipe, run, overrides, sets, stop=stop, gateway_target=gateway, tokenizer_path=tokenizer)
-        if fresh:
-            forget(
-                context.folder / "state" / "student",
-                result_file(context, "student"),
-                context.settings.checkpoints_dir / context.name,
-            )
-        train, check = run_data(context, data, held_out)
-        result = train_student(context, train, check, ae_checkpoint or context.folder / "autoencoder", d, fresh=fresh)
+        overrides = teacher.overrides | {
+            "chunk_size": k,
+            "student.objective": objective,
+            "student.optim.steps": steps,
+            "student.optim.batch_size": batch_size,
+            "student.weights.kd": kd_w,
+            "student.weights.mse": mse_w,
+            "student.weights.ce": ce_w,
+            "student.weights.energy": energy_w,
+            "student.model.head": head,
+            "data.sequence_length": sequence_length_of(sequence_length, options.data),
+        }
+        context = run_context(options, overrides, stop, teacher.gateway)
+        if options.fresh:
+            checkpoints = context.settings.checkpoints_dir / context.name
+            forget(context.folder / "state" / "student", result_file(context, "student"), checkpoints)
+        train, held_out = run_data(context, options.data, options.held_out)
+        folder = ae_checkpoint or context.folder / "autoencoder"
+        result = train_student(context, train, held_out, folder, d, fresh=options.fresh)
         typer.echo(_line("student", result))
 
 
 @train_app.command("token-level")
+@with_groups
 def token_level(
-    recipe: RecipeOption = "demo",
-    data: DataOption = None,
-    held_out: HeldOutOption = None,
-    gateway: GatewayOption = None,
+    options: RunOptions,
+    teacher: TeacherOptions,
     steps: StepsOption = None,
     batch_size: BatchOption = None,
     kd_w: KdOption = None,
     ce_w: CeOption = None,
-    targets: TargetsOption = None,
-    prompts: PromptsOption = None,
     sequence_length: LengthOption = None,
-    run: RunOption = None,
-    tokenizer: TokenizerOption = None,
-    sets: SetOption = None,
-    fresh: FreshOption = False,
 ) -> None:
-    """Trains the rival, a student that writes one token a step, into runs/RUN/token-level/.
+    """Trains the baseline, a student that writes one token a step, into runs/RUN/token-level/.
 
     It has the backbone of the recipe's student.model (--set student.model.num_layers=2 changes it), the same data,
     teacher, CE and KD.
@@ -205,22 +167,20 @@ def token_level(
     from latentforge.trainer.run.interrupt import StopRequest
     from latentforge.trainer.training.student import result_file, train_token_level
 
-    overrides = {
-        "student.optim.steps": steps,
-        "student.optim.batch_size": batch_size,
-        "student.weights.kd": kd_w,
-        "student.weights.ce": ce_w,
-        "teacher.targets": targets,
-        "teacher.generate.prompts": prompts,
-        "data.sequence_length": sequence_length_of(sequence_length, data),
-    }
     with user_errors(), StopRequest() as stop:
-        context = run_context(recipe, run, overrides, sets, stop=stop, gateway_target=gateway, tokenizer_path=tokenizer)
-        if fresh:
+        overrides = teacher.overrides | {
+            "student.optim.steps": steps,
+            "student.optim.batch_size": batch_size,
+            "student.weights.kd": kd_w,
+            "student.weights.ce": ce_w,
+            "data.sequence_length": sequence_length_of(sequence_length, options.data),
+        }
+        context = run_context(options, overrides, stop, teacher.gateway)
+        if options.fresh:
             places = context.folder / "state" / "token-level", context.folder / "token-level"
             forget(*places, result_file(context, "token-level"))
-        train, check = run_data(context, data, held_out)
-        typer.echo(_line("token-level student", train_token_level(context, train, check, fresh=fresh)))
+        train, held_out = run_data(context, options.data, options.held_out)
+        typer.echo(_line("token-level student", train_token_level(context, train, held_out, fresh=options.fresh)))
 
 
 def _line(what: str, result: StudentResult) -> str:

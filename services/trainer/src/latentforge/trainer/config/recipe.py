@@ -1,5 +1,6 @@
 """Recipes: everything that a run's result depends on, from TOML, checked before any work starts."""
 
+import math
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -84,6 +85,13 @@ class Recipe(Section):
                 f"student.on_policy.prompt_tokens={on_policy.prompt_tokens} and max_tokens={on_policy.max_tokens} take "
                 f"{wanted} with a chunk of pads, but data.sequence_length is {self.data.sequence_length}; shorten one"
             )
+
+    def with_autoencoder_epochs(self, epochs: float, num_tokens: int) -> Self:
+        """The same with as many steps of the autoencoder as make so many passes over a text."""
+        optim = self.autoencoder.optim
+        steps = math.ceil(epochs * (num_tokens // self.chunk_size) / optim.batch_size)
+        optim = optim.model_copy(update={"steps": steps})
+        return self.model_copy(update={"autoencoder": self.autoencoder.model_copy(update={"optim": optim})})
 
     def autoencoder_config(self, vocab_size: int, pad_id: int) -> AutoencoderConfig:
         return _build(

@@ -1,0 +1,30 @@
+from typing import Annotated, Any
+
+import typer
+from typer.testing import CliRunner
+
+from latentforge.trainer.cli.options import RunOptions, TeacherOptions, with_groups
+
+
+def test_every_field_of_a_group_is_an_option_of_its_own() -> None:
+    got: list[Any] = []
+    app = typer.Typer()
+
+    @app.command()
+    @with_groups
+    def command(
+        options: RunOptions, steps: Annotated[int, typer.Option("--steps")], teacher: TeacherOptions, k: int = 8
+    ) -> None:
+        """What it does."""
+        got.extend([options, steps, teacher, k])
+
+    result = CliRunner().invoke(
+        app, ["--steps", "3", "--run", "a", "--set", "x=1", "--set", "y=2", "--targets", "text"]
+    )
+    assert result.exit_code == 0, result.output
+    assert got == [RunOptions(run="a", sets=["x=1", "y=2"]), 3, TeacherOptions(targets="text"), 8]
+    assert got[2].overrides == {"teacher.targets": "text", "teacher.generate.prompts": None}
+    said = CliRunner().invoke(app, ["--help"], env={"COLUMNS": "200"}).output
+    assert "What it does." in said
+    assert all(option in said for option in ("--recipe", "--held-out", "--fresh", "--gateway", "--prompts", "--k"))
+    assert "--options" not in said
