@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -84,6 +85,54 @@ def test_data_packages_then_tokenizer_then_pack(invoke: Invoke, tmp_path: Path) 
     assert (meta.eos_id, meta.pad_id) == (0, 1)
     result = invoke("tokenizer", "--data", data, "--vocab-size", 1000, "--out", tokenizer)
     assert (result.exit_code, f"{tokenizer} exists" in result.output) == (1, True)
+
+
+@pytest.fixture
+def one_id_tokenizer(tokenizer_folder: Path, tmp_path: Path) -> Path:
+    """Its end-of-text and its pad are one id, as SmolLM2's are."""
+    folder = tmp_path / "one-id"
+    shutil.copytree(tokenizer_folder, folder)
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    config |= {"eos_token": "<|im_end|>", "pad_token": "<|im_end|>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["pack", "{corpus}", "--out", "{tmp}/packed", "--sequence-length", 32, "--k", 4],
+        ["train", "autoencoder", "--recipe", "tiny", "--data", "{corpus}", "--run", "one"],
+        ["run", "--recipe", "tiny", "--data", "{corpus}", "--run", "one"],
+        ["train", "student", "--recipe", "tiny", "--data", "{corpus}", "--run", "one"],
+        ["train", "token-level", "--recipe", "tiny", "--data", "{corpus}", "--run", "one"],
+    ],
+)
+def test_every_command_that_packs_can_be_told_the_ids(
+    invoke: Invoke, one_id_tokenizer: Path, corpus: Path, tmp_path: Path, command: list[Any]
+) -> None:
+    filled = [str(part).format(corpus=corpus, tmp=tmp_path) for part in command]
+    arguments = [*filled, "--tokenizer", one_id_tokenizer]
+    result = invoke(*arguments)
+    assert result.exit_code == 1
+    assert "eos_id and pad_id are both 3; give --pad-id, or set data.pad_id in the recipe" in result.output
+    told = invoke(*arguments, "--eos-id", 0, "--pad-id", 1)
+    if command[0] == "run":
+        # It asks for its teacher before it packs anything.
+        assert "no teacher-gateway answers" in told.output
+        return
+    # A student needs an autoencoder too, but its data are packed by then.
+    folder = tmp_path / "packed" if command[0] == "pack" else tmp_path / "runs" / "one" / "data" / "train"
+    meta = PackedData(folder).meta
+    assert (meta.eos_id, meta.pad_id) == (0, 1), told.output
+
+
+def test_only_the_teachers_evaluation_is_told_ids(invoke: Invoke, one_id_tokenizer: Path, corpus: Path) -> None:
+    arguments = ["evaluate", "teacher", corpus, "--tokenizer", one_id_tokenizer, "--sequence-length", 32]
+    assert "eos_id and pad_id are both 3; give --pad-id" in invoke(*arguments).output
+    # Its data are packed by then.
+    assert "no teacher-gateway answers" in invoke(*arguments, "--pad-id", 1).output
+    assert "--eos-id and --pad-id go with 'teacher' only" in invoke("evaluate", "newest", "--pad-id", 1).output
 
 
 def test_a_tokenizer_is_trained_on_what_messages_say(invoke: Invoke, tmp_path: Path) -> None:

@@ -105,8 +105,8 @@ def _write(
                     continue
                 if tokenizer.pad_id in ids:
                     raise TextError(
-                        f"{source}, line {document.line}: the chat renders to the pad id {tokenizer.pad_id}; take "
-                        "the pad token out"
+                        f"{source}, line {document.line}: the document has the pad id {tokenizer.pad_id}; give "
+                        "--pad-id an id that no text has, or take out what has it"
                     )
                 starts.append(position)
                 file.write(np.array([*ids, tokenizer.eos_id], dtype=dtype).tobytes())

@@ -89,7 +89,7 @@ class TextTokenizer:
             TextError: none was given, and the tokenizer has none.
         """
         if self._eos_id is None:
-            raise TextError(f"{self.folder}: the tokenizer defines no eos_id; set data.eos_id in the recipe")
+            raise TextError(f"{self.folder}: the tokenizer defines no eos_id; {_say('eos')}")
         return self._eos_id
 
     @property
@@ -99,15 +99,14 @@ class TextTokenizer:
             TextError: none was given, and the tokenizer has none.
         """
         if self._pad_id is None:
-            raise TextError(f"{self.folder}: the tokenizer defines no pad_id; set data.pad_id in the recipe")
+            raise TextError(f"{self.folder}: the tokenizer defines no pad_id; {_say('pad')}")
         return self._pad_id
 
     def check_ids(self) -> None:
         """Raises TextError unless there are an end-of-text id and a pad id, and they are two."""
         if self.eos_id == self.pad_id:
             raise TextError(
-                f"{self.folder}: eos_id and pad_id are both {self.pad_id}; set data.pad_id in the recipe to an id that "
-                "no text uses"
+                f"{self.folder}: eos_id and pad_id are both {self.pad_id}; {_say('pad')} to an id that no text has"
             )
 
     def encode(self, text: str, *, parse_special_tokens: bool = False) -> list[int]:
@@ -209,6 +208,10 @@ class TextTokenizer:
             return [list(e.ids) for e in tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
         except TypeError:
             raise TextError(next(filter(None, map(surrogate_in, texts)), "not a text")) from None
+
+
+def _say(name: str) -> str:
+    return f"give --{name}-id, or set data.{name}_id in the recipe"
 
 
 def _made(folder: Path, content: Mapping[str, Any]) -> Any:

@@ -5,7 +5,7 @@ from typing import Annotated, cast
 
 import typer
 
-from latentforge.trainer.cli.options import TokenizerOption, user_errors
+from latentforge.trainer.cli.options import EosOption, PadOption, TokenizerOption, user_errors
 from latentforge.trainer.data.prompts import Split
 
 data_app = typer.Typer(no_args_is_help=True, help="Makes JSONL data.")
@@ -108,6 +108,8 @@ def pack(
     k: Annotated[int, typer.Option("--k", help="Tokens per chunk, K.")] = 8,
     split: Annotated[str, typer.Option("--split", help="Recorded in the folder.")] = "train",
     tokenizer: TokenizerOption = None,
+    eos_id: EosOption = None,
+    pad_id: PadOption = None,
 ) -> None:
     """Packs a JSONL file into memory-mapped sequences of token ids."""
     from rich.console import Console
@@ -119,7 +121,7 @@ def pack(
 
     with user_errors():
         settings = load_settings(TrainerSettings, tokenizer_path=tokenizer)
-        text_tokenizer = teachers_tokenizer(settings)
+        text_tokenizer = teachers_tokenizer(settings, eos_id=eos_id, pad_id=pad_id)
         console = Console(stderr=True)
         pack_with_bar(
             data, out, text_tokenizer, sequence_length=sequence_length, chunk_size=k, split=split, console=console

@@ -18,6 +18,19 @@ if TYPE_CHECKING:
 TokenizerOption = Annotated[
     Path | None, typer.Option("--tokenizer", help="The teacher's tokenizer folder.", show_default="TOKENIZER_PATH")
 ]
+EosOption = Annotated[
+    int | None,
+    typer.Option("--eos-id", min=0, help="Id that ends a text.", show_default="the recipe's, else the tokenizer's"),
+]
+PadOption = Annotated[
+    int | None,
+    typer.Option(
+        "--pad-id",
+        min=0,
+        help="Id that fills what is no text; no text has it, and it is not the end-of-text's.",
+        show_default="the recipe's, else the tokenizer's",
+    ),
+]
 RecipeOption = Annotated[str, typer.Option("--recipe", help="A recipe's name (RECIPES_DIR) or a path to a TOML file.")]
 RunOption = Annotated[str | None, typer.Option("--run", help="The run's name.", show_default="the recipe's name")]
 FreshOption = Annotated[
@@ -74,6 +87,8 @@ class RunOptions:
     held_out: HeldOutOption = None
     run: RunOption = None
     tokenizer: TokenizerOption = None
+    eos_id: EosOption = None
+    pad_id: PadOption = None
     sets: SetOption = None
     fresh: FreshOption = False
 
@@ -131,7 +146,8 @@ def run_context(
     from latentforge.trainer.run.tokenizer import teachers_tokenizer
 
     settings = load_settings(TrainerSettings, gateway_target=gateway, tokenizer_path=options.tokenizer)
-    overrides = {**overrides, **dict(parse_override(text) for text in options.sets or [])}
+    overrides = {"data.eos_id": options.eos_id, "data.pad_id": options.pad_id, **overrides}
+    overrides |= dict(parse_override(text) for text in options.sets or [])
     recipe = load_recipe(options.recipe, settings.recipes_dir, overrides)
     tokenizer = teachers_tokenizer(settings, eos_id=recipe.data.eos_id, pad_id=recipe.data.pad_id)
     tokenizer.check_ids()

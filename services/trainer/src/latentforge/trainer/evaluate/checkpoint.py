@@ -54,20 +54,25 @@ class Subject:
         return "student" if isinstance(self.model, LatentModel) else "token-level"
 
 
-def load_subject(name: str, settings: TrainerSettings) -> Subject:
+def load_subject(
+    name: str, settings: TrainerSettings, *, eos_id: int | None = None, pad_id: int | None = None
+) -> Subject:
     """Finds and loads what is to be evaluated.
 
     Args:
         name: a published checkpoint's folder, a run's folder or name (its newest checkpoint), a token-level student's
             folder, "newest" (while nothing is published, that of ``settings.fallback_run``) or "teacher".
         settings: say where checkpoints, runs and the tokenizer are.
+        eos_id, pad_id: of the teacher's text; None takes the tokenizer's own.
 
     Raises:
-        TrainerError: there is nothing of that name.
+        TrainerError: there is nothing of that name, or ids are given for what has its own.
         ValueError: it is there, but not whole; the message names the file.
     """
     if name == TEACHER:
-        return Subject(TEACHER, None, teachers_tokenizer(settings), None)
+        return Subject(TEACHER, None, teachers_tokenizer(settings, eos_id=eos_id, pad_id=pad_id), None)
+    if eos_id is not None or pad_id is not None:
+        raise TrainerError(f"--eos-id and --pad-id go with {TEACHER!r} only; {name} has its own ids, leave them out")
     place, fallback = _find(name, settings)
     if (place / MANIFEST).is_file():
         manifest = verify_checkpoint(place)
