@@ -1,4 +1,4 @@
-"""The documentation can be followed: links lead somewhere, commands exist, pages of results stay short."""
+"""The documentation can be followed: links lead somewhere, commands and variables exist, pages stay short."""
 
 import importlib.util
 import re
@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from experiments.comparisons import Comparison
+from latentforge.gateway.backends.base import FailureKind
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "docs" / "results"
@@ -25,6 +26,7 @@ DOCUMENTS = sorted(
 )
 _LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 _CODE = re.compile(r"^```.*?^```|`[^`]+`", re.MULTILINE | re.DOTALL)
+_CAPITALS = re.compile(r"\b[A-Z][A-Z0-9]*(?:_[A-Z0-9]+)+\b")
 _TARGETS = re.compile(r"^([a-z][a-z0-9 -]*):(?!=)", re.MULTILINE)
 
 
@@ -66,6 +68,25 @@ def test_every_make_target_and_module_that_is_named_exists(document: Path) -> No
     assert set(re.findall(r"WHAT=([a-z-]+)", code)) <= set(Comparison)
     modules = re.findall(r"python -m ([\w.]+)", code)
     assert not [name for name in modules if not _exists(name)]
+
+
+def _known_names() -> set[str]:
+    """Names in capitals that settings, make, the compose files or the code have."""
+    files = [ROOT / ".env.example", ROOT / "Makefile", *ROOT.glob("docker-compose*.yml")]
+    for code in ("libs/*/src/**/*.py", "services/*/src/**/*.py", "tools/**/*.py", "proto/**/*.proto"):
+        files += ROOT.glob(code)
+    reasons = {f"TEACHER_{kind.name}" for kind in FailureKind}
+    return reasons | {name for path in files for name in _CAPITALS.findall(path.read_text(encoding="utf-8"))}
+
+
+def test_every_variable_that_is_named_exists() -> None:
+    known = _known_names()
+    unknown = {
+        _name(document): names
+        for document in DOCUMENTS
+        if (names := set(_CAPITALS.findall(document.read_text(encoding="utf-8"))) - known)
+    }
+    assert unknown == {}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=_name)
