@@ -18,7 +18,7 @@ import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from latentforge.gateway.backends.base import Backend, Generation, Piece, TeacherDescription, TokenIds
+from latentforge.gateway.backends.base import Backend, GenerationRequest, Piece, TeacherDescription, TokenIds
 from latentforge.gateway.backends.local.backend import TransformersBackend
 from latentforge.gateway.main import Gateway
 from latentforge.gateway.settings import GatewaySettings
@@ -94,7 +94,7 @@ def byte_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @dataclass(frozen=True)
-class KnownTeacher:
+class KnownTransitions:
     """``logprobs[a, b]``, float64, is exactly ln p(b follows a), whatever came before a."""
 
     folder: Path
@@ -102,7 +102,7 @@ class KnownTeacher:
 
 
 @pytest.fixture(scope="session")
-def known_teacher(tmp_path_factory: pytest.TempPathFactory) -> KnownTeacher:
+def known_teacher(tmp_path_factory: pytest.TempPathFactory) -> KnownTransitions:
     """A Qwen3 whose layers add nothing to embeddings that are unit vectors: what is left is a table of transitions."""
     size = 64
     model = qwen3(size, hidden_size=size, num_hidden_layers=1, rms_norm_eps=1e-12)
@@ -117,7 +117,7 @@ def known_teacher(tmp_path_factory: pytest.TempPathFactory) -> KnownTeacher:
     folder = tmp_path_factory.mktemp("known") / "known"
     write_tokenizer(folder)
     model.save_pretrained(folder)
-    return KnownTeacher(folder, table.log_softmax(-1).numpy())
+    return KnownTransitions(folder, table.log_softmax(-1).numpy())
 
 
 MakeSettings = Callable[..., GatewaySettings]
@@ -180,7 +180,7 @@ class WatchedBackend:
                 raise refusal
         return await self.inner.score(sequences, top_k)
 
-    def generate(self, request: Generation) -> AsyncIterator[Piece]:
+    def generate(self, request: GenerationRequest) -> AsyncIterator[Piece]:
         return self.inner.generate(request)
 
     async def close(self) -> None:

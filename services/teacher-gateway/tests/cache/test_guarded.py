@@ -18,10 +18,10 @@ from latentforge.gateway.cache import NoCache, open_cache
 from latentforge.gateway.cache.base import Cache, CacheError, StoreStats
 from latentforge.gateway.cache.guarded import GuardedCache
 from latentforge.gateway.metrics import Metrics
-from latentforge.gateway.scoring.scorer import Limits, Scorer
+from latentforge.gateway.scoring.scorer import Scorer, ScoringLimits
 
 Eventually = Callable[[Callable[[], bool]], Awaitable[None]]
-LIMITS = Limits(batch_tokens=64, tokens_in_flight=256, queued_tokens=10_000, queued_sequences=1000)
+LIMITS = ScoringLimits(batch_tokens=64, tokens_in_flight=256, queued_tokens=10_000, queued_sequences=1000)
 
 
 class WatchedStore:

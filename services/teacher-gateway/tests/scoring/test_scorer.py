@@ -15,7 +15,7 @@ from latentforge.gateway.cache.memory import RecentRows
 from latentforge.gateway.cache.sqlite_cache import SqliteCache
 from latentforge.gateway.metrics import Metrics
 from latentforge.gateway.scoring.inflight import QueueFullError
-from latentforge.gateway.scoring.scorer import Limits, Scorer
+from latentforge.gateway.scoring.scorer import Scorer, ScoringLimits
 from latentforge.teacher_client.sparse_rows import PackedRows, SparseRows, pack
 
 Eventually = Callable[[Callable[[], bool]], Awaitable[None]]
@@ -42,7 +42,7 @@ async def store(tmp_path: Any) -> AsyncIterator[SqliteCache]:
     await cache.close()
 
 
-LIMITS = Limits(batch_tokens=64, tokens_in_flight=256, queued_tokens=10_000, queued_sequences=1000)
+LIMITS = ScoringLimits(batch_tokens=64, tokens_in_flight=256, queued_tokens=10_000, queued_sequences=1000)
 
 
 def scorer_of(backend: Any, store: Any, *, recent_bytes: int = 0, **changes: int) -> Scorer:

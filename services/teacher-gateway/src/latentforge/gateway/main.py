@@ -26,7 +26,7 @@ from latentforge.gateway.telemetry import Tracing
 from latentforge.teacher.v1.teacher_pb2_grpc import add_TeacherServiceServicer_to_server
 from latentforge.teacher_client.wire import MAX_MESSAGE_BYTES
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 # A caller whose machine is gone closes nothing: one that answers no ping has left, and its work is cancelled.
 _KEEPALIVE_MS, _PING_TIMEOUT_MS = 30_000, 20_000
@@ -109,10 +109,10 @@ class Gateway:
             self._metrics_server = MetricsServer(self.metrics, settings.gateway_host, settings.gateway_metrics_port)
         await self._server.start()
         with_tls = "" if self._credentials is None else " (TLS)"
-        _log.info("listening%s on %s", with_tls, host_port(settings.gateway_host, self.port))
+        logger.info("listening%s on %s", with_tls, host_port(settings.gateway_host, self.port))
         if self._metrics_server is not None:
             address = host_port(settings.gateway_host, self._metrics_server.port)
-            _log.info("metrics on http://%s/metrics", address)
+            logger.info("metrics on http://%s/metrics", address)
 
     async def load(self) -> None:
         """Loads the teacher and serves.
@@ -127,13 +127,13 @@ class Gateway:
         await self._set_health(_SERVING)
         about = self._backend.description
         cache = (await self._teacher.cache_report()).kind
-        _log.info("serving %s %s (%s), cache %s", about.model, about.revision, about.engine, cache)
+        logger.info("serving %s %s (%s), cache %s", about.model, about.revision, about.engine, cache)
 
     async def stop(self) -> None:
         """Says NOT_SERVING, refuses new calls, waits for those under way, and lets go of everything."""
         await self._health.enter_graceful_shutdown()
         if not await self._servicer.drain(self._settings.shutdown_grace_seconds):
-            _log.warning("calls were cut off after %g s", self._settings.shutdown_grace_seconds)
+            logger.warning("calls were cut off after %g s", self._settings.shutdown_grace_seconds)
         await self._server.stop(grace=0.5)
         if self._teacher is None:
             await self._backend.close()
@@ -144,7 +144,7 @@ class Gateway:
             await asyncio.to_thread(self._metrics_server.close)
         if self._tracing is not None:
             await asyncio.to_thread(self._tracing.close)
-        _log.info("stopped")
+        logger.info("stopped")
 
     async def _set_health(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
         for name in ("", SERVICE):

@@ -16,17 +16,17 @@ import pytest
 
 from latentforge.core.settings import SettingsError
 from latentforge.gateway.backends import build_backend
-from latentforge.gateway.backends.base import Backend, BackendError, FailureKind, Generation
+from latentforge.gateway.backends.base import Backend, BackendError, FailureKind, GenerationRequest
 from latentforge.gateway.backends.vllm.engine import VllmEngineBackend
 from latentforge.gateway.metrics import Metrics
 from latentforge.gateway.settings import GatewaySettings
 
 _RECORDED = Path(__file__).with_name("recorded")
 VOCAB = 300
-Answer = tuple[int, bytes]
+VllmAnswer = tuple[int, bytes]
 
 
-def recorded(name: str) -> Answer:
+def recorded(name: str) -> VllmAnswer:
     content = json.loads((_RECORDED / f"{name}.json").read_text())
     return content["status"], content["body"].encode()
 
@@ -39,11 +39,11 @@ class FakeVllm:
     """
 
     url: str = ""
-    change: Callable[[str, dict[str, Any], Answer], Answer] = lambda path, asked, answer: answer
+    change: Callable[[str, dict[str, Any], VllmAnswer], VllmAnswer] = lambda path, asked, answer: answer
     asked: list[tuple[str, dict[str, Any], dict[str, str]]] = field(default_factory=list)
     tokenize: Callable[[str], list[int]] = lambda text: []
 
-    def answer(self, path: str, asked: dict[str, Any], headers: dict[str, str]) -> Answer:
+    def answer(self, path: str, asked: dict[str, Any], headers: dict[str, str]) -> VllmAnswer:
         self.asked.append((path, asked, headers))
         if path in ("/v1/models", "/version"):
             return self.change(path, asked, recorded(path.rsplit("/", 1)[1]))
@@ -195,7 +195,7 @@ async def test_sampling_is_never_left_to_the_server(make_backend: MakeBackend, s
     backend = make_backend()
     await backend.load()
     await backend.score([np.array([1, 2, 3], np.uint32)], 2)
-    request = Generation(np.array([1, 2], np.uint32), 3, 0.7, 0.9, 11, 2, 2, ("stop", "<|im_end|>"))
+    request = GenerationRequest(np.array([1, 2], np.uint32), 3, 0.7, 0.9, 11, 2, 2, ("stop", "<|im_end|>"))
     pieces = [piece async for piece in backend.generate(request)]
     assert {piece.index for piece in pieces} == {0, 1}
     asked = [what for path, what, _ in server.asked if path == "/v1/completions"]
@@ -279,7 +279,7 @@ async def test_a_longer_limit_than_the_server_has_is_refused(make_backend: MakeB
 
 
 async def test_processed_logprobs_are_refused(make_backend: MakeBackend, server: FakeVllm) -> None:
-    def processed(path: str, asked: dict[str, Any], answer: Answer) -> Answer:
+    def processed(path: str, asked: dict[str, Any], answer: VllmAnswer) -> VllmAnswer:
         if path != "/v1/completions" or not asked.get("logprobs"):
             return answer
         body = json.loads(answer[1])

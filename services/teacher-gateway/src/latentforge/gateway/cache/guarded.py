@@ -11,7 +11,7 @@ from latentforge.gateway.breaker import Breaker
 from latentforge.gateway.cache.base import Cache, CacheError, StoreStats, WritesRefusedError
 from latentforge.gateway.metrics import Metrics
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -126,7 +126,7 @@ class GuardedCache:
     async def close(self) -> None:
         await self.flush(_STATS_SECONDS)
         if self._queue:
-            _log.warning("%d entries that the cache did not take are lost", len(self._queue))
+            logger.warning("%d entries that the cache did not take are lost", len(self._queue))
         tasks = [*self._overdue, *([] if self._writer is None else [self._writer])]
         for task in tasks:
             task.cancel()
@@ -215,7 +215,7 @@ class GuardedCache:
         self._writes.succeeded()
         self.errors += 1
         if self._refused_at is None:
-            _log.warning("the %s cache takes no entries, which are dropped; lookups go to it: %s", self.kind, error)
+            logger.warning("the %s cache takes no entries, which are dropped; lookups go to it: %s", self.kind, error)
         self._refused_at = time.monotonic()
         self._count_dropped(len(self._queue))
         self._queue.clear()
@@ -229,10 +229,10 @@ class GuardedCache:
         self.errors += 1
         if not isinstance(error, CacheError):
             # A bug in a store's client must cost hits only, like the store's absence.
-            log_exception(_log, f"the {self.kind} cache failed in an unknown way", error)
+            log_exception(logger, f"the {self.kind} cache failed in an unknown way", error)
         elif time.monotonic() - self._warned >= _SECONDS_BETWEEN_WARNINGS:
             self._warned = time.monotonic()
-            _log.warning(
+            logger.warning(
                 "the %s cache fails and is worked without (%d errors so far): %s", self.kind, self.errors, error
             )
 

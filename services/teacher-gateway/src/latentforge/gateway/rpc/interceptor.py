@@ -21,7 +21,7 @@ from latentforge.gateway.rpc.errors import ApiError, teacher_failed
 from latentforge.gateway.telemetry import Tracing
 from latentforge.teacher.v1 import teacher_pb2
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -177,10 +177,10 @@ async def _failures_told(request_id: str, method: str, context: Context) -> Asyn
     except BackendError as error:
         # A refusal quotes the request that it refuses.
         if error.kind is not FailureKind.REFUSED:
-            _log.warning("the teacher failed: %s", error)
+            logger.warning("the teacher failed: %s", error)
         failure = teacher_failed(error)
     except Exception as error:
-        log_exception(_log, f"{method} failed unexpectedly", error)
+        log_exception(logger, f"{method} failed unexpectedly", error)
         failure = ApiError(
             grpc.StatusCode.INTERNAL,
             f"the gateway failed; its log says more under request id {request_id}",
@@ -191,7 +191,7 @@ async def _failures_told(request_id: str, method: str, context: Context) -> Asyn
 
 def _log_line(call: Call, seconds: float, context: Context) -> None:
     level = logging.WARNING if call.code in _WARNED else logging.INFO
-    if not _log.isEnabledFor(level):
+    if not logger.isEnabledFor(level):
         return
     fields: dict[str, Any] = {
         "method": call.method,
@@ -204,6 +204,6 @@ def _log_line(call: Call, seconds: float, context: Context) -> None:
     if call.reason is not None:
         fields["reason"] = call.reason
     text = "%s %s in %.1f ms: %d tokens, %d rows"
-    _log.log(
+    logger.log(
         level, text, call.method, call.code.name, 1000 * seconds, call.tokens, call.rows, extra=log_fields(**fields)
     )

@@ -15,7 +15,7 @@ from latentforge.gateway.rpc import validation
 from latentforge.gateway.rpc.errors import ApiError, teacher_failed
 from latentforge.gateway.rpc.interceptor import Context, count
 from latentforge.gateway.rpc.request_size import check_request_size
-from latentforge.gateway.scoring.teacher import Answer, Teacher
+from latentforge.gateway.scoring.teacher import SequenceAnswer, Teacher
 from latentforge.teacher.v1 import teacher_pb2 as pb
 from latentforge.teacher.v1.teacher_pb2_grpc import TeacherServiceServicer
 from latentforge.teacher_client.sparse_rows import LogprobDtype
@@ -230,7 +230,7 @@ def _provenance(about: TeacherDescription, *, cache_hit: bool = False, milliseco
 
 
 def _score_response(
-    answer: Answer, dtype: LogprobDtype, about: TeacherDescription, *, packed: bool
+    answer: SequenceAnswer, dtype: LogprobDtype, about: TeacherDescription, *, packed: bool
 ) -> pb.ScoreResponse:
     return pb.ScoreResponse(
         rows=rows_to_proto(answer.rows, dtype, packed=packed),

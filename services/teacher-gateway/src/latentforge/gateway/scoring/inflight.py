@@ -15,7 +15,7 @@ _CHOSEN_FROM = 512
 
 
 @dataclass(frozen=True)
-class Scored:
+class ScoredRows:
     """Rows of one sequence."""
 
     rows: SparseRows | PackedRows
@@ -37,7 +37,7 @@ class Flight:
     token_ids: TokenIds
     top_k: int
     dtype: LogprobDtype
-    answer: asyncio.Future[Scored] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+    answer: asyncio.Future[ScoredRows] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
     waiters: int = 0
     # Where the first who asked is answered: what is done for the flight is told in that call's log and trace.
     context: contextvars.Context = field(default_factory=contextvars.copy_context)
@@ -50,7 +50,7 @@ class Flight:
     def abandoned(self) -> bool:
         return self.waiters == 0
 
-    def give(self, scored: Scored) -> None:
+    def give(self, scored: ScoredRows) -> None:
         """Unless it was answered or dropped before."""
         if not self.answer.done():
             self.answer.set_result(scored)

@@ -14,13 +14,13 @@ from latentforge.gateway.cache.base import KeyMaker
 from latentforge.gateway.cache.guarded import GuardedCache
 from latentforge.gateway.cache.memory import RecentRows
 from latentforge.gateway.metrics import Metrics
-from latentforge.gateway.scoring.inflight import Flight, QueueFullError, Scored, WaitingRoom, Work
+from latentforge.gateway.scoring.inflight import Flight, QueueFullError, ScoredRows, WaitingRoom, Work
 from latentforge.gateway.scoring.stats import BusyClock, ScoringStats
 from latentforge.gateway.scoring.token_budget import TokenBudget
 from latentforge.gateway.telemetry import span
 from latentforge.teacher_client.sparse_rows import CorruptRowsError, LogprobDtype, PackedRows, SparseRows
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 _KEYS_PER_LOOKUP = 16
 _PARALLEL_LOOKUPS = 4
@@ -34,7 +34,7 @@ _MAY_BE_ONE = (FailureKind.REFUSED, FailureKind.BROKEN)
 
 
 @dataclass(frozen=True)
-class Limits:
+class ScoringLimits:
     """How much is done and waits at one time.
 
     Attributes:
@@ -59,7 +59,7 @@ class Scorer:
     """
 
     def __init__(
-        self, backend: Backend, cache: GuardedCache, metrics: Metrics, limits: Limits, *, recent_bytes: int = 0
+        self, backend: Backend, cache: GuardedCache, metrics: Metrics, limits: ScoringLimits, *, recent_bytes: int = 0
     ) -> None:
         self._backend = backend
         self._cache = cache
@@ -84,7 +84,7 @@ class Scorer:
         """Rows that this gateway gave lately, ``top_k`` of them or more; counted as a hit."""
         return self._recalled(self._keys.key(token_ids, dtype), top_k)
 
-    async def score(self, token_ids: TokenIds, top_k: int, dtype: LogprobDtype, *, packed: bool = False) -> Scored:
+    async def score(self, token_ids: TokenIds, top_k: int, dtype: LogprobDtype, *, packed: bool = False) -> ScoredRows:
         """Rows for tokens 1 … L−1 of validated ids, uint32 [L], with exactly ``top_k`` entries.
 
         Args:
@@ -95,7 +95,7 @@ class Scorer:
         """
         key = self._keys.key(token_ids, dtype)
         if (recent := self._recalled(key, top_k)) is not None:
-            return Scored(await fitted(recent, top_k, dtype, packed=packed), cache_hit=True)
+            return ScoredRows(await fitted(recent, top_k, dtype, packed=packed), cache_hit=True)
         flight = self._flights.get(key)
         if flight is None or flight.top_k < top_k:
             flight = self._begin(Flight(key, token_ids, top_k, dtype))
@@ -103,7 +103,7 @@ class Scorer:
             # Computed for somebody else and still on its way into the store: the teacher does nothing for this one.
             rows = flight.answer.result().rows
             self._count_hit(rows)
-            return Scored(await fitted(rows, top_k, dtype, packed=packed), cache_hit=True)
+            return ScoredRows(await fitted(rows, top_k, dtype, packed=packed), cache_hit=True)
         flight.waiters += 1
         flight.packed |= packed
         try:
@@ -113,7 +113,7 @@ class Scorer:
             flight.waiters -= 1
             if flight.abandoned:
                 self._left(flight)
-        return Scored(await fitted(answer.rows, top_k, dtype, packed=packed), answer.cache_hit)
+        return ScoredRows(await fitted(answer.rows, top_k, dtype, packed=packed), answer.cache_hit)
 
     async def warm_up(self, token_ids: TokenIds) -> None:
         """Runs the backend once, so that the first call is not the slow one and the time of a row is known."""
@@ -183,7 +183,7 @@ class Scorer:
                 if rows is not None:
                     self._count_hit(rows)
                     self._recent.put(flight.key, rows)
-                    flight.give(Scored(rows, cache_hit=True))
+                    flight.give(ScoredRows(rows, cache_hit=True))
                     self._forget(flight)
                 else:
                     if value is None:
@@ -203,7 +203,7 @@ class Scorer:
             self._lookup_ended["corrupt"].inc()
             if time.monotonic() - self._warned >= _SECONDS_BETWEEN_WARNINGS:
                 self._warned = time.monotonic()
-                _log.warning(
+                logger.warning(
                     "a cache entry is dropped and computed again (%d so far): %s", self.stats.corrupt_entries, error
                 )
             return None
@@ -276,7 +276,7 @@ class Scorer:
         except BackendError as error:
             failure = error
         except Exception as error:
-            log_exception(_log, "the backend failed in an unknown way", error)
+            log_exception(logger, "the backend failed in an unknown way", error)
             failure = BackendError(f"{type(error).__name__} in the gateway; its log says more")
         if len(batch) == 1 or failure.kind not in _MAY_BE_ONE:
             return [failure] * len(batch)
@@ -299,13 +299,13 @@ class Scorer:
 
         for flight, rows in computed:
             if not flight.packed:
-                flight.give(Scored(rows, cache_hit=False))
+                flight.give(ScoredRows(rows, cache_hit=False))
         if self._cache.kind == "none" and not any(flight.packed for flight, _ in computed):
             for flight, _ in computed:
                 self._forget(flight)
             return
         for (flight, _), packed in zip(computed, await asyncio.to_thread(pack), strict=True):
-            flight.give(Scored(packed, cache_hit=False))
+            flight.give(ScoredRows(packed, cache_hit=False))
             self._cache.put(flight.key, packed.data)
             self._recent.put(flight.key, packed)
             self._forget(flight)

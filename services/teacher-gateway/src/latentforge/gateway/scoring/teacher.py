@@ -11,7 +11,7 @@ import numpy as np
 from latentforge.gateway.backends.base import (
     Backend,
     BackendError,
-    Generation,
+    GenerationRequest,
     Piece,
     TeacherDescription,
     TokenIds,
@@ -20,7 +20,7 @@ from latentforge.gateway.cache.base import Cache, StoreStats
 from latentforge.gateway.cache.guarded import GuardedCache
 from latentforge.gateway.metrics import Metrics
 from latentforge.gateway.scoring.inflight import QueueFullError
-from latentforge.gateway.scoring.scorer import Limits, Scorer, fitted
+from latentforge.gateway.scoring.scorer import Scorer, ScoringLimits, fitted
 from latentforge.gateway.scoring.stats import ScoringStats
 from latentforge.gateway.scoring.token_budget import TokenBudget
 from latentforge.gateway.settings import GatewaySettings
@@ -35,7 +35,7 @@ _MEGABYTE = 1 << 20
 
 
 @dataclass(frozen=True)
-class Answer:
+class SequenceAnswer:
     """Rows of one sequence, where they came from and how long the gateway took."""
 
     rows: SparseRows | PackedRows
@@ -48,7 +48,7 @@ class BatchAnswer:
     """The answer for one sequence of a batch, or why there is none."""
 
     index: int
-    answer: Answer | None
+    answer: SequenceAnswer | None
     error: BackendError | None
 
 
@@ -75,7 +75,7 @@ class Teacher:
     def __init__(self, backend: Backend, store: Cache, settings: GatewaySettings, metrics: Metrics) -> None:
         self._backend = backend
         self._cache = GuardedCache(store, metrics, max_queued_bytes=settings.cache_write_queue_mb * _MEGABYTE)
-        limits = Limits(
+        limits = ScoringLimits(
             batch_tokens=settings.max_batch_tokens,
             tokens_in_flight=settings.max_tokens_in_flight,
             queued_tokens=settings.max_queued_tokens,
@@ -101,7 +101,9 @@ class Teacher:
             length = min(_WARM_UP_TOKENS, description.max_sequence_length)
             await self._scorer.warm_up(np.arange(length, dtype=np.uint32) % description.vocab_size)
 
-    async def score(self, token_ids: TokenIds, top_k: int, dtype: LogprobDtype, *, packed: bool = False) -> Answer:
+    async def score(
+        self, token_ids: TokenIds, top_k: int, dtype: LogprobDtype, *, packed: bool = False
+    ) -> SequenceAnswer:
         """Rows for tokens 1 … L−1 of uint32 ids [L]; PackedRows if they are wanted, or at hand and as good.
 
         Raises:
@@ -109,7 +111,7 @@ class Teacher:
         """
         started = time.perf_counter()
         scored = await self._scorer.score(token_ids, top_k, dtype, packed=packed)
-        return Answer(scored.rows, scored.cache_hit, 1000 * (time.perf_counter() - started))
+        return SequenceAnswer(scored.rows, scored.cache_hit, 1000 * (time.perf_counter() - started))
 
     async def score_many(
         self, sequences: Sequence[tuple[int, TokenIds]], top_k: int, dtype: LogprobDtype, *, packed: bool = False
@@ -119,8 +121,8 @@ class Teacher:
         While the gateway's queue is full, what it refused is tried again when something of this call is finished.
         """
         waiting = deque(sequences)
-        finished: asyncio.Queue[tuple[int, TokenIds, asyncio.Task[Answer]]] = asyncio.Queue()
-        running: set[asyncio.Task[Answer]] = set()
+        finished: asyncio.Queue[tuple[int, TokenIds, asyncio.Task[SequenceAnswer]]] = asyncio.Queue()
+        running: set[asyncio.Task[SequenceAnswer]] = set()
         most = _SEQUENCES_UNDER_WAY
 
         def start(index: int, token_ids: TokenIds) -> None:
@@ -139,7 +141,7 @@ class Teacher:
                         start(index, token_ids)
                         continue
                     rows = await fitted(recent, top_k, dtype, packed=packed)
-                    yield BatchAnswer(index, Answer(rows, True, 1000 * (time.perf_counter() - started)), None)
+                    yield BatchAnswer(index, SequenceAnswer(rows, True, 1000 * (time.perf_counter() - started)), None)
                 if not running:
                     continue
                 index, token_ids, task = await finished.get()
@@ -160,7 +162,7 @@ class Teacher:
             for task in running:
                 task.cancel()
 
-    async def generate(self, request: Generation) -> AsyncIterator[Piece]:
+    async def generate(self, request: GenerationRequest) -> AsyncIterator[Piece]:
         """Continues a prompt.
 
         Raises:

@@ -11,7 +11,7 @@ import transformers
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from latentforge.gateway.backends.base import BackendError, Generation, Piece, TeacherDescription, TokenIds
+from latentforge.gateway.backends.base import BackendError, GenerationRequest, Piece, TeacherDescription, TokenIds
 from latentforge.gateway.backends.local.generation import Continuations
 from latentforge.gateway.backends.local.topk import rows_of_hidden
 from latentforge.gateway.backends.local.weights import WeightFiles, find_weights
@@ -47,7 +47,7 @@ class TransformersBackend:
     async def score(self, sequences: Sequence[TokenIds], top_k: int) -> list[SparseRows]:
         return await self._in_thread(lambda: self._score(sequences, top_k))
 
-    async def generate(self, request: Generation) -> AsyncIterator[Piece]:
+    async def generate(self, request: GenerationRequest) -> AsyncIterator[Piece]:
         continuations = await self._in_thread(
             lambda: Continuations(self._model, self._logits, self._tokenizer, self._eos_ids, request)
         )

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from latentforge.gateway.backends.base import Generation, Piece
+from latentforge.gateway.backends.base import GenerationRequest, Piece
 from latentforge.gateway.backends.local.topk import rows_of_logits
 from latentforge.teacher.v1 import teacher_pb2 as pb
 from latentforge.teacher_client.sparse_rows import SparseRows, join_rows
@@ -39,7 +39,7 @@ def draw(logits_v: Tensor, temperature: float, top_p: float, generator: torch.Ge
 class _Continuation:
     """One of the n: what was drawn, and what of it was not handed out yet."""
 
-    def __init__(self, index: int, request: Generation, tokenizer: TextTokenizer) -> None:
+    def __init__(self, index: int, request: GenerationRequest, tokenizer: TextTokenizer) -> None:
         self._index = index
         self._stop = request.stop
         self._stream = TextStream(tokenizer)
@@ -91,7 +91,7 @@ class Continuations:
         logits: Callable[[Tensor], Tensor],
         tokenizer: TextTokenizer,
         eos_ids: frozenset[int],
-        request: Generation,
+        request: GenerationRequest,
     ) -> None:
         self._model = model
         self._logits = logits

@@ -11,7 +11,7 @@ from latentforge.core.settings import SettingsError
 from latentforge.gateway.backends.base import (
     BackendError,
     FailureKind,
-    Generation,
+    GenerationRequest,
     Piece,
     TeacherDescription,
     TokenIds,
@@ -35,7 +35,7 @@ from latentforge.teacher.v1 import teacher_pb2 as pb
 from latentforge.teacher_client.sparse_rows import SparseRows
 from latentforge.text.tokenizer import TextTokenizer
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 # More than 20 failures in 30 s block the key for 30 s.
 _BLOCKING_FAILURES = 20
@@ -138,7 +138,7 @@ class VeniceBackend:
     async def score(self, sequences: Sequence[TokenIds], top_k: int) -> list[SparseRows]:
         raise AssertionError("callers ask description.can_score first")
 
-    async def generate(self, request: Generation) -> AsyncIterator[Piece]:
+    async def generate(self, request: GenerationRequest) -> AsyncIterator[Piece]:
         check_request(request)
         asked = 0
 
@@ -156,7 +156,7 @@ class VeniceBackend:
     async def close(self) -> None:
         await self._upstream.close()
 
-    def _pieces(self, completion: Completion, request: Generation, top_k: int) -> list[Piece]:
+    def _pieces(self, completion: Completion, request: GenerationRequest, top_k: int) -> list[Piece]:
         """One for each of the n continuations, in order."""
         choices = {choice.index: choice for choice in completion.choices}
         if any(choice.sampled is None and choice.message.content for choice in choices.values()):
@@ -174,7 +174,7 @@ class VeniceBackend:
             for index in range(request.n)
         ]
 
-    def _other_prompt(self, completion: Completion, request: Generation) -> str | None:
+    def _other_prompt(self, completion: Completion, request: GenerationRequest) -> str | None:
         counted, rendered = completion.usage.prompt_tokens, len(request.prompt_ids)
         if counted == rendered:
             return None
@@ -186,7 +186,7 @@ class VeniceBackend:
             return problem
         if not self._warned:
             self._warned = True
-            _log.warning("%s", problem)
+            logger.warning("%s", problem)
         return None
 
     def _read_tokenizer(self) -> None:

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError
 
 from latentforge.core.errors import describe_errors
-from latentforge.gateway.backends.base import BackendError, FailureKind, Generation
+from latentforge.gateway.backends.base import BackendError, FailureKind, GenerationRequest
 
 MAX_STOP_STRINGS = 4
 MAX_TEMPERATURE = 2.0
@@ -55,15 +55,15 @@ class _Content(BaseModel):
     content: list[SampledToken] | None
 
 
-class Message(BaseModel):
+class ChatChoiceMessage(BaseModel):
     content: str | None = None
     reasoning_content: str | None = None
 
 
-class Choice(BaseModel):
+class ChatChoice(BaseModel):
     index: int
     finish_reason: str
-    message: Message
+    message: ChatChoiceMessage
     # The published schema has one token where others have a list of them under ``content``; both are accepted.
     logprobs: _Content | SampledToken | None
 
@@ -75,15 +75,15 @@ class Choice(BaseModel):
         return None if self.logprobs is None else [self.logprobs]
 
 
-class Usage(BaseModel):
+class ChatUsage(BaseModel):
     prompt_tokens: int
     completion_tokens: int
 
 
 class Completion(BaseModel):
     model: str
-    choices: list[Choice]
-    usage: Usage
+    choices: list[ChatChoice]
+    usage: ChatUsage
     venice_parameters: dict[str, Any] = Field(default_factory=dict)
 
 
@@ -113,7 +113,7 @@ class _Models(BaseModel):
     data: list[ListedModel]
 
 
-def request_body(request: Generation, model: str, top_logprobs: int) -> dict[str, Any]:
+def request_body(request: GenerationRequest, model: str, top_logprobs: int) -> dict[str, Any]:
     """The JSON of POST /chat/completions; ``top_logprobs`` 0 asks for the sampled tokens alone."""
     body: dict[str, Any] = {
         "model": model,
@@ -138,7 +138,7 @@ def request_body(request: Generation, model: str, top_logprobs: int) -> dict[str
     return body
 
 
-def check_request(request: Generation) -> None:
+def check_request(request: GenerationRequest) -> None:
     """
     Raises:
         BackendError: Venice would refuse the request; a refusal there counts towards its block of the key.

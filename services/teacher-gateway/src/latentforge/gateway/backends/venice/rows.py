@@ -8,8 +8,8 @@ from itertools import pairwise
 
 import numpy as np
 
-from latentforge.gateway.backends.base import Generation, Piece
-from latentforge.gateway.backends.venice.messages import Choice, SampledToken
+from latentforge.gateway.backends.base import GenerationRequest, Piece
+from latentforge.gateway.backends.venice.messages import ChatChoice, SampledToken
 from latentforge.gateway.backends.venice.token_mapping import TokenMapping
 from latentforge.teacher.v1 import teacher_pb2 as pb
 from latentforge.teacher_client.sparse_rows import SparseRows
@@ -38,7 +38,7 @@ class _Row:
     unmapped_mass: float
 
 
-def continuation(choice: Choice, request: Generation, top_k: int, mapping: TokenMapping) -> Piece:
+def continuation(choice: ChatChoice, request: GenerationRequest, top_k: int, mapping: TokenMapping) -> Piece:
     """All of one continuation, with rows ``top_k`` wide; ``top_k`` 0 gives none.
 
     Row r is for token ``len(request.prompt_ids) + r``. Only entries with an id are in a row: ``tail_mass`` is 1 minus
@@ -95,7 +95,7 @@ def _agrees(ids: Sequence[int], text: str, finish: str, stop: Sequence[str], map
     return ended and mapping.text_of(ids[:-1], special=True).decode("utf-8", "replace") == text
 
 
-def _disagreement(ids: Sequence[int], text: str, choice: Choice, mapping: TokenMapping) -> str:
+def _disagreement(ids: Sequence[int], text: str, choice: ChatChoice, mapping: TokenMapping) -> str:
     if choice.message.reasoning_content:
         return "the model reasoned although it was told not to, and its tokens are not those of its text"
     made = mapping.text_of(ids, special=False).decode("utf-8", "replace")

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import msgspec
 import numpy as np
 
-from latentforge.gateway.backends.base import BackendError, FailureKind, Generation, Piece, TokenIds
+from latentforge.gateway.backends.base import BackendError, FailureKind, GenerationRequest, Piece, TokenIds
 from latentforge.gateway.backends.vllm.continuations import FINISH_REASONS, text_of
 from latentforge.gateway.backends.vllm.rows import Entries, Entry, WrongRowsError, entries_of, rows_of
 from latentforge.teacher_client.sparse_rows import SparseRows
@@ -22,7 +22,7 @@ class _Logprobs(msgspec.Struct, gc=False):
     top_logprobs: list[dict[str, float] | None]
 
 
-class Choice(msgspec.Struct, gc=False):
+class VllmChoice(msgspec.Struct, gc=False):
     """One continuation; the fields that were not asked for are None. Whatever else the answer holds is skipped."""
 
     index: int
@@ -34,19 +34,19 @@ class Choice(msgspec.Struct, gc=False):
     prompt_token_ids: list[int] | None = None
 
 
-class Answer(msgspec.Struct, gc=False):
+class VllmAnswer(msgspec.Struct, gc=False):
     """``system_fingerprint`` changes with vLLM's version and configuration, not with the weights."""
 
-    choices: list[Choice]
+    choices: list[VllmChoice]
     system_fingerprint: str | None = None
 
 
 # Skips the token strings, which are most of an answer, and makes no dict for an entry.
-_DECODER = msgspec.json.Decoder(Answer)
+_DECODER = msgspec.json.Decoder(VllmAnswer)
 _ID_PREFIX = "token_id:"
 
 
-def answer_of(body: bytes, count: int) -> Answer:
+def answer_of(body: bytes, count: int) -> VllmAnswer:
     """An answer with its ``count`` choices in the order of the prompts.
 
     Raises:
@@ -93,7 +93,9 @@ def prompt_rows(
         raise wrong_rows(error) from None
 
 
-def continuation(body: bytes, index: int, request: Generation, tokenizer: TextTokenizer, vocab_size: int) -> Piece:
+def continuation(
+    body: bytes, index: int, request: GenerationRequest, tokenizer: TextTokenizer, vocab_size: int
+) -> Piece:
     """The whole of one continuation, with rows if they were asked for.
 
     Raises:
@@ -111,7 +113,7 @@ def continuation(body: bytes, index: int, request: Generation, tokenizer: TextTo
     return Piece(index, choice.token_ids, text, rows, reason)
 
 
-def generated_rows(choice: Choice, prompt_length: int, top_k: int, vocab_size: int) -> SparseRows:
+def generated_rows(choice: VllmChoice, prompt_length: int, top_k: int, vocab_size: int) -> SparseRows:
     """Rows for the tokens of a continuation: first_position is the prompt's length.
 
     The answer has no ranks. A token that is not among the first ``top_k`` comes as entry k+1, and its rank is unknown.

@@ -5,7 +5,7 @@ import secrets
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
 from typing import Any, TypeVar
 
-from latentforge.gateway.backends.base import Generation, Piece
+from latentforge.gateway.backends.base import GenerationRequest, Piece
 from latentforge.gateway.backends.local.generation import seed_of
 from latentforge.teacher.v1 import teacher_pb2 as pb
 from latentforge.text.tokenizer import TextTokenizer
@@ -16,7 +16,7 @@ FINISH_REASONS = {"stop": pb.FINISH_REASON_STOP, "length": pb.FINISH_REASON_LENG
 
 
 async def continuations(
-    request: Generation, continue_one: Callable[[int, int], Coroutine[Any, Any, Piece]]
+    request: GenerationRequest, continue_one: Callable[[int, int], Coroutine[Any, Any, Piece]]
 ) -> AsyncIterator[Piece]:
     """Each continuation as soon as it is whole; those that are left are cancelled when the caller stops or one fails.
 
@@ -64,7 +64,7 @@ async def gather(works: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
         await _cancel(tasks)
 
 
-def stops(request: Generation, tokenizer: TextTokenizer) -> dict[str, Any]:
+def stops(request: GenerationRequest, tokenizer: TextTokenizer) -> dict[str, Any]:
     """vLLM's arguments: it looks for strings in the text, where special tokens do not show."""
     ids = {text: tokenizer.special_id(text) for text in request.stop}
     return {

@@ -12,7 +12,7 @@ from latentforge.core.settings import SettingsError
 from latentforge.gateway.backends.base import (
     BackendError,
     FailureKind,
-    Generation,
+    GenerationRequest,
     Piece,
     TeacherDescription,
     TokenIds,
@@ -78,7 +78,7 @@ class VllmEngineBackend:
     async def score(self, sequences: Sequence[TokenIds], top_k: int) -> list[SparseRows]:
         return await gather(self._score(ids, top_k) for ids in sequences)
 
-    async def generate(self, request: Generation) -> AsyncIterator[Piece]:
+    async def generate(self, request: GenerationRequest) -> AsyncIterator[Piece]:
         async for piece in continuations(request, lambda index, seed: self._continue(request, index, seed)):
             yield piece
 
@@ -117,7 +117,7 @@ class VllmEngineBackend:
         vocab_size = self._description.vocab_size
         return await asyncio.to_thread(prompt_rows, output.prompt_logprobs, token_ids, top_k, vocab_size)
 
-    async def _continue(self, request: Generation, index: int, seed: int) -> Piece:
+    async def _continue(self, request: GenerationRequest, index: int, seed: int) -> Piece:
         output = await self._run(
             request.prompt_ids,
             max_tokens=request.max_tokens,

@@ -14,7 +14,7 @@ from latentforge.core.settings import SettingsError
 from latentforge.gateway.backends.base import (
     BackendError,
     FailureKind,
-    Generation,
+    GenerationRequest,
     Piece,
     TeacherDescription,
     TokenIds,
@@ -30,7 +30,7 @@ from latentforge.gateway.settings import GatewaySettings
 from latentforge.teacher_client.sparse_rows import SparseRows
 from latentforge.text.tokenizer import TextTokenizer
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 # A large teacher may have a long queue before it; who asks sets a deadline of his own.
 _TIMEOUT_SECONDS = 600.0
@@ -128,14 +128,14 @@ class VllmBackend:
             _COMPLETIONS, lambda: payload, lambda body: scored(body, sequences, top_k, vocab_size)
         )
 
-    async def generate(self, request: Generation) -> AsyncIterator[Piece]:
+    async def generate(self, request: GenerationRequest) -> AsyncIterator[Piece]:
         async for piece in continuations(request, lambda index, seed: self._continue(request, index, seed)):
             yield piece
 
     async def close(self) -> None:
         await self._upstream.close()
 
-    async def _continue(self, request: Generation, index: int, seed: int) -> Piece:
+    async def _continue(self, request: GenerationRequest, index: int, seed: int) -> Piece:
         payload = {
             "model": self._model,
             "prompt": [request.prompt_ids.tolist()],
@@ -178,7 +178,7 @@ class VllmBackend:
                         raise BackendError(text, FailureKind.GONE) from None
                     if time.monotonic() - said >= _SECONDS_BETWEEN_LINES:
                         said = time.monotonic()
-                        _log.info("waiting for vLLM since %.0f s (at most %g s): %s", waited, limit, error)
+                        logger.info("waiting for vLLM since %.0f s (at most %g s): %s", waited, limit, error)
                 await asyncio.sleep(_SECONDS_BETWEEN_LOOKS)
         finally:
             await upstream.close()
