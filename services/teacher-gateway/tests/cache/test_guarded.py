@@ -18,7 +18,8 @@ from latentforge.gateway.cache import NoCache, open_cache
 from latentforge.gateway.cache.base import Cache, CacheError, StoreStats
 from latentforge.gateway.cache.guarded import GuardedCache
 from latentforge.gateway.metrics import Metrics
-from latentforge.gateway.scoring.scorer import Scorer, ScoringLimits
+from latentforge.gateway.scoring.dispatcher import ScoringLimits
+from latentforge.gateway.scoring.scorer import Scorer
 
 Eventually = Callable[[Callable[[], bool]], Awaitable[None]]
 LIMITS = ScoringLimits(batch_tokens=64, tokens_in_flight=256, queued_tokens=10_000, queued_sequences=1000)

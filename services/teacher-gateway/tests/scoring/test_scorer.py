@@ -14,8 +14,9 @@ from latentforge.gateway.cache.guarded import GuardedCache
 from latentforge.gateway.cache.memory import RecentRows
 from latentforge.gateway.cache.sqlite_cache import SqliteCache
 from latentforge.gateway.metrics import Metrics
+from latentforge.gateway.scoring.dispatcher import ScoringLimits
 from latentforge.gateway.scoring.inflight import QueueFullError
-from latentforge.gateway.scoring.scorer import Scorer, ScoringLimits
+from latentforge.gateway.scoring.scorer import Scorer
 from latentforge.teacher_client.sparse_rows import PackedRows, SparseRows, pack
 
 Eventually = Callable[[Callable[[], bool]], Awaitable[None]]
@@ -360,8 +361,8 @@ async def test_a_full_queue_says_when_to_come_again(backend: Any, eventually: Ev
         callers.append(asyncio.create_task(scorer.score(ids_of(i), 4, "float16")))
         await eventually(lambda: bool(backend.scored))
         await asyncio.sleep(0.02)
-    await eventually(lambda: scorer._to_compute.tokens == 24)
-    with pytest.raises(QueueFullError, match="24 tokens wait") as caught:
+    await eventually(lambda: scorer.queued_tokens == 24)
+    with pytest.raises(QueueFullError, match="24 tokens are queued") as caught:
         await scorer.score(ids_of(9), 4, "float16")
     assert caught.value.kind is FailureKind.BUSY
     assert caught.value.retry_after is not None
@@ -377,7 +378,7 @@ async def test_sequences_under_way_are_bounded(backend: Any, eventually: Eventua
     scorer = scorer_of(backend, NoCache(), queued_sequences=2)
     callers = [asyncio.create_task(scorer.score(ids_of(i), 4, "float16")) for i in range(2)]
     await eventually(lambda: bool(backend.scored))
-    with pytest.raises(QueueFullError, match="2 sequences are under way"):
+    with pytest.raises(QueueFullError, match="2 sequences are in flight"):
         await scorer.score(ids_of(9), 4, "float16")
     backend.gate.set()
     await asyncio.gather(*callers)

@@ -1,4 +1,8 @@
-"""Sequences on their way through the cache and the backend, and the bounded queue between the two."""
+"""Sequences on their way through the cache and the backend, and the bounded queue between the two.
+
+In-flight deduplication: while a sequence is on its way, whoever asks for it too waits for the same
+:class:`InFlightSequence` instead of beginning another.
+"""
 
 import asyncio
 import contextvars
@@ -10,7 +14,7 @@ from typing import Any
 from latentforge.gateway.backends.base import BackendError, FailureKind, TokenIds
 from latentforge.teacher_client.sparse_rows import LogprobDtype, PackedRows, SparseRows
 
-# Of those that wait longest: among these the ones of like length are looked for.
+# Of those that are queued longest: among these the ones of like length are looked for.
 _CHOSEN_FROM = 512
 
 
@@ -30,8 +34,11 @@ class QueueFullError(BackendError):
 
 
 @dataclass(eq=False)
-class Flight:
-    """A sequence on its way through cache and backend, for everybody who waits for it."""
+class InFlightSequence:
+    """A sequence on its way through cache and backend, for everybody who waits for it.
+
+    ``answer`` is set once: to rows, to a failure, or cancelled when nobody waited any more.
+    """
 
     key: bytes
     token_ids: TokenIds
@@ -39,12 +46,12 @@ class Flight:
     dtype: LogprobDtype
     answer: asyncio.Future[ScoredRows] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
     waiters: int = 0
-    # Where the first who asked is answered: what is done for the flight is told in that call's log and trace.
+    # Where the first who asked is answered: what is done for the sequence is told in that call's log and trace.
     context: contextvars.Context = field(default_factory=contextvars.copy_context)
     # Somebody wants the rows packed.
     packed: bool = False
     # The backend's work on it, once that has begun.
-    work: "Work | None" = None
+    call: "BackendCall | None" = None
 
     @property
     def abandoned(self) -> bool:
@@ -58,62 +65,103 @@ class Flight:
     def fail(self, error: BackendError) -> None:
         if not self.answer.done():
             self.answer.set_exception(error)
-            # Callers who are gone leave nobody to retrieve it.
+            # Callers who are gone leave nobody to retrieve it, which asyncio would complain about.
             self.answer.exception()
 
 
-@dataclass(eq=False)
-class Work:
-    """One call of the backend."""
+class InFlightTable:
+    """The sequences in flight, by key.
 
-    flights: Sequence[Flight]
+    A key is here from the first question until its rows are in the cache's hands, it failed or it was dropped. Whoever
+    asks meanwhile finds it, so nothing is computed twice, not even between an answer and its write. And what is here
+    and has its answer has rows: failures and drops leave in the step that sets them, or the next who asks would be
+    given another's failure.
+    """
+
+    def __init__(self) -> None:
+        self._by_key: dict[bytes, InFlightSequence] = {}
+
+    def __len__(self) -> int:
+        return len(self._by_key)
+
+    def get(self, key: bytes) -> InFlightSequence | None:
+        return self._by_key.get(key)
+
+    def add(self, sequence: InFlightSequence) -> None:
+        """Takes the place of one with fewer entries, which its own callers still wait for."""
+        self._by_key[sequence.key] = sequence
+
+    def remove(self, sequence: InFlightSequence) -> None:
+        # One that asked for more entries may have taken its place.
+        if self._by_key.get(sequence.key) is sequence:
+            del self._by_key[sequence.key]
+
+    def fail(self, sequence: InFlightSequence, error: BackendError) -> None:
+        sequence.fail(error)
+        self.remove(sequence)
+
+    def drop(self, sequence: InFlightSequence) -> None:
+        """Nobody waits for it any more."""
+        sequence.answer.cancel()
+        self.remove(sequence)
+
+
+@dataclass(eq=False)
+class BackendCall:
+    """One call of the backend, for a batch."""
+
+    batch: Sequence[InFlightSequence]
     task: asyncio.Task[Any]
 
     def stop_if_abandoned(self) -> bool:
         """Cancels the call when nobody waits for any of its sequences; says whether it did."""
-        if self.task.done() or not all(flight.abandoned for flight in self.flights):
+        # One caller who stays keeps the whole batch: a backend cannot drop a part of a forward pass.
+        if self.task.done() or not all(sequence.abandoned for sequence in self.batch):
             return False
         self.task.cancel()
         return True
 
 
-class WaitingRoom:
-    """Flights that wait for the backend, at most ``max_tokens`` of tokens; one alone may be longer."""
+class BackendQueue:
+    """Sequences that are queued for the backend, at most ``max_tokens`` of tokens; one alone may be longer."""
 
     def __init__(self, max_tokens: int) -> None:
         self._max_tokens = max_tokens
-        self._flights: dict[Flight, None] = {}
+        # A dict is a queue from whose middle callers who leave are removed in constant time.
+        self._sequences: dict[InFlightSequence, None] = {}
         self.tokens = 0
 
-    def __bool__(self) -> bool:
-        return bool(self._flights)
+    def has_room_for(self, sequence: InFlightSequence) -> bool:
+        return not self._sequences or self.tokens + len(sequence.token_ids) <= self._max_tokens
 
-    def has_room_for(self, flight: Flight) -> bool:
-        return not self._flights or self.tokens + len(flight.token_ids) <= self._max_tokens
+    def add(self, sequence: InFlightSequence) -> None:
+        self._sequences[sequence] = None
+        self.tokens += len(sequence.token_ids)
 
-    def add(self, flight: Flight) -> None:
-        self._flights[flight] = None
-        self.tokens += len(flight.token_ids)
+    def remove(self, sequence: InFlightSequence) -> None:
+        if sequence in self._sequences:
+            del self._sequences[sequence]
+            self.tokens -= len(sequence.token_ids)
 
-    def remove(self, flight: Flight) -> None:
-        if flight in self._flights:
-            del self._flights[flight]
-            self.tokens -= len(flight.token_ids)
+    def next_batch(self, max_batch_tokens: int) -> list[InFlightSequence]:
+        """Takes the sequence queued longest and those nearest to it in length, as many as one forward pass takes.
 
-    def next_batch(self, max_batch_tokens: int) -> list[Flight]:
-        """Takes the flight that waited longest and those nearest to it in length, as many as one forward pass takes."""
-        first = next(iter(self._flights), None)
+        A forward pass costs its longest sequence times their number, since the others are padded to it: twenty of 50
+        tokens beside one of 1,000 are 21,000 positions for 2,000 tokens. The oldest is always among them, so that none
+        waits for ever.
+        """
+        first = next(iter(self._sequences), None)
         if first is None:
             return []
         size = len(first.token_ids)
-        batch: list[Flight] = []
+        batch: list[InFlightSequence] = []
         longest = 0
-        candidates = islice(self._flights, _CHOSEN_FROM)
-        for flight in sorted(candidates, key=lambda f: abs(len(f.token_ids) - size)):
-            longest = max(longest, len(flight.token_ids))
+        candidates = islice(self._sequences, _CHOSEN_FROM)
+        for sequence in sorted(candidates, key=lambda s: abs(len(s.token_ids) - size)):
+            longest = max(longest, len(sequence.token_ids))
             if batch and longest * (len(batch) + 1) > max_batch_tokens:
                 break
-            batch.append(flight)
-        for flight in batch:
-            self.remove(flight)
+            batch.append(sequence)
+        for sequence in batch:
+            self.remove(sequence)
         return batch

@@ -19,8 +19,10 @@ from latentforge.gateway.backends.base import (
 from latentforge.gateway.cache.base import Cache, StoreStats
 from latentforge.gateway.cache.guarded import GuardedCache
 from latentforge.gateway.metrics import Metrics
+from latentforge.gateway.scoring.dispatcher import ScoringLimits
+from latentforge.gateway.scoring.fitting import fitted
 from latentforge.gateway.scoring.inflight import QueueFullError
-from latentforge.gateway.scoring.scorer import Scorer, ScoringLimits, fitted
+from latentforge.gateway.scoring.scorer import Scorer
 from latentforge.gateway.scoring.stats import ScoringStats
 from latentforge.gateway.scoring.token_budget import TokenBudget
 from latentforge.gateway.settings import GatewaySettings

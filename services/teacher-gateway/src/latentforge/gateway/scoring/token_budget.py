@@ -7,7 +7,11 @@ from contextlib import asynccontextmanager
 
 
 class TokenBudget:
-    """Lets holders in, in order, while their tokens fit the limit; one that exceeds the limit is let in alone."""
+    """Lets holders in, in order, while their tokens fit the limit; one that exceeds the limit is let in alone.
+
+    A semaphore that counts tokens. Strictly in order: were smaller holders let past a large one, a steady stream of
+    them would keep it out for ever.
+    """
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
@@ -22,6 +26,8 @@ class TokenBudget:
         try:
             await turn
         except asyncio.CancelledError:
+            # Cancelled while it was queued, or in the very moment between being let in and running: then its turn has
+            # come already, its tokens are counted, and nobody but it can give them back.
             if turn.cancelled():
                 self._let_in()
             else:
@@ -37,6 +43,7 @@ class TokenBudget:
         self._let_in()
 
     def _let_in(self) -> None:
+        # Counted here, where the turn is given, not where the holder runs next: until then others would be let in too.
         while self._queue:
             tokens, turn = self._queue[0]
             if turn.cancelled():

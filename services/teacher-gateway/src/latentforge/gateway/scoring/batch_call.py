@@ -1,0 +1,61 @@
+"""One call of the backend for a batch, and what its failure means for each of the sequences."""
+
+import logging
+from collections.abc import Sequence
+
+from latentforge.core.logs import log_exception
+from latentforge.gateway.backends.base import Backend, BackendError, FailureKind
+from latentforge.gateway.scoring.inflight import InFlightSequence
+from latentforge.gateway.telemetry import span
+from latentforge.teacher_client.sparse_rows import SparseRows
+
+logger = logging.getLogger(__name__)
+
+# Failures that one sequence of a batch can cause for all of it.
+_MAY_BE_ONE = (FailureKind.REFUSED, FailureKind.BROKEN)
+
+
+async def call_backend(backend: Backend, batch: Sequence[InFlightSequence]) -> list[SparseRows | BackendError]:
+    """Rows or a failure for each sequence, in order.
+
+    After a failure that one sequence may have caused, each is asked for alone, so that a bad one fails alone. A failure
+    that concerns all of them, as of a teacher that is gone, ends that: it would be waited for once a sequence.
+    """
+    outcome = await _try(backend, batch)
+    if isinstance(outcome, list):
+        return outcome
+    if len(batch) == 1 or outcome.kind not in _MAY_BE_ONE:
+        return [outcome] * len(batch)
+    results: list[SparseRows | BackendError] = []
+    for sequence in batch:
+        if sequence.abandoned:
+            results.append(outcome)
+            continue
+        results += await call_backend(backend, [sequence])
+        last = results[-1]
+        if isinstance(last, BackendError) and last.kind not in _MAY_BE_ONE:
+            return results + [last] * (len(batch) - len(results))
+    return results
+
+
+async def _try(backend: Backend, batch: Sequence[InFlightSequence]) -> list[SparseRows | BackendError] | BackendError:
+    tokens = sum(len(sequence.token_ids) for sequence in batch)
+    try:
+        with span("backend score", {"sequences": len(batch), "tokens": tokens}):
+            # Entries for the one who wants most; the others' rows are narrowed.
+            answers = await backend.score([s.token_ids for s in batch], max(s.top_k for s in batch))
+    except BackendError as error:
+        return error
+    except Exception as error:
+        log_exception(logger, "the backend failed in an unknown way", error)
+        return BackendError(f"{type(error).__name__} in the gateway; its log says more")
+    if len(answers) != len(batch):
+        return BackendError(f"the backend gave {len(answers)} answers for {len(batch)} sequences")
+    return [_checked(sequence, rows) for sequence, rows in zip(batch, answers, strict=True)]
+
+
+def _checked(sequence: InFlightSequence, rows: SparseRows) -> SparseRows | BackendError:
+    if len(rows) == len(sequence.token_ids) - 1 and rows.top_k >= sequence.top_k:
+        return rows
+    given, asked = f"{len(rows)} rows of {rows.top_k} entries", f"{len(sequence.token_ids)} tokens"
+    return BackendError(f"the backend gave {given} for {asked} and top_k={sequence.top_k}")
