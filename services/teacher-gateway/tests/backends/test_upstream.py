@@ -84,7 +84,7 @@ async def make_upstream(server: Script) -> AsyncIterator[MakeUpstream]:
             "key": SecretStr(KEY),
             "key_setting": "THING_KEY",
             "max_requests": 4,
-            "max_waiting": 8,
+            "max_queued": 8,
             "attempts": 4,
             "timeout": 5.0,
         }
@@ -237,7 +237,7 @@ async def test_callbacks_hear_of_limits_and_successes(make_upstream: Any, server
 
 async def test_no_more_requests_are_open_than_allowed_and_no_more_wait(make_upstream: Any, server: Script) -> None:
     server.hold = 0.2
-    upstream = make_upstream(max_requests=2, max_waiting=3)
+    upstream = make_upstream(max_requests=2, max_queued=3)
     outcomes = await asyncio.gather(*(upstream.get("/thing") for _ in range(7)), return_exceptions=True)
     refused = [outcome for outcome in outcomes if isinstance(outcome, BackendError)]
     assert len(refused) == 2
@@ -245,7 +245,7 @@ async def test_no_more_requests_are_open_than_allowed_and_no_more_wait(make_upst
     assert server.most_open == 2
     assert refused[0].kind is FailureKind.BUSY
     assert refused[0].retry_after == 1.0
-    assert "thing has 2 requests open and 3 waiting; ask again later" in str(refused[0])
+    assert "thing has 2 requests open and 3 queued; ask again later" in str(refused[0])
     assert await upstream.get("/thing") == {"good": True}
 
 
@@ -279,7 +279,7 @@ async def test_cancelling_closes_the_request_and_frees_its_place(
 ) -> None:
     server.hold = 20
     breaker = Breaker(1, 30.0, 30.0)
-    upstream = make_upstream(breaker, max_requests=1, max_waiting=1)
+    upstream = make_upstream(breaker, max_requests=1, max_queued=1)
     task = asyncio.create_task(upstream.get("/thing"))
     await eventually(lambda: server.open_now == 1)
     task.cancel()
@@ -293,7 +293,7 @@ async def test_cancelling_closes_the_request_and_frees_its_place(
 
 async def test_cancelling_one_that_waits_lets_others_wait(make_upstream: Any, server: Script) -> None:
     server.hold = 0.2
-    upstream = make_upstream(max_requests=1, max_waiting=1)
+    upstream = make_upstream(max_requests=1, max_queued=1)
     first = asyncio.create_task(upstream.get("/thing"))
     await asyncio.sleep(0.05)
     second = asyncio.create_task(upstream.get("/thing"))

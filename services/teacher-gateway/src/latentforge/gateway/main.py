@@ -64,7 +64,7 @@ class Gateway:
         """Listens.
 
         Raises:
-            SettingsError: the address cannot be had.
+            SettingsError: the address is unavailable.
         """
         settings = self._settings
         if settings.otel_exporter_otlp_endpoint is not None:
@@ -130,7 +130,7 @@ class Gateway:
         logger.info("serving %s %s (%s), cache %s", about.model, about.revision, about.engine, cache)
 
     async def stop(self) -> None:
-        """Says NOT_SERVING, refuses new calls, waits for those under way, and lets go of everything."""
+        """Says NOT_SERVING, refuses new calls, waits for those that run, and lets go of everything."""
         await self._health.enter_graceful_shutdown()
         if not await self._servicer.drain(self._settings.shutdown_grace_seconds):
             logger.warning("calls were cut off after %g s", self._settings.shutdown_grace_seconds)

@@ -44,7 +44,7 @@ class Metrics:
         )
         self.cache_dropped_writes = Counter(
             "gateway_cache_dropped_writes",
-            "Entries not kept because too many waited to be written, or the store takes none.",
+            "Entries not kept because too many were queued to be written, or the store takes none.",
             registry=self.registry,
         )
         self.upstream_seconds = Histogram(
@@ -72,7 +72,7 @@ class MetricsServer:
     """Answers GET /metrics in a thread of its own.
 
     Raises:
-        SettingsError: the address cannot be had.
+        SettingsError: the address is unavailable.
     """
 
     def __init__(self, metrics: Metrics, host: str, port: int) -> None:

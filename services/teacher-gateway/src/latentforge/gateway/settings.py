@@ -87,15 +87,15 @@ class GatewaySettings(ServiceSettings):
         64, ge=0, description="Rows asked for last that are kept in memory too, in MB; 0 keeps none."
     )
     cache_write_queue_mb: int = Field(
-        64, ge=1, description="Rows that may wait to be written to the cache, in MB; more are not kept."
+        64, ge=1, description="Rows that may be queued to be written to the cache, in MB; more are not kept."
     )
 
     max_tokens_in_flight: int = Field(16384, ge=1, description="Tokens that the backend is given at one time.")
     max_queued_tokens: int = Field(
-        1_000_000, ge=1, description="Tokens that may wait for the backend; more are refused for now."
+        1_000_000, ge=1, description="Tokens that may be queued for the backend; more are refused for now."
     )
     max_queued_sequences: int = Field(
-        10_000, ge=1, description="Sequences that may be under way; more are refused for now."
+        10_000, ge=1, description="Sequences that may be queued or running; more are refused for now."
     )
     max_batch_tokens: int = Field(2048, ge=1, description="Tokens of one forward pass, padding included.")
     torch_threads: int = Field(0, ge=0, description="CPU threads of a forward pass; 0 leaves it to torch.")
@@ -107,7 +107,7 @@ class GatewaySettings(ServiceSettings):
     venice_api_key: SecretStr | None = Field(None, description="venice: the key.")
     venice_model: str = Field("qwen3-5-9b", description="venice: which of the listed models.")
     venice_max_requests: int = Field(8, ge=1, le=16, description="venice: requests open at one time.")
-    venice_max_waiting: int = Field(256, ge=0, description="venice: requests that may wait beside those.")
+    venice_max_queued: int = Field(256, ge=0, description="venice: requests that may be queued beside those.")
     venice_top_logprobs: int = Field(
         20, ge=2, le=64, description="venice: most entries of a row; half of it while requests are refused with 429."
     )

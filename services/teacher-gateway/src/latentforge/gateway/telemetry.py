@@ -74,7 +74,7 @@ class Tracing:
         self._propagator = TraceContextTextMapPropagator()
 
     def start_call(self, method: str, metadata: Mapping[str, str]) -> CallSpan:
-        """The server's span; it goes on with the caller's trace where ``metadata`` has a W3C traceparent."""
+        """The server's span; it continues the caller's trace where ``metadata`` has a W3C traceparent."""
         from opentelemetry.context import Context
         from opentelemetry.trace import SpanKind
 
@@ -146,6 +146,6 @@ def _ignore(name: str, value: Value) -> None:
 
 
 def trace_headers() -> dict[str, str]:
-    """The W3C headers that let a server that is asked now go on with the trace; empty where nothing is traced."""
+    """The W3C headers that let a server that is asked now continue the trace; empty where nothing is traced."""
     current = _open.get()
     return {} if current is None else current[0].headers(current[1])

@@ -50,7 +50,7 @@ class Api:
         key: sent as a bearer token.
         key_setting: the environment variable of the key, for errors.
         max_requests: requests open at one time.
-        max_waiting: requests that may wait beside those; more are refused as BUSY.
+        max_queued: requests that may be queued beside those; more are refused as BUSY.
         attempts: tries of one request.
         timeout: seconds for one try.
         counts_refusals: the API counts every failed request against the key, so the breaker counts them too.
@@ -62,7 +62,7 @@ class Api:
     key: SecretStr | None
     key_setting: str
     max_requests: int
-    max_waiting: int
+    max_queued: int
     attempts: int
     timeout: float
     counts_refusals: bool = False
@@ -121,7 +121,7 @@ class Upstream:
             mounts=direct_mounts(self._base_url),
         )
         self._slots = asyncio.Semaphore(api.max_requests)
-        self._waiting = 0
+        self._queued = 0
         # Seconds of time.monotonic before which the API said that it will refuse.
         self._not_before = 0.0
 
@@ -175,14 +175,14 @@ class Upstream:
 
     @asynccontextmanager
     async def _slot(self) -> AsyncIterator[None]:
-        if self._slots.locked() and self._waiting >= self._api.max_waiting:
-            text = f"{self._api.name} has {self._api.max_requests} requests open and {self._waiting} waiting"
+        if self._slots.locked() and self._queued >= self._api.max_queued:
+            text = f"{self._api.name} has {self._api.max_requests} requests open and {self._queued} queued"
             raise BackendError(f"{text}; ask again later", FailureKind.BUSY, retry_after=1.0)
-        self._waiting += 1
+        self._queued += 1
         try:
             await self._slots.acquire()
         finally:
-            self._waiting -= 1
+            self._queued -= 1
         try:
             yield
         finally:

@@ -1,4 +1,4 @@
-"""One look at an API's list of models, with the one cause why it cannot be had."""
+"""One look at an API's list of models, with the one cause why it is unavailable."""
 
 import socket
 from collections.abc import Iterator

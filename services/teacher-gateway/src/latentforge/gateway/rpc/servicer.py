@@ -63,7 +63,7 @@ class TeacherServicer(TeacherServiceServicer):
         return await asyncio.get_running_loop().run_in_executor(self._tokenising, job)
 
     async def drain(self, seconds: float) -> bool:
-        """Refuses new calls and waits for those under way; false if ``seconds`` were not enough."""
+        """Refuses new calls and waits for those that run; false if ``seconds`` were not enough."""
         self._draining = True
         try:
             await asyncio.wait_for(self._idle.wait(), seconds)

@@ -26,7 +26,7 @@ class ScoringStats:
 
 
 class BusyClock:
-    """Seconds during which at least one of several overlapping pieces of work was going on."""
+    """Seconds during which at least one of several overlapping pieces of work was running."""
 
     def __init__(self) -> None:
         self._running = 0

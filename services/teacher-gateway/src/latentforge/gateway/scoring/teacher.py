@@ -61,7 +61,7 @@ class CacheReport:
     Attributes:
         store: None when the store does not answer, or is left alone since it did not.
         errors: lookups and writes that failed.
-        dropped_writes: sequences not kept because too many waited to be written, or the store takes none.
+        dropped_writes: sequences not kept because too many were queued to be written, or the store takes none.
     """
 
     kind: str
@@ -109,7 +109,7 @@ class Teacher:
         """Rows for tokens 1 … L−1 of uint32 ids [L]; PackedRows if they are wanted, or at hand and as good.
 
         Raises:
-            BackendError: the teacher failed, or too much waits for it already.
+            BackendError: the teacher failed, or too much is queued for it already.
         """
         started = time.perf_counter()
         scored = await self._scorer.score(token_ids, top_k, dtype, packed=packed)
@@ -122,7 +122,7 @@ class Teacher:
 
         While the gateway's queue is full, what it refused is tried again when something of this call is finished.
         """
-        waiting = deque(sequences)
+        queued = deque(sequences)
         finished: asyncio.Queue[tuple[int, TokenIds, asyncio.Task[SequenceAnswer]]] = asyncio.Queue()
         running: set[asyncio.Task[SequenceAnswer]] = set()
         most = _SEQUENCES_UNDER_WAY
@@ -133,9 +133,9 @@ class Teacher:
             task.add_done_callback(lambda task: finished.put_nowait((index, token_ids, task)))
 
         try:
-            while waiting or running:
-                while waiting and len(running) < most:
-                    index, token_ids = waiting.popleft()
+            while queued or running:
+                while queued and len(running) < most:
+                    index, token_ids = queued.popleft()
                     started = time.perf_counter()
                     # What is at hand needs no task.
                     recent = self._scorer.recall(token_ids, top_k, dtype)
@@ -153,7 +153,7 @@ class Teacher:
                     most = min(_SEQUENCES_UNDER_WAY, most + 1)
                 except QueueFullError as error:
                     if running:
-                        waiting.appendleft((index, token_ids))
+                        queued.appendleft((index, token_ids))
                         most = len(running)
                         continue
                     answer = BatchAnswer(index, None, error)

@@ -46,7 +46,7 @@ def find_weights(model: str, setting: str, *, hub: bool) -> WeightFiles:
         folder = Path(snapshot_download(model, allow_patterns=_WANTED))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise BackendError(f"{setting}={model} is no folder here and cannot be had from the hub: {reason}") from None
+        raise BackendError(f"{setting}={model} is no folder here and unavailable on the hub: {reason}") from None
     if not _COMMIT.fullmatch(folder.name):
         return WeightFiles(folder, model, _revision_of(folder, setting))
     return WeightFiles(folder, model, folder.name)

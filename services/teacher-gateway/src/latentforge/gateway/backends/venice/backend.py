@@ -83,7 +83,7 @@ class VeniceBackend:
             key=settings.venice_api_key,
             key_setting="VENICE_API_KEY",
             max_requests=settings.venice_max_requests,
-            max_waiting=settings.venice_max_waiting,
+            max_queued=settings.venice_max_queued,
             attempts=settings.venice_attempts,
             timeout=settings.venice_timeout_seconds,
             counts_refusals=True,

@@ -99,7 +99,7 @@ def continuation(
     """The whole of one continuation, with rows if they were asked for.
 
     Raises:
-        BackendError: it ended for no good reason, or its rows are not those of its tokens.
+        BackendError: it did not end as a continuation does, or its rows are not those of its tokens.
     """
     (choice,) = answer_of(body, 1).choices
     reason = FINISH_REASONS.get(choice.finish_reason or "")

@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 # A large teacher may have a long queue before it; who asks sets a deadline of his own.
 _TIMEOUT_SECONDS = 600.0
-_MAX_WAITING = 4096
+_MAX_QUEUED = 4096
 _ATTEMPTS = 4
 # A dead server must be told from a slow one soon, and a restarted one be found soon.
 _BREAKER_FAILURES, _BREAKER_WINDOW, _BREAKER_PAUSE = 8, 30.0, 5.0
@@ -80,7 +80,7 @@ class VllmBackend:
             key=key,
             key_setting="VLLM_REMOTE_API_KEY",
             max_requests=settings.vllm_max_requests,
-            max_waiting=_MAX_WAITING,
+            max_queued=_MAX_QUEUED,
             attempts=_ATTEMPTS,
             timeout=_TIMEOUT_SECONDS,
         )
