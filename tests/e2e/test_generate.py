@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,12 +46,12 @@ class Job:
         """The prompts whose continuations have arrived."""
         if not (self.generated / "continuations.sqlite").is_file():
             return []
-        with GeneratedStore(self.generated) as store:
+        with closing(GeneratedStore(self.generated)) as store:
             return [number for number in range(20) if number in store]
 
     def digest(self, prompts: list[int]) -> str:
         """Of their continuations."""
-        with GeneratedStore(self.generated) as store:
+        with closing(GeneratedStore(self.generated)) as store:
             return store.digest(prompts)
 
     def autoencoder(self) -> None:
@@ -106,7 +107,7 @@ def venice() -> Iterator[dict[str, str]]:
 def check_rows_are_the_teachers(job: Job) -> None:
     """Every stored row against the teacher's own forward pass over prompt and continuation."""
     model = Qwen3ForCausalLM.from_pretrained(TEACHER, dtype=torch.float32).eval()
-    with GeneratedStore(job.generated) as store:
+    with closing(GeneratedStore(job.generated)) as store:
         continuations = [store.read(record) for record in store.records(job.prompts())]
     assert continuations
     for continuation in continuations:

@@ -104,7 +104,7 @@ def recipe_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-class KnownTeacher(teacher_pb2_grpc.TeacherServiceServicer):
+class ClosedFormTeacher(teacher_pb2_grpc.TeacherServiceServicer):
     """p(x_i | x_<i) depends on x_(i-1) alone and is known in closed form; answers like a gateway, over real gRPC."""
 
     def __init__(self, fingerprint: str) -> None:
@@ -265,9 +265,9 @@ def part_of(rows: SparseRows, first: int, stop: int) -> SparseRows:
 
 
 @pytest.fixture
-def known_teacher(tokenizer_folder: Path, tokenizer: TextTokenizer) -> Iterator[KnownTeacher]:
+def known_teacher(tokenizer_folder: Path, tokenizer: TextTokenizer) -> Iterator[ClosedFormTeacher]:
     """Serves on a free port from a thread of its own, because the trainer blocks the test's."""
-    teacher = KnownTeacher(tokenizer_fingerprint(tokenizer_folder))
+    teacher = ClosedFormTeacher(tokenizer_fingerprint(tokenizer_folder))
     teacher.tokenizer = tokenizer
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, daemon=True)
@@ -343,5 +343,5 @@ def autoencoder(make_run: RunMaker, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def known_rows() -> type[KnownTeacher]:
-    return KnownTeacher
+def known_rows() -> type[ClosedFormTeacher]:
+    return ClosedFormTeacher

@@ -213,7 +213,7 @@ def test_sigterm_saves_and_the_same_command_goes_on(
         process.send_signal(signal.SIGTERM)
         _, errors = process.communicate(timeout=60)
     assert process.returncode == 0, errors
-    assert "Run the same command to go on" in errors
+    assert "Run the same command to resume" in errors
     assert "Traceback" not in errors
     (saved,) = (tmp_path / "runs" / "cut" / "state" / "student").glob("step-*")
     step = int(saved.name[5:])

@@ -65,7 +65,7 @@ def test_continuations_of_several_messages_are_put_together(known_teacher: Any, 
     in_three = gather("three")
     known_teacher.piece = 100
     assert gather("whole")["generated_sha256"] == in_three["generated_sha256"]
-    with GeneratedStore(in_three["folder"], "float32") as store:
+    with closing(GeneratedStore(in_three["folder"], "float32")) as store:
         for record in store.records(range(15)):
             each = store.read(record)
             ids = [*each.prompt_ids.tolist(), *each.token_ids.tolist()]

@@ -2,6 +2,7 @@ import pickle
 import signal
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ def answers(known_rows: Any, prompt: int) -> list[Continuation | Dropped]:
 
 
 def write(folder: Path, known_rows: Any, prompts: Any) -> str:
-    with GeneratedStore(folder, "float32") as store:
+    with closing(GeneratedStore(folder, "float32")) as store:
         for prompt in prompts:
             if prompt not in store:
                 store.append(prompt, answers(known_rows, prompt))
@@ -45,7 +46,7 @@ def same(a: Continuation, b: Continuation) -> bool:
 
 def test_what_was_appended_comes_back_in_the_prompts_order(tmp_path: Path, known_rows: Any) -> None:
     write(tmp_path, known_rows, [2, 0, 1])
-    with GeneratedStore(tmp_path, "float32") as store:
+    with closing(GeneratedStore(tmp_path, "float32")) as store:
         assert [p in store for p in range(4)] == [True, True, True, False]
         expected = [a for p in range(3) for a in answers(known_rows, p) if isinstance(a, Continuation)]
         found = [store.read(r) for r in store.records(range(4))]
@@ -67,7 +68,7 @@ def test_a_prompt_is_kept_whole_or_not_at_all(tmp_path: Path, known_rows: Any) -
         raise KeyboardInterrupt
 
     write(tmp_path, known_rows, [0])
-    with GeneratedStore(tmp_path, "float32") as store:
+    with closing(GeneratedStore(tmp_path, "float32")) as store:
         with pytest.raises(KeyboardInterrupt):
             store.append(1, odd())
         # The second of these is no continuation.
@@ -80,6 +81,7 @@ def test_a_prompt_is_kept_whole_or_not_at_all(tmp_path: Path, known_rows: Any) -
 # Appends what it lacks and says so, until the time has come.
 APPENDS = """
 import os, pickle, signal, sqlite3, sys
+from contextlib import closing
 from pathlib import Path
 from latentforge.trainer.teacher.continuations import GeneratedStore
 
@@ -97,7 +99,7 @@ def watched(path):
     return database
 
 sqlite3.connect = watched
-with GeneratedStore(Path(sys.argv[1]), "float32") as store:
+with closing(GeneratedStore(Path(sys.argv[1]), "float32")) as store:
     for prompt, answers in pickle.loads(Path(sys.argv[2]).read_bytes()).items():
         if prompt not in store:
             store.append(prompt, answers)
@@ -116,7 +118,7 @@ def test_a_kill_at_any_statement_leaves_whole_prompts_and_the_rest_is_asked_agai
     killed = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
     assert killed.returncode == -signal.SIGKILL
     kept = list(map(int, killed.stdout.split()))
-    with GeneratedStore(folder, "float32") as store:
+    with closing(GeneratedStore(folder, "float32")) as store:
         # What append returned from is there, and nothing of the one under way.
         assert [prompt for prompt in everything if prompt in store] == kept
         assert store.num_usable() + len(store.dropped()) == 2 * len(kept)
@@ -144,5 +146,8 @@ def test_rows_of_which_a_bit_flipped_are_not_learnt_from(tmp_path: Path, known_r
     data = bytearray(path.read_bytes())
     data[data.index(b"LFR2") + 40] ^= 1
     path.write_bytes(data)
-    with GeneratedStore(tmp_path, "float32") as store, pytest.raises(TrainerError, match=f"{path} cannot be used"):
+    with (
+        closing(GeneratedStore(tmp_path, "float32")) as store,
+        pytest.raises(TrainerError, match=f"{path} cannot be used"),
+    ):
         [store.read(record) for record in store.records(range(4))]

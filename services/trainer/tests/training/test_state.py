@@ -56,5 +56,5 @@ def test_an_unreadable_state_says_what_to_do(tmp_path: Path) -> None:
     model, optimisation = trained(1)
     state.save(1, model, optimisation, {})
     (tmp_path / "s" / "step-00000001" / "optimizer.safetensors").write_bytes(b"torn")
-    with pytest.raises(TrainerError, match=r"step-00000001 cannot be gone on from .*--fresh"):
+    with pytest.raises(TrainerError, match=r"step-00000001 cannot be resumed from .*--fresh"):
         state.load(model, optimisation)

@@ -99,8 +99,8 @@ def test_it_learns_what_the_teacher_knows(
     assert last.ce < 0.8 * first.ce
     assert result.tokens == 60 * 8 * 32
     counts = np.bincount(train.tokens, minlength=260)
-    check = [StudentBatch(torch.from_numpy(held_out.sequence(0))[None], torch.ones(1, 32, dtype=torch.bool))]
-    assert result.unigram_ce == pytest.approx(unigram_ce(counts, check), rel=0.2)
+    batches = [StudentBatch(torch.from_numpy(held_out.sequence(0))[None], torch.ones(1, 32, dtype=torch.bool))]
+    assert result.unigram_ce == pytest.approx(unigram_ce(counts, batches), rel=0.2)
     # Almost none of the text is what this teacher would write.
     assert result.teacher.held_out_nll > 5
 

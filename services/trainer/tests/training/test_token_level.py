@@ -61,9 +61,9 @@ def test_it_is_taught_what_a_student_is_taught(
     run = make_run("student", port=known_teacher.port)
     save_pretrained(Autoencoder(run.recipe.autoencoder_config(260, 1)), tmp_path)
     train_student(run, *data, tmp_path)
-    rival: Any = train_token_level(make_run("rival", port=known_teacher.port), *data)
-    assert rival.cache.misses == 0
-    assert rival.tokens == 12 * 2 * 32
+    baseline: Any = train_token_level(make_run("baseline", port=known_teacher.port), *data)
+    assert baseline.cache.misses == 0
+    assert baseline.tokens == 12 * 2 * 32
 
 
 def test_without_a_teacher_it_learns_the_text_alone(make_run: Any, packed: PackedData) -> None:
@@ -78,10 +78,10 @@ def test_without_a_teacher_it_learns_the_text_alone(make_run: Any, packed: Packe
 def test_a_student_starts_from_its_backbone(make_run: Any, packed: PackedData, tmp_path: Path) -> None:
     overrides = {"student.objective": "chunk-ce", "teacher.targets": "text", "student.optim.steps": 5}
     data = split_tail(packed)
-    rival = make_run("rival", port=9, overrides=overrides)
-    train_token_level(rival, *data)
+    baseline = make_run("baseline", port=9, overrides=overrides)
+    train_token_level(baseline, *data)
     # Steps too small to be seen.
-    more = {"student.init_backbone": str(rival.folder / "token-level"), "student.optim.lr": 1e-9}
+    more = {"student.init_backbone": str(baseline.folder / "token-level"), "student.optim.lr": 1e-9}
     run = make_run("student", port=9, overrides=overrides | more, stop_at=("student", 2))
     save_pretrained(Autoencoder(run.recipe.autoencoder_config(260, 1)), tmp_path / "autoencoder")
     with pytest.raises(Interrupted):
@@ -91,7 +91,7 @@ def test_a_student_starts_from_its_backbone(make_run: Any, packed: PackedData, t
     )
     published = run.settings.checkpoints_dir / result.checkpoints[-1]
     ours = load_file(published / "student" / "model.safetensors")
-    theirs = load_file(rival.folder / "token-level" / "model.safetensors")
+    theirs = load_file(baseline.folder / "token-level" / "model.safetensors")
     layers = [name for name in theirs if name.startswith("backbone.layers.")]
     assert layers
     for name in layers:

@@ -109,7 +109,7 @@ class CacheFigures(_Part):
 
 
 class GeneratedFigures(_Part):
-    """The teacher's own text that a student learns from."""
+    """What the teacher wrote for a student to learn from."""
 
     prompts: int
     continuations: int

@@ -44,7 +44,7 @@ TargetsOption = Annotated[
     str | None,
     typer.Option(
         "--targets",
-        help="score: its rows on the data; generate: its own text; auto: what it can; text: no teacher.  ",
+        help="score: its rows on the data; generate: text that it writes; auto: what it can; text: no teacher.  ",
         show_default="the recipe's",
     ),
 ]
@@ -184,5 +184,5 @@ def user_errors() -> Iterator[None]:
         with errors_reported(ValueError, TeacherError, OSError, usage=(RecipeError,)):
             yield
     except Interrupted:
-        typer.echo("stopped as asked; everything is saved. Run the same command to go on.", err=True)
+        typer.echo("stopped as asked; everything is saved. Run the same command to resume.", err=True)
         raise typer.Exit(DONE) from None

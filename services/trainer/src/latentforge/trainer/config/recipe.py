@@ -71,7 +71,7 @@ class Recipe(Section):
         asked = f"student.on_policy.share={on_policy.share}"
         if not self.student.weights.kd:
             raise ValueError(
-                f"{asked} with student.weights.kd=0: all that a student's own text teaches is the teacher's rows; set "
+                f"{asked} with student.weights.kd=0: all that on-policy text teaches is the teacher's rows; set "
                 "the weight above 0, or share to 0"
             )
         if self.teacher.targets in ("generate", "text"):

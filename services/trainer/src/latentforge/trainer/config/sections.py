@@ -127,7 +127,7 @@ class StudentRecipe(Section):
 
 
 class GenerateRecipe(Section):
-    """What the teacher is asked to write, where its own text is what the student learns from."""
+    """What the teacher is asked to write, where the student learns from generated text."""
 
     prompts: int = Field(1000, ge=1, description="How many are chosen from the training documents.")
     held_out_prompts: int = Field(50, ge=1, description="How many are chosen from the held-out documents.")
@@ -149,8 +149,8 @@ class TeacherRecipe(Section):
 
     targets: Literal["auto", "score", "generate", "text"] = Field(
         "auto",
-        description="score: its rows on the data; generate: its own text and its rows on that; auto: score where the "
-        "teacher can; text: the data alone, no teacher.",
+        description="score: its rows on the data; generate: text that it writes, and its rows on that; auto: score "
+        "where the teacher can; text: the data alone, no teacher.",
     )
     top_k: int = Field(20, ge=1, description="Entries per row.")
     logprob_dtype: LogprobDtype = Field("float16", description="How logprobs travel, and are stored.")

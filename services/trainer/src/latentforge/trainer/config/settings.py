@@ -38,7 +38,7 @@ class TrainerSettings(ServiceSettings):
     )
     trainer_prefetch_in_flight: int = Field(2, ge=1, description="Of those, requests that may be open at once.")
     trainer_generate_in_flight: int = Field(
-        8, ge=1, description="Requests for the teacher's own text that may be open at once."
+        8, ge=1, description="Requests for text that the teacher writes, open at once."
     )
     # Where CPU and GPU share one memory, running out of it freezes everything.
     trainer_cuda_memory_fraction: float = Field(

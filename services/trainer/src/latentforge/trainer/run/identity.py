@@ -21,7 +21,7 @@ def claim(folder: Path, identity: Mapping[str, Any], restart: str) -> None:
             if saved.get(field) != flat.get(field):
                 raise TrainerError(
                     f"{folder} was begun with {field} = {saved.get(field)!r}, now it is {flat.get(field)!r}; "
-                    f"go on with the old value, or start anew with {restart}"
+                    f"resume with the old value, or start anew with {restart}"
                 )
     else:
         write_atomically(path, json.dumps(identity, indent=1) + "\n")

@@ -21,7 +21,7 @@ from latentforge.trainer.teacher.connection import TeacherLink
 
 
 class GeneratedTargets:
-    """The teacher's own text in runs/<run>/generated/, which :meth:`prepare` collects where it is not there yet.
+    """What the teacher has written, in runs/<run>/generated/, which :meth:`prepare` collects where it is missing.
 
     Args:
         run: the run.

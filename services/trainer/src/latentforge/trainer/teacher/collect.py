@@ -29,7 +29,7 @@ _MAX_DROPPED_SHARE = 0.5
 # So many answers are waited for before a share means something.
 _JUDGED_FROM = 20
 
-Answer = Continuation | Dropped
+Outcome = Continuation | Dropped
 
 
 def identity(recipe: TeacherRecipe, prompts: list[Prompt], teacher: pb.GetTeacherResponse) -> dict[str, Any]:
@@ -86,7 +86,7 @@ def collect(run: RunContext, link: TeacherLink, store: GeneratedStore, prompts: 
     """
     n, in_flight = run.recipe.teacher.generate.n, run.settings.trainer_generate_in_flight
     missing = iter([number for number in range(len(prompts)) if number not in store])
-    pending: dict[Future[list[Answer]], int] = {}
+    pending: dict[Future[list[Outcome]], int] = {}
     done = sum(number in store for number in range(len(prompts)))
     total = len(prompts) * n
     if done == len(prompts):
@@ -113,7 +113,7 @@ def collect(run: RunContext, link: TeacherLink, store: GeneratedStore, prompts: 
                 future.cancel()
 
 
-async def _continuations(link: TeacherLink, recipe: TeacherRecipe, prompt: Prompt) -> list[Answer]:
+async def _continuations(link: TeacherLink, recipe: TeacherRecipe, prompt: Prompt) -> list[Outcome]:
     """All continuations of one prompt."""
     settings = recipe.generate
     request = pb.GenerateRequest(
@@ -127,7 +127,7 @@ async def _continuations(link: TeacherLink, recipe: TeacherRecipe, prompt: Promp
         logprob_dtype=dtype_to_proto(recipe.logprob_dtype),
     )
 
-    async def ask() -> list[Answer]:
+    async def ask() -> list[Outcome]:
         pieces: list[list[pb.GenerateResponse]] = [[] for _ in range(settings.n)]
         async for piece in link.client.generate(request):
             pieces[piece.index].append(piece)
@@ -142,7 +142,7 @@ async def _continuations(link: TeacherLink, recipe: TeacherRecipe, prompt: Promp
         return [Dropped(f"refused: {cause}")] * settings.n
 
 
-def _continuation(pieces: list[pb.GenerateResponse]) -> Answer:
+def _continuation(pieces: list[pb.GenerateResponse]) -> Outcome:
     """One continuation of its messages in order.
 
     Raises:

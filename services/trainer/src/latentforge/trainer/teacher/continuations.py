@@ -10,8 +10,7 @@ import sqlite3
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,7 +65,7 @@ class Record:
 
 
 class GeneratedStore:
-    """The continuations in a folder; use as a context manager, in one thread.
+    """The continuations in a folder; of one thread; :meth:`close` it.
 
     Raises:
         TrainerError: the file is torn or not this database, or cannot be written; from every method.
@@ -84,14 +83,6 @@ class GeneratedStore:
         except BaseException:
             self.close()
             raise
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         self._database.close()

@@ -25,7 +25,7 @@ from latentforge.trainer.training.validation import evaluate_autoencoder
 
 
 def train_autoencoder(run: RunContext, train: PackedData, held_out: PackedData) -> AutoencoderResult:
-    """Trains the autoencoder, going on from what is saved; a finished one is left alone.
+    """Trains the autoencoder, resuming from what is saved; a finished one is left alone.
 
     Its figures are those of :func:`evaluate_autoencoder` on all held-out data.
 

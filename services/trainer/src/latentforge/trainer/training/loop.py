@@ -142,7 +142,7 @@ class StudentTraining:
             generator = step_generator(self.seed, step, run.device)
             loss = loss_of(self.learner.model, batch, self.learner.weights, generator)
         if batch.on_policy:
-            # What is measured on the student's own text is no figure of the data.
+            # What is measured on on-policy text is no figure of the data.
             parts = {"on_policy_loss": loss.total, "on_policy_kd": loss.kd}
         else:
             weights = vars(self.learner.weights)

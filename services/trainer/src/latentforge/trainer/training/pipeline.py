@@ -34,16 +34,16 @@ def run_pipeline(
 
     Raises:
         TrainerError: something that the user can put right.
-        Interrupted: asked to stop; the same command goes on.
+        Interrupted: asked to stop; the same command resumes.
     """
     started = time.monotonic()
     if run.recipe.teacher.targets != "text" and not result_file(run, "student").is_file():
         # A teacher that cannot be used is better known before the autoencoder has trained for minutes.
         _meet_teacher(run)
-    train, check = run_data(run, data, held_out)
+    train, held_out_data = run_data(run, data, held_out)
     data_seconds = round(time.monotonic() - started, 2)
-    autoencoder = train_autoencoder(run, train, check)
-    student = train_student(run, train, check, run.folder / "autoencoder", fresh=fresh)
+    autoencoder = train_autoencoder(run, train, held_out_data)
+    student = train_student(run, train, held_out_data, run.folder / "autoencoder", fresh=fresh)
     path = run.folder / SUMMARY
     if path.is_file():
         # A rerun of a finished run packs nothing, and must not say that packing took no time.

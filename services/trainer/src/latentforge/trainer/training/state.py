@@ -72,7 +72,7 @@ class StageState:
             optimisation.load_state(tensors)
         except (OSError, SafetensorError, ValueError, KeyError, RuntimeError) as error:
             raise TrainerError(
-                f"{place} cannot be gone on from ({error}); delete it, or start anew with --fresh"
+                f"{place} cannot be resumed from ({error}); delete it, or start anew with --fresh"
             ) from None
         return step, progress
 
