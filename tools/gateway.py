@@ -47,7 +47,7 @@ def gateway_answers(target: str, tls_ca: Path | None = None) -> bool:
     Raises:
         SettingsError: the file of ``tls_ca`` is invalid.
     """
-    with open_channel(target, tls_ca=tls_ca, retries=False) as channel:
+    with open_channel(target, tls_ca=tls_ca) as channel:
         try:
             answer = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=2)
         except grpc.RpcError:

@@ -1,3 +1,5 @@
+import socket
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -10,13 +12,28 @@ from latentforge.teacher_client.errors import TeacherError
 from latentforge.teacher_client.sync_client import SyncTeacherClient
 
 
+def health_server(pool: ThreadPoolExecutor, port: int) -> grpc.Server:
+    server = grpc.server(pool)
+    health_pb2_grpc.add_HealthServicer_to_server(health.HealthServicer(), server)
+    server.add_insecure_port(f"127.0.0.1:{port}")
+    server.start()
+    return server
+
+
+def serves(channel: grpc.Channel) -> bool:
+    try:
+        health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=10)
+    except grpc.RpcError:
+        return False
+    return True
+
+
 @pytest.fixture
 def port() -> Iterator[int]:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
     with ThreadPoolExecutor(1) as pool:
-        server = grpc.server(pool)
-        health_pb2_grpc.add_HealthServicer_to_server(health.HealthServicer(), server)
-        port = server.add_insecure_port("127.0.0.1:0")
-        server.start()
+        server = health_server(pool, port)
         yield port
         server.stop(None).wait()
 
@@ -32,13 +49,13 @@ def _proxies(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "dns:///localhost"])
 def test_a_gateway_of_this_machine_is_asked_past_every_proxy(port: int, host: str) -> None:
-    with open_channel(f"{host}:{port}", retries=False) as channel:
+    with open_channel(f"{host}:{port}") as channel:
         answer = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=10)
     assert answer.status == health_pb2.HealthCheckResponse.SERVING
 
 
 async def test_asyncio_channels_do_so_too(port: int) -> None:
-    async with open_aio_channel(f"127.0.0.1:{port}", retries=False) as channel:
+    async with open_aio_channel(f"127.0.0.1:{port}") as channel:
         answer = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=10)
     assert answer.status == health_pb2.HealthCheckResponse.SERVING
 
@@ -49,3 +66,21 @@ def test_a_gateway_elsewhere_that_does_not_answer_names_the_proxy() -> None:
         pytest.raises(TeacherError, match=r"grpc_proxy sends .*, no_proxy=teacher-gateway\.example"),
     ):
         client.teacher()
+
+
+def test_a_gateway_that_comes_up_late_is_connected_to_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By gRPC's defaults a channel waits longer after each time that nobody answered, whatever its callers do."""
+    monkeypatch.setattr("latentforge.teacher_client.channel._LONGEST_RECONNECT_MS", 100)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    with open_channel(f"127.0.0.1:{port}") as channel, ThreadPoolExecutor(1) as pool:
+        asked_until = time.monotonic() + 1.5
+        while time.monotonic() < asked_until:
+            assert not serves(channel)
+            time.sleep(0.05)
+        server = health_server(pool, port)
+        started = time.monotonic()
+        while not serves(channel):
+            time.sleep(0.05)
+        assert time.monotonic() - started < 0.6
+        server.stop(None).wait()

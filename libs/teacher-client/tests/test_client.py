@@ -4,7 +4,7 @@ import asyncio
 import inspect
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -16,7 +16,7 @@ from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-unty
 
 from latentforge.teacher.v1 import teacher_pb2 as pb
 from latentforge.teacher.v1 import teacher_pb2_grpc
-from latentforge.teacher_client.calls import Retries, Scored
+from latentforge.teacher_client.calls import Scored
 from latentforge.teacher_client.client import TeacherClient
 from latentforge.teacher_client.errors import FieldViolation, TeacherError
 from latentforge.teacher_client.sparse_rows import SparseRows
@@ -310,6 +310,34 @@ def test_threads_share_one_client(scripted: tuple[Scripted, str]) -> None:
     assert found == [-float(i) for i in range(40)]
 
 
+async def test_a_caller_with_asyncio_who_stops_reading_or_is_cancelled_ends_the_call(
+    scripted: tuple[Scripted, str],
+) -> None:
+    async with TeacherClient(scripted[1]) as client:
+        left = threading.Event()
+        scripted[0].script = [[None, left]]
+        answers = client.score_batch([[1, 2], [3, 4]], 2)
+        await anext(answers)
+        await answers.aclose()  # type: ignore[attr-defined]
+        assert await asyncio.to_thread(left.wait, 5)
+        left = threading.Event()
+        scripted[0].script = [[None, left]]
+
+        begun = asyncio.Event()
+
+        async def read() -> None:
+            async for _ in client.score_batch([[1, 2], [3, 4]], 2):
+                begun.set()
+
+        reading = asyncio.create_task(read())
+        await begun.wait()
+        reading.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await reading
+        assert await asyncio.to_thread(left.wait, 5)
+        assert len(scripted[0].calls) == 2
+
+
 def test_a_caller_who_stops_reading_ends_the_call(scripted: tuple[Scripted, str]) -> None:
     ended = threading.Event()
     scripted[0].script = [[None, ended]]
@@ -320,30 +348,13 @@ def test_a_caller_who_stops_reading_ends_the_call(scripted: tuple[Scripted, str]
         assert ended.wait(5)
 
 
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
-    monkeypatch.setattr(time, "monotonic", lambda: 100.0)
-    return lambda: None
-
-
-@pytest.mark.usefixtures("clock")
-def test_progress_begins_the_count_of_tries_anew() -> None:
-    gone = TeacherError(grpc.StatusCode.UNAVAILABLE, "gone")
-    retries = Retries(600, attempts=3)
-    assert retries.pause(gone) is not None
-    assert retries.pause(gone) is not None
-    assert retries.pause(gone, progress=True) is not None
-    assert retries.pause(gone) is not None
-    assert retries.pause(gone) is None
-
-
-@pytest.mark.usefixtures("clock")
-def test_pauses_grow_and_are_capped() -> None:
-    gone = TeacherError(grpc.StatusCode.UNAVAILABLE, "gone")
-    retries = Retries(600, attempts=20)
-    pauses = [retries.pause(gone) for _ in range(12)]
-    assert all(0.5 * 0.2 * 2**i <= p <= 0.2 * 2**i for i, p in enumerate(pauses[:6]) if p is not None)
-    assert max(p for p in pauses if p is not None) <= 32
+def test_progress_begins_the_count_of_tries_anew(ask: Both, scripted: tuple[Scripted, str]) -> None:
+    scripted[0].script = [[None, ("end", GONE)], [None, ("end", GONE)], [None, ("end", GONE)]]
+    answers = ask("score_batch", [[i, 1] for i in range(4)], 2, attempts=2)
+    assert [a.index for a in answers] == [0, 1, 2, 3]
+    scripted[0].script = [[None, ("end", GONE)], [("end", GONE)]]
+    with pytest.raises(TeacherError, match="UNAVAILABLE"):
+        ask("score_batch", [[i, 1] for i in range(4)], 2, attempts=2)
 
 
 def test_both_clients_have_the_same_methods_with_the_same_arguments() -> None:

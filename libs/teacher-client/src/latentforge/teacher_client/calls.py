@@ -1,45 +1,202 @@
-"""What the two clients of the teacher API have in common: requests, retries, and which sequences are still missing."""
+"""What the two clients of the teacher API have in common: everything but the waiting.
 
-import random
-import time
-from collections.abc import Sequence
+A call is a :class:`Unary` or a :class:`Stream` here; ``client`` and ``sync_client`` send it and wait, with asyncio or
+in a thread. Neither is the other in disguise: a client for threads that runs the asyncio one on a loop of its own takes
+answers in at half the speed, for 15 to 20 % more CPU time, and for 50 % more where calls are small.
+"""
+
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import Any, Generic, Literal, Protocol, TypeVar, cast
 
 import grpc
+from google.protobuf.message import Message
+from pydantic import SecretStr
+from tenacity import RetryCallState
 
 from latentforge.teacher.v1 import teacher_pb2 as pb
-from latentforge.teacher_client.channel import MAX_ATTEMPTS
-from latentforge.teacher_client.errors import TeacherError
+from latentforge.teacher.v1 import teacher_pb2_grpc
+from latentforge.teacher_client.channel import key_metadata
+from latentforge.teacher_client.errors import RpcFailure, TeacherError
+from latentforge.teacher_client.retries import MAX_ATTEMPTS, Tries, may_retry
 from latentforge.teacher_client.sparse_rows import LogprobDtype, SparseRows
 from latentforge.teacher_client.wire import dtype_to_proto, rows_from_proto
 
 RowEncodingName = Literal["arrays", "packed"]
-
-_LONGEST_PAUSE_SECONDS = 32.0
-_FIRST_PAUSE_SECONDS = 0.2
-
-
-def encoding_to_proto(encoding: RowEncodingName) -> pb.RowEncoding.ValueType:
-    return pb.ROW_ENCODING_PACKED if encoding == "packed" else pb.ROW_ENCODING_ARRAYS
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 
 
-def score_request(
+@dataclass(frozen=True)
+class Unary(Generic[T]):
+    """A call with one answer.
+
+    Attributes:
+        method: the stub's.
+        request: what is sent.
+        value: what the caller gets of the answer.
+    """
+
+    method: str
+    request: Message
+    value: Callable[[Any], T]
+
+
+class Stream(Protocol[T_co]):
+    """A call with many answers, over its tries."""
+
+    method: str
+
+    @property
+    def progress(self) -> bool:
+        """Whether this try has answered a part, so that the tries are counted anew."""
+
+    def request(self) -> Message:
+        """Begins a try: what is sent, for what is missing."""
+
+    def take(self, answer: Any) -> T_co | None:
+        """What the caller gets of one answer; None for nothing."""
+
+    def failure(self) -> TeacherError | None:
+        """Why the end of a try is not the end of the call."""
+
+    def may_retry(self, error: BaseException) -> bool:
+        """Whether to try again after this."""
+
+    def given_up(self) -> Sequence[T_co] | None:
+        """After the last try, what the caller gets instead of the error; None for the error."""
+
+
+class BaseClient:
+    """A client without its waiting.
+
+    Args:
+        target: host:port of the gateway.
+        timeout: seconds for one call, its retries and the whole of a stream included.
+        api_key: the gateway's GATEWAY_API_KEY, if it has one.
+        tls_ca: PEM file of the root certificate that signed the gateway's; None talks without TLS.
+        attempts: tries without any progress; 1 never asks again.
+
+    Raises:
+        SettingsError: the file of ``tls_ca`` cannot be read or holds no certificate.
+    """
+
+    def __init__(
+        self,
+        target: str,
+        *,
+        timeout: float = 600.0,
+        api_key: SecretStr | str | None = None,
+        tls_ca: Path | str | None = None,
+        attempts: int = MAX_ATTEMPTS,
+    ) -> None:
+        self.target = target
+        self._timeout, self._attempts = timeout, attempts
+        self._metadata = key_metadata(api_key)
+        self._fingerprint: str | None = None
+        self._channel = self._open(target, tls_ca)
+        self._stub = teacher_pb2_grpc.TeacherServiceStub(self._channel)
+
+    def _open(self, target: str, tls_ca: Path | str | None) -> Any:
+        """A channel of the kind that the client waits with."""
+        raise NotImplementedError
+
+    def _tries(self) -> Tries:
+        return Tries(self._timeout, self._attempts)
+
+    def _send(self, call: Unary[Any] | Stream[Any], tries: Tries) -> Any:
+        """What the stub gives, to be waited for."""
+        request = call.request if isinstance(call, Unary) else call.request()
+        return getattr(self._stub, call.method)(request, timeout=tries.seconds_left, metadata=self._metadata)
+
+    def _failure(self, error: grpc.RpcError) -> TeacherError:
+        # What gRPC raises has more than its type says.
+        return TeacherError.from_rpc(cast(RpcFailure, error), self.target)
+
+    def _end_try(self, stream: Stream[Any], state: RetryCallState, broken: grpc.RpcError | None) -> None:
+        """Raises the TeacherError that a stream's try ended with; nothing where the call is answered."""
+        failure = stream.failure() if broken is None else self._failure(broken)
+        if failure is None:
+            return
+        if stream.progress:
+            state.attempt_number = 1
+        raise failure
+
+
+def get_teacher() -> Unary[pb.GetTeacherResponse]:
+    return Unary("GetTeacher", pb.GetTeacherRequest(), _whole)
+
+
+def score(
     fingerprint: str, token_ids: Sequence[int], top_k: int, dtype: LogprobDtype, encoding: RowEncodingName
-) -> pb.ScoreRequest:
-    return pb.ScoreRequest(
+) -> Unary[SparseRows]:
+    request = pb.ScoreRequest(
         tokenizer_fingerprint=fingerprint,
         token_ids=token_ids,
         top_k=top_k,
         logprob_dtype=dtype_to_proto(dtype),
         row_encoding=encoding_to_proto(encoding),
     )
+    return Unary("Score", request, lambda answer: rows_from_proto(answer.rows))
 
 
-def chat_request(messages: Sequence[tuple[str, str]]) -> pb.TokenizeRequest:
-    """For the ids of (role, content) pairs."""
+def tokenize(text: str, *, parse_special_tokens: bool) -> Unary[list[int]]:
+    request = pb.TokenizeRequest(text=text, parse_special_tokens=parse_special_tokens)
+    return Unary("Tokenize", request, _token_ids)
+
+
+def tokenize_chat(messages: Sequence[tuple[str, str]]) -> Unary[list[int]]:
     chat = pb.Chat(messages=[pb.ChatMessage(role=role, content=content) for role, content in messages])
-    return pb.TokenizeRequest(chat=chat)
+    return Unary("Tokenize", pb.TokenizeRequest(chat=chat), _token_ids)
+
+
+def detokenize(fingerprint: str, token_ids: Sequence[int]) -> Unary[str]:
+    request = pb.DetokenizeRequest(tokenizer_fingerprint=fingerprint, token_ids=token_ids)
+    return Unary("Detokenize", request, lambda answer: answer.text)
+
+
+def cache_stats() -> Unary[pb.GetCacheStatsResponse]:
+    return Unary("GetCacheStats", pb.GetCacheStatsRequest(), _whole)
+
+
+def encoding_to_proto(encoding: RowEncodingName) -> pb.RowEncoding.ValueType:
+    return pb.ROW_ENCODING_PACKED if encoding == "packed" else pb.ROW_ENCODING_ARRAYS
+
+
+def _whole(answer: Any) -> Any:
+    return answer
+
+
+def _token_ids(answer: pb.TokenizeResponse) -> list[int]:
+    return list(answer.token_ids)
+
+
+class Generating:
+    """A Generate call: what has begun cannot be begun again, since other tokens could come."""
+
+    method = "Generate"
+
+    def __init__(self, fingerprint: str, request: pb.GenerateRequest) -> None:
+        request.tokenizer_fingerprint = fingerprint
+        self._request = request
+        self.progress = False
+
+    def request(self) -> pb.GenerateRequest:
+        return self._request
+
+    def take(self, answer: pb.GenerateResponse) -> pb.GenerateResponse:
+        self.progress = True
+        return answer
+
+    def failure(self) -> None:
+        return None
+
+    def may_retry(self, error: BaseException) -> bool:
+        return not self.progress and may_retry(error)
+
+    def given_up(self) -> None:
+        return None
 
 
 @dataclass(frozen=True)
@@ -52,51 +209,10 @@ class Scored:
     provenance: pb.Provenance
 
 
-class Retries:
-    """How often and when one call is made again.
-
-    A gateway that is gone or going (UNAVAILABLE) is asked again by gRPC itself while nothing was answered; here that
-    is done for streams that broke off, and for RESOURCE_EXHAUSTED where the gateway says when to come back.
-
-    Args:
-        timeout: seconds for all tries together.
-        attempts: tries without any progress.
-    """
-
-    def __init__(self, timeout: float, attempts: int = MAX_ATTEMPTS) -> None:
-        self._deadline = time.monotonic() + timeout
-        self._attempts = attempts
-        self._failed = 0
-
-    @property
-    def seconds_left(self) -> float:
-        return max(0.0, self._deadline - time.monotonic())
-
-    def pause(self, error: TeacherError, *, progress: bool = False) -> float | None:
-        """Seconds to wait before the next try; None if there is none.
-
-        Args:
-            progress: the failed try answered a part.
-        """
-        self._failed = 1 if progress else self._failed + 1
-        if self._failed >= self._attempts or not may_retry(error):
-            return None
-        bound = _FIRST_PAUSE_SECONDS * 2.0 ** (self._failed - 1)
-        seconds = error.retry_after if error.retry_after is not None else random.uniform(bound / 2, bound)
-        seconds = min(seconds, _LONGEST_PAUSE_SECONDS)
-        return seconds if seconds < self.seconds_left else None
-
-
-def may_retry(error: TeacherError) -> bool:
-    """Whether the same call may succeed later."""
-    if error.code is grpc.StatusCode.RESOURCE_EXHAUSTED:
-        # Without a time to come back it is not load but a message that exceeds a cap.
-        return error.retry_after is not None
-    return error.code is grpc.StatusCode.UNAVAILABLE
-
-
 class BatchScoring:
     """A ScoreBatch call over its tries: only what is missing is asked for again."""
+
+    method = "ScoreBatch"
 
     def __init__(
         self,
@@ -117,11 +233,11 @@ class BatchScoring:
         self._missing = dict.fromkeys(range(len(sequences)))
         self._asked: list[int] = []
         self._refused: dict[int, TeacherError] = {}
-        self._progress = False
+        self.progress = False
 
     def request(self) -> pb.ScoreBatchRequest:
         """For what is missing."""
-        self._asked, self._refused, self._progress = list(self._missing), {}, False
+        self._asked, self._refused, self.progress = list(self._missing), {}, False
         return pb.ScoreBatchRequest(
             sequences=[pb.TokenIds(ids=self._sequences[i]) for i in self._asked],
             **self._arguments,  # type: ignore[arg-type]
@@ -139,7 +255,7 @@ class BatchScoring:
         else:
             scored = Scored(index, rows_from_proto(answer.score.rows), None, answer.score.provenance)
         del self._missing[index]
-        self._progress = True
+        self.progress = True
         return scored
 
     def failure(self) -> TeacherError | None:
@@ -151,11 +267,8 @@ class BatchScoring:
             return TeacherError(grpc.StatusCode.UNAVAILABLE, text)
         return None
 
-    def pause(self, retries: Retries, error: TeacherError) -> float | None:
-        """As :meth:`Retries.pause`, but what gRPC has asked for again and again without an answer is given up."""
-        if error.code is grpc.StatusCode.UNAVAILABLE and not (self._progress or self._refused):
-            return None
-        return retries.pause(error, progress=self._progress)
+    def may_retry(self, error: BaseException) -> bool:
+        return may_retry(error)
 
     def given_up(self) -> list[Scored] | None:
         """What is missing as failures of its own, if the gateway refused each; None if the whole call failed."""

@@ -1,6 +1,5 @@
-"""Channels to a teacher-gateway: caps, retries, TLS and the key, the same for asyncio and for threads."""
+"""Channels to a teacher-gateway: caps, pings, TLS and the key, the same for asyncio and for threads."""
 
-import json
 import ssl
 from pathlib import Path
 from typing import Any
@@ -12,35 +11,28 @@ from latentforge.core.proxies import is_loopback
 from latentforge.core.settings import SettingsError
 from latentforge.teacher_client.wire import MAX_MESSAGE_BYTES
 
-MAX_ATTEMPTS = 5
+_FIRST_RECONNECT_MS, _LONGEST_RECONNECT_MS = 200, 5_000
 # A gateway whose machine is gone closes nothing; without pings a call would wait for its whole timeout.
 _KEEPALIVE_MS, _PING_TIMEOUT_MS = 30_000, 20_000
 
 
-def channel_options(target: str, *, retries: bool = True) -> list[tuple[str, Any]]:
-    """Options of a channel. gRPC itself asks again what is safe: the gateway was not there, or not yet."""
-    options: list[tuple[str, Any]] = [
+def channel_options(target: str) -> list[tuple[str, Any]]:
+    """Options of a channel."""
+    return [
         ("grpc.enable_http_proxy", int(not is_loopback(target))),
         ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
         ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
-        ("grpc.enable_retries", int(retries)),
+        # What is tried again is latentforge.teacher_client.retries' alone.
+        ("grpc.enable_retries", 0),
+        # By default a channel that could not connect does not even try for up to two minutes, whoever asks.
+        ("grpc.initial_reconnect_backoff_ms", _FIRST_RECONNECT_MS),
+        ("grpc.max_reconnect_backoff_ms", _LONGEST_RECONNECT_MS),
         ("grpc.keepalive_time_ms", _KEEPALIVE_MS),
         # This one, not keepalive_timeout_ms, ends calls when a ping is not answered (seen with grpcio 1.85).
         ("grpc.http2.ping_timeout_ms", _PING_TIMEOUT_MS),
         # A call that waits for its answer sends no data between pings.
         ("grpc.http2.max_pings_without_data", 0),
     ]
-    if retries:
-        policy = {
-            "maxAttempts": MAX_ATTEMPTS,
-            "initialBackoff": "0.2s",
-            "maxBackoff": "5s",
-            "backoffMultiplier": 2,
-            "retryableStatusCodes": ["UNAVAILABLE"],
-        }
-        method = {"name": [{"service": "latentforge.teacher.v1.TeacherService"}], "retryPolicy": policy}
-        options.append(("grpc.service_config", json.dumps({"methodConfig": [method]})))
-    return options
 
 
 def channel_credentials(tls_ca: Path | str | None) -> grpc.ChannelCredentials | None:
@@ -70,17 +62,17 @@ def key_metadata(api_key: SecretStr | str | None) -> tuple[tuple[str, str], ...]
     return (("authorization", f"Bearer {key}"),)
 
 
-def open_channel(target: str, *, tls_ca: Path | str | None = None, retries: bool = True) -> grpc.Channel:
+def open_channel(target: str, *, tls_ca: Path | str | None = None) -> grpc.Channel:
     """A channel for threads."""
     credentials = channel_credentials(tls_ca)
     if credentials is None:
-        return grpc.insecure_channel(target, options=channel_options(target, retries=retries))
-    return grpc.secure_channel(target, credentials, options=channel_options(target, retries=retries))
+        return grpc.insecure_channel(target, options=channel_options(target))
+    return grpc.secure_channel(target, credentials, options=channel_options(target))
 
 
-def open_aio_channel(target: str, *, tls_ca: Path | str | None = None, retries: bool = True) -> grpc.aio.Channel:
+def open_aio_channel(target: str, *, tls_ca: Path | str | None = None) -> grpc.aio.Channel:
     """A channel for asyncio."""
     credentials = channel_credentials(tls_ca)
     if credentials is None:
-        return grpc.aio.insecure_channel(target, options=channel_options(target, retries=retries))
-    return grpc.aio.secure_channel(target, credentials, options=channel_options(target, retries=retries))
+        return grpc.aio.insecure_channel(target, options=channel_options(target))
+    return grpc.aio.secure_channel(target, credentials, options=channel_options(target))

@@ -12,10 +12,12 @@ from typing import Any, Self, TypeVar
 
 import grpc
 from pydantic import SecretStr
+from tenacity import AsyncRetrying, RetryCallState
 
 from latentforge.teacher.v1 import teacher_pb2 as pb
 from latentforge.teacher_client.client import TeacherClient
 from latentforge.teacher_client.errors import TeacherError
+from latentforge.teacher_client.retries import retrying_options
 from latentforge.trainer.config.settings import TrainerSettings
 from latentforge.trainer.errors import TrainerError
 from latentforge.trainer.run.interrupt import Interrupted
@@ -24,6 +26,7 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+# More than a client tries again by itself: a run is worth waiting for a teacher that is too slow just now.
 _RETRIED = {
     grpc.StatusCode.UNAVAILABLE,
     grpc.StatusCode.RESOURCE_EXHAUSTED,
@@ -166,26 +169,39 @@ class TeacherLink:
             TrainerError: the teacher refused; the cause is the TeacherError.
             TeacherLostError: it stayed away longer than the patience.
         """
-        pause = 0.5
-        while True:
-            try:
-                answer = await call()
-            except TeacherError as error:
-                now = time.monotonic()
-                if error.code not in _RETRIED:
-                    raise TrainerError(f"the teacher at {self.target} refused: {error}") from error
-                if self._lost_since is None:
-                    self._lost_since = now
-                    log.warning("teacher lost (%s); trying again for %.0f s", error.message, self._patience)
-                if now - self._lost_since + pause > self._patience:
-                    raise TeacherLostError(
-                        f"the teacher stayed away for {now - self._lost_since:.0f} s: {error.message}. "
-                        "What was done is saved; start the gateway and run the same command to go on"
-                    ) from None
-                await asyncio.sleep(max(pause, error.retry_after or 0.0))
-                pause = min(2 * pause, 10.0)
-            else:
-                if self._lost_since is not None:
-                    log.warning("teacher back after %.0f s", time.monotonic() - self._lost_since)
-                    self._lost_since = None
-                return answer
+
+        async def once() -> T:
+            # tenacity awaits only what it sees to be a coroutine function.
+            return await call()
+
+        options = retrying_options(self._patience_ends, _is_loss)
+        try:
+            answer: T = await AsyncRetrying(**options, after=self._lost)(once)
+        except TeacherError as error:
+            if not _is_loss(error):
+                raise TrainerError(f"the teacher at {self.target} refused: {error}") from error
+            raise TeacherLostError(
+                f"the teacher stayed away for {self._seconds_lost():.0f} s: {error.message}. "
+                "What was done is saved; start the gateway and run the same command to go on"
+            ) from None
+        if self._lost_since is not None:
+            log.warning("teacher back after %.0f s", self._seconds_lost())
+            self._lost_since = None
+        return answer
+
+    def _lost(self, state: RetryCallState) -> None:
+        """Notes when the gateway was lost; whichever call finds it again ends that for all of them."""
+        if self._lost_since is None:
+            self._lost_since = time.monotonic()
+            assert state.outcome is not None
+            log.warning("teacher lost (%s); trying again for %.0f s", state.outcome.exception(), self._patience)
+
+    def _patience_ends(self, state: RetryCallState) -> bool:
+        return self._seconds_lost() + state.upcoming_sleep > self._patience
+
+    def _seconds_lost(self) -> float:
+        return 0.0 if self._lost_since is None else time.monotonic() - self._lost_since
+
+
+def _is_loss(error: BaseException) -> bool:
+    return isinstance(error, TeacherError) and error.code in _RETRIED
