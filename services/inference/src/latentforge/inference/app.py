@@ -9,11 +9,12 @@ from fastapi import FastAPI, Request, Response
 from fastapi.middleware.cors import CORSMiddleware
 
 from latentforge.core.manifest import describe
+from latentforge.core.request_id import REQUEST_ID
 from latentforge.inference.bodies import BodyLimit, BoundedRoute
 from latentforge.inference.completion import PromptError, complete
 from latentforge.inference.engine import DeadlineError, Engine, EngineFullError, GenerationCancelledError
 from latentforge.inference.errors import RestError, install_error_handlers
-from latentforge.inference.middleware import REQUEST_ID, RequestContext
+from latentforge.inference.middleware import RequestContext
 from latentforge.inference.registry import Registry
 from latentforge.inference.schemas import (
     GenerateRequest,

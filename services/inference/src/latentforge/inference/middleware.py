@@ -1,17 +1,14 @@
 """What every answer gets: an id, a line in the log, and an error body when all else failed."""
 
 import logging
-import re
 import time
-from uuid import uuid4
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from latentforge.core.request_id import REQUEST_ID, request_id_of
 from latentforge.inference.errors import error_response
 
-REQUEST_ID = "x-request-id"
-_ACCEPTED_ID = re.compile(r"[\x21-\x7e]{1,128}")
 # Probes ask every few seconds and would bury everything else.
 _QUIET = {"/health", "/ready"}
 
@@ -28,8 +25,7 @@ class RequestContext:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        given = Headers(scope=scope).get(REQUEST_ID, "")
-        request_id = given if _ACCEPTED_ID.fullmatch(given) else uuid4().hex
+        request_id = request_id_of(Headers(scope=scope).get(REQUEST_ID, ""))
         start = time.perf_counter()
         status = 0
 

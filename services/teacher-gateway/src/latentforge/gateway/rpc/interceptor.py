@@ -2,9 +2,7 @@
 
 import asyncio
 import logging
-import re
 import time
-import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
 from contextvars import ContextVar
@@ -15,6 +13,7 @@ import grpc
 from grpc_status import rpc_status
 
 from latentforge.core.logs import bind_log_fields, log_exception, log_fields
+from latentforge.core.request_id import REQUEST_ID, request_id_of
 from latentforge.gateway.backends.base import BackendError, FailureKind
 from latentforge.gateway.metrics import Metrics
 from latentforge.gateway.rpc.errors import ApiError, teacher_failed
@@ -26,8 +25,6 @@ logger = logging.getLogger(__name__)
 Context = grpc.aio.ServicerContext[Any, Any]
 
 SERVICE = teacher_pb2.DESCRIPTOR.services_by_name["TeacherService"].full_name
-REQUEST_ID = "x-request-id"
-_GOOD_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 # Statuses that somebody who runs the gateway should look at.
 _WARNED = {
     grpc.StatusCode.UNAVAILABLE,
@@ -125,7 +122,7 @@ class CallInterceptor(HandlerInterceptor):
 
     @asynccontextmanager
     async def _watched(self, method: str, metadata: dict[str, str], context: Context) -> AsyncIterator[Call]:
-        call = Call(method, _request_id(metadata))
+        call = Call(method, request_id_of(metadata.get(REQUEST_ID, "")))
         _current.set(call)
         bind_log_fields(request_id=call.request_id)
         context.set_trailing_metadata(((REQUEST_ID, call.request_id),))
@@ -147,11 +144,6 @@ class CallInterceptor(HandlerInterceptor):
             if span is not None:
                 span.end_call(call.code, call.request_id, tokens=call.tokens, rows=call.rows)
             _log_line(call, seconds, context)
-
-
-def _request_id(metadata: dict[str, str]) -> str:
-    given = metadata.get(REQUEST_ID, "")
-    return given if _GOOD_ID.fullmatch(given) else uuid.uuid4().hex
 
 
 def _parsed(handler: Any, data: bytes) -> Any:
