@@ -148,11 +148,6 @@ class Packages:
                     yield from map(_read, (root / package).rglob("*.py"))
 
 
-def package_files(split: Split) -> Iterator[SourceFile]:
-    """Yields the files of one split of the running Python's packages, sorted by name; see :class:`Packages`."""
-    return (file for file in Packages().files(split) if file is not None)
-
-
 def site_packages() -> list[Path]:
     """Where the running Python's packages lie: one folder, or two where platform-dependent ones lie apart."""
     paths = sysconfig.get_paths()

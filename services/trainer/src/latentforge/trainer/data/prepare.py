@@ -23,8 +23,7 @@ def run_data(run: RunContext, data: Path | None, held_out: Path | None) -> tuple
         run: the run.
         data: a JSONL file, a packed folder, or None for the standard library of the running Python.
         held_out: the same for validation; None takes the standard library's held-out files, 5 % of the file's
-            documents (by
-            hash), or the last 5 % of the packed sequences.
+            documents (by hash), or the last 5 % of the packed sequences.
 
     Raises:
         TrainerError: a file or folder is not what it should be, or too small.
@@ -92,8 +91,7 @@ def pack_with_bar(
     empty = f", {meta.num_empty_documents} empty documents left out" if meta.num_empty_documents else ""
     console.print(
         f"packed {split}: {meta.num_sequences} sequences of {meta.sequence_length} tokens from {meta.num_documents} "
-        "documents, "
-        f"{meta.num_dropped_tokens} tokens at the end dropped{empty}",
+        f"documents, {meta.num_dropped_tokens} tokens at the end dropped{empty}",
         soft_wrap=True,
         highlight=False,
     )

@@ -36,8 +36,7 @@ from latentforge.trainer.evaluate.retokenised import retokenised
 from latentforge.trainer.evaluate.stages import stage
 from latentforge.trainer.evaluate.teacher import EvaluationTeacher
 from latentforge.trainer.results import EvaluatedModel, Evaluation, EvaluationData
-from latentforge.trainer.targets.batches import held_out_sequences
-from latentforge.trainer.teacher.rows import kd_targets
+from latentforge.trainer.targets.batches import held_out_batch, held_out_sequences
 
 
 @dataclass(frozen=True)
@@ -187,17 +186,12 @@ class _Evaluation:
         return figures
 
     def _batches(self) -> list[StudentBatch]:
-        """One sequence each; the first token has no context, so that nobody is asked about it."""
-        batches = []
-        if self._teacher is not None:
-            with stage(self._console, "teacher's rows", len(self._sequences)) as advance:
-                rows = self._teacher.rows([s.tolist() for s in self._sequences], on_sequence=advance)
-        for index, sequence in enumerate(self._sequences):
-            valid = torch.ones(1, len(sequence), dtype=torch.bool)
-            valid[:, 0] = False
-            kd = None if self._teacher is None else kd_targets([rows[index]], len(sequence), [0])
-            batches.append(StudentBatch(sequence[None], valid, kd))
-        return batches
+        """One sequence each, with the teacher's rows where it has the subject's tokenizer."""
+        if self._teacher is None:
+            return [held_out_batch(sequence, None) for sequence in self._sequences]
+        with stage(self._console, "teacher's rows", len(self._sequences)) as advance:
+            rows = self._teacher.rows([s.tolist() for s in self._sequences], on_sequence=advance)
+        return [held_out_batch(*pair) for pair in zip(self._sequences, rows, strict=True)]
 
     def _brier(self) -> BrierScore | None:
         options, model, k = self._options, self._subject.model, self._subject.chunk_size

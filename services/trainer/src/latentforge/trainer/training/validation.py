@@ -29,9 +29,8 @@ def evaluate_autoencoder(
         max_chunks: chunks looked at, evenly spread; None takes all.
 
     Returns:
-        token_exact and chunk_exact, shares from the posterior's mean; token_exact_noisy and chunk_exact_noisy, from
-        a sample of it;
-        chunks, how many were looked at.
+        token_exact and chunk_exact, shares from the posterior's mean; token_exact_noisy and chunk_exact_noisy, from a
+        sample of it; chunks, how many were looked at.
     """
     autoencoder.eval()
     k = autoencoder.config.chunk_size
