@@ -343,5 +343,6 @@ def fake_time(monkeypatch: pytest.MonkeyPatch) -> FakeTime:
         await sleep(seconds, *rest)
 
     monkeypatch.setattr(asyncio, "sleep", skip)
-    monkeypatch.setattr("latentforge.gateway.backends.upstream.time", clock)
+    for module in ("upstream", "rate_limits"):
+        monkeypatch.setattr(f"latentforge.gateway.backends.{module}.time", clock)
     return clock

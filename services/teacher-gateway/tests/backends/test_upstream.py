@@ -16,7 +16,8 @@ from starlette.routing import Route
 
 from latentforge.core.settings import SettingsError
 from latentforge.gateway.backends.base import BackendError, FailureKind
-from latentforge.gateway.backends.upstream import LONGEST_BACKOFF_SECONDS, Api, Upstream, parsed_url
+from latentforge.gateway.backends.http_api import parsed_url
+from latentforge.gateway.backends.upstream import LONGEST_BACKOFF_SECONDS, Api, Upstream
 from latentforge.gateway.breaker import Breaker
 from latentforge.gateway.metrics import Metrics
 from tools.venice_server.running import serving

@@ -112,6 +112,21 @@ class Backend(Protocol):
     async def close(self) -> None: ...
 
 
+class LoadedBackend:
+    """What a backend has once it is loaded: ``load`` sets both attributes."""
+
+    _description: TeacherDescription
+    _tokenizer: TextTokenizer
+
+    @property
+    def description(self) -> TeacherDescription:
+        return self._description
+
+    @property
+    def tokenizer(self) -> TextTokenizer:
+        return self._tokenizer
+
+
 class FailureKind(StrEnum):
     """Why a teacher did not answer, by who can do something about it."""
 

@@ -1,9 +1,7 @@
 """A teacher's HTTP API: one pool of connections, bounded, patient with limits, and left alone when it fails."""
 
 import asyncio
-import email.utils
 import random
-import re
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -15,9 +13,10 @@ import orjson
 import tenacity
 from pydantic import SecretStr
 
-from latentforge.core.proxies import direct_mounts, proxy_hint
-from latentforge.core.settings import SettingsError
+from latentforge.core.proxies import proxy_hint
 from latentforge.gateway.backends.base import BackendError, FailureKind
+from latentforge.gateway.backends.http_api import error_text, open_client, without_key
+from latentforge.gateway.backends.rate_limits import RateLimits, retry_after
 from latentforge.gateway.breaker import Breaker
 from latentforge.gateway.metrics import Metrics
 from latentforge.gateway.settings import shown_url
@@ -36,7 +35,6 @@ _KINDS = {
     429: FailureKind.BUSY,
     504: FailureKind.TOO_SLOW,
 }
-_SHOWN_CHARACTERS = 300
 
 
 @dataclass(frozen=True)
@@ -103,27 +101,22 @@ class Upstream:
         on_success: Callable[[], None] = lambda: None,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
-        url = parsed_url(api.base_url, api.url_setting)
-        check_key(api.key, api.key_setting)
         self._api = api
-        # Without what stands before the @: the client's own log lines show whole URLs.
-        self._base_url = str(url.copy_with(username=None, password=None)).rstrip("/")
         self._breaker = breaker
         self._metrics = metrics
         self._on_rate_limited, self._on_success = on_rate_limited, on_success
-        headers = {} if api.key is None else {"Authorization": f"Bearer {api.key.get_secret_value()}"}
-        self._client = httpx.AsyncClient(
-            headers=headers,
-            auth=(url.username, url.password) if url.userinfo and not headers else None,
+        self._base_url, self._client = open_client(
+            api.base_url,
+            api.url_setting,
+            api.key,
+            api.key_setting,
             timeout=httpx.Timeout(api.timeout, connect=min(10.0, api.timeout), pool=None),
             limits=httpx.Limits(max_connections=api.max_requests, max_keepalive_connections=api.max_requests),
             transport=transport,
-            mounts=direct_mounts(self._base_url),
         )
         self._slots = asyncio.Semaphore(api.max_requests)
         self._queued = 0
-        # Seconds of time.monotonic before which the API said that it will refuse.
-        self._not_before = 0.0
+        self._limits = RateLimits()
 
     async def get(self, path: str) -> Any:
         """The JSON of GET ``path``.
@@ -218,12 +211,19 @@ class Upstream:
         finally:
             gauge.dec()
             self._metrics.upstream_seconds.labels(self._api.name).observe(time.perf_counter() - started)
-        self._read_limits(response.headers, limited=response.status_code == httpx.codes.TOO_MANY_REQUESTS)
+        self._limits.read(response)
         if response.is_success:
             self._breaker.succeeded()
             self._on_success()
             return response.content
         raise self._refused(response)
+
+    async def _keep_to_limits(self) -> None:
+        while (left := self._limits.seconds_left) > 0:
+            if left > LONGEST_BACKOFF_SECONDS:
+                text = f"{self._where} allows no more requests for {left:.0f} s"
+                raise _FailedTryError(BackendError(text, FailureKind.BUSY, retry_after=left), again=False)
+            await asyncio.sleep(left)
 
     def _failed(self, label: str, what: str, kind: FailureKind, retry_after: float | None = None) -> _FailedTryError:
         self._breaker.failed()
@@ -233,14 +233,12 @@ class Upstream:
 
     def _refused(self, response: httpx.Response) -> _FailedTryError:
         status = response.status_code
-        what = f"answers {status}: {self._without_key(error_text(response.content))}"
+        what = f"answers {status}: {without_key(error_text(response.content), self._api.key)}"
         if status in _RETRIED:
-            wait = _retry_after(response.headers)
             if status == httpx.codes.TOO_MANY_REQUESTS:
                 self._on_rate_limited()
-                if wait is not None:
-                    self._not_before = max(self._not_before, time.monotonic() + wait)
-            return self._failed(str(status), what, _KINDS.get(status, FailureKind.GONE), wait)
+            kind = _KINDS.get(status, FailureKind.GONE)
+            return self._failed(str(status), what, kind, retry_after(response.headers))
         if self._api.counts_refusals:
             self._breaker.failed()
         else:
@@ -250,26 +248,6 @@ class Upstream:
         if kind is FailureKind.MISCONFIGURED:
             what += f"; {'check the credit of' if status == 402 else 'set'} {self._api.key_setting}"
         return _FailedTryError(BackendError(f"{self._where} {what}", kind), again=False)
-
-    def _without_key(self, text: str) -> str:
-        """Some servers repeat a key that they refuse."""
-        key = self._api.key.get_secret_value() if self._api.key else ""
-        return text.replace(key, "***") if key else text
-
-    def _read_limits(self, headers: httpx.Headers, *, limited: bool) -> None:
-        """Of x-ratelimit-reset-*, that for requests is a Unix time and that for tokens a number of seconds."""
-        for what, now in (("requests", time.time()), ("tokens", 0.0)):
-            remaining = _number(headers.get(f"x-ratelimit-remaining-{what}", "0" if limited else None))
-            reset = _number(headers.get(f"x-ratelimit-reset-{what}"))
-            if remaining is not None and remaining <= 0 and reset is not None:
-                self._not_before = max(self._not_before, time.monotonic() + reset - now)
-
-    async def _keep_to_limits(self) -> None:
-        while (left := self._not_before - time.monotonic()) > 0:
-            if left > LONGEST_BACKOFF_SECONDS:
-                text = f"{self._where} allows no more requests for {left:.0f} s"
-                raise _FailedTryError(BackendError(text, FailureKind.BUSY, retry_after=left), again=False)
-            await asyncio.sleep(left)
 
 
 _JSON = {"Content-Type": "application/json"}
@@ -290,67 +268,5 @@ def _pause(state: tenacity.RetryCallState) -> float:
     return random.uniform(bound / 2, bound)
 
 
-def _retry_after(headers: httpx.Headers) -> float | None:
-    """Seconds of Retry-After, which is a number of them or a date."""
-    text = headers.get("retry-after")
-    if text is None:
-        return None
-    seconds = _number(text)
-    if seconds is None:
-        try:
-            seconds = email.utils.parsedate_to_datetime(text).timestamp() - time.time()
-        except ValueError:
-            return None
-    return max(0.0, seconds)
-
-
-def _number(text: str | None) -> float | None:
-    try:
-        return None if text is None else float(text)
-    except ValueError:
-        return None
-
-
-def parsed_url(url: str, setting: str) -> httpx.URL:
-    """
-    Raises:
-        SettingsError: it is no URL of an HTTP API.
-    """
-    # With an @ it may hold a password, which nothing that is wrong with it may show.
-    secret = "@" in url
-    reason = ""
-    try:
-        parsed = httpx.URL(url)
-        good = parsed.scheme in ("http", "https") and bool(parsed.host) and not shown_url(url).endswith("(hidden)")
-    except httpx.InvalidURL as error:
-        good, reason = False, "" if secret else f" ({error})"
-    if not good:
-        shown = shown_url(url) if secret else repr(url)
-        raise SettingsError(f"{setting} malformed {shown}{reason}; allowed is http(s)://host[:port][/path]")
-    return parsed
-
-
-def check_key(key: SecretStr | None, setting: str) -> None:
-    """
-    Raises:
-        SettingsError: no header can carry the key.
-    """
-    if key is not None and not re.fullmatch(r"[!-~]+", key.get_secret_value()):
-        raise SettingsError(f"{setting} has characters that no key has; copy it again")
-
-
 def _reason(error: Exception) -> str:
     return str(error) or type(error).__name__
-
-
-def error_text(body: bytes) -> str:
-    """What an error body says: {"error": "text"}, {"error": {"message": …}}, {"message": …} or {"detail": …}."""
-    try:
-        content: Any = orjson.loads(body)
-    except orjson.JSONDecodeError:
-        content = body.decode("utf-8", "replace")
-    if isinstance(content, dict):
-        content = content.get("error", content.get("message", content.get("detail", content)))
-    if isinstance(content, dict):
-        content = content.get("message", content)
-    return str(content)[:_SHOWN_CHARACTERS].strip() or "nothing"

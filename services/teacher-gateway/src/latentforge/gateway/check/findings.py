@@ -9,7 +9,7 @@ import numpy as np
 from latentforge.core.settings import SettingsError
 from latentforge.gateway.backends import build_backend
 from latentforge.gateway.backends.base import Backend, BackendError, GenerationRequest, Piece
-from latentforge.gateway.backends.upstream import parsed_url
+from latentforge.gateway.backends.http_api import parsed_url
 from latentforge.gateway.backends.venice.backend import VeniceBackend, models_with_logprobs
 from latentforge.gateway.backends.venice.messages import ListedModel, parse_models
 from latentforge.gateway.check.listing import ListingError, listed_models

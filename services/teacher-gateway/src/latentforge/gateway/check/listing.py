@@ -7,8 +7,8 @@ from typing import Any
 import httpx
 from pydantic import SecretStr
 
-from latentforge.core.proxies import direct_mounts, proxy_hint
-from latentforge.gateway.backends.upstream import check_key, error_text, parsed_url
+from latentforge.core.proxies import proxy_hint
+from latentforge.gateway.backends.http_api import error_text, open_client, without_key
 from latentforge.gateway.settings import shown_url
 
 _SECONDS = 10.0
@@ -28,21 +28,15 @@ async def listed_models(setting: str, url: str, path: str, key_setting: str, key
         SettingsError: the URL or the key is malformed.
         ListingError: there is no such answer.
     """
-    parsed = parsed_url(url, setting)
-    check_key(key, key_setting)
+    base, client = open_client(url, setting, key, key_setting, timeout=_SECONDS)
     shown = f"{setting}={shown_url(url)}"
-    headers = {} if key is None else {"Authorization": f"Bearer {key.get_secret_value()}"}
-    auth = (parsed.username, parsed.password) if parsed.userinfo and key is None else None
-    base = str(parsed.copy_with(username=None, password=None)).rstrip("/")
     try:
-        async with httpx.AsyncClient(
-            timeout=_SECONDS, headers=headers, auth=auth, mounts=direct_mounts(base)
-        ) as client:
+        async with client:
             response = await client.get(base + path)
     except httpx.TimeoutException:
         raise ListingError(f"{shown} did not answer within {_SECONDS:g} s; check the address and firewalls") from None
     except httpx.RequestError as error:
-        raise ListingError(f"{shown} cannot be reached: {_cause(error, parsed)}{proxy_hint(base)}") from None
+        raise ListingError(f"{shown} cannot be reached: {_cause(error, httpx.URL(base))}{proxy_hint(base)}") from None
     _check_status(response, shown, path, key_setting, key)
     try:
         answer: dict[str, Any] = response.json()
@@ -64,10 +58,7 @@ def _check_status(response: httpx.Response, shown: str, path: str, key_setting: 
         raise ListingError(f"{shown} answers 402: the account of {key_setting} has no credit")
     if status == httpx.codes.NOT_FOUND:
         raise ListingError(f"{shown} answers 404 to GET {path}; is it the API's base URL?")
-    said = error_text(response.content)
-    if key is not None:
-        said = said.replace(key.get_secret_value(), "***")
-    raise ListingError(f"{shown} answers {status} to GET {path}: {said}")
+    raise ListingError(f"{shown} answers {status} to GET {path}: {without_key(error_text(response.content), key)}")
 
 
 def _cause(error: BaseException, url: httpx.URL) -> str:

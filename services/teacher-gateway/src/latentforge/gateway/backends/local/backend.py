@@ -11,7 +11,14 @@ import transformers
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from latentforge.gateway.backends.base import BackendError, GenerationRequest, Piece, TeacherDescription, TokenIds
+from latentforge.gateway.backends.base import (
+    BackendError,
+    GenerationRequest,
+    LoadedBackend,
+    Piece,
+    TeacherDescription,
+    TokenIds,
+)
 from latentforge.gateway.backends.local.generation import Continuations
 from latentforge.gateway.backends.local.topk import rows_of_hidden
 from latentforge.gateway.backends.local.weights import WeightFiles, find_weights
@@ -22,7 +29,7 @@ from latentforge.text.tokenizer import TextTokenizer
 T = TypeVar("T")
 
 
-class TransformersBackend:
+class TransformersBackend(LoadedBackend):
     """Owns the model. All its work is done by one thread, so that the event loop stays free."""
 
     def __init__(self, settings: GatewaySettings, model: str, setting: str, *, hub: bool) -> None:
@@ -32,14 +39,6 @@ class TransformersBackend:
         self._setting = setting
         self._hub = hub
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="teacher")
-
-    @property
-    def description(self) -> TeacherDescription:
-        return self._description
-
-    @property
-    def tokenizer(self) -> TextTokenizer:
-        return self._tokenizer
 
     async def load(self) -> None:
         await self._in_thread(self._load)

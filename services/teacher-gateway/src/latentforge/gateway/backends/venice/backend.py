@@ -12,6 +12,7 @@ from latentforge.gateway.backends.base import (
     BackendError,
     FailureKind,
     GenerationRequest,
+    LoadedBackend,
     Piece,
     TeacherDescription,
     TokenIds,
@@ -61,7 +62,7 @@ class TopLogprobs:
         self._successes += 1
 
 
-class VeniceBackend:
+class VeniceBackend(LoadedBackend):
     """Asks Venice for chat completions with logprobs and maps their strings and bytes to ids.
 
     Nothing of it is cached: every answer is a new sample, and its rows are conditioned on the rendered chat template,
@@ -102,14 +103,6 @@ class VeniceBackend:
         )
         self._folder = tokenizer_folder(settings)
         self._warned = False
-
-    @property
-    def description(self) -> TeacherDescription:
-        return self._description
-
-    @property
-    def tokenizer(self) -> TextTokenizer:
-        return self._tokenizer
 
     async def load(self) -> None:
         await self.prepare()

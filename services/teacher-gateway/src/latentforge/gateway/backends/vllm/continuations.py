@@ -5,7 +5,7 @@ import secrets
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
 from typing import Any, TypeVar
 
-from latentforge.gateway.backends.base import GenerationRequest, Piece
+from latentforge.gateway.backends.base import GenerationRequest, LoadedBackend, Piece
 from latentforge.gateway.backends.local.generation import seed_of
 from latentforge.teacher.v1 import teacher_pb2 as pb
 from latentforge.text.tokenizer import TextTokenizer
@@ -13,6 +13,18 @@ from latentforge.text.tokenizer import TextTokenizer
 T = TypeVar("T")
 
 FINISH_REASONS = {"stop": pb.FINISH_REASON_STOP, "length": pb.FINISH_REASON_LENGTH}
+
+
+class VllmTeacher(LoadedBackend):
+    """Continues a prompt n times, each as a request of its own."""
+
+    async def generate(self, request: GenerationRequest) -> AsyncIterator[Piece]:
+        async for piece in continuations(request, lambda index, seed: self._continue(request, index, seed)):
+            yield piece
+
+    async def _continue(self, request: GenerationRequest, index: int, seed: int) -> Piece:
+        """The whole of continuation number ``index``."""
+        raise NotImplementedError
 
 
 async def continuations(

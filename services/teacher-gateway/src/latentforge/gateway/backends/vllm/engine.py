@@ -3,7 +3,7 @@
 import asyncio
 import importlib
 import itertools
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,22 +14,20 @@ from latentforge.gateway.backends.base import (
     FailureKind,
     GenerationRequest,
     Piece,
-    TeacherDescription,
     TokenIds,
 )
 from latentforge.gateway.backends.local.weights import find_weights
 from latentforge.gateway.backends.model_folder import tokenizer_folder
 from latentforge.gateway.backends.vllm.answers import prompt_rows, wrong_rows
 from latentforge.gateway.backends.vllm.command import STEP_TOKENS, gpu_arguments, served_name
-from latentforge.gateway.backends.vllm.continuations import FINISH_REASONS, continuations, gather, stops, text_of
+from latentforge.gateway.backends.vllm.continuations import FINISH_REASONS, VllmTeacher, gather, stops, text_of
 from latentforge.gateway.backends.vllm.model import describe, digest, read_model_files
 from latentforge.gateway.backends.vllm.rows import WrongRowsError, entries_of, rows_of
 from latentforge.gateway.settings import GatewaySettings
 from latentforge.teacher_client.sparse_rows import SparseRows
-from latentforge.text.tokenizer import TextTokenizer
 
 
-class VllmEngineBackend:
+class VllmEngineBackend(VllmTeacher):
     """Owns an engine, whose work is done by a process of its own; only ids and log-probabilities come over."""
 
     def __init__(self, settings: GatewaySettings) -> None:
@@ -46,16 +44,9 @@ class VllmEngineBackend:
         self._engine: Any = None
         self._numbers = itertools.count()
 
-    @property
-    def description(self) -> TeacherDescription:
-        return self._description
-
-    @property
-    def tokenizer(self) -> TextTokenizer:
-        return self._files.tokenizer
-
     async def load(self) -> None:
         self._files = await asyncio.to_thread(read_model_files, tokenizer_folder(self._settings))
+        self._tokenizer = self._files.tokenizer
         top_k = min(self._settings.max_top_k, self._files.config.vocab_size)
         self._vllm = _import_vllm()
         self._engine = await asyncio.to_thread(self._start, top_k)
@@ -77,10 +68,6 @@ class VllmEngineBackend:
 
     async def score(self, sequences: Sequence[TokenIds], top_k: int) -> list[SparseRows]:
         return await gather(self._score(ids, top_k) for ids in sequences)
-
-    async def generate(self, request: GenerationRequest) -> AsyncIterator[Piece]:
-        async for piece in continuations(request, lambda index, seed: self._continue(request, index, seed)):
-            yield piece
 
     async def close(self) -> None:
         if self._engine is not None:

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,19 +16,17 @@ from latentforge.gateway.backends.base import (
     FailureKind,
     GenerationRequest,
     Piece,
-    TeacherDescription,
     TokenIds,
 )
 from latentforge.gateway.backends.model_folder import tokenizer_folder
 from latentforge.gateway.backends.upstream import Api, Upstream
 from latentforge.gateway.backends.vllm.answers import answer_of, continuation, generated_rows, prompt_rows, scored
-from latentforge.gateway.backends.vllm.continuations import continuations, stops
+from latentforge.gateway.backends.vllm.continuations import VllmTeacher, stops
 from latentforge.gateway.backends.vllm.model import describe, digest, probe_text, read_model_files
 from latentforge.gateway.breaker import Breaker
 from latentforge.gateway.metrics import Metrics
 from latentforge.gateway.settings import GatewaySettings
 from latentforge.teacher_client.sparse_rows import SparseRows
-from latentforge.text.tokenizer import TextTokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +57,7 @@ class ServedModel:
     max_model_len: int
 
 
-class VllmBackend:
+class VllmBackend(VllmTeacher):
     """Asks a server over HTTP with token ids and reads its answers into arrays, off the event loop.
 
     Args:
@@ -89,17 +87,10 @@ class VllmBackend:
         self._metrics = metrics
         self._upstream = Upstream(self._api, breaker, metrics)
 
-    @property
-    def description(self) -> TeacherDescription:
-        return self._description
-
-    @property
-    def tokenizer(self) -> TextTokenizer:
-        return self._files.tokenizer
-
     async def load(self) -> None:
         """Waits for the server, and makes sure that it is the teacher that the settings describe."""
         self._files = await asyncio.to_thread(read_model_files, tokenizer_folder(self._settings))
+        self._tokenizer = self._files.tokenizer
         served, version = await self._wait_for_server()
         self._model = served.name
         self._description = describe(
@@ -127,10 +118,6 @@ class VllmBackend:
         return await self._upstream.post(
             _COMPLETIONS, lambda: payload, lambda body: scored(body, sequences, top_k, vocab_size)
         )
-
-    async def generate(self, request: GenerationRequest) -> AsyncIterator[Piece]:
-        async for piece in continuations(request, lambda index, seed: self._continue(request, index, seed)):
-            yield piece
 
     async def close(self) -> None:
         await self._upstream.close()
