@@ -14,7 +14,8 @@ import httpx
 import pytest
 
 from latentforge.core.settings import SettingsError
-from latentforge.inference.main import listen, pick_device
+from latentforge.inference.main import build_registry, listen
+from latentforge.inference.settings import InferenceSettings
 
 Publish = Callable[..., Path]
 
@@ -96,7 +97,7 @@ def test_the_listening_socket_makes_connections_without_delay(host: str) -> None
 
 
 def test_cuda_is_refused_where_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    with pytest.raises(SettingsError, match="INFERENCE_DEVICE is 'cuda', but torch finds no CUDA device"):
-        pick_device("cuda")
-    assert pick_device("auto").type == "cpu"
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    with pytest.raises(SettingsError, match="INFERENCE_DEVICE is 'cuda', but of CUDA devices torch finds none"):
+        build_registry(InferenceSettings(inference_device="cuda"))
+    assert build_registry(InferenceSettings(inference_device="auto")).device.type == "cpu"

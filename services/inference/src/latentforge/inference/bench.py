@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from rich.table import Table
 
-from latentforge.core.results import Result, ResultsFile, cpu_description
+from latentforge.core.results import Result, ResultsFile
 from latentforge.inference.engine import NO_EOS, GenerationJob, GenerationResult, generate_ids
 from latentforge.inference.snapshot import Snapshot
+from latentforge.model.devices import device_description
 from latentforge.model.generation import ChunkGenerator, TokenGenerator, store_for_one_request
 from latentforge.model.sampling import SamplingParams
 from latentforge.model.token_level import TokenLevelModel, token_level_config
@@ -178,7 +179,7 @@ def write(
     return BenchResults(
         name="bench",
         command=command,
-        device=cpu_description() if device.type == "cpu" else torch.cuda.get_device_name(device),
+        device=device_description(device),
         seed=params.seed,
         results=tuple(results),
         checkpoint=snapshot.id,

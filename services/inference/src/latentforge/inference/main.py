@@ -11,6 +11,7 @@ import torch
 import uvicorn
 from fastapi import FastAPI
 
+from latentforge.core.devices import choose_device
 from latentforge.core.settings import SettingsError
 from latentforge.core.sockets import http_address, listening_socket
 from latentforge.inference.app import create_app
@@ -28,24 +29,11 @@ class Service:
     engine: Engine
 
 
-def pick_device(name: str) -> torch.device:
-    """The device that INFERENCE_DEVICE names.
-
-    Raises:
-        SettingsError: CUDA is asked for where there is none.
-    """
-    if name == "cuda" and not torch.cuda.is_available():
-        raise SettingsError("INFERENCE_DEVICE is 'cuda', but torch finds no CUDA device; use cpu or auto")
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(name)
-
-
 def build_registry(settings: InferenceSettings) -> Registry:
     """A registry that has not looked at the folder yet; also sets torch's threads."""
     if settings.torch_threads:
         torch.set_num_threads(settings.torch_threads)
-    device = pick_device(settings.inference_device)
+    device = torch.device(choose_device("INFERENCE_DEVICE", settings.inference_device, torch.cuda.device_count()))
     return Registry(settings.checkpoints_dir, settings.checkpoint_run, device, fallback=settings.fallback_run)
 
 

@@ -5,6 +5,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from latentforge.core.devices import DeviceName
 from latentforge.core.settings import ServiceSettings
 
 
@@ -25,8 +26,8 @@ class InferenceSettings(ServiceSettings):
     )
     inference_host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 for every one.")
     inference_port: int = Field(7860, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
-    inference_device: Literal["auto", "cpu", "cuda"] = Field(
-        "auto", description="Where models run: auto, cpu or cuda; auto takes CUDA where there is some."
+    inference_device: DeviceName = Field(
+        "auto", description="Where models run: auto, cpu, cuda or cuda:N; auto takes CUDA where there is some."
     )
     # More than one pays off for wide students on idle machines only: threads that wait for a busy core cost far more
     # than they bring.

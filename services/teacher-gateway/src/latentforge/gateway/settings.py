@@ -7,6 +7,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, field_validator
 
+from latentforge.core.devices import DeviceName
 from latentforge.core.settings import ServiceSettings
 
 BackendName = Literal["embedded", "transformers", "vllm-local", "vllm-remote", "venice"]
@@ -49,11 +50,7 @@ class GatewaySettings(ServiceSettings):
     teacher_dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="What the teacher computes in; auto is float32 on a CPU and bfloat16 on a GPU."
     )
-    teacher_device: str = Field(
-        "auto",
-        pattern=r"^(auto|cpu|cuda(:\d+)?)$",
-        description="auto, cpu, cuda or cuda:N; auto takes a GPU if present.",
-    )
+    teacher_device: DeviceName = Field("auto", description="auto, cpu, cuda or cuda:N; auto takes a GPU if present.")
     teacher_quantization: Literal["none"] = Field("none", description="Quantisation of the weights.")
     max_sequence_length: int | None = Field(
         None, ge=2, description="Longest sequence in tokens; unset is what the model was made for."

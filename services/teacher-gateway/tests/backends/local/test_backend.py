@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, Qwen3ForCausalLM
 
+from latentforge.core.settings import SettingsError
 from latentforge.gateway.backends import build_backend
 from latentforge.gateway.backends.base import BackendError
 from latentforge.gateway.backends.local.backend import TransformersBackend
@@ -172,6 +173,6 @@ async def test_a_teacher_that_cannot_be_loaded_says_what_to_set(
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 async def test_a_gpu_that_is_not_there_is_named(make_settings: Callable[..., Any]) -> None:
     teacher = build_backend(make_settings(teacher_device="cuda:0"), Metrics())
-    with pytest.raises(BackendError, match=r"TEACHER_DEVICE=cuda:0, but .* finds no GPU; use cpu or auto"):
+    with pytest.raises(SettingsError, match=r"TEACHER_DEVICE is 'cuda:0', but of CUDA devices torch finds none"):
         await teacher.load()
     await teacher.close()

@@ -8,6 +8,7 @@ from typing import Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
+from latentforge.core.devices import DeviceName
 from latentforge.core.errors import describe_errors
 from latentforge.model.config import AutoencoderConfig, BackboneConfig, StudentConfig, TokenLevelConfig
 from latentforge.trainer.config.objectives import OBJECTIVES, apply_objective
@@ -26,7 +27,7 @@ class Recipe(Section):
     vocab_size: int | None = Field(
         None, ge=1, description="Ids of the models; unset takes the tokenizer's. Covers the teacher's output layer."
     )
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto takes CUDA where there is one.")
+    device: DeviceName = Field("auto", description="auto, cpu, cuda or cuda:N; auto takes CUDA where there is one.")
     precision: Literal["float32", "bfloat16"] = Field(
         "float32", description="Of the forward pass; weights and optimizer state stay float32."
     )

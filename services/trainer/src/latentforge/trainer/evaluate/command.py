@@ -8,7 +8,9 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from latentforge.core.results import Result, cpu_description
+from latentforge.core.devices import choose_device
+from latentforge.core.results import Result
+from latentforge.model.devices import device_description
 from latentforge.model.latent_model import LatentModel
 from latentforge.model.losses import StudentBatch
 from latentforge.model.metrics.brier import BrierScore
@@ -95,10 +97,11 @@ def run_evaluation(
             f"--teacher-tokenizer is {teachers.folder}, but the teacher itself is to be evaluated, whose tokenizer is "
             f"{subject.tokenizer.folder}; leave the option out and set TOKENIZER_PATH"
         )
+    device = torch.device(choose_device("device", "auto", torch.cuda.device_count()))
     if subject.model is not None:
-        if torch.cuda.is_available():
+        if device.type == "cuda":
             torch.cuda.set_per_process_memory_fraction(settings.trainer_cuda_memory_fraction)
-        subject.model.to(_device())
+        subject.model.to(device)
     vocab_size = subject.model.vocab_size if subject.model is not None and same else None
     teacher_or_none: AbstractContextManager[EvaluationTeacher | None] = nullcontext()
     if with_teacher:
@@ -114,7 +117,7 @@ def run_evaluation(
     path = Evaluation(
         name="eval",
         command=command,
-        device=_device_name(),
+        device=device_description(device),
         seed=options.seed,
         results=tuple(results),
         checkpoint=EvaluatedModel(
@@ -249,11 +252,3 @@ class _Evaluation:
             return True
         self._console.print(f"warning: this teacher cannot generate; {what} of its own are left out", highlight=False)
         return False
-
-
-def _device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def _device_name() -> str:
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else cpu_description()

@@ -2,21 +2,17 @@
 
 import torch
 
+from latentforge.core.devices import choose_device
 from latentforge.trainer.config.recipe import Recipe
-from latentforge.trainer.errors import TrainerError
 
 
 def device_of(recipe: Recipe) -> torch.device:
     """The device that a recipe asks for.
 
     Raises:
-        TrainerError: cuda is asked for and there is none.
+        SettingsError: there is no such device.
     """
-    if recipe.device == "cuda" and not torch.cuda.is_available():
-        raise TrainerError("device is 'cuda', but torch sees no CUDA device; set device to 'auto' or 'cpu'")
-    if recipe.device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(recipe.device)
+    return torch.device(choose_device("device", recipe.device, torch.cuda.device_count()))
 
 
 def autocast(recipe: Recipe, device: torch.device) -> torch.autocast:

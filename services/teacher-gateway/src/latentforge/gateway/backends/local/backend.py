@@ -11,6 +11,7 @@ import transformers
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from latentforge.core.devices import choose_device
 from latentforge.gateway.backends.base import (
     BackendError,
     GenerationRequest,
@@ -74,7 +75,7 @@ class TransformersBackend(LoadedBackend):
         if settings.torch_threads:
             torch.set_num_threads(settings.torch_threads)
         files = find_weights(self._model_name, self._setting, hub=self._hub)
-        device = _device(settings.teacher_device)
+        device = torch.device(choose_device("TEACHER_DEVICE", settings.teacher_device, torch.cuda.device_count()))
         dtype = _dtype(settings.teacher_dtype, device)
         transformers.utils.logging.disable_progress_bar()
         try:
@@ -157,13 +158,6 @@ class TransformersBackend(LoadedBackend):
         realised_n = tokens_bl[:, 1:][used_bl[:, :-1]]
         vocab_size = self._description.vocab_size
         return rows_of_hidden(hidden_blh[used_bl], realised_n, (lengths - 1).tolist(), top_k, self._logits, vocab_size)
-
-
-def _device(name: str) -> torch.device:
-    there = torch.cuda.is_available()
-    if name.startswith("cuda") and not there:
-        raise BackendError(f"TEACHER_DEVICE={name}, but torch {torch.__version__} finds no GPU; use cpu or auto")
-    return torch.device(("cuda" if there else "cpu") if name == "auto" else name)
 
 
 def _dtype(name: str, device: torch.device) -> torch.dtype:
