@@ -12,10 +12,11 @@ from pathlib import Path
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from pydantic import Field, SecretStr
+from pydantic import Field
 
 from latentforge.core.command_line import DONE, errors_reported
-from latentforge.core.settings import ServiceSettings, load_settings
+from latentforge.core.settings import load_settings
+from latentforge.teacher_client.access import GatewayAccess
 from latentforge.teacher_client.channel import open_channel
 from latentforge.teacher_client.errors import TeacherError
 from latentforge.teacher_client.sync_client import SyncTeacherClient
@@ -27,13 +28,11 @@ _LOGS = Path("runs") / "logs"
 _LOCAL = {"localhost", "127.0.0.1", "[::1]"}
 
 
-class GatewayChoice(ServiceSettings):
+class GatewayChoice(GatewayAccess):
     """Which gateway is meant, and with which teacher where that was said."""
 
     gateway_target: str | None = Field(None, pattern=r"^\S+:\d+$", description="host:port; unset is GATEWAY_PORT here.")
     gateway_port: int = Field(50051, ge=1, le=65535, description="Port of a gateway on this machine.")
-    gateway_api_key: SecretStr | None = Field(None, description="The gateway's key, if it has one.")
-    gateway_tls_ca: Path | None = Field(None, description="PEM file of the root certificate of a gateway with TLS.")
     teacher_backend: str | None = Field(None, description="Refuse a running gateway that has another one.")
 
     @property

@@ -4,7 +4,7 @@ from latentforge.core.command_line import DONE, FAILED, WRONG_USAGE, errors_repo
 from latentforge.core.settings import SettingsError
 
 
-class RecipeError(ValueError):
+class WrongRecipeError(ValueError):
     pass
 
 
@@ -12,7 +12,7 @@ class RecipeError(ValueError):
     ("error", "code"),
     [
         (SettingsError("PORT is 'x': not a number"), WRONG_USAGE),
-        (RecipeError("PORT is 'x': not a number"), WRONG_USAGE),
+        (WrongRecipeError("PORT is 'x': not a number"), WRONG_USAGE),
         (OSError("PORT is 'x': not a number"), FAILED),
         # A SettingsError is a ValueError, and still no failure.
         (ValueError("PORT is 'x': not a number"), FAILED),
@@ -21,7 +21,7 @@ class RecipeError(ValueError):
 def test_what_a_user_can_put_right_is_one_message_and_an_exit_code(
     error: Exception, code: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(SystemExit) as caught, errors_reported(ValueError, OSError, usage=(RecipeError,)):
+    with pytest.raises(SystemExit) as caught, errors_reported(ValueError, OSError, usage=(WrongRecipeError,)):
         raise error
     assert caught.value.code == code
     assert capsys.readouterr().err == "error: PORT is 'x': not a number\n"

@@ -9,13 +9,13 @@ import pytest
 from latentforge.core.results import Result, ResultsError, ResultsFile
 
 
-class Bench(ResultsFile):
+class Measurement(ResultsFile):
     repeats: int
 
 
-def bench(**values: Any) -> Bench:
+def bench(**values: Any) -> Measurement:
     given = {"name": "bench", "command": "make bench", "device": "cpu", "seed": 3, "repeats": 2, **values}
-    return Bench.model_validate({"results": [Result(id="x", value=1.0, unit="s")], **given})
+    return Measurement.model_validate({"results": [Result(id="x", value=1.0, unit="s")], **given})
 
 
 def test_a_ratio_above_one_is_better_for_us() -> None:
@@ -47,7 +47,7 @@ def test_a_file_is_named_after_its_time_and_says_how_it_was_made(tmp_path: Path)
 
 def test_a_file_is_read_as_it_was_written_with_its_sections_or_without(tmp_path: Path) -> None:
     path = bench().write(tmp_path)
-    assert Bench.read(path).repeats == 2
+    assert Measurement.read(path).repeats == 2
     assert ResultsFile.read(path).by_id["x"] == Result(id="x", value=1.0, unit="s")
 
 
@@ -66,8 +66,8 @@ def test_another_version_or_kind_is_refused_by_name(tmp_path: Path, change: dict
     path = bench().write(tmp_path)
     record = json.loads(path.read_text()) | change
     path.write_text(json.dumps({name: value for name, value in record.items() if value is not None}))
-    with pytest.raises(ResultsError, match=f"{path} is not a Bench of this version: {message}"):
-        Bench.read(path)
+    with pytest.raises(ResultsError, match=f"{path} is not a Measurement of this version: {message}"):
+        Measurement.read(path)
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:

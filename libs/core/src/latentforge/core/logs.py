@@ -19,18 +19,18 @@ def bind_log_fields(**fields: Any) -> None:
 
 
 def log_fields(**fields: Any) -> dict[str, Any]:
-    """What ``extra=`` takes: fields of one JSON line, as ``log.info("text", extra=log_fields(rows=3))``."""
+    """What ``extra=`` takes: fields of one JSON line, as ``logger.info("text", extra=log_fields(rows=3))``."""
     return {"fields": fields}
 
 
-def log_exception(log: logging.Logger, what: str, error: BaseException) -> None:
+def log_exception(logger: logging.Logger, what: str, error: BaseException) -> None:
     """Logs an unexpected exception as an ERROR: its type and where it came from.
 
     Its text may quote what a caller sent, so that is a line of its own at DEBUG.
     """
     frames = "".join(traceback.format_tb(error.__traceback__))
-    log.error("%s: %s", what, type(error).__name__, extra=log_fields(traceback=frames))
-    log.debug("the exception says: %s", error)
+    logger.error("%s: %s", what, type(error).__name__, extra=log_fields(traceback=frames))
+    logger.debug("the exception says: %s", error)
 
 
 class _JsonFormatter(logging.Formatter):

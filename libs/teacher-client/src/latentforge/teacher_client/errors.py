@@ -9,9 +9,9 @@ from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped]
 
 from latentforge.core.proxies import proxy_hint
+from latentforge.core.request_id import REQUEST_ID
 
 _DETAILS_KEY = "grpc-status-details-bin"
-_REQUEST_ID_KEY = "x-request-id"
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class TeacherError(RuntimeError):
     def from_rpc(cls, error: RpcFailure, target: str) -> Self:
         """The error of a call to the gateway at ``target``."""
         metadata = dict(_pairs(error.trailing_metadata()))
-        request_id = metadata.get(_REQUEST_ID_KEY)
+        request_id = metadata.get(REQUEST_ID)
         details = metadata.get(_DETAILS_KEY)
         if isinstance(details, bytes):
             try:

@@ -9,6 +9,7 @@ from pydantic import Field, SecretStr, field_validator
 
 from latentforge.core.devices import DeviceName
 from latentforge.core.settings import ServiceSettings
+from latentforge.teacher_client.access import GatewayKey
 
 BackendName = Literal["embedded", "transformers", "vllm-local", "vllm-remote", "venice"]
 
@@ -59,7 +60,7 @@ class GatewaySettings(ServiceSettings):
 
     gateway_host: str = Field("127.0.0.1", description="Address to listen on.")
     gateway_port: int = Field(50051, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
-    gateway_api_key: SecretStr | None = Field(
+    gateway_api_key: GatewayKey | None = Field(
         None, description="Callers must send it as a bearer token; unset lets everybody in."
     )
     gateway_tls_cert: Path | None = Field(None, description="PEM file of the certificate chain; set makes it TLS.")
@@ -146,13 +147,6 @@ class GatewaySettings(ServiceSettings):
     vllm_start_seconds: float = Field(
         600, ge=0, description="vllm-*: how long a server that is starting is waited for."
     )
-
-    @field_validator("gateway_api_key")
-    @classmethod
-    def _fits_metadata(cls, value: SecretStr | None) -> SecretStr | None:
-        if value is not None and not re.fullmatch(r"[!-~]+", value.get_secret_value()):
-            raise ValueError("use printable ASCII without spaces, which is all that metadata can carry")
-        return value
 
     @field_validator("cache_url")
     @classmethod

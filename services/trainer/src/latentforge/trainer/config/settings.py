@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-from pydantic import Field, SecretStr
+from pydantic import Field
 
-from latentforge.core.settings import ServiceSettings
+from latentforge.teacher_client.access import GatewayAccess
 
 
-class TrainerSettings(ServiceSettings):
+class TrainerSettings(GatewayAccess):
     """Read from the environment, over ``.env``, over these defaults. Names are upper-case in the environment."""
 
     prefixes = ("TRAINER_", "GATEWAY_")
@@ -15,11 +15,6 @@ class TrainerSettings(ServiceSettings):
 
     gateway_target: str = Field(
         "localhost:50051", pattern=r"^\S+:\d+$", description="host:port of the teacher-gateway."
-    )
-    gateway_api_key: SecretStr | None = Field(None, description="The gateway's key, if it has one.")
-    gateway_tls_ca: Path | None = Field(
-        None,
-        description="PEM file of the root certificate that signed a TLS gateway's; unset talks without TLS.",
     )
     checkpoints_dir: Path = Field(Path("checkpoints"), description="Folder that students are published in.")
     fallback_run: Path | None = Field(

@@ -22,7 +22,7 @@ from latentforge.trainer.config.settings import TrainerSettings
 from latentforge.trainer.errors import TrainerError
 from latentforge.trainer.run.interrupt import Interrupted
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -185,7 +185,7 @@ class TeacherLink:
                 "What was done is saved; start the gateway and run the same command to go on"
             ) from None
         if self._lost_since is not None:
-            log.warning("teacher back after %.0f s", self._seconds_lost())
+            logger.warning("teacher back after %.0f s", self._seconds_lost())
             self._lost_since = None
         return answer
 
@@ -194,7 +194,7 @@ class TeacherLink:
         if self._lost_since is None:
             self._lost_since = time.monotonic()
             assert state.outcome is not None
-            log.warning("teacher lost (%s); trying again for %.0f s", state.outcome.exception(), self._patience)
+            logger.warning("teacher lost (%s); trying again for %.0f s", state.outcome.exception(), self._patience)
 
     def _patience_ends(self, state: RetryCallState) -> bool:
         return self._seconds_lost() + state.upcoming_sleep > self._patience
