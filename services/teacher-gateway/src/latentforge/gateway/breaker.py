@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 
 class Breaker:
-    """Opens after ``failures`` failures within ``window`` seconds, and stays open for ``pause`` seconds.
+    """A circuit breaker: opens after ``failures`` failures within ``window`` seconds, for ``pause`` seconds.
 
     Successes in between do not make up for failures: providers that block count those alone.
     After the pause one caller at a time may try (half-open): success closes the breaker, failure opens it again.
@@ -71,6 +71,7 @@ class Breaker:
     def failed(self) -> None:
         now = self._clock()
         self._tries.append(now)
+        # Old successes (None) are kept: deque's own length forgets them, where they count at all.
         while self._tries[0] is not None and self._tries[0] <= now - self._window:
             self._tries.popleft()
         failures = sum(at is not None and at > now - self._window for at in self._tries)

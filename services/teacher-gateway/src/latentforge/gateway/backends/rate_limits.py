@@ -6,7 +6,7 @@ import time
 import httpx
 
 
-class RateLimits:
+class ApiRateLimits:
     """Knows until when an API will refuse, from what it said last.
 
     Of x-ratelimit-reset-*, that for requests is a Unix time and that for tokens a number of seconds.

@@ -16,7 +16,7 @@ from pydantic import SecretStr
 from latentforge.core.proxies import proxy_hint
 from latentforge.gateway.backends.base import BackendError, FailureKind
 from latentforge.gateway.backends.http_api import error_text, open_client, without_key
-from latentforge.gateway.backends.rate_limits import RateLimits, retry_after
+from latentforge.gateway.backends.rate_limits import ApiRateLimits, retry_after
 from latentforge.gateway.breaker import Breaker
 from latentforge.gateway.metrics import Metrics
 from latentforge.gateway.settings import shown_url
@@ -116,7 +116,7 @@ class Upstream:
         )
         self._slots = asyncio.Semaphore(api.max_requests)
         self._queued = 0
-        self._limits = RateLimits()
+        self._limits = ApiRateLimits()
 
     async def get(self, path: str) -> Any:
         """The JSON of GET ``path``.
@@ -206,6 +206,7 @@ class Upstream:
             what = f"cannot be reached ({_reason(error)}){proxy_hint(self._base_url)}"
             raise self._failed("connection", what, FailureKind.GONE) from None
         except BaseException:
+            # Cancelled: a half-open breaker would else wait for ever for how its one try ended.
             self._breaker.abandoned()
             raise
         finally:
@@ -264,6 +265,7 @@ def _pause(state: tenacity.RetryCallState) -> float:
     assert isinstance(failed, _FailedTryError)
     if failed.error.retry_after is not None:
         return min(LONGEST_BACKOFF_SECONDS, failed.error.retry_after)
+    # Attempts count from 1: 0.5 to 1 s before the second, 1 to 2 s before the third, and so on.
     bound = min(LONGEST_BACKOFF_SECONDS, _FIRST_BACKOFF_SECONDS * 2.0**state.attempt_number)
     return random.uniform(bound / 2, bound)
 

@@ -134,12 +134,15 @@ class GuardedCache:
         await self._store.close()
 
     async def _ask(self, keys: Sequence[bytes]) -> list[bytes | None] | None:
+        # One overdue lookup is enough to know that the next would wait as long.
         if self._overdue or not self._reads.allows():
             return None
         lookup = asyncio.ensure_future(self._store.get_many(keys))
         try:
             in_time = await self._in_time(lookup)
         except asyncio.CancelledError:
+            # The lookup itself is not cancelled: redis-py would close a connection in the middle of an answer, and the
+            # breaker's one try would end without a word.
             self._reads.abandoned()
             self._watch(lookup)
             raise
@@ -202,6 +205,7 @@ class GuardedCache:
                 continue
             self._writes.succeeded()
             self._refused_at = None
+            # Only now: until they are written, lookups must find them in the queue.
             for key, value in batch.items():
                 # Another may have taken its place meanwhile.
                 if self._queue.get(key) is value:

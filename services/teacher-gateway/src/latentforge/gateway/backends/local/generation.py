@@ -28,8 +28,12 @@ def draw(logits_v: Tensor, temperature: float, top_p: float, generator: torch.Ge
     """One id from float32 logits [v]: the most probable at temperature 0, else from the nucleus of mass ``top_p``."""
     if temperature == 0:
         return int(logits_v.argmax())
+    # The highest is taken off before dividing: at a tiny temperature the quotients would be infinite. Stable, so that
+    # equally probable ids have one order on every machine and a seed one meaning.
     probabilities, ids = ((logits_v - logits_v.max()) / temperature).softmax(-1).sort(descending=True, stable=True)
     if top_p < 1:
+        # The nucleus (Holtzman et al., arXiv:1904.09751) is the smallest set of the most probable ids whose mass
+        # reaches top_p: an id is in it while the mass before it has not. The first always is, however small top_p.
         before = probabilities.cumsum(-1) - probabilities
         probabilities = probabilities.where(before < top_p, torch.zeros(()))
         probabilities[0] = probabilities[0].clamp(min=torch.finfo(torch.float32).tiny)

@@ -34,6 +34,8 @@ class _Block:
         outside = (realised_n1[:, 0] < top.values[:, -1]).nonzero()[:, 0]
         if len(outside):
             ranks_n[outside] = 1 + (logits_nv[outside] > realised_n1[outside]).sum(-1)
+        # log softmax(x)_i = x_i − m − log Σ_j exp(x_j − m) with m = max x, so that no exponential overflows. Only the
+        # normaliser needs the whole vocabulary, so only it is computed of it, in place.
         highest_n1 = top.values[:, :1].clone()
         total_n1 = logits_nv.sub_(highest_n1).exp_().sum(-1, keepdim=True)
         if not bool(torch.isfinite(total_n1).all()):
