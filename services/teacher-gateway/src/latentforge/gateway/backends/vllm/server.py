@@ -1,10 +1,8 @@
 """A vLLM server: the backends ``vllm-local`` and ``vllm-remote``."""
 
 import asyncio
-import logging
-import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -23,12 +21,11 @@ from latentforge.gateway.backends.upstream import Api, Upstream
 from latentforge.gateway.backends.vllm.answers import answer_of, continuation, generated_rows, prompt_rows, scored
 from latentforge.gateway.backends.vllm.continuations import VllmTeacher, stops
 from latentforge.gateway.backends.vllm.model import describe, digest, probe_text, read_model_files
+from latentforge.gateway.backends.vllm.startup import ServedModel, wait_for_server
 from latentforge.gateway.breaker import Breaker
 from latentforge.gateway.metrics import Metrics
 from latentforge.gateway.settings import GatewaySettings
 from latentforge.teacher_client.sparse_rows import SparseRows
-
-logger = logging.getLogger(__name__)
 
 # A large teacher may have a long queue before it; who asks sets a deadline of his own.
 _TIMEOUT_SECONDS = 600.0
@@ -36,25 +33,12 @@ _MAX_QUEUED = 4096
 _ATTEMPTS = 4
 # A dead server must be told from a slow one soon, and a restarted one be found soon.
 _BREAKER_FAILURES, _BREAKER_WINDOW, _BREAKER_PAUSE = 8, 30.0, 5.0
-_START_TIMEOUT_SECONDS = 10.0
-_SECONDS_BETWEEN_LOOKS = 2.0
-_SECONDS_BETWEEN_LINES = 15.0
-_NOT_YET = (FailureKind.GONE, FailureKind.TOO_SLOW)
 # Said each time, since a server takes others from the model's generation_config.json.
 _SAMPLING = {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
 _GREEDY = {**_SAMPLING, "temperature": 0.0, "top_p": 1.0}
 _AS_IDS = {"return_token_ids": True, "return_tokens_as_token_ids": True, "add_special_tokens": False}
 _COMPLETIONS = "/v1/completions"
 _PROBE_TEMPERATURE = 2.0
-
-
-@dataclass(frozen=True)
-class ServedModel:
-    """One of the models that a server lists; ``root`` is what it was loaded from."""
-
-    name: str
-    root: str
-    max_model_len: int
 
 
 class VllmBackend(VllmTeacher):
@@ -91,7 +75,7 @@ class VllmBackend(VllmTeacher):
         """Waits for the server, and makes sure that it is the teacher that the settings describe."""
         self._files = await asyncio.to_thread(read_model_files, tokenizer_folder(self._settings))
         self._tokenizer = self._files.tokenizer
-        served, version = await self._wait_for_server()
+        served, version = await wait_for_server(self._api, self._settings, self._metrics)
         self._model = served.name
         self._description = describe(
             self._settings,
@@ -139,52 +123,6 @@ class VllmBackend(VllmTeacher):
         return await self._upstream.post(
             _COMPLETIONS, lambda: payload, lambda body: continuation(body, index, request, tokenizer, vocab_size)
         )
-
-    async def _wait_for_server(self) -> tuple[ServedModel, str]:
-        """The model that is meant, and the server's version, which is empty if it does not say.
-
-        Raises:
-            BackendError: VLLM_START_SECONDS have passed, or the server refuses.
-        """
-        limit = self._settings.vllm_start_seconds
-        started = said = time.monotonic()
-        # Failures are what is expected here: no breaker may count them.
-        api = replace(self._api, attempts=1, timeout=_START_TIMEOUT_SECONDS)
-        upstream = Upstream(api, Breaker(1 << 30, 1.0, 1.0), self._metrics)
-        try:
-            while True:
-                try:
-                    served = self._choose(await upstream.get("/v1/models"))
-                    return served, await _version(upstream)
-                except BackendError as error:
-                    waited = time.monotonic() - started
-                    if error.kind not in _NOT_YET:
-                        raise
-                    if waited + _SECONDS_BETWEEN_LOOKS > limit:
-                        text = f"{error}; start it (make serve-vllm-local) or set {self._url_setting}"
-                        raise BackendError(text, FailureKind.GONE) from None
-                    if time.monotonic() - said >= _SECONDS_BETWEEN_LINES:
-                        said = time.monotonic()
-                        logger.info("waiting for vLLM since %.0f s (at most %g s): %s", waited, limit, error)
-                await asyncio.sleep(_SECONDS_BETWEEN_LOOKS)
-        finally:
-            await upstream.close()
-
-    def _choose(self, answer: Any) -> ServedModel:
-        try:
-            models = {
-                str(m["id"]): ServedModel(str(m["id"]), str(m.get("root") or ""), int(m["max_model_len"]))
-                for m in answer["data"]
-            }
-        except (KeyError, TypeError, ValueError, AttributeError):
-            text = f"{self._url_setting} answers GET /v1/models with something that is not vLLM's list of models"
-            raise BackendError(text, FailureKind.MISCONFIGURED) from None
-        wanted = self._settings.vllm_served_model or next(iter(models), None)
-        if wanted is None or wanted not in models:
-            listed = ", ".join(models) or "none"
-            text = f"VLLM_SERVED_MODEL={wanted} is not among the models that {self._url_setting} lists: {listed}"
-            raise BackendError(text, FailureKind.MISCONFIGURED)
-        return models[wanted]
 
     async def _probe(self, served: ServedModel) -> str:
         """Makes sure of what would be wrong and silent: ids, k, the output layer's width, raw log-probabilities.
@@ -257,17 +195,6 @@ class VllmBackend(VllmTeacher):
 
 def _spread(logprobs: Any) -> float:
     return float(logprobs[0] - logprobs[-1])
-
-
-async def _version(upstream: Upstream) -> str:
-    """A proxy may show /v1 only."""
-    try:
-        answer = await upstream.get("/version")
-    except BackendError as error:
-        if error.kind in _NOT_YET:
-            raise
-        return ""
-    return str(answer.get("version", "")) if isinstance(answer, Mapping) else ""
 
 
 def local_server(settings: GatewaySettings, metrics: Metrics) -> VllmBackend:

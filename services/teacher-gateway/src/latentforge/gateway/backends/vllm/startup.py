@@ -1,0 +1,89 @@
+"""Finding a vLLM server that may still be starting, and which of its models is meant."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from latentforge.gateway.backends.base import BackendError, FailureKind
+from latentforge.gateway.backends.upstream import Api, Upstream
+from latentforge.gateway.breaker import Breaker
+from latentforge.gateway.metrics import Metrics
+from latentforge.gateway.settings import GatewaySettings
+
+logger = logging.getLogger(__name__)
+
+_TIMEOUT_SECONDS = 10.0
+_SECONDS_BETWEEN_LOOKS = 2.0
+_SECONDS_BETWEEN_LINES = 15.0
+_NOT_YET = (FailureKind.GONE, FailureKind.TOO_SLOW)
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """One of the models that a server lists; ``root`` is what it was loaded from."""
+
+    name: str
+    root: str
+    max_model_len: int
+
+
+async def wait_for_server(api: Api, settings: GatewaySettings, metrics: Metrics) -> tuple[ServedModel, str]:
+    """The model that is meant, and the server's version, which is empty if it does not say.
+
+    Raises:
+        BackendError: VLLM_START_SECONDS have passed, or the server refuses.
+    """
+    limit = settings.vllm_start_seconds
+    started = said = time.monotonic()
+    # Failures are what is expected here: no breaker may count them.
+    impatient = replace(api, attempts=1, timeout=_TIMEOUT_SECONDS)
+    upstream = Upstream(impatient, Breaker(1 << 30, 1.0, 1.0), metrics)
+    try:
+        while True:
+            try:
+                served = _choose(await upstream.get("/v1/models"), api.url_setting, settings.vllm_served_model)
+                return served, await _version(upstream)
+            except BackendError as error:
+                waited = time.monotonic() - started
+                if error.kind not in _NOT_YET:
+                    raise
+                if waited + _SECONDS_BETWEEN_LOOKS > limit:
+                    text = f"{error}; start it (make serve-vllm-local) or set {api.url_setting}"
+                    raise BackendError(text, FailureKind.GONE) from None
+                if time.monotonic() - said >= _SECONDS_BETWEEN_LINES:
+                    said = time.monotonic()
+                    logger.info("waiting for vLLM since %.0f s (at most %g s): %s", waited, limit, error)
+            await asyncio.sleep(_SECONDS_BETWEEN_LOOKS)
+    finally:
+        await upstream.close()
+
+
+def _choose(answer: Any, url_setting: str, chosen: str | None) -> ServedModel:
+    try:
+        models = {
+            str(m["id"]): ServedModel(str(m["id"]), str(m.get("root") or ""), int(m["max_model_len"]))
+            for m in answer["data"]
+        }
+    except (KeyError, TypeError, ValueError, AttributeError):
+        text = f"{url_setting} answers GET /v1/models with something that is not vLLM's list of models"
+        raise BackendError(text, FailureKind.MISCONFIGURED) from None
+    wanted = chosen or next(iter(models), None)
+    if wanted is None or wanted not in models:
+        listed = ", ".join(models) or "none"
+        text = f"VLLM_SERVED_MODEL={wanted} is not among the models that {url_setting} lists: {listed}"
+        raise BackendError(text, FailureKind.MISCONFIGURED)
+    return models[wanted]
+
+
+async def _version(upstream: Upstream) -> str:
+    """A proxy may show /v1 only."""
+    try:
+        answer = await upstream.get("/version")
+    except BackendError as error:
+        if error.kind in _NOT_YET:
+            raise
+        return ""
+    return str(answer.get("version", "")) if isinstance(answer, Mapping) else ""
