@@ -10,6 +10,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from latentforge.gateway.rpc.servicer import TeacherServicer
+from latentforge.gateway.rpc.validation import generation
 from latentforge.inference.completion import prepare
 from latentforge.inference.schemas import GenerateRequest
 from latentforge.inference.snapshot import Snapshot
@@ -41,7 +42,8 @@ def packed_documents(folder: Path, documents: list[dict[str, Any]], place: Path)
     # The last token may be left over, so something follows that is not looked at.
     with source.open("a") as file:
         file.write('{"text": "the end"}\n')
-    meta = pack_jsonl(source, place / "packed", TextTokenizer(folder), sequence_length=2, chunk_size=1, split="train")
+    tokenizer = TextTokenizer(folder, bos=False)
+    meta = pack_jsonl(source, place / "packed", tokenizer, sequence_length=2, chunk_size=1, split="train")
     data = PackedData(place / "packed")
     starts = data.document_starts().tolist()
     found = [data.tokens[a : b - 1].tolist() for a, b in pairwise(starts)]
@@ -52,8 +54,8 @@ def packed_documents(folder: Path, documents: list[dict[str, Any]], place: Path)
 class Services:
     """What the gateway and inference make of the same texts."""
 
-    def __init__(self, folder: Path) -> None:
-        self.tokenizer = tokenizer = TextTokenizer(folder)
+    def __init__(self, folder: Path, *, bos: bool | None = False) -> None:
+        self.tokenizer = tokenizer = TextTokenizer(folder, bos=bos)
         about = SimpleNamespace(tokenizer_fingerprint=tokenizer.fingerprint, max_sequence_length=10**6)
         teacher = SimpleNamespace(tokenizer=tokenizer, description=about)
         self._gateway = TeacherServicer(max_tokens_in_flight=1)
@@ -61,6 +63,13 @@ class Services:
         generator: Any = SimpleNamespace(max_prompt_tokens=10**6, model=SimpleNamespace(max_tokens=10**6))
         manifest: Any = SimpleNamespace(chunk_size=1, id="run/step")
         self._snapshot = Snapshot(folder, manifest, tokenizer, generator)
+
+    def gateways_prompt(self, text: str) -> list[int]:
+        """What a Generate request's text becomes."""
+        about: Any = SimpleNamespace(max_sequence_length=10**6, chat_prompts_only=False, vocab_size=10**6, max_top_k=1)
+        request = pb.GenerateRequest(text=text, max_tokens=1)
+        ids: list[int] = generation(request, about, self.tokenizer, 10**6).prompt_ids.tolist()
+        return ids
 
     async def gateway(self, **request: Any) -> list[int]:
         answer = await self._gateway.Tokenize(pb.TokenizeRequest(**request), None)  # type: ignore[arg-type]
@@ -81,6 +90,22 @@ async def test_a_text_has_the_same_ids_in_all_services(folder: Path, tmp_path: P
         if ids:
             assert next(packed) == ids, text
     assert next(packed, None) is None
+
+
+def test_a_sequence_begins_alike_in_all_services(folder: Path, tmp_path: Path) -> None:
+    services = Services(folder, bos=None)
+    bos_id = services.tokenizer.bos_id
+    source = tmp_path / "documents.jsonl"
+    for text in ("The lazy dog jumps over the fox", " a b", "<s>[CLS]<|endoftext|>"):
+        ids = services.inference(prompt=text)
+        assert services.gateways_prompt(text) == ids
+        assert ids == ([] if bos_id is None else [bos_id]) + services.tokenizer.encode(text)
+        source.write_text(json.dumps({"text": text}) + "\n")
+        length = len(ids)
+        pack_jsonl(source, tmp_path / "packed", services.tokenizer, sequence_length=length, chunk_size=1, split="train")
+        data = PackedData(tmp_path / "packed")
+        assert data.sequence(0).tolist() == ids
+        assert data.meta.bos_id == bos_id
 
 
 async def test_who_asks_for_it_has_control_tokens_parsed_alike(folder: Path) -> None:

@@ -9,6 +9,7 @@ from latentforge.text.held_out import split_tail
 from latentforge.text.packed import PackedData, PackedMeta, check_data
 from latentforge.text.packing import pack_jsonl
 from latentforge.text.tokenizer import TextTokenizer
+from tests.tokenizer_kinds import write_tokenizer
 
 
 def write(path: Path, *documents: object) -> Path:
@@ -45,6 +46,76 @@ def test_chats_are_rendered_with_the_template_and_texts_never_make_special_token
     assert tokens.count(3) == 1
     assert tokens.count(tokenizer.pad_id) == 0
     assert tokenizer.decode(tokens[: tokens.index(0)]) == "<|im_start|>user\nhi<|im_end|>\n"
+
+
+@pytest.fixture(scope="session")
+def bos_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tokenizer("metaspace", tmp_path_factory.mktemp("bos") / "metaspace")
+
+
+def test_every_sequence_begins_with_bos_where_the_tokenizers_do(tmp_path: Path, bos_folder: Path) -> None:
+    tokenizer = TextTokenizer(bos_folder)
+    texts = ["The lazy dog jumps", "", "x", "over the quick brown fox", "a", "b: c, x"]
+    source = write(tmp_path / "d.jsonl", *({"text": text} for text in texts))
+    for length in (2, 3, 4, 8, 16):
+        meta = pack(source, tmp_path / "out", tokenizer, length=length, k=1)
+        data = PackedData(tmp_path / "out")
+        assert meta.bos_id == data.meta.bos_id == tokenizer.bos_id == 1
+        sequences = data.tokens.reshape(-1, length)
+        assert (sequences[:, 0] == 1).all()
+        assert not (sequences[:, 1:] == 1).any()
+        # Without them it is the same stream of documents.
+        stream = [i for t in texts if t for i in (*tokenizer.encode(t), tokenizer.eos_id)]
+        kept = sequences[:, 1:].reshape(-1).tolist()
+        assert kept == stream[: len(kept)]
+        for start, text in zip(data.document_starts().tolist(), filter(None, texts), strict=False):
+            assert start % length > 0
+            assert data.tokens[start] == tokenizer.encode(text)[0]
+        # The last one may have lost its end.
+        *whole, _ = data.document_beginnings(100)
+        assert whole == [tokenizer.encode(text) for text in texts if text][: len(whole)]
+        assert [ids[:3] for ids in whole] == list(data.document_beginnings(3))[: len(whole)]
+        in_tail = data.document_starts() >= length
+        tail = [ids for ids, there in zip(data.document_beginnings(2), in_tail, strict=True) if there]
+        assert list(data.part(1, len(data)).document_beginnings(2)) == tail
+
+
+def test_a_chat_that_begins_a_sequence_has_one_bos(tmp_path: Path, bos_folder: Path) -> None:
+    tokenizer = TextTokenizer(bos_folder)
+    chats = [[{"role": "user", "content": text}, {"role": "assistant", "content": text}] for text in ("a", "a")]
+    source = write(tmp_path / "d.jsonl", *({"messages": chat} for chat in chats))
+    first, second = tokenizer.encode_chats(chats)
+    assert first[0] == 1
+    length = len(first) + 1
+    pack(source, tmp_path / "out", tokenizer, length=length, k=1)
+    data = PackedData(tmp_path / "out")
+    assert data.sequence(0).tolist() == [*first, tokenizer.eos_id]
+    assert data.sequence(1).tolist() == [*second, tokenizer.eos_id]
+    assert data.document_starts().tolist() == [0, length]
+    assert list(data.document_beginnings(100)) == [first, second]
+
+
+def test_bos_can_be_left_out_and_data_says_so(tmp_path: Path, bos_folder: Path) -> None:
+    source = write(tmp_path / "d.jsonl", {"text": "The lazy dog jumps over the fox"})
+    without = TextTokenizer(bos_folder, bos=False)
+    assert pack(source, tmp_path / "out", without).bos_id is None
+    data = PackedData(tmp_path / "out")
+    assert 1 not in data.tokens
+    check_data(data, without, 4)
+    with pytest.raises(TextError, match=r"packed with bos_id None, .* has 1; pack it again"):
+        check_data(data, TextTokenizer(bos_folder), 4)
+    # The same folder is not taken for the same packing.
+    assert pack(source, tmp_path / "out", TextTokenizer(bos_folder)).bos_id == 1
+
+
+def test_data_of_an_older_version_says_what_to_do(tmp_path: Path, tokenizer: TextTokenizer) -> None:
+    pack(write(tmp_path / "d.jsonl", {"text": "hello world"}), tmp_path / "out", tokenizer)
+    path = tmp_path / "out" / "meta.json"
+    meta = json.loads(path.read_text())
+    del meta["bos_id"]
+    path.write_text(json.dumps(meta | {"format_version": 1}))
+    with pytest.raises(TextError, match=r"format_version.*make the folder again with `trainer pack`"):
+        PackedData(tmp_path / "out")
 
 
 def test_a_chat_that_the_template_refuses_is_named_by_its_line(tmp_path: Path, tokenizer_folder: Path) -> None:
@@ -131,6 +202,13 @@ def test_data_of_another_tokenizer_or_k_is_refused_with_both_values(
         check_data(packed, tokenizer, 5)
     with pytest.raises(TextError, match=r"pad_id 1, .* has 259"):
         check_data(packed, TextTokenizer(tokenizer_folder, pad_id=259), 4)
+
+
+def test_a_part_in_which_no_document_begins_has_no_beginnings(tmp_path: Path, tokenizer: TextTokenizer) -> None:
+    pack(write(tmp_path / "d.jsonl", {"text": "hello world, hello"}), tmp_path / "out", tokenizer)
+    data = PackedData(tmp_path / "out")
+    assert list(data.part(1, 2).document_beginnings(4)) == []
+    assert list(data.part(0, 1).document_beginnings(4)) == [tokenizer.encode("hell")]
 
 
 def test_the_tail_is_held_out(packed: PackedData) -> None:

@@ -275,12 +275,51 @@ def test_special_tokens_have_ids_and_literals(tokenizer: TextTokenizer) -> None:
     assert (tokenizer.eos_id, tokenizer.pad_id, tokenizer.vocab_size) == (0, 1, 260)
 
 
+def test_a_sequence_begins_as_the_tokenizer_begins_one(tokenizers: dict[str, TextTokenizer]) -> None:
+    found = {kind: tokenizer.bos_id for kind, tokenizer in tokenizers.items() if tokenizer.bos_id is not None}
+    assert found == {"metaspace": 1, "wordpiece": 2}
+    tokenizer = tokenizers["metaspace"]
+    assert tokenizer.begin([5, 6]) == tokenizer.begin([1, 5, 6]) == [1, 5, 6]
+    assert tokenizer.begin([]) == [1]
+    assert tokenizers["byte-level"].begin([5]) == [5]
+    for kind in tokenizers:
+        assert tokenizers[kind].bos_id not in tokenizers[kind].encode("a b")
+
+
+@pytest.mark.parametrize(
+    ("kind", "config", "own", "with_bos"),
+    [
+        ("metaspace", {"bos_token": "<s>"}, 1, 1),
+        ("metaspace", {"bos_token": "<s>", "add_bos_token": False}, None, 1),
+        ("unigram", {"bos_token": "</s>"}, None, 1),
+        ("unigram", {"bos_token": "</s>", "add_bos_token": True}, 1, 1),
+        ("wordpiece", {}, 2, 2),
+    ],
+)
+def test_bos_is_configured_and_can_be_chosen(
+    tmp_path: Path, kind: str, config: dict[str, Any], own: int | None, with_bos: int
+) -> None:
+    folder = write_tokenizer(kind, tmp_path)
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    tokenizer = TextTokenizer(folder)
+    assert tokenizer.own_bos_id == tokenizer.bos_id == own
+    for chosen, expected in ((True, with_bos), (False, None)):
+        tokenizer = TextTokenizer(folder, bos=chosen)
+        assert (tokenizer.own_bos_id, tokenizer.bos_id) == (own, expected)
+
+
+def test_a_tokenizer_without_bos_has_none_to_begin_with(tokenizer_folder: Path) -> None:
+    assert TextTokenizer(tokenizer_folder, bos=False).bos_id is None
+    with pytest.raises(TextError, match=r"has no bos token; leave --bos and data\.bos out"):
+        TextTokenizer(tokenizer_folder, bos=True)
+
+
 def test_pad_and_end_of_text_must_be_two_ids(tmp_path: Path, tokenizer_folder: Path) -> None:
     (tmp_path / "tokenizer.json").write_bytes((tokenizer_folder / "tokenizer.json").read_bytes())
-    with pytest.raises(TextError, match="defines no eos_id; set"):
+    with pytest.raises(TextError, match="defines no eos_id; give --eos-id, or set"):
         TextTokenizer(tmp_path).check_ids()
-    with pytest.raises(TextError, match="defines no pad_id; set"):
+    with pytest.raises(TextError, match="defines no pad_id; give --pad-id, or set"):
         TextTokenizer(tmp_path, eos_id=0).check_ids()
-    with pytest.raises(TextError, match="eos_id and pad_id are both 0"):
+    with pytest.raises(TextError, match="eos_id and pad_id are both 0; give --pad-id"):
         TextTokenizer(tmp_path, eos_id=0, pad_id=0).check_ids()
     TextTokenizer(tmp_path, eos_id=0, pad_id=1).check_ids()

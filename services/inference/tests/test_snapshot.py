@@ -5,6 +5,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ import torch
 from latentforge.core.manifest import MANIFEST, CheckpointError, FileRecord, Golden, read_manifest
 from latentforge.inference.snapshot import GREEDY, load_snapshot
 from latentforge.model.student import Student
+from latentforge.text.tokenizer import TextTokenizer
 
 CPU = torch.device("cpu")
 Publish = Callable[..., Path]
@@ -98,6 +100,18 @@ def test_other_ids_of_the_golden_prompt_are_refused(publish: Publish) -> None:
     wrong = Golden(prompt=golden.prompt + " ", prompt_ids=golden.prompt_ids, token_ids=golden.token_ids)
     with pytest.raises(CheckpointError, match=r"golden prompt .* has the ids"):
         load_snapshot(publish(2, weights=1, golden=wrong), CPU)
+
+
+def test_a_prompt_begins_with_the_bos_that_the_manifest_says(
+    publish: Publish, tokenizer_json: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    snapshot = load_snapshot(publish(1), CPU)
+    plain = snapshot.encode("def")
+    tokenizer = TextTokenizer(snapshot.place / "tokenizer")
+    monkeypatch.setattr(tokenizer, "bos_id", 7)
+    assert replace(snapshot, tokenizer=tokenizer).encode("def") == [7, *plain]
+    with pytest.raises(CheckpointError, match="the tokenizer has no bos token"):
+        load_snapshot(publish(2, weights=1, bos_id=7), CPU)
 
 
 def break_a_weight(student: Student) -> None:

@@ -2,6 +2,8 @@
 
 import asyncio
 import io
+import json
+import shutil
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -25,6 +27,8 @@ from latentforge.teacher.v1 import teacher_pb2_grpc
 from latentforge.teacher_client.sparse_rows import SparseRows
 from latentforge.teacher_client.wire import dtype_from_proto, rows_to_proto
 from latentforge.text.fingerprint import tokenizer_fingerprint
+from latentforge.text.packed import PackedData
+from latentforge.text.packing import pack_jsonl
 from latentforge.text.tokenizer import TextTokenizer
 from latentforge.trainer.config.recipe import load_recipe
 from latentforge.trainer.config.settings import TrainerSettings
@@ -122,6 +126,7 @@ class ClosedFormTeacher(teacher_pb2_grpc.TeacherServiceServicer):
         self.max_top_k = TOP_K
         self.vocab_size = VOCAB
         self.revision = "1"
+        self.bos_id: int | None = None
         self.unavailable = 0
         self.fail_with: grpc.StatusCode | None = None
         self.requests: list[list[list[int]]] = []
@@ -185,6 +190,7 @@ class ClosedFormTeacher(teacher_pb2_grpc.TeacherServiceServicer):
             max_sequence_length=512,
             vocab_size=self.vocab_size,
             tokenizer_fingerprint=self.fingerprint,
+            bos_id=self.bos_id,
         )
 
     async def ScoreBatch(self, request: pb.ScoreBatchRequest, context: Any) -> Any:  # noqa: N802
@@ -286,6 +292,25 @@ def known_teacher(tokenizer_folder: Path, tokenizer: TextTokenizer) -> Iterator[
     loop.call_soon_threadsafe(loop.stop)
     thread.join()
     loop.close()
+
+
+@pytest.fixture(scope="session")
+def bos_tokenizer_folder(tokenizer_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tests' tokenizer, with sequences that begin with <|im_start|>, id 2."""
+    folder = tmp_path_factory.mktemp("bos") / "tokenizer"
+    shutil.copytree(tokenizer_folder, folder)
+    path = folder / "tokenizer_config.json"
+    config = json.loads(path.read_text(encoding="utf-8")) | {"bos_token": "<|im_start|>", "add_bos_token": True}
+    path.write_text(json.dumps(config), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture
+def bos_packed(bos_tokenizer_folder: Path, corpus: Path, tmp_path: Path) -> PackedData:
+    """The corpus in sequences that begin with bos."""
+    tokenizer = TextTokenizer(bos_tokenizer_folder)
+    pack_jsonl(corpus, tmp_path / "bos-packed", tokenizer, sequence_length=32, chunk_size=4, split="train")
+    return PackedData(tmp_path / "bos-packed")
 
 
 @dataclass

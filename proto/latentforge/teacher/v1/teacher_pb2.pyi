@@ -160,6 +160,7 @@ class GetTeacherResponse(_message.Message):
     ID_FIDELITY_FIELD_NUMBER: _builtins.int
     HEALTHY_FIELD_NUMBER: _builtins.int
     CHAT_PROMPTS_ONLY_FIELD_NUMBER: _builtins.int
+    BOS_ID_FIELD_NUMBER: _builtins.int
     backend: _builtins.str
     """embedded, transformers, vllm-local, vllm-remote or venice."""
     model: _builtins.str
@@ -181,6 +182,10 @@ class GetTeacherResponse(_message.Message):
     healthy: _builtins.bool
     chat_prompts_only: _builtins.bool
     """Generate takes chats only: no text and no token ids."""
+    bos_id: _builtins.int
+    """What the tokenizer begins a sequence with, which some teachers need to see first; unset where that is nothing.
+    Generate puts it before a text. Score takes ids as they are, so whoever makes them puts it there, once for a sequence.
+    """
     def __init__(
         self,
         *,
@@ -199,12 +204,15 @@ class GetTeacherResponse(_message.Message):
         id_fidelity: Global___IdFidelity.ValueType = ...,
         healthy: _builtins.bool = ...,
         chat_prompts_only: _builtins.bool = ...,
+        bos_id: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_bos_id", b"_bos_id", "bos_id", b"bos_id"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backend", b"backend", "can_generate", b"can_generate", "can_score", b"can_score", "chat_prompts_only", b"chat_prompts_only", "engine", b"engine", "healthy", b"healthy", "id_fidelity", b"id_fidelity", "logprobs_mode", b"logprobs_mode", "max_sequence_length", b"max_sequence_length", "max_top_k", b"max_top_k", "model", b"model", "quantization", b"quantization", "revision", b"revision", "tokenizer_fingerprint", b"tokenizer_fingerprint", "vocab_size", b"vocab_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_bos_id", b"_bos_id", "backend", b"backend", "bos_id", b"bos_id", "can_generate", b"can_generate", "can_score", b"can_score", "chat_prompts_only", b"chat_prompts_only", "engine", b"engine", "healthy", b"healthy", "id_fidelity", b"id_fidelity", "logprobs_mode", b"logprobs_mode", "max_sequence_length", b"max_sequence_length", "max_top_k", b"max_top_k", "model", b"model", "quantization", b"quantization", "revision", b"revision", "tokenizer_fingerprint", b"tokenizer_fingerprint", "vocab_size", b"vocab_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__bos_id: _TypeAlias = _typing.Literal["bos_id"]  # noqa: Y015
+    _WhichOneofArgType__bos_id: _TypeAlias = _typing.Literal["_bos_id", b"_bos_id"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__bos_id) -> _WhichOneofReturnType__bos_id | None: ...
 
 Global___GetTeacherResponse: _TypeAlias = GetTeacherResponse  # noqa: Y015
 
@@ -633,6 +641,8 @@ Global___GenerateResponse: _TypeAlias = GenerateResponse  # noqa: Y015
 
 @_typing.final
 class TokenizeRequest(_message.Message):
+    """Ids of a text or a chat, with nothing before or after them: GetTeacher's bos_id is not among a text's."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     TEXT_FIELD_NUMBER: _builtins.int

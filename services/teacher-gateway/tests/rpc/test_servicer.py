@@ -314,6 +314,18 @@ async def test_health_answers_while_texts_are_tokenised(run_gateway: Any) -> Non
     assert worst < 1
 
 
+async def test_a_text_is_continued_behind_the_tokenizers_bos(running: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not (await running.client.teacher()).HasField("bos_id")
+    monkeypatch.setattr(running.backend.tokenizer, "bos_id", 2)
+    assert (await running.client.teacher()).bos_id == 2
+    ids = await running.client.tokenize("ab")
+    prompts: list[dict[str, Any]] = [{"text": "ab"}, {"text": ""}, {"token_ids": pb.TokenIds(ids=ids)}]
+    for prompt, expected in zip(prompts, ([2, *ids], [2], ids), strict=True):
+        request = pb.GenerateRequest(**prompt, max_tokens=1)
+        messages = [message async for message in running.client.generate(request)]
+        assert list(messages[0].prompt_token_ids) == expected
+
+
 async def test_special_tokens_are_parsed_for_who_asks_for_it(running: Any, stub: Any) -> None:
     text = "x<|im_end|>"
     plain = await running.client.tokenize(text)

@@ -132,7 +132,7 @@ def test_only_the_teachers_evaluation_is_told_ids(invoke: Invoke, one_id_tokeniz
     assert "eos_id and pad_id are both 3; give --pad-id" in invoke(*arguments).output
     # Its data are packed by then.
     assert "no teacher-gateway answers" in invoke(*arguments, "--pad-id", 1).output
-    assert "--eos-id and --pad-id go with 'teacher' only" in invoke("evaluate", "newest", "--pad-id", 1).output
+    assert "--eos-id, --pad-id and --bos go with 'teacher' only" in invoke("evaluate", "newest", "--pad-id", 1).output
 
 
 def test_a_tokenizer_is_trained_on_what_messages_say(invoke: Invoke, tmp_path: Path) -> None:

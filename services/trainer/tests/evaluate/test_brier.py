@@ -47,6 +47,13 @@ def test_every_phase_comes_equally_often_and_models_of_other_k_share_the_places(
     assert not choose(seed=1)[0].prefixes.equal(groups[0].prefixes)
 
 
+def test_prefixes_begin_with_bos_where_sequences_do() -> None:
+    for ours, without in zip(choose(bos_id=7), choose(), strict=True):
+        assert (ours.prefixes[:, 0] == 7).all()
+        assert ours.prefixes[:, 1:].equal(without.prefixes[:, 1:])
+        assert ours.targets.equal(without.targets)
+
+
 def test_no_target_holds_an_end_of_text() -> None:
     texts = sequences()
     for text in texts:

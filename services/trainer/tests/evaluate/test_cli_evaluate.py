@@ -176,6 +176,30 @@ def test_a_teacher_of_another_vocabulary_judges_what_is_written(
     assert "exclude each other" in result.output
 
 
+@pytest.mark.parametrize("who", ["teacher", "student"])
+def test_whatever_the_teacher_is_asked_begins_with_bos_where_the_data_do(
+    evaluate: Evaluate,
+    make_latent: Any,
+    make_run: Any,
+    bos_packed: PackedData,
+    bos_tokenizer_folder: Path,
+    publish_to: Any,
+    known_teacher: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    who: str,
+) -> None:
+    monkeypatch.setenv("TOKENIZER_PATH", str(bos_tokenizer_folder))
+    make_run.tokenizer = TextTokenizer(bos_tokenizer_folder)
+    publish_to(tmp_path / "checkpoints", make_latent(), 1)
+    result, _ = evaluate("teacher" if who == "teacher" else "run", bos_packed.folder)
+    assert result.exit_code == 0, result.output
+    asked = [sequence for request in known_teacher.requests for sequence in request]
+    asked += [list(request.token_ids.ids) for request in known_teacher.generated]
+    assert len({len(sequence) for sequence in asked}) > 1
+    assert {sequence[0] for sequence in asked} == {2}
+
+
 def test_the_teacher_itself(evaluate: Evaluate, held_out: Path, known_teacher: Any) -> None:
     result, record = evaluate("teacher", held_out)
     assert result.exit_code == 0, result.output

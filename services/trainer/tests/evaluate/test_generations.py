@@ -64,6 +64,14 @@ def test_sequences_fill_up_where_documents_are_too_few(packed: PackedData) -> No
     assert not (chosen.references == few.meta.eos_id).any()
 
 
+def test_prompts_begin_with_bos_where_sequences_do(bos_packed: PackedData) -> None:
+    # More than there are documents, so that some are beginnings of sequences.
+    chosen = choose_prompts(bos_packed, 100, 8, 12)
+    assert len(chosen.prompts) > sum(len(ids) >= 19 for ids in bos_packed.document_beginnings(20))
+    assert (chosen.prompts[:, 0] == 2).all()
+    assert not (torch.cat([chosen.prompts[:, 1:], chosen.references], 1) == 2).any()
+
+
 def test_no_text_that_is_long_enough_is_an_error(packed: PackedData) -> None:
     with pytest.raises(TrainerError, match=r"fewer than 2 texts of 64 \+ 5000 tokens"):
         choose_prompts(packed, 4, 64, 5000)

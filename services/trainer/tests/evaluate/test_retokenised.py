@@ -1,6 +1,7 @@
 """A teacher with another tokenizer than the model's."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +32,18 @@ def test_the_teacher_reads_the_same_text_in_its_own_tokens(
     # The model's tokens are fewer: what is counted are the teacher's.
     assert [len(s) for s in scored] == [len(t) for t in texts]
     assert [len(ids) for ids in own(texts)] == [len(t) - 2 for t in texts]
+
+
+def test_prompts_begin_with_each_ones_own_bos(
+    merging_tokenizer: TextTokenizer, tokenizer: TextTokenizer, bos_tokenizer_folder: Path
+) -> None:
+    with_bos = TextTokenizer(bos_tokenizer_folder)
+    prompt, text = "def f", "(x)"
+    for own, teachers in ((with_bos, merging_tokenizer), (merging_tokenizer, with_bos), (with_bos, with_bos)):
+        asked = Asked()
+        retokenised(asked, own, teachers)([own.begin(own.encode(prompt))], [own.encode(text)])
+        assert asked.prompts == [teachers.begin(teachers.encode(prompt))]
+        assert asked.texts == [teachers.encode(text)]
 
 
 def test_an_end_of_text_is_the_teachers_own(merging_tokenizer: TextTokenizer, tokenizer: TextTokenizer) -> None:

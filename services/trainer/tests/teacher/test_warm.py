@@ -53,6 +53,18 @@ def test_documents_are_scored_in_pieces_and_a_rerun_only_hits(
     assert (code, output.splitlines()[-1]) == (0, "5 sequences were in the cache, 0 were computed")
 
 
+def test_every_piece_begins_with_bos_where_sequences_do(
+    warm: Any, known_teacher: Any, documents: Path, bos_tokenizer_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TOKENIZER_PATH", str(bos_tokenizer_folder))
+    code, output = warm(str(documents), "--top-k", "4", "--max-length", "40")
+    assert code == 0, output
+    asked = [sequence for request in known_teacher.requests for sequence in request]
+    assert {sequence[0] for sequence in asked} == {2}
+    # 100 tokens in pieces of 39, and now a text of one token has a row.
+    assert {40, 23, 6, 2} <= {len(sequence) for sequence in asked}
+
+
 def test_a_packed_folder_warms_what_training_asks_for(warm: Any, known_teacher: Any, packed: PackedData) -> None:
     code, output = warm(str(packed.folder), "--top-k", "4")
     assert (code, output.splitlines()[-1]) == (0, f"0 sequences were in the cache, {len(packed)} were computed")

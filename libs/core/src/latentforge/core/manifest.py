@@ -75,6 +75,8 @@ class Manifest(BaseModel):
     chunk_size: int = Field(ge=1)
     latent_size: int = Field(ge=1)
     tokenizer_fingerprint: str
+    # What every sequence begins with that the student learnt from, and so every prompt.
+    bos_id: int | None = None
     teacher: TeacherId
     created: str
     metrics: dict[str, float]
@@ -95,6 +97,7 @@ class ManifestDraft(BaseModel):
     chunk_size: int
     latent_size: int
     tokenizer_fingerprint: str
+    bos_id: int | None = None
     teacher: TeacherId
     metrics: dict[str, float]
     golden: Golden

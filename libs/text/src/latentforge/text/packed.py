@@ -6,9 +6,10 @@ A packed folder holds
 - ``documents.bin``: int64, where each document starts, counted in tokens from the start of ``tokens.bin``;
 - ``meta.json``: :class:`PackedMeta`.
 
-Every document is followed by the end-of-text id; documents follow one another without regard to sequences. The tokens
-after the last whole sequence are dropped (``num_dropped_tokens`` says how many): a training sequence is never padded on
-the right.
+Every document is followed by the end-of-text id; documents follow one another without regard to sequences. Where
+``bos_id`` is one, every sequence begins with it: the teacher is asked about sequences, and one that never saw a text
+without its bos gives nonsense for such. The tokens after the last whole sequence are dropped (``num_dropped_tokens``
+says how many): a training sequence is never padded on the right.
 """
 
 from collections.abc import Iterator
@@ -33,13 +34,15 @@ class PackedMeta(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    format_version: Literal[1] = 1
+    # 2: what chats say is text, so that older ids may be others; sequences may begin with bos.
+    format_version: Literal[2] = 2
     chunk_size: int
     sequence_length: int
     dtype: Literal["uint16", "uint32"]
     vocab_size: int
     eos_id: int
     pad_id: int
+    bos_id: int | None
     tokenizer_fingerprint: str
     num_sequences: int
     num_documents: int
@@ -101,13 +104,23 @@ class PackedData:
         return np.fromfile(self.folder / DOCUMENTS, dtype="<i8")
 
     def document_beginnings(self, max_tokens: int) -> Iterator[list[int]]:
-        """The first ids, up to ``max_tokens``, of each document that begins in these sequences; no end-of-text ids."""
+        """The first ids, up to ``max_tokens``, of each document that begins in these sequences.
+
+        They are the document's own: no end-of-text id, and no bos that was put where a sequence begins.
+        """
+        length, bos_id = self.meta.sequence_length, self.meta.bos_id
         begin, end = self._first_token, self._first_token + len(self.tokens)
         starts = self.document_starts()
         starts = starts[(begin <= starts) & (starts < end)] - begin
-        stops = np.append(starts[1:], len(self.tokens))
+        stops = np.append(starts, len(self.tokens))[1:]
+        # As many more as sequences may begin in between.
+        reach = max_tokens + (0 if bos_id is None else 1 + max_tokens // (length - 1))
         for start, stop in zip(starts, stops, strict=True):
-            ids = self.tokens[start : min(stop, start + max_tokens)].tolist()
+            places = np.arange(start, min(stop, start + reach))
+            found = self.tokens[places]
+            if bos_id is not None:
+                found = found[(places == start) | (places % length != 0) | (found != bos_id)]
+            ids = found[:max_tokens].tolist()
             yield ids[:-1] if ids[-1] == self.meta.eos_id else ids
 
     def part(self, start: int, stop: int) -> "PackedData":
@@ -134,6 +147,7 @@ def check_data(data: PackedData, tokenizer: TextTokenizer, chunk_size: int) -> N
         ("tokenizer fingerprint", meta.tokenizer_fingerprint, tokenizer.fingerprint),
         ("eos_id", meta.eos_id, tokenizer.eos_id),
         ("pad_id", meta.pad_id, tokenizer.pad_id),
+        ("bos_id", meta.bos_id, tokenizer.bos_id),
     ):
         if theirs != ours:
             raise TextError(

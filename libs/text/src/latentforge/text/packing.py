@@ -65,6 +65,7 @@ def pack_jsonl(
         "vocab_size": tokenizer.vocab_size,
         "eos_id": tokenizer.eos_id,
         "pad_id": tokenizer.pad_id,
+        "bos_id": tokenizer.bos_id,
         "dtype": "uint16"
         if max(tokenizer.vocab_size, tokenizer.pad_id + 1, tokenizer.eos_id + 1) <= 2**16
         else "uint32",
@@ -108,9 +109,10 @@ def _write(
                         f"{source}, line {document.line}: the document has the pad id {tokenizer.pad_id}; give "
                         "--pad-id an id that no text has, or take out what has it"
                     )
-                starts.append(position)
-                file.write(np.array([*ids, tokenizer.eos_id], dtype=dtype).tobytes())
-                position += len(ids) + 1
+                laid_out, first = _lay_out([*ids, tokenizer.eos_id], position, length, tokenizer.bos_id)
+                starts.append(position + first)
+                file.write(np.array(laid_out, dtype=dtype).tobytes())
+                position += len(laid_out)
             on_bytes(sum(d.num_bytes for d in batch))
         num_sequences = position // length
         if not starts:
@@ -135,6 +137,26 @@ def _write(
     )
     (folder / META).write_text(meta.model_dump_json(indent=1) + "\n", encoding="utf-8")
     return meta
+
+
+def _lay_out(ids: list[int], position: int, length: int, bos_id: int | None) -> tuple[list[int], int]:
+    """A document's ids behind ``position`` others, with bos where a sequence begins; and how many are before its own.
+
+    A sequence that begins with the document's own bos, which chat templates write, gets no second one.
+    """
+    if bos_id is None:
+        return ids, 0
+    laid_out: list[int] = []
+    taken = 0
+    while taken < len(ids):
+        at = (position + len(laid_out)) % length
+        if at == 0 and ids[taken] != bos_id:
+            laid_out.append(bos_id)
+            at = 1
+        part = ids[taken : taken + length - at]
+        laid_out += part
+        taken += len(part)
+    return laid_out, int(laid_out[0] != ids[0])
 
 
 def _batches(documents: Iterator[Document]) -> Iterator[list[Document]]:

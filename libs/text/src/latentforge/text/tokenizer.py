@@ -31,6 +31,7 @@ class TextTokenizer:
         folder: holds tokenizer.json, and where there are any tokenizer_config.json and chat_template.jinja.
         eos_id: id that ends a document; None takes the tokenizer's end-of-text.
         pad_id: id that fills first chunks; None takes the tokenizer's pad.
+        bos: whether sequences begin with the tokenizer's bos; None does as the tokenizer itself does.
         template_arguments: variables that the chat template is rendered with.
 
     Attributes:
@@ -38,6 +39,8 @@ class TextTokenizer:
         vocab_size: one more than the highest id.
         longest_token_bytes: a token that the vocabulary has stands for at most so many bytes of UTF-8.
         special_ids: ids that stand for no text.
+        own_bos_id: what the tokenizer itself begins a sequence with; None where that is nothing.
+        bos_id: what sequences begin with here, see :meth:`begin`; None for nothing.
         control_ids: ids that no text has: the special ones but for the unknown token, and what the template writes.
         anchor_ids: an id that stands for a letter, or none: decoded before others, it makes them read as going on.
 
@@ -51,6 +54,7 @@ class TextTokenizer:
         *,
         eos_id: int | None = None,
         pad_id: int | None = None,
+        bos: bool | None = None,
         template_arguments: Mapping[str, Any] | None = None,
     ) -> None:
         self.folder = folder
@@ -81,6 +85,8 @@ class TextTokenizer:
         if files.chat_template is not None:
             self._template = ChatTemplate(files.chat_template, self._control, files.named, template_arguments or {})
         self.anchor_ids = self._anchor()
+        self.own_bos_id = self._own_bos(ids)
+        self.bos_id = self._chosen_bos(bos, ids)
 
     @property
     def eos_id(self) -> int:
@@ -148,6 +154,10 @@ class TextTokenizer:
         rendered = [self._template.render(chat, to_answer=to_answer) for chat in chats]
         return self._encoded(self._respelled, rendered)
 
+    def begin(self, ids: Sequence[int]) -> list[int]:
+        """A sequence that begins with ``ids``: the bos is put before them where sequences have one and ids have not."""
+        return list(ids) if self.bos_id is None or list(ids[:1]) == [self.bos_id] else [self.bos_id, *ids]
+
     def decode(self, ids: Sequence[int], *, skip_special: bool = False, goes_on: bool = False) -> str:
         """The text of ids.
 
@@ -193,6 +203,24 @@ class TextTokenizer:
         if is_byte_level(self._files.content):
             return sum(len(self.token_bytes.get(i) or b"") for i in text_ids)
         return len(self.decode(text_ids).encode())
+
+    def _own_bos(self, ids: Mapping[str, int]) -> int | None:
+        """As the configuration has it, else as the post-processor does it to a text."""
+        if self._files.adds_bos is not None:
+            return ids.get(self._files.named["bos_token"]) if self._files.adds_bos else None
+        plain: list[int] = self._parsing.encode("a", add_special_tokens=False).ids
+        whole: list[int] = self._parsing.encode("a", add_special_tokens=True).ids
+        return whole[0] if whole[:1] != plain[:1] and whole[1 : 1 + len(plain)] == plain else None
+
+    def _chosen_bos(self, bos: bool | None, ids: Mapping[str, int]) -> int | None:
+        if bos is None:
+            return self.own_bos_id
+        if not bos:
+            return None
+        named = ids.get(self._files.named.get("bos_token", ""))
+        if self.own_bos_id is None and named is None:
+            raise TextError(f"{self.folder}: the tokenizer has no bos token; leave --bos and data.bos out")
+        return named if self.own_bos_id is None else self.own_bos_id
 
     def _anchor(self) -> list[int]:
         """Of letters that have an id of their own, the first."""

@@ -45,11 +45,11 @@ class Snapshot:
         return self.generator.max_prompt_tokens * self.tokenizer.longest_token_bytes
 
     def encode(self, text: str, *, parse_special_tokens: bool = False) -> list[int]:
-        """The ids that the student was trained on for ``text``: nothing is put before or after them.
+        """The ids that the student was trained on for ``text``, with bos before them where its sequences begin so.
 
         What looks like a control token is text, as in training, unless ``parse_special_tokens``.
         """
-        return self.tokenizer.encode(text, parse_special_tokens=parse_special_tokens)
+        return self.tokenizer.begin(self.tokenizer.encode(text, parse_special_tokens=parse_special_tokens))
 
     def decode(self, token_ids: list[int]) -> str:
         """The text of what goes on behind a prompt, all ids at once."""
@@ -96,13 +96,17 @@ def load_snapshot(place: Path, device: torch.device) -> Snapshot:
 
 def _load_tokenizer(place: Path, manifest: Manifest) -> TextTokenizer:
     try:
-        tokenizer = TextTokenizer(place / "tokenizer")
+        tokenizer = TextTokenizer(place / "tokenizer", bos=manifest.bos_id is not None)
     except TextError as error:
         raise CheckpointError(f"{place}: {error}") from error
     if tokenizer.fingerprint != manifest.tokenizer_fingerprint:
         raise CheckpointError(
             f"{place}: the tokenizer's fingerprint is {tokenizer.fingerprint}, "
             f"but the manifest says {manifest.tokenizer_fingerprint}"
+        )
+    if tokenizer.bos_id != manifest.bos_id:
+        raise CheckpointError(
+            f"{place}: the tokenizer's bos is {tokenizer.bos_id}, but the manifest says {manifest.bos_id}"
         )
     return tokenizer
 

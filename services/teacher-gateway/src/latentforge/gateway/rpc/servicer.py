@@ -113,6 +113,7 @@ class TeacherServicer(TeacherServiceServicer):
                 id_fidelity=about.id_fidelity,
                 healthy=True,
                 chat_prompts_only=about.chat_prompts_only,
+                bos_id=teacher.tokenizer.bos_id,
             )
 
     async def Score(self, request: pb.ScoreRequest, context: Context) -> pb.ScoreResponse:  # noqa: N802

@@ -219,7 +219,7 @@ def _prompt_ids(request: pb.GenerateRequest, teacher: TeacherDescription, tokeni
     if kind == "token_ids":
         return request.token_ids.ids
     if kind == "text":
-        return text_ids(request, teacher, tokenizer)
+        return tokenizer.begin(text_ids(request, teacher, tokenizer))
     if kind == "chat":
         if request.chat.messages and request.chat.messages[-1].role == "assistant":
             at = f"chat.messages[{len(request.chat.messages) - 1}].role"

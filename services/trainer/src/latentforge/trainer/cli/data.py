@@ -5,7 +5,7 @@ from typing import Annotated, cast
 
 import typer
 
-from latentforge.trainer.cli.options import EosOption, PadOption, TokenizerOption, user_errors
+from latentforge.trainer.cli.options import BosOption, EosOption, PadOption, TokenizerOption, user_errors
 from latentforge.trainer.data.prompts import Split
 
 data_app = typer.Typer(no_args_is_help=True, help="Makes JSONL data.")
@@ -110,6 +110,7 @@ def pack(
     tokenizer: TokenizerOption = None,
     eos_id: EosOption = None,
     pad_id: PadOption = None,
+    bos: BosOption = None,
 ) -> None:
     """Packs a JSONL file into memory-mapped sequences of token ids."""
     from rich.console import Console
@@ -121,7 +122,7 @@ def pack(
 
     with user_errors():
         settings = load_settings(TrainerSettings, tokenizer_path=tokenizer)
-        text_tokenizer = teachers_tokenizer(settings, eos_id=eos_id, pad_id=pad_id)
+        text_tokenizer = teachers_tokenizer(settings, eos_id=eos_id, pad_id=pad_id, bos=bos)
         console = Console(stderr=True)
         pack_with_bar(
             data, out, text_tokenizer, sequence_length=sequence_length, chunk_size=k, split=split, console=console

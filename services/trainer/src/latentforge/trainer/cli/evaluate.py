@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from latentforge.trainer.cli.options import EosOption, GatewayOption, PadOption, TokenizerOption, user_errors
+from latentforge.trainer.cli.options import BosOption, EosOption, GatewayOption, PadOption, TokenizerOption, user_errors
 
 
 def evaluate(
@@ -36,6 +36,7 @@ def evaluate(
     tokenizer: TokenizerOption = None,
     eos_id: EosOption = None,
     pad_id: PadOption = None,
+    bos: BosOption = None,
     sequences: Annotated[int, typer.Option("--sequences", min=2, help="Of the likelihood, evenly spread.")] = 40,
     sequence_length: Annotated[
         int | None,
@@ -71,7 +72,7 @@ def evaluate(
         if settings.trainer_threads:
             torch.set_num_threads(settings.trainer_threads)
         console = Console(stderr=True)
-        subject = load_subject(checkpoint, settings, eos_id=eos_id, pad_id=pad_id)
+        subject = load_subject(checkpoint, settings, eos_id=eos_id, pad_id=pad_id, bos=bos)
         packed = load_data(data, subject, settings, sequence_length, console)
         options = Options(
             sequences=sequences,

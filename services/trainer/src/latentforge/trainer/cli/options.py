@@ -31,6 +31,14 @@ PadOption = Annotated[
         show_default="the recipe's, else the tokenizer's",
     ),
 ]
+BosOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--bos/--no-bos",
+        help="Whether every sequence begins with the tokenizer's bos.",
+        show_default="the recipe's, else as the tokenizer does",
+    ),
+]
 RecipeOption = Annotated[str, typer.Option("--recipe", help="A recipe's name (RECIPES_DIR) or a path to a TOML file.")]
 RunOption = Annotated[str | None, typer.Option("--run", help="The run's name.", show_default="the recipe's name")]
 FreshOption = Annotated[
@@ -89,6 +97,7 @@ class RunOptions:
     tokenizer: TokenizerOption = None
     eos_id: EosOption = None
     pad_id: PadOption = None
+    bos: BosOption = None
     sets: SetOption = None
     fresh: FreshOption = False
 
@@ -146,10 +155,16 @@ def run_context(
     from latentforge.trainer.run.tokenizer import teachers_tokenizer
 
     settings = load_settings(TrainerSettings, gateway_target=gateway, tokenizer_path=options.tokenizer)
-    overrides = {"data.eos_id": options.eos_id, "data.pad_id": options.pad_id, **overrides}
+    overrides = {
+        "data.eos_id": options.eos_id,
+        "data.pad_id": options.pad_id,
+        "data.bos": options.bos,
+        **overrides,
+    }
     overrides |= dict(parse_override(text) for text in options.sets or [])
     recipe = load_recipe(options.recipe, settings.recipes_dir, overrides)
-    tokenizer = teachers_tokenizer(settings, eos_id=recipe.data.eos_id, pad_id=recipe.data.pad_id)
+    data = recipe.data
+    tokenizer = teachers_tokenizer(settings, eos_id=data.eos_id, pad_id=data.pad_id, bos=data.bos)
     tokenizer.check_ids()
     name = options.run or recipe.name
     return RunContext(name, recipe, settings, tokenizer, Status(name), stop)

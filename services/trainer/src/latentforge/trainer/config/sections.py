@@ -21,6 +21,9 @@ class DataRecipe(Section):
     sequence_length: int = Field(2048, ge=1, description="Tokens per sequence, a multiple of K.")
     eos_id: int | None = Field(None, ge=0, description="Ends a text; unset takes the tokenizer's own.")
     pad_id: int | None = Field(None, ge=0, description="Fills what is no text; unset takes the tokenizer's own.")
+    bos: bool | None = Field(
+        None, description="Whether every sequence begins with the tokenizer's bos; unset does as the tokenizer does."
+    )
 
 
 class OptimRecipe(Section):

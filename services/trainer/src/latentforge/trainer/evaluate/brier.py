@@ -38,7 +38,14 @@ Values = Callable[[PrefixGroup, int], Tensor]
 
 
 def choose_prefixes(
-    sequences: Sequence[Tensor], num: int, *, chunk_size: int, prefix_tokens: int, eos_id: int, seed: int
+    sequences: Sequence[Tensor],
+    num: int,
+    *,
+    chunk_size: int,
+    prefix_tokens: int,
+    eos_id: int,
+    bos_id: int | None = None,
+    seed: int,
 ) -> list[PrefixGroup]:
     """About ``num`` places in held-out sequences, each length modulo K equally often.
 
@@ -52,6 +59,7 @@ def choose_prefixes(
         chunk_size: K.
         prefix_tokens: the least length.
         eos_id: ends a text.
+        bos_id: the first token of every prefix; None leaves that as it is.
         seed: of the places.
 
     Raises:
@@ -76,6 +84,8 @@ def choose_prefixes(
             places.append((slot % len(sequences), _start(sequences[slot % len(sequences)], length, eos_id, random)))
             slot += 1
         windows = torch.stack([sequences[i][start : start + length + NUM_TARGETS] for i, start in places])
+        if bos_id is not None:
+            windows[:, 0] = bos_id
         of = torch.tensor([i for i, _ in places])
         groups.append(PrefixGroup(windows[:, :length], windows[:, length:], of))
     return groups

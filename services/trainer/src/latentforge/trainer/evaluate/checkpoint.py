@@ -55,7 +55,12 @@ class Subject:
 
 
 def load_subject(
-    name: str, settings: TrainerSettings, *, eos_id: int | None = None, pad_id: int | None = None
+    name: str,
+    settings: TrainerSettings,
+    *,
+    eos_id: int | None = None,
+    pad_id: int | None = None,
+    bos: bool | None = None,
 ) -> Subject:
     """Finds and loads what is to be evaluated.
 
@@ -63,22 +68,30 @@ def load_subject(
         name: a published checkpoint's folder, a run's folder or name (its newest checkpoint), a token-level student's
             folder, "newest" (while nothing is published, that of ``settings.fallback_run``) or "teacher".
         settings: say where checkpoints, runs and the tokenizer are.
-        eos_id, pad_id: of the teacher's text; None takes the tokenizer's own.
+        eos_id, pad_id, bos: of the teacher's text, see :class:`TextTokenizer`.
 
     Raises:
-        TrainerError: there is nothing of that name, or ids are given for what has its own.
+        TrainerError: there is nothing of that name, or they are given for what has its own.
         ValueError: it is there, but not whole; the message names the file.
     """
     if name == TEACHER:
-        return Subject(TEACHER, None, teachers_tokenizer(settings, eos_id=eos_id, pad_id=pad_id), None)
-    if eos_id is not None or pad_id is not None:
-        raise TrainerError(f"--eos-id and --pad-id go with {TEACHER!r} only; {name} has its own ids, leave them out")
+        return Subject(TEACHER, None, teachers_tokenizer(settings, eos_id=eos_id, pad_id=pad_id, bos=bos), None)
+    if (eos_id, pad_id, bos) != (None, None, None):
+        raise TrainerError(
+            f"--eos-id, --pad-id and --bos go with {TEACHER!r} only; {name} has what it learnt with, leave them out"
+        )
     place, fallback = _find(name, settings)
     if (place / MANIFEST).is_file():
         manifest = verify_checkpoint(place)
         latent = LatentModel(load_autoencoder(place / "autoencoder"), load_student(place / "student"))
         held_out = settings.runs_dir / manifest.run / "data" / "held-out"
-        return Subject(manifest.id, latent, _tokenizer(place / "tokenizer", latent), held_out, fallback)
+        return Subject(
+            manifest.id,
+            latent,
+            _tokenizer(place / "tokenizer", latent, bos=manifest.bos_id is not None),
+            held_out,
+            fallback,
+        )
     token_level = load_token_level(place)
     folders = (place / "tokenizer", place.parent / "tokenizer")
     folder = next((f for f in folders if f.is_dir()), settings.tokenizer_path)
@@ -115,9 +128,9 @@ def _is_token_level(place: Path) -> bool:
     return isinstance(config, dict) and config.get("kind") == "token-level"
 
 
-def _tokenizer(folder: Path, model: Model) -> TextTokenizer:
+def _tokenizer(folder: Path, model: Model, bos: bool | None = None) -> TextTokenizer:
     config = model.config if isinstance(model, TokenLevelModel) else model.student.config
-    return TextTokenizer(folder, eos_id=config.eos_id, pad_id=config.pad_id)
+    return TextTokenizer(folder, eos_id=config.eos_id, pad_id=config.pad_id, bos=bos)
 
 
 def load_data(

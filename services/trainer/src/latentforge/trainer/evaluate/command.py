@@ -206,6 +206,7 @@ class _Evaluation:
             chunk_size=k,
             prefix_tokens=options.prompt_tokens,
             eos_id=self._subject.tokenizer.eos_id,
+            bos_id=self._subject.tokenizer.bos_id,
             seed=options.seed,
         )
         if model is not None:

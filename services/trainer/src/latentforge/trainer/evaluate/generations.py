@@ -61,17 +61,20 @@ class PromptSet:
 def choose_prompts(data: PackedData, num: int, prompt_tokens: int, new_tokens: int) -> PromptSet:
     """Up to ``num`` prompts, evenly spread over the documents that are long enough, then over sequences.
 
-    Sequences are only taken where there are too few such documents, and where no text ends in their beginnings.
+    Sequences are only taken where there are too few such documents, and where no text ends in their beginnings. Where
+    the data's sequences begin with bos, so do the prompts.
 
     Raises:
         TrainerError: there are not two.
     """
     length = prompt_tokens + new_tokens
-    documents = [ids for ids in data.document_beginnings(length) if len(ids) == length]
+    bos = [] if data.meta.bos_id is None else [data.meta.bos_id]
+    beginnings = ([*bos, *ids] if ids[:1] != bos else ids for ids in data.document_beginnings(length))
+    documents = [ids[:length] for ids in beginnings if len(ids) >= length]
     chosen = [documents[i] for i in _spread(len(documents), num)]
     if len(chosen) < num and data.meta.sequence_length >= length:
-        beginnings = [data.sequence(i)[:length].tolist() for i in range(len(data))]
-        whole = [ids for ids in beginnings if data.meta.eos_id not in ids and ids not in chosen]
+        of_sequences = [data.sequence(i)[:length].tolist() for i in range(len(data))]
+        whole = [ids for ids in of_sequences if data.meta.eos_id not in ids and ids not in chosen]
         chosen += [whole[i] for i in _spread(len(whole), num - len(chosen))]
     if len(chosen) < 2:
         raise TrainerError(

@@ -24,13 +24,17 @@ def retokenised(score: Score, own: TextTokenizer, teachers: TextTokenizer) -> Sc
         gives log probabilities of the teacher's tokens: as many as the teacher's tokenizer makes of the text.
     """
 
-    def as_text(ids: Sequence[Sequence[int]]) -> list[list[int]]:
-        return teachers.encode_texts([own.decode(text) for text in ids])
+    def as_prompts(ids: Sequence[Sequence[int]]) -> list[list[int]]:
+        texts = [own.decode(text[1:] if list(text[:1]) == [own.bos_id] else text) for text in ids]
+        return [teachers.begin(text) for text in teachers.encode_texts(texts)]
+
+    def as_continuations(ids: Sequence[Sequence[int]]) -> list[list[int]]:
+        return teachers.encode_texts([own.decode(text, goes_on=True) for text in ids])
 
     def judge(prompts: Sequence[Sequence[int]], texts: Sequence[Sequence[int]]) -> list[NDArray[np.float32]]:
         ended = [bool(ids) and ids[-1] == own.eos_id for ids in texts]
-        bodies = as_text([ids[:-1] if end else ids for ids, end in zip(texts, ended, strict=True)])
+        bodies = as_continuations([ids[:-1] if end else ids for ids, end in zip(texts, ended, strict=True)])
         ends = [[teachers.eos_id] if end else [] for end in ended]
-        return score(as_text(prompts), [body + end for body, end in zip(bodies, ends, strict=True)])
+        return score(as_prompts(prompts), [body + end for body, end in zip(bodies, ends, strict=True)])
 
     return judge

@@ -35,6 +35,12 @@ def meet_teacher(run: RunContext, link: TeacherLink) -> tuple[pb.GetTeacherRespo
             f"{who} cannot score, but student.on_policy.share={run.recipe.student.on_policy.share} wants its rows on "
             "what the student writes; set it to 0, or choose a teacher that scores"
         )
+    if answer.HasField("bos_id") and run.tokenizer.bos_id is None:
+        run.console.print(
+            f"warning: {who} begins every sequence with its bos (id {answer.bos_id}), and the data's sequences do not: "
+            "its rows may be nonsense; set data.bos to true",
+            soft_wrap=True,
+        )
     return answer, kind
 
 

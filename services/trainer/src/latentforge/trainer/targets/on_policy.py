@@ -79,11 +79,14 @@ class OnPolicyText:
         return random.random(), random
 
     def _prompts(self, random: np.random.Generator) -> Tensor:
-        """Places of the training text, int64 [b, prompt_tokens]."""
+        """Places of the training text, int64 [b, prompt_tokens]; they begin with bos where sequences do."""
         length = self._recipe.prompt_tokens
         found = []
         for index in random.integers(len(self._train), size=self.per_batch):
             sequence = torch.from_numpy(self._train.sequence(int(index)))
             start = int(random.integers(len(sequence) - length + 1))
             found.append(sequence[start : start + length])
-        return torch.stack(found)
+        prompts = torch.stack(found)
+        if self._train.meta.bos_id is not None:
+            prompts[:, 0] = self._train.meta.bos_id
+        return prompts

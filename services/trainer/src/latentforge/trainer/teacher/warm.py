@@ -137,7 +137,8 @@ def _document_parts(
         while some := list(islice(documents, _DOCUMENTS_AT_ONCE)):
             # Cut here, not by the gateway, which takes no text longer than a sequence.
             encoded = encode_documents(file, tokenizer, some)
-            pieces = [ids[at : at + longest] for ids in encoded for at in range(0, len(ids), longest)]
+            most = longest - (tokenizer.bos_id is not None)
+            pieces = [tokenizer.begin(ids[at : at + most]) for ids in encoded for at in range(0, len(ids), most)]
             # A single token has no row.
             yield Part([piece for piece in pieces if len(piece) > 1], sum(d.num_bytes for d in some))
 

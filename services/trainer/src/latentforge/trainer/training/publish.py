@@ -5,6 +5,7 @@ golden continuation, for inference to serve. Of a token-level student ``runs/<ru
 weights.
 """
 
+import json
 import math
 import shutil
 from collections.abc import Mapping
@@ -26,6 +27,7 @@ from latentforge.model.io import save_pretrained
 from latentforge.model.latent_model import LatentModel
 from latentforge.model.sampling import SamplingParams
 from latentforge.model.token_level import TokenLevelModel
+from latentforge.text.tokenizer import TextTokenizer
 from latentforge.trainer.config.sections import StudentRecipe
 from latentforge.trainer.errors import TrainerError
 from latentforge.trainer.run.context import RunContext
@@ -42,12 +44,20 @@ _TOKENIZER_FILES = (
 )
 
 
-def copy_tokenizer(source: Path, target: Path) -> None:
-    """Copies a tokenizer's files, and nothing else of its folder, to a new folder."""
+def copy_tokenizer(tokenizer: TextTokenizer, target: Path) -> None:
+    """Copies a tokenizer's files, and nothing else of its folder, to a new folder.
+
+    Where the run was told otherwise than the tokenizer does, the copy says whether sequences begin with bos.
+    """
     target.mkdir()
     for name in _TOKENIZER_FILES:
-        if (source / name).is_file():
-            shutil.copyfile(source / name, target / name)
+        if (tokenizer.folder / name).is_file():
+            shutil.copyfile(tokenizer.folder / name, target / name)
+    if tokenizer.bos_id != tokenizer.own_bos_id:
+        path = target / "tokenizer_config.json"
+        config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        config["add_bos_token"] = tokenizer.bos_id is not None
+        path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def publish_steps(recipe: StudentRecipe) -> list[int]:
@@ -86,10 +96,10 @@ def publish(
         folder = _token_level_folder(run)
         with replacing(folder) as temporary:
             save_pretrained(model, temporary)
-            copy_tokenizer(run.tokenizer.folder, temporary / "tokenizer")
+            copy_tokenizer(run.tokenizer, temporary / "tokenizer")
         return str(folder)
 
-    prompt_ids = run.tokenizer.encode_texts([run.recipe.student.golden_prompt])[0]
+    prompt_ids = run.tokenizer.begin(run.tokenizer.encode(run.recipe.student.golden_prompt))
     try:
         check_finite(model.eval(), prompt_ids)
     except ValueError as error:
@@ -98,6 +108,7 @@ def publish(
         chunk_size=model.chunk_size,
         latent_size=model.student.config.latent_size,
         tokenizer_fingerprint=run.tokenizer.fingerprint,
+        bos_id=run.tokenizer.bos_id,
         teacher=teacher,
         metrics=dict(metrics),
         golden=_golden(run, model, prompt_ids),
@@ -106,7 +117,7 @@ def publish(
     def write(folder: Path) -> None:
         save_pretrained(model.autoencoder, folder / "autoencoder")
         save_pretrained(model.student, folder / "student")
-        copy_tokenizer(run.tokenizer.folder, folder / "tokenizer")
+        copy_tokenizer(run.tokenizer, folder / "tokenizer")
 
     place = publish_checkpoint(run.settings.checkpoints_dir, run.name, step, draft, write)
     return f"{run.name}/{place.name}"
