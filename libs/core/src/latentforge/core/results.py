@@ -98,7 +98,6 @@ class ResultsFile(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    # 2: figures are "results" instead of "rows", compared with a "baseline" instead of a "rival".
     format_version: Literal[2] = 2
     name: str
     command: str
