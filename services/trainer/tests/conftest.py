@@ -34,6 +34,8 @@ from latentforge.trainer.config.recipe import load_recipe
 from latentforge.trainer.config.settings import TrainerSettings
 from latentforge.trainer.run.context import RunContext
 from latentforge.trainer.run.status import Status
+from latentforge.trainer.teacher.connection import TeacherLink
+from latentforge.trainer.teacher.rows import TeacherRows
 from tests.fixtures import corpus, packed, restored_logging, tokenizer, tokenizer_folder
 
 __all__ = ["corpus", "packed", "restored_logging", "tokenizer", "tokenizer_folder"]
@@ -365,6 +367,12 @@ def autoencoder(make_run: RunMaker, tmp_path: Path) -> Path:
     torch.manual_seed(0)
     save_pretrained(Autoencoder(make_run().recipe.autoencoder_config(VOCAB, PAD)), tmp_path / "ae")
     return tmp_path / "ae"
+
+
+@pytest.fixture
+def teacher_rows(known_teacher: ClosedFormTeacher) -> Iterator[TeacherRows]:
+    with TeacherLink(f"127.0.0.1:{known_teacher.port}", patience=5.0) as link:
+        yield TeacherRows(link, TOP_K, dtype="float32")
 
 
 @pytest.fixture

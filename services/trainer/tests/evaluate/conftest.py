@@ -17,7 +17,7 @@ from latentforge.model.student import Student
 from latentforge.model.token_level import TokenLevelModel, token_level_config
 from latentforge.text.packed import PackedData
 from latentforge.text.tokenizer import TextTokenizer
-from latentforge.trainer.teacher.rows import kd_targets
+from latentforge.trainer.targets.kd_targets import kd_targets
 
 V, K, TOP_K = 260, 4, 4
 

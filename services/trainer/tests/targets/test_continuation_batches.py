@@ -11,8 +11,8 @@ from latentforge.model.losses import ObjectiveWeights, StudentBatch, student_los
 from latentforge.model.student import Student
 from latentforge.teacher_client.sparse_rows import SparseRows
 from latentforge.trainer.targets.continuation_batches import lay_out
+from latentforge.trainer.targets.kd_targets import kd_targets
 from latentforge.trainer.teacher.continuations import Continuation
-from latentforge.trainer.teacher.rows import kd_targets
 
 VOCAB, PAD, EOS, END, K = 260, 1, 0, 3, 4
 

@@ -1,6 +1,7 @@
 import shutil
 import sqlite3
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,9 @@ from latentforge.text.held_out import split_tail
 from latentforge.text.packed import PackedData
 from latentforge.trainer.errors import TrainerError
 from latentforge.trainer.run.interrupt import Interrupted
-from latentforge.trainer.targets.base import TargetSource
-from latentforge.trainer.targets.choose import meet_teacher, target_source
+from latentforge.trainer.targets.choose import met_teacher, target_source
 from latentforge.trainer.targets.generated import GeneratedTargets
-from latentforge.trainer.teacher.connection import TeacherLink, TeacherLostError
+from latentforge.trainer.teacher.connection import TeacherLostError
 from latentforge.trainer.teacher.continuations import GeneratedStore
 
 # Room for a byte-level chat.
@@ -31,18 +31,14 @@ def gather(known_teacher: Any, make_run: Any, packed: PackedData) -> Any:
     ) -> dict[str, Any]:
         changes = {f"teacher.generate.{k}": v for k, v in overrides.items()}
         run = make_run(name, port=known_teacher.port, overrides=GENERATE | changes, patience=patience)
-        with TeacherLink(run.settings.gateway_target, patience=patience, stop=stop) as link:
-            answer, kind = meet_teacher(run, link)
-            assert kind == "generate"
-            source: TargetSource = target_source(run, link, *split_tail(packed, 30), answer, kind, fresh=fresh)
-            try:
-                assert isinstance(source, GeneratedTargets)
-                assert known_teacher.requests == []
-                source.prepare()
-                found: dict[str, Any] = source.report().model_dump()
-                return found | source.identity() | {"folder": run.folder / "generated"}
-            finally:
-                source.close()
+        run = replace(run, stop=stop)
+        data = split_tail(packed, 30)
+        with met_teacher(run) as teacher, target_source(run, teacher, *data, fresh=fresh) as source:
+            assert isinstance(source, GeneratedTargets)
+            assert known_teacher.requests == []
+            source.prepare()
+            found: dict[str, Any] = source.report().model_dump()
+            return found | source.identity() | {"folder": run.folder / "generated"}
 
     return collected
 
@@ -181,30 +177,6 @@ def test_rows_that_are_not_the_continuations_are_dropped(known_teacher: Any, gat
     known_teacher.misplaced = 1
     with pytest.raises(TrainerError, match=r"tokens after a prompt of \d+ came with \d+ rows from position"):
         gather()
-
-
-@pytest.mark.parametrize(
-    ("can_score", "can_generate", "targets", "expected"),
-    [
-        (True, True, "auto", "score"),
-        (False, True, "auto", "generate"),
-        (True, True, "generate", "generate"),
-        (False, False, "auto", r"can neither score nor generate; give the gateway another TEACHER_BACKEND"),
-        (False, True, "score", r"cannot score given text, only generate; set teacher\.targets to generate"),
-        (True, False, "generate", r"cannot generate, only score; set teacher\.targets to score"),
-    ],
-)
-def test_the_source_follows_recipe_and_teacher(
-    known_teacher: Any, make_run: Any, can_score: bool, can_generate: bool, targets: str, expected: str
-) -> None:
-    known_teacher.can_score, known_teacher.can_generate = can_score, can_generate
-    run = make_run(port=known_teacher.port, overrides={"teacher.targets": targets})
-    with TeacherLink(run.settings.gateway_target) as link:
-        if " " in expected:
-            with pytest.raises(TrainerError, match=expected):
-                meet_teacher(run, link)
-        else:
-            assert meet_teacher(run, link)[1] == expected
 
 
 def test_a_missing_folder_is_no_collection(known_teacher: Any, gather: Any) -> None:

@@ -71,5 +71,3 @@ class TargetSource(Protocol):
 
     def report(self) -> CacheFigures | GeneratedFigures | None:
         """What the run's result says of it."""
-
-    def close(self) -> None: ...

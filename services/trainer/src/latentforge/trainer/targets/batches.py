@@ -12,7 +12,7 @@ from latentforge.teacher_client.sparse_rows import SparseRows
 from latentforge.text.packed import PackedData
 from latentforge.trainer.data.sequence_order import batch_indices, phase
 from latentforge.trainer.run.context import RunContext
-from latentforge.trainer.teacher.rows import kd_targets
+from latentforge.trainer.targets.kd_targets import kd_targets
 
 
 def held_out_batch(sequence: Tensor, rows: SparseRows | None) -> StudentBatch:

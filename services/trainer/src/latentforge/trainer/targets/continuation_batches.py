@@ -12,8 +12,8 @@ from latentforge.model.losses import StudentBatch
 from latentforge.trainer.config.recipe import Recipe
 from latentforge.trainer.data.sequence_order import batch_indices, phase
 from latentforge.trainer.errors import TrainerError
+from latentforge.trainer.targets.kd_targets import kd_targets
 from latentforge.trainer.teacher.continuations import Continuation, GeneratedStore
-from latentforge.trainer.teacher.rows import kd_targets
 
 
 class Examples:

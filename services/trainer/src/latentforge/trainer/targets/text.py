@@ -58,5 +58,3 @@ class TextTargets:
 
     def report(self) -> CacheFigures | None:
         return None
-
-    def close(self) -> None: ...

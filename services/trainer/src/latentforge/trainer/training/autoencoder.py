@@ -34,19 +34,20 @@ def train_autoencoder(run: RunContext, train: PackedData, held_out: PackedData) 
         Interrupted: asked to stop; the state is saved.
     """
     recipe = run.recipe.autoencoder
-    config = run.recipe.autoencoder_config(run.tokenizer.vocab_size, run.tokenizer.pad_id)
     for data in (train, held_out):
-        check_data(data, run.tokenizer, config.chunk_size)
+        check_data(data, run.tokenizer, run.recipe.chunk_size)
     state = StageState(run.folder / "state" / "autoencoder", run.identity("autoencoder") | {"train": train.identity()})
     out = run.folder / "autoencoder"
     if (out / EVALUATION).is_file():
         run.console.print(f"autoencoder: finished before, {out}", highlight=False)
         return AutoencoderResult.read(out / EVALUATION)
 
-    stream = training_text(train, recipe.text_tokens, run.recipe.seed)
     run.use_threads(beside_gateway=False)
+    device = run.device
+    config = run.recipe.autoencoder_config(run.tokenizer.vocab_size, run.tokenizer.pad_id)
+    stream = training_text(train, recipe.text_tokens, run.recipe.seed)
     torch.manual_seed(run.recipe.seed)
-    autoencoder = Autoencoder(config).to(run.device)
+    autoencoder = Autoencoder(config).to(device)
     optimisation = Optimisation(autoencoder, recipe.optim)
     step, saved = state.load(autoencoder, optimisation) or (0, {"seconds": 0.0, "loss": None})
     seconds, loss = float(saved["seconds"]), saved["loss"]
@@ -66,21 +67,21 @@ def train_autoencoder(run: RunContext, train: PackedData, held_out: PackedData) 
             chunks_nk = chunk_batch(
                 stream, recipe, config.chunk_size, config.pad_id, config.vocab_size, run.recipe.seed, step
             )
-            with autocast(run.recipe, run.device):
-                terms = autoencoder.loss(chunks_nk.to(run.device), step_generator(run.recipe.seed, step, run.device))
+            generator = step_generator(run.recipe.seed, step, device)
+            with autocast(run.recipe, device):
+                terms = autoencoder.loss(chunks_nk.to(device), generator)
             parts = {"ce": terms.ce, "kl": terms.kl, "exact": terms.token_accuracy}
             values = optimisation.step(step, terms.total, parts)
             loss = values["ce"]
             step += 1
             progress.step(step, values, chunks_nk.numel())
+            if step % recipe.save_every == 0 or step == recipe.optim.steps:
+                save()
             if step % recipe.validate_every == 0 and step < recipe.optim.steps:
                 progress.validation(
                     step, evaluate_autoencoder(autoencoder, held_out, run.recipe.seed, recipe.validation_chunks)
                 )
                 autoencoder.train()
-            if step % recipe.save_every == 0:
-                save()
-        save()
         figures = evaluate_autoencoder(autoencoder, held_out, run.recipe.seed)
         progress.validation(step, figures)
     result = AutoencoderResult.model_validate(

@@ -6,7 +6,6 @@ from torch import nn
 
 from latentforge.core.manifest import TeacherId
 from latentforge.model.losses import StudentBatch, loss_of
-from latentforge.teacher.v1 import teacher_pb2 as pb
 from latentforge.trainer.data.sequence_order import step_generator
 from latentforge.trainer.errors import TrainerError
 from latentforge.trainer.results import CacheFigures, CurvePoint, GeneratedFigures, StudentResult, TeacherFigures
@@ -15,12 +14,16 @@ from latentforge.trainer.run.device import autocast
 from latentforge.trainer.run.interrupt import Interrupted
 from latentforge.trainer.run.progress import StageProgress
 from latentforge.trainer.targets.base import TargetSource
+from latentforge.trainer.targets.choose import MetTeacher
 from latentforge.trainer.teacher.connection import TeacherLostError
 from latentforge.trainer.training.learners import Learner
 from latentforge.trainer.training.optimisation import Optimisation
 from latentforge.trainer.training.publish import is_published, publish, publish_steps, published
 from latentforge.trainer.training.state import StageState
 from latentforge.trainer.training.validation import evaluate_student, teacher_nll, to_device, unigram_ce
+
+# Whom a student without a teacher learns from, in its manifest and its state.
+NO_TEACHER = TeacherId(backend="none", model="none", revision="none")
 
 
 class StudentTraining:
@@ -31,14 +34,14 @@ class StudentTraining:
         run: RunContext,
         source: TargetSource,
         learner: Learner,
-        answer: pb.GetTeacherResponse | None,
+        teacher: MetTeacher | None,
         state: StageState,
     ) -> None:
-        self.run, self.source, self.learner, self.answer, self.state = run, source, learner, answer, state
+        self.run, self.source, self.learner, self.teacher, self.state = run, source, learner, teacher, state
         self.recipe, self.seed = run.recipe.student, run.recipe.seed
         self.model: nn.Module = learner.model
         self.optimisation = Optimisation(self.model, self.recipe.optim)
-        self.teacher_id = teacher_id(answer)
+        self.teacher_id = NO_TEACHER if teacher is None else teacher.id
         self.step = 0
         self.held_out: list[StudentBatch] = []
         self.curve: list[CurvePoint] = []
@@ -112,34 +115,34 @@ class StudentTraining:
 
     def result(self) -> StudentResult:
         """What the run's table and its readers are told."""
-        report = self.source.report()
+        teacher: TeacherFigures | None = None
+        if self.teacher is not None:
+            teacher = TeacherFigures(
+                **self.teacher_id.model_dump(),
+                fingerprint=self.teacher.about.tokenizer_fingerprint,
+                held_out_nll=teacher_nll(self.held_out),
+            )
+        unigram = unigram_ce(self.source.token_counts, self.held_out)
+        checkpoints = published(self.run, self.learner.model)
+        num_tokens, report = self.source.num_tokens(self.step), self.source.report()
         return StudentResult(
             steps=self.step,
-            tokens=self.source.num_tokens(self.step),
+            tokens=num_tokens,
             seconds=self._spent(),
             curve=self.curve,
-            unigram_ce=unigram_ce(self.source.token_counts, self.held_out),
+            unigram_ce=unigram,
             held_out_tokens=sum(int(batch.valid.sum()) for batch in self.held_out),
             targets=self.source.kind,
-            teacher=self._teacher(),
+            teacher=teacher,
             cache=report if isinstance(report, CacheFigures) else None,
             generated=report if isinstance(report, GeneratedFigures) else None,
-            checkpoints=published(self.run, self.learner.model),
-        )
-
-    def _teacher(self) -> TeacherFigures | None:
-        if self.answer is None:
-            return None
-        return TeacherFigures(
-            **self.teacher_id.model_dump(),
-            fingerprint=self.answer.tokenizer_fingerprint,
-            held_out_nll=teacher_nll(self.held_out),
+            checkpoints=checkpoints,
         )
 
     def _take_step(self, batch: StudentBatch) -> dict[str, float]:
         run, step = self.run, self.step
+        generator = step_generator(self.seed, step, run.device)
         with autocast(run.recipe, run.device):
-            generator = step_generator(self.seed, step, run.device)
             loss = loss_of(self.learner.model, batch, self.learner.weights, generator)
         if batch.on_policy:
             # What is measured on on-policy text is no figure of the data.
@@ -180,19 +183,12 @@ class StudentTraining:
     def _save(self) -> None:
         progressed = {
             "curve": [point.model_dump(exclude_none=True) for point in self.curve],
-            "source": self.source.identity(),
-            "progress": self.source.progress(),
             "seconds": self._spent(),
             "teacher": self.teacher_id.model_dump(),
+            "source": self.source.identity(),
+            "progress": self.source.progress(),
         }
         self.state.save(self.step, self.model, self.optimisation, progressed)
 
     def _spent(self) -> float:
         return round(self._seconds_before + time.monotonic() - self._started, 2)
-
-
-def teacher_id(answer: pb.GetTeacherResponse | None) -> TeacherId:
-    """Whom a student learns from; without a teacher all its fields are "none"."""
-    if answer is None:
-        return TeacherId(backend="none", model="none", revision="none")
-    return TeacherId(backend=answer.backend, model=answer.model, revision=answer.revision)

@@ -15,8 +15,7 @@ from latentforge.trainer.results import (
     TargetFigures,
 )
 from latentforge.trainer.run.context import RunContext
-from latentforge.trainer.targets.choose import meet_teacher
-from latentforge.trainer.teacher.connection import TeacherLink
+from latentforge.trainer.targets.choose import met_teacher
 from latentforge.trainer.training.autoencoder import train_autoencoder
 from latentforge.trainer.training.student import result_file, train_student
 
@@ -37,9 +36,10 @@ def run_pipeline(
         Interrupted: asked to stop; the same command resumes.
     """
     started = time.monotonic()
-    if run.recipe.teacher.targets != "text" and not result_file(run, "student").is_file():
+    if not result_file(run, "student").is_file():
         # A teacher that cannot be used is better known before the autoencoder has trained for minutes.
-        _meet_teacher(run)
+        with met_teacher(run):
+            pass
     train, held_out_data = run_data(run, data, held_out)
     data_seconds = round(time.monotonic() - started, 2)
     autoencoder = train_autoencoder(run, train, held_out_data)
@@ -68,11 +68,6 @@ def targets_line(summary: RunSummary) -> str:
             f"has saved {cache.saved_seconds:.1f} s of teacher time"
         )
     return "no teacher was asked"
-
-
-def _meet_teacher(run: RunContext) -> None:
-    with TeacherLink.of(run.settings, run.stop) as link:
-        meet_teacher(run, link)
 
 
 def _summary(

@@ -1,6 +1,5 @@
 """A student's training: text and the teacher's rows in; published checkpoints, or a token-level student, out."""
 
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -9,15 +8,11 @@ import torch
 from latentforge.core.files import sha256_of
 from latentforge.model.autoencoder import Autoencoder
 from latentforge.model.io import WEIGHTS_FILE, load_autoencoder
-from latentforge.teacher.v1 import teacher_pb2 as pb
 from latentforge.text.packed import PackedData, check_data
 from latentforge.trainer.errors import TrainerError
 from latentforge.trainer.results import StudentResult
 from latentforge.trainer.run.context import RunContext
-from latentforge.trainer.targets.base import TargetSource
-from latentforge.trainer.targets.choose import meet_teacher, target_source
-from latentforge.trainer.targets.text import TextTargets
-from latentforge.trainer.teacher.connection import TeacherLink
+from latentforge.trainer.targets.choose import met_teacher, target_source
 from latentforge.trainer.training.learners import Stage, latent_learner, token_level_learner
 from latentforge.trainer.training.loop import StudentTraining
 from latentforge.trainer.training.state import StageState
@@ -91,20 +86,14 @@ def _train(
         run.console.print(f"{stage}: finished before, {path}", highlight=False)
         return StudentResult.read(path)
     run.use_threads(beside_gateway=True)
-    with ExitStack() as stack:
-        answer: pb.GetTeacherResponse | None = None
-        source: TargetSource
-        if asked == "text":
-            source = TextTargets(run, train, held_out)
-        else:
-            link = stack.enter_context(TeacherLink.of(run.settings, run.stop))
-            answer, kind = meet_teacher(run, link)
-            source = target_source(run, link, train, held_out, answer, kind, fresh=fresh)
-        stack.callback(source.close)
+    with (
+        met_teacher(run) as teacher,
+        target_source(run, teacher, train, held_out, fresh=fresh) as source,
+    ):
         source.prepare()
         counts = torch.from_numpy(source.token_counts)
         learner = token_level_learner(run, counts) if autoencoder is None else latent_learner(run, autoencoder, counts)
-        training = StudentTraining(run, source, learner, answer, state)
+        training = StudentTraining(run, source, learner, teacher, state)
         training.load()
         training.loop()
         result = training.result()

@@ -1,0 +1,68 @@
+import logging
+import threading
+from typing import Any
+
+import grpc
+import pytest
+import torch
+
+from latentforge.text.packed import PackedData
+from latentforge.trainer.errors import TrainerError
+from latentforge.trainer.run.interrupt import Interrupted
+from latentforge.trainer.teacher.connection import TeacherLink, TeacherLostError
+from latentforge.trainer.teacher.rows import TeacherRows
+
+VOCAB = 260
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"fingerprint": "other"}, r"fingerprint other, the data was packed with mine"),
+        ({"max_top_k": 3}, r"at most 3 entries a row; teacher\.top_k=4"),
+        ({"vocab_size": 999}, r"output layer of 999 ids, the models have 260; set the recipe's vocab_size to 999"),
+    ],
+)
+def test_a_teacher_that_does_not_fit_is_refused(known_teacher: Any, change: dict[str, Any], message: str) -> None:
+    known_teacher.fingerprint = "mine"
+    for name, value in change.items():
+        setattr(known_teacher, name, value)
+    with TeacherLink(f"127.0.0.1:{known_teacher.port}") as link, pytest.raises(TrainerError, match=message):
+        link.teacher("mine", VOCAB, 4)
+
+
+def test_the_gateway_says_how_much_it_saved(known_teacher: Any) -> None:
+    with TeacherLink(f"127.0.0.1:{known_teacher.port}") as link:
+        assert link.cache_stats().saved_seconds == 1.5
+
+
+def test_a_lost_gateway_is_tried_again_and_said(
+    known_teacher: Any, teacher_rows: TeacherRows, packed: PackedData, caplog: pytest.LogCaptureFixture
+) -> None:
+    known_teacher.fail_with = grpc.StatusCode.RESOURCE_EXHAUSTED
+    timer = threading.Timer(0.3, lambda: setattr(known_teacher, "fail_with", None))
+    with caplog.at_level(logging.WARNING):
+        timer.start()
+        rows = teacher_rows.take(teacher_rows.ask([torch.from_numpy(packed.sequence(0))]))
+    assert len(rows[0]) == 31
+    said = [r.getMessage() for r in caplog.records if "teacher" in r.getMessage()]
+    assert "lost" in said[0]
+    assert "back" in said[1]
+
+
+def test_patience_ends(packed: PackedData) -> None:
+    with TeacherLink("127.0.0.1:9", patience=0.1) as link:
+        teacher = TeacherRows(link, 4)
+        asked = teacher.ask([torch.from_numpy(packed.sequence(0))])
+        with pytest.raises(TeacherLostError, match=r"stayed away .* no teacher-gateway answers at 127\.0\.0\.1:9"):
+            teacher.take(asked)
+
+
+def test_a_stop_request_ends_the_waiting(packed: PackedData) -> None:
+    stop = threading.Event()
+    threading.Timer(0.2, stop.set).start()
+    with TeacherLink("127.0.0.1:9", patience=60, stop=stop.is_set) as link:
+        teacher = TeacherRows(link, 4)
+        asked = teacher.ask([torch.from_numpy(packed.sequence(0))])
+        with pytest.raises(Interrupted):
+            teacher.take(asked)
