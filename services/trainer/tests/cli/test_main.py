@@ -10,81 +10,11 @@ from typing import Any
 
 import pytest
 from safetensors.torch import load_file
-from typer.testing import CliRunner
 
 from latentforge.core.manifest import list_checkpoints
 from latentforge.text.packed import PackedData
-from latentforge.trainer.cli.main import app
-from latentforge.trainer.data.packages import HELD_OUT_PACKAGES
 
 Invoke = Any
-
-
-@pytest.fixture
-def environment(tmp_path: Path, tokenizer_folder: Path, recipe_file: Path) -> dict[str, str]:
-    return {
-        "RUNS_DIR": str(tmp_path / "runs"),
-        "CHECKPOINTS_DIR": str(tmp_path / "checkpoints"),
-        "TOKENIZER_PATH": str(tokenizer_folder),
-        "RECIPES_DIR": str(recipe_file.parent),
-        "TRAINER_GATEWAY_PATIENCE_SECONDS": "0",
-        "GATEWAY_TARGET": "127.0.0.1:9",
-        "TRAINER_THREADS": "1",
-        "NO_COLOR": "1",
-        "COLUMNS": "200",
-    }
-
-
-@pytest.fixture
-def invoke(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Invoke:
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    return lambda *arguments: CliRunner().invoke(app, [str(a) for a in arguments])
-
-
-def test_pack_then_train_each_model(invoke: Invoke, corpus: Path, tmp_path: Path, known_teacher: Any) -> None:
-    packed = tmp_path / "packed"
-    assert invoke("pack", corpus, "--out", packed, "--sequence-length", 32, "--k", 4).exit_code == 0
-    common = ("--recipe", "tiny", "--data", packed)
-    result = invoke("train", "autoencoder", *common, "--d", 8, "--epochs", 0.1, "--batch-size", 8, "--run", "ae")
-    assert result.exit_code == 0, result.output
-    assert "autoencoder K=4 D=8: " in result.output
-    gateway = f"127.0.0.1:{known_teacher.port}"
-    ae = tmp_path / "runs" / "ae" / "autoencoder"
-    student = ("train", "student", *common, "--gateway", gateway, "--ae-checkpoint", ae, "--steps", 3)
-    result = invoke(*student, "--run", "st")
-    assert result.exit_code == 0, result.output
-    assert "st/step-00000003" in result.output
-    result = invoke(*student, "--run", "other", "--d", 16)
-    assert result.exit_code == 1
-    assert "latent_size (D) 8, this run has 16" in result.output
-    result = invoke(*student, "--run", "st", "--kd-w", 0.5)
-    assert "student.weights.kd = 1.0, now it is 0.5" in result.output
-    assert invoke(*student, "--run", "st", "--kd-w", 0.5, "--fresh").exit_code == 0
-
-
-def test_data_stdlib_writes_jsonl(invoke: Invoke, tmp_path: Path) -> None:
-    out = tmp_path / "held.jsonl"
-    assert invoke("data", "stdlib", "--split", "held-out", "--out", out).exit_code == 0
-    assert "text" in json.loads(out.read_text().splitlines()[0])
-
-
-def test_data_packages_then_tokenizer_then_pack(invoke: Invoke, tmp_path: Path) -> None:
-    data, tokenizer, packed = (tmp_path / name for name in ("held.jsonl", "tokenizer", "packed"))
-    result = invoke("data", "packages", "--split", "held-out", "--max-mb", 0.5, "--out", data)
-    assert result.exit_code == 0, result.output
-    names = {json.loads(line)["name"].split("/")[0] for line in data.read_text().splitlines()}
-    assert names <= set(HELD_OUT_PACKAGES)
-    result = invoke("tokenizer", "--data", data, "--vocab-size", 1000, "--out", tokenizer)
-    assert result.exit_code == 0, result.output
-    assert {p.name for p in tokenizer.iterdir()} == {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja"}
-    result = invoke("pack", data, "--out", packed, "--sequence-length", 64, "--tokenizer", tokenizer)
-    assert result.exit_code == 0, result.output
-    meta = PackedData(packed).meta
-    assert meta.vocab_size == 1000
-    assert (meta.eos_id, meta.pad_id) == (0, 1)
-    result = invoke("tokenizer", "--data", data, "--vocab-size", 1000, "--out", tokenizer)
-    assert (result.exit_code, f"{tokenizer} exists" in result.output) == (1, True)
 
 
 @pytest.fixture
@@ -133,30 +63,6 @@ def test_only_the_teachers_evaluation_is_told_ids(invoke: Invoke, one_id_tokeniz
     # Its data are packed by then.
     assert "no teacher-gateway answers" in invoke(*arguments, "--pad-id", 1).output
     assert "--eos-id, --pad-id and --bos go with 'teacher' only" in invoke("evaluate", "newest", "--pad-id", 1).output
-
-
-def test_a_tokenizer_is_trained_on_what_messages_say(invoke: Invoke, tmp_path: Path) -> None:
-    data = tmp_path / "chat.jsonl"
-    chat = [{"role": "user", "content": "ab"}, {"role": "assistant", "content": "ab"}]
-    data.write_text(json.dumps({"messages": chat}) + "\n")
-    # 256 bytes, 4 special tokens and one merge; a role among the text would give more.
-    assert invoke("tokenizer", "--data", data, "--vocab-size", 261, "--out", tmp_path / "t").exit_code == 0
-    assert json.loads((tmp_path / "t" / "tokenizer.json").read_text())["model"]["vocab"]["ab"] == 260
-    result = invoke("tokenizer", "--data", data, "--vocab-size", 262, "--out", tmp_path / "u")
-    assert "the texts give 261 ids" in result.output
-
-
-def test_a_failed_tokenizer_leaves_no_folder(invoke: Invoke, tmp_path: Path) -> None:
-    data = tmp_path / "bad.jsonl"
-    data.write_text('{"text": "fine"}\n{"txt": 1}\n')
-    result = invoke("tokenizer", "--data", data, "--out", tmp_path / "out" / "t")
-    assert result.exit_code == 1
-    assert 'line 2: neither "text" nor "messages"' in result.output
-    data.write_text('{"text": "fine"}\n')
-    result = invoke("tokenizer", "--data", data, "--out", tmp_path / "out" / "t")
-    assert result.exit_code == 1
-    assert "not a vocab_size of 32768" in result.output
-    assert not list((tmp_path / "out").iterdir())
 
 
 @pytest.mark.parametrize(

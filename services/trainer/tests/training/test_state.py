@@ -45,12 +45,6 @@ def test_only_the_newest_whole_state_counts(tmp_path: Path) -> None:
     assert [p.name for p in (tmp_path / "s").glob("step-*")] == ["step-00000100"]
 
 
-def test_another_recipe_is_named_with_both_values_and_how_to_start_anew(tmp_path: Path) -> None:
-    StageState(tmp_path / "s", {"optim": {"lr": 0.1, "steps": 5}})
-    with pytest.raises(TrainerError, match=r"optim\.lr = 0\.1, now it is 0\.2; .*--fresh or --run NAME"):
-        StageState(tmp_path / "s", {"optim": {"lr": 0.2, "steps": 5}})
-
-
 def test_an_unreadable_state_says_what_to_do(tmp_path: Path) -> None:
     state = StageState(tmp_path / "s", {})
     model, optimisation = trained(1)

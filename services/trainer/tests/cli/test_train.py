@@ -1,0 +1,25 @@
+from pathlib import Path
+from typing import Any
+
+Invoke = Any
+
+
+def test_pack_then_train_each_model(invoke: Invoke, corpus: Path, tmp_path: Path, known_teacher: Any) -> None:
+    packed = tmp_path / "packed"
+    assert invoke("pack", corpus, "--out", packed, "--sequence-length", 32, "--k", 4).exit_code == 0
+    common = ("--recipe", "tiny", "--data", packed)
+    result = invoke("train", "autoencoder", *common, "--d", 8, "--epochs", 0.1, "--batch-size", 8, "--run", "ae")
+    assert result.exit_code == 0, result.output
+    assert "autoencoder K=4 D=8: " in result.output
+    gateway = f"127.0.0.1:{known_teacher.port}"
+    ae = tmp_path / "runs" / "ae" / "autoencoder"
+    student = ("train", "student", *common, "--gateway", gateway, "--ae-checkpoint", ae, "--steps", 3)
+    result = invoke(*student, "--run", "st")
+    assert result.exit_code == 0, result.output
+    assert "st/step-00000003" in result.output
+    result = invoke(*student, "--run", "other", "--d", 16)
+    assert result.exit_code == 1
+    assert "latent_size (D) 8, this run has 16" in result.output
+    result = invoke(*student, "--run", "st", "--kd-w", 0.5)
+    assert "student.weights.kd = 1.0, now it is 0.5" in result.output
+    assert invoke(*student, "--run", "st", "--kd-w", 0.5, "--fresh").exit_code == 0
