@@ -11,7 +11,7 @@ from transformers import AutoTokenizer
 
 from latentforge.gateway.rpc.servicer import TeacherServicer
 from latentforge.gateway.rpc.validation import generation
-from latentforge.inference.completion import prepare
+from latentforge.inference.completion import prepare, stops
 from latentforge.inference.schemas import GenerateRequest
 from latentforge.inference.snapshot import Snapshot
 from latentforge.teacher.v1 import teacher_pb2 as pb
@@ -61,8 +61,8 @@ class Services:
         self._gateway = TeacherServicer(max_tokens_in_flight=1)
         self._gateway.open(teacher)  # type: ignore[arg-type]
         generator: Any = SimpleNamespace(max_prompt_tokens=10**6, model=SimpleNamespace(max_tokens=10**6))
-        manifest: Any = SimpleNamespace(chunk_size=1, id="run/step")
-        self._snapshot = Snapshot(folder, manifest, tokenizer, generator)
+        manifest: Any = SimpleNamespace(chunk_size=1, id="run/step", end_ids=())
+        self.snapshot = Snapshot(folder, manifest, tokenizer, generator)
 
     def gateways_prompt(self, text: str) -> list[int]:
         """What a Generate request's text becomes."""
@@ -76,7 +76,7 @@ class Services:
         return list(answer.token_ids)
 
     def inference(self, **request: Any) -> list[int]:
-        return list(prepare(self._snapshot, GenerateRequest(max_tokens=1, **request)).prompt_ids)
+        return list(prepare(self.snapshot, GenerateRequest(max_tokens=1, **request)).prompt_ids)
 
 
 async def test_a_text_has_the_same_ids_in_all_services(folder: Path, tmp_path: Path) -> None:
@@ -106,6 +106,28 @@ def test_a_sequence_begins_alike_in_all_services(folder: Path, tmp_path: Path) -
         data = PackedData(tmp_path / "packed")
         assert data.sequence(0).tolist() == ids
         assert data.meta.bos_id == bos_id
+
+
+def test_what_ends_an_answer_is_known_where_chats_are_answered(folder: Path) -> None:
+    services = Services(folder)
+    about: Any = SimpleNamespace(max_sequence_length=10**6, chat_prompts_only=False, vocab_size=10**6, max_top_k=1)
+    chat = pb.Chat(messages=[pb.ChatMessage(role="user", content="hi")])
+    ends = services.tokenizer.end_ids
+    assert ends
+    for prompt, expected in (
+        ({"chat": chat}, ends),
+        ({"text": "hi", "parse_special_tokens": True}, ends),
+        ({"text": "hi"}, frozenset()),
+        ({"token_ids": pb.TokenIds(ids=[5])}, frozenset()),
+    ):
+        request = pb.GenerateRequest(max_tokens=1, **prompt)
+        assert generation(request, about, services.tokenizer, 10**6).end_ids == expected
+    for parse in (False, True):
+        asked = GenerateRequest(prompt="hi", parse_special_tokens=parse)
+        assert stops(services.snapshot, asked) == ([], ends if parse else frozenset())
+    word = services.tokenizer.decode([min(ends)])
+    asked = GenerateRequest(prompt="hi", stop=(word, "x"))
+    assert stops(services.snapshot, asked) == (["x"], frozenset({min(ends)}))
 
 
 async def test_who_asks_for_it_has_control_tokens_parsed_alike(folder: Path) -> None:

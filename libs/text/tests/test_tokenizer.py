@@ -275,6 +275,28 @@ def test_special_tokens_have_ids_and_literals(tokenizer: TextTokenizer) -> None:
     assert (tokenizer.eos_id, tokenizer.pad_id, tokenizer.vocab_size) == (0, 1, 260)
 
 
+def test_an_answer_ends_with_the_text_and_with_what_the_template_puts_behind_it(
+    tokenizers: dict[str, TextTokenizer], folders: dict[str, Path], tmp_path: Path
+) -> None:
+    found = {kind: {tokenizer.decode([i]) for i in tokenizer.end_ids} for kind, tokenizer in tokenizers.items()}
+    assert found == {
+        "byte-level": {"<|endoftext|>", "<|im_end|>"},
+        "thinking": {"<|endoftext|>", "<|im_end|>"},
+        "composed": {"<|endoftext|>", "<|end|>"},
+        "metaspace": {"</s>"},
+        "unigram": {"</s>", "<|im_end|>"},
+        "wordpiece": {"[SEP]"},
+    }
+    assert TextTokenizer(folders["byte-level"], eos_id=9).end_ids == {0, 3, 9}
+    folder = write_tokenizer("byte-level", tmp_path)
+    (folder / "generation_config.json").write_text('{"eos_token_id": [0, 2]}')
+    assert TextTokenizer(folder).end_ids == {0, 2, 3}
+    then = "{% for m in messages %}{{ m.content }} then <|im_end|>{% endfor %}"
+    for template in ("{{ raise_exception('no') }}", then):
+        (folder / "chat_template.jinja").write_text(template)
+        assert TextTokenizer(folder).end_ids == {0, 2}
+
+
 def test_a_sequence_begins_as_the_tokenizer_begins_one(tokenizers: dict[str, TextTokenizer]) -> None:
     found = {kind: tokenizer.bos_id for kind, tokenizer in tokenizers.items() if tokenizer.bos_id is not None}
     assert found == {"metaspace": 1, "wordpiece": 2}

@@ -208,6 +208,24 @@ async def test_five_at_once_get_what_they_get_one_by_one(running: Running, publi
         assert len({tuple(answer["token_ids"]) for answer in alone}) == 5
 
 
+async def test_what_ends_an_answer_ends_it_where_special_tokens_are_parsed(running: Running, publish: Publish) -> None:
+    publish(1)
+    async with running() as (client, _):
+        await serving(client, 1)
+        whole = await ask(client, max_tokens=40)
+        ids = whole["token_ids"]
+        end = next(token_id for at, token_id in enumerate(ids) if at > 9 and token_id not in ids[:at])
+        publish(2, weights=1, end_ids=(end,))
+        await serving(client, 2)
+        assert (await ask(client, max_tokens=40))["token_ids"] == ids
+        ended = await ask(client, max_tokens=40, parse_special_tokens=True)
+        assert ended["token_ids"] == ids[: ids.index(end)]
+        assert ended["finish_reason"] == "stop"
+        assert ended["usage"]["completion_tokens"] == ids.index(end)
+        assert ended["usage"]["latent_steps"] < whole["usage"]["latent_steps"]
+        assert whole["text"].startswith(ended["text"])
+
+
 async def test_a_stop_string_ends_the_text_before_it(running: Running, publish: Publish) -> None:
     publish(1)
     async with running() as (client, _):

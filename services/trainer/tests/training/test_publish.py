@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 import torch
 
-from latentforge.core.manifest import TeacherId
+from latentforge.core.manifest import TeacherId, read_manifest
 from latentforge.model.io import load_autoencoder
 from latentforge.trainer.config.sections import StudentRecipe
 from latentforge.trainer.errors import TrainerError
@@ -60,6 +60,8 @@ def test_what_is_published_is_found(make_run: Any, autoencoder: Path) -> None:
     run = make_run()
     model = latent_learner(run, load_autoencoder(autoencoder), torch.ones(260, dtype=torch.int64)).model
     assert publish(run, model, TEACHER, 7, {"held_out_ce": 3.0}) == "tiny/step-00000007"
+    # <|endoftext|> and the template's <|im_end|>.
+    assert read_manifest(run.settings.checkpoints_dir / "tiny" / "step-00000007").end_ids == (0, 3)
     assert published(run, model) == ["tiny/step-00000007"]
     assert is_published(run, model, 7)
     assert not is_published(run, model, 8)

@@ -77,6 +77,8 @@ class Manifest(BaseModel):
     tokenizer_fingerprint: str
     # What every sequence begins with that the student learnt from, and so every prompt.
     bos_id: int | None = None
+    # What ends an assistant's answer besides the student's own end of text.
+    end_ids: tuple[int, ...] = ()
     teacher: TeacherId
     created: str
     metrics: dict[str, float]
@@ -98,6 +100,7 @@ class ManifestDraft(BaseModel):
     latent_size: int
     tokenizer_fingerprint: str
     bos_id: int | None = None
+    end_ids: tuple[int, ...] = ()
     teacher: TeacherId
     metrics: dict[str, float]
     golden: Golden

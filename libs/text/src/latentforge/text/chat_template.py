@@ -68,6 +68,18 @@ class ChatTemplate:
             "from the template's own; take them out, or render the chat yourself and send it as a prompt"
         )
 
+    def turn_end_id(self) -> int | None:
+        """The control token that the template puts behind an assistant's words; None where it puts none there."""
+        said = "An answer."
+        chat = [{"role": "user", "content": "A question."}, {"role": "assistant", "content": said}]
+        try:
+            text = self.render(chat, to_answer=False)
+        except ChatError:
+            return None
+        before, _, after = text.rpartition(said)
+        behind = self._control.find(after)[:1]
+        return next((token_id for start, _, token_id in behind if before and not after[:start].strip()), None)
+
     def _own(self, messages: Sequence[Message], to_answer: bool) -> str:
         named = {name: self._control.spell(token) for name, token in self._named.items()}
         return self._jinja(self._own_source, named, messages, to_answer)

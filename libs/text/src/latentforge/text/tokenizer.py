@@ -41,6 +41,8 @@ class TextTokenizer:
         special_ids: ids that stand for no text.
         own_bos_id: what the tokenizer itself begins a sequence with; None where that is nothing.
         bos_id: what sequences begin with here, see :meth:`begin`; None for nothing.
+        end_ids: ids that end what an assistant says: the end of text, those that the model's configuration names, and
+            what the chat template puts behind an assistant's words.
         control_ids: ids that no text has: the special ones but for the unknown token, and what the template writes.
         anchor_ids: an id that stands for a letter, or none: decoded before others, it makes them read as going on.
 
@@ -85,6 +87,7 @@ class TextTokenizer:
         if files.chat_template is not None:
             self._template = ChatTemplate(files.chat_template, self._control, files.named, template_arguments or {})
         self.anchor_ids = self._anchor()
+        self.end_ids = self._ends(ids)
         self.own_bos_id = self._own_bos(ids)
         self.bos_id = self._chosen_bos(bos, ids)
 
@@ -203,6 +206,12 @@ class TextTokenizer:
         if is_byte_level(self._files.content):
             return sum(len(self.token_bytes.get(i) or b"") for i in text_ids)
         return len(self.decode(text_ids).encode())
+
+    def _ends(self, ids: Mapping[str, int]) -> frozenset[int]:
+        named = ids.get(self._files.named.get("eos_token", ""))
+        turn_end = None if self._template is None else self._template.turn_end_id()
+        ends = (self._eos_id, named, turn_end, *self._files.model_eos_ids)
+        return frozenset(i for i in ends if i is not None)
 
     def _own_bos(self, ids: Mapping[str, int]) -> int | None:
         """As the configuration has it, else as the post-processor does it to a text."""

@@ -91,7 +91,7 @@ def infer(
         snapshot = _newest(checkpoints, run)
         with errors_reported(PromptError):
             job = prepare(snapshot, request)
-        answered = answer(snapshot, job, generate_ids(job))
+        answered = answer(snapshot, job, generate_ids(job), request)
     typer.echo(answered.text)
     usage = answered.usage
     typer.echo(

@@ -3,6 +3,7 @@
 import asyncio
 import secrets
 from collections.abc import Callable, Sequence
+from itertools import takewhile
 
 from latentforge.inference.engine import Engine, GenerationJob, GenerationResult
 from latentforge.inference.schemas import GenerateRequest, GenerateResponse, TokenUsage
@@ -29,7 +30,7 @@ async def complete(engine: Engine, snapshot: Snapshot, request: GenerateRequest)
     # A long prompt takes long enough to hold up every other request.
     job = await asyncio.to_thread(prepare, snapshot, request)
     generation = await engine.generate(job)
-    return answer(snapshot, job, generation, request.stop)
+    return answer(snapshot, job, generation, request)
 
 
 def prepare(snapshot: Snapshot, request: GenerateRequest) -> GenerationJob:
@@ -64,24 +65,45 @@ def prepare(snapshot: Snapshot, request: GenerateRequest) -> GenerationJob:
         top_k=request.top_k,
         seed=secrets.randbelow(2**32) if request.seed is None else request.seed,
     )
-    stop = stop_rule(snapshot.decode, request.stop)
+    stop = stop_rule(snapshot.decode, *stops(snapshot, request))
     return GenerationJob(snapshot.generator, prompt_ids, request.max_tokens, params, stop=stop)
 
 
-def stop_rule(decode: Callable[[list[int]], str], stop: Sequence[str]) -> Callable[[list[int]], bool] | None:
-    """Whether the text of some ids holds a stop string; None where there are none to look for."""
-    if not stop:
+def stops(snapshot: Snapshot, request: GenerateRequest) -> tuple[list[str], frozenset[int]]:
+    """Strings and ids that end a continuation.
+
+    A stop string that is a special token is an id, since texts do not show those. What ends an assistant's answer ends
+    a continuation whose prompt had its special tokens parsed, which is how chats come.
+    """
+    ids = {word: snapshot.tokenizer.special_id(word) for word in request.stop}
+    end_ids = snapshot.end_ids if request.parse_special_tokens else frozenset()
+    return [word for word, i in ids.items() if i is None], end_ids | {i for i in ids.values() if i is not None}
+
+
+def stop_rule(
+    decode: Callable[[list[int]], str], stop: Sequence[str], end_ids: frozenset[int] = frozenset()
+) -> Callable[[list[int]], bool] | None:
+    """Whether some ids hold an end id, or their text a stop string; None where there are none to look for."""
+    if not stop and not end_ids:
         return None
 
     def is_over(token_ids: list[int]) -> bool:
-        text = decode(token_ids)
+        if not end_ids.isdisjoint(token_ids):
+            return True
+        text = decode(token_ids) if stop else ""
         return any(word in text for word in stop)
 
     return is_over
 
 
-def cut_at_stop(decode: Callable[[list[int]], str], token_ids: list[int], stop: Sequence[str]) -> tuple[str, list[int]]:
-    """The text before its first stop string, and the fewest ids whose text holds that string."""
+def cut_at_stop(
+    decode: Callable[[list[int]], str],
+    token_ids: list[int],
+    stop: Sequence[str],
+    end_ids: frozenset[int] = frozenset(),
+) -> tuple[str, list[int]]:
+    """The text before its first stop string or end id, and the fewest ids whose text holds that string."""
+    token_ids = list(takewhile(lambda i: i not in end_ids, token_ids))
     text = decode(token_ids)
     found = [text.find(word) for word in stop if word in text]
     if not found:
@@ -96,10 +118,10 @@ def cut_at_stop(decode: Callable[[list[int]], str], token_ids: list[int], stop: 
 
 
 def answer(
-    snapshot: Snapshot, job: GenerationJob, generation: GenerationResult, stop: Sequence[str] = ()
+    snapshot: Snapshot, job: GenerationJob, generation: GenerationResult, request: GenerateRequest
 ) -> GenerateResponse:
     """What a caller gets for a finished job."""
-    text, token_ids = cut_at_stop(snapshot.decode, generation.token_ids, stop)
+    text, token_ids = cut_at_stop(snapshot.decode, generation.token_ids, *stops(snapshot, request))
     assert generation.finish_reason != "cancelled"
     assert job.params.seed is not None
     return GenerateResponse(

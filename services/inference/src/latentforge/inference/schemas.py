@@ -43,8 +43,9 @@ class GenerateRequest(SamplingParams):
     Null is the default of every field that has one.
 
     Attributes:
+        stop: ends the text before it; a special token that is written out means that token.
         parse_special_tokens: what is written in the prompt like a special token is that token, for who renders chats
-            himself; otherwise it is text like any other.
+            himself, and what ends an assistant's turn ends the answer; otherwise it is text like any other.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", json_schema_extra=_complete_schema)

@@ -44,6 +44,11 @@ class Snapshot:
         """A text of more bytes in UTF-8 has more tokens than a prompt may have, without any need to count them."""
         return self.generator.max_prompt_tokens * self.tokenizer.longest_token_bytes
 
+    @property
+    def end_ids(self) -> frozenset[int]:
+        """Ids that end an assistant's answer besides the student's own end of text."""
+        return frozenset(self.manifest.end_ids) | self.tokenizer.end_ids
+
     def encode(self, text: str, *, parse_special_tokens: bool = False) -> list[int]:
         """The ids that the student was trained on for ``text``, with bos before them where its sequences begin so.
 

@@ -88,6 +88,17 @@ async def test_a_special_token_can_be_a_stop_string(backend: Any) -> None:
     assert without[index][1].startswith(text)
 
 
+async def test_what_ends_an_answer_ends_a_continuation(backend: Any) -> None:
+    without = await continued(backend, n=8, max_tokens=60, temperature=50.0)
+    index, end = next((i, token) for i, (ids, _, _) in without.items() for token in ids[5:] if token > 3)
+    ids, text, reason = (await continued(backend, n=8, max_tokens=60, temperature=50.0, end_ids=frozenset({end})))[
+        index
+    ]
+    assert ids == without[index][0][: without[index][0].index(end) + 1]
+    assert reason == pb.FINISH_REASON_STOP
+    assert without[index][1].startswith(text)
+
+
 async def test_continuations_end_one_by_one_and_the_rest_goes_on(backend: Any) -> None:
     answers = await continued(backend, n=8, max_tokens=60, temperature=50.0)
     ended = {i for i, (ids, _, _) in answers.items() if ids[-1] == 0}

@@ -195,7 +195,8 @@ async def test_sampling_is_never_left_to_the_server(make_backend: MakeBackend, s
     backend = make_backend()
     await backend.load()
     await backend.score([np.array([1, 2, 3], np.uint32)], 2)
-    request = GenerationRequest(np.array([1, 2], np.uint32), 3, 0.7, 0.9, 11, 2, 2, ("stop", "<|im_end|>"))
+    stop, ends = ("stop", "<|im_end|>"), frozenset({0, 3})
+    request = GenerationRequest(np.array([1, 2], np.uint32), 3, 0.7, 0.9, 11, 2, 2, stop, end_ids=ends)
     pieces = [piece async for piece in backend.generate(request)]
     assert {piece.index for piece in pieces} == {0, 1}
     asked = [what for path, what, _ in server.asked if path == "/v1/completions"]
@@ -207,7 +208,7 @@ async def test_sampling_is_never_left_to_the_server(make_backend: MakeBackend, s
         assert {"temperature", "top_p"} <= set(what)
     generations = asked[-2:]
     assert {(w["temperature"], w["top_p"], w["max_tokens"], w["logprobs"]) for w in generations} == {(0.7, 0.9, 3, 2)}
-    assert all(w["stop"] == ["stop"] and w["stop_token_ids"] == [3] for w in generations)
+    assert all(w["stop"] == ["stop"] and w["stop_token_ids"] == [0, 3] for w in generations)
     assert len({w["seed"] for w in generations}) == 2
     await backend.close()
 

@@ -50,6 +50,7 @@ class GenerationRequest:
     """A validated request for continuations. ``top_k`` 0 asks for no rows; ``seed`` None draws one.
 
     ``chat`` holds (role, content) pairs where the prompt was given as a chat; ``prompt_ids`` is then the rendered chat.
+    ``end_ids`` end a continuation besides the model's own end-of-text: an assistant's turn has an end of its own.
     """
 
     prompt_ids: TokenIds
@@ -61,6 +62,7 @@ class GenerationRequest:
     top_k: int
     stop: tuple[str, ...]
     chat: tuple[tuple[str, str], ...] = ()
+    end_ids: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True)

@@ -211,6 +211,7 @@ def generation(
         top_k=request.top_k,
         stop=tuple(request.stop),
         chat=tuple((m.role, m.content) for m in request.chat.messages),
+        end_ids=tokenizer.end_ids if field == "chat" or request.parse_special_tokens else frozenset(),
     )
 
 

@@ -109,6 +109,7 @@ def publish(
         latent_size=model.student.config.latent_size,
         tokenizer_fingerprint=run.tokenizer.fingerprint,
         bos_id=run.tokenizer.bos_id,
+        end_ids=tuple(sorted(run.tokenizer.end_ids)),
         teacher=teacher,
         metrics=dict(metrics),
         golden=_golden(run, model, prompt_ids),

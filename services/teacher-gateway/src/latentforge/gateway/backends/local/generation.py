@@ -104,7 +104,7 @@ class Continuations:
         # On the CPU, so that a seed means the same on every device.
         self._generators = [torch.Generator().manual_seed(seed_of(seed, i)) for i in range(request.n)]
         special = {s: tokenizer.special_id(s) for s in request.stop}
-        self._end_ids = eos_ids | {i for i in special.values() if i is not None}
+        self._end_ids = eos_ids | request.end_ids | {i for i in special.values() if i is not None}
         self._continuations = [_Continuation(i, request, tokenizer) for i in range(request.n)]
         self._running = list(range(request.n))
         self._position = len(request.prompt_ids)

@@ -81,7 +81,7 @@ def stops(request: GenerationRequest, tokenizer: TextTokenizer) -> dict[str, Any
     ids = {text: tokenizer.special_id(text) for text in request.stop}
     return {
         "stop": [text for text, token_id in ids.items() if token_id is None],
-        "stop_token_ids": [token_id for token_id in ids.values() if token_id is not None],
+        "stop_token_ids": sorted({*request.end_ids, *(i for i in ids.values() if i is not None)}),
     }
 
 
