@@ -1,4 +1,11 @@
-"""Which data a step sees: a function of (seed, step), so that resuming needs the step number only."""
+"""Which data a step sees, and what it draws: functions of (seed, step), so that resuming needs the step alone.
+
+No generator runs through a whole run. Each draw starts one of its own from (stream, seed, step …), and so
+
+- a state on disk holds no generator: a resumed run draws what an uninterrupted one draws;
+- a batch can be made long before its step, to ask the teacher about it, or twice;
+- what is drawn between two steps, by a validation or for a checkpoint, changes nothing of the next one.
+"""
 
 from functools import lru_cache
 
@@ -6,10 +13,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-# Keep the streams of one seed apart.
+# Keep the streams of one seed apart. Other numbers would be other runs: they stay as they are. numpy takes a missing
+# number for a 0, so an autoencoder's epoch e shares the phase's generator with a student's step e, row 0; neither sees
+# the other.
 _ORDER, _PHASE, _NOISE, _CHUNKS = 1, 2, 3, 4
 
 
+# One epoch is walked through at a time, by steps and, some batches ahead, by what asks the teacher; at its end, two.
 @lru_cache(maxsize=4)
 def _permutation(num_items: int, seed: int, epoch: int) -> NDArray[np.int64]:
     return np.random.default_rng([_ORDER, seed, epoch]).permutation(num_items)
@@ -19,7 +29,10 @@ def batch_indices(num_items: int, batch_size: int, seed: int, step: int) -> NDAr
     """Items of step ``step``, int64 [batch_size].
 
     Steps walk through one seeded permutation of all items per epoch; a batch may end one epoch and begin the next.
+    Every item is taken once an epoch, whatever the batch size, and steps [a, b) take the same items however often the
+    run was interrupted between them.
     """
+    # Position p of the endless walk is place p mod n of epoch p div n.
     positions = step * batch_size + np.arange(batch_size)
     epochs, within = np.divmod(positions, num_items)
     return np.array(

@@ -95,6 +95,8 @@ def lay_out(
         A batch whose ``valid`` covers the continuations and whose ``chunk_valid`` the chunks that are within them.
     """
     k = recipe.chunk_size
+    # pads + prompt ≡ shift (mod K). With shift 0 the continuation begins a chunk, as after any prompt in inference; the
+    # other phases teach the student to continue inside a chunk that begins with context.
     pads = [(-len(e.prompt_ids) + shift) % k for e, shift in zip(examples, shifts, strict=True)]
     texts = [_text(example, eos_id) for example in examples]
     longest = max(p + len(t) for p, t in zip(pads, texts, strict=True))
@@ -104,7 +106,9 @@ def lay_out(
     for row, (example, pad, text) in enumerate(zip(examples, pads, texts, strict=True)):
         tokens[row, pad : pad + len(text)] = text
         valid[row, pad + len(example.prompt_ids) : pad + len(text)] = True
+    # Rows end with the continuation: an end-of-text that was added has none, so KD leaves it out and CE does not.
     kd = kd_targets([e.rows for e in examples], length, pads)
+    # A multiple of K, like the length: no chunk is cut through.
     kept = min(length, recipe.data.sequence_length)
     kd = type(kd)(**{name: column[:, :kept] for name, column in vars(kd).items()})
     valid = valid[:, :kept]

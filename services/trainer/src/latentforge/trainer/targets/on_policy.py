@@ -64,6 +64,7 @@ class OnPolicyText:
             torch.cat([prompt, ids[: length + 1]])
             for prompt, ids, length in zip(prompts, written.token_ids.cpu(), written.lengths.tolist(), strict=True)
         ]
+        # Asked for now and waited for: what is written hangs on the student as the last step left it.
         rows = self._rows.take(self._rows.ask(texts))
         examples = [self._example(text.numpy().astype(np.uint32), r) for text, r in zip(texts, rows, strict=True)]
         batch = lay_out(examples, [0] * len(examples), recipe, tokenizer.pad_id, None)
@@ -74,7 +75,11 @@ class OnPolicyText:
         return Continuation(prompt, written, rows, stopped=False)
 
     def _random(self, step: int) -> tuple[float, np.random.Generator]:
-        """What decides whether a step is due, and what everything else in it is drawn from."""
+        """What decides whether a step is due, and what everything else in it is drawn from.
+
+        The same generator for both, less its first number: whoever asks whether a step is due, and how often, changes
+        nothing of what is drawn in it.
+        """
         random = step_random(self._run.recipe.seed, step)
         return random.random(), random
 

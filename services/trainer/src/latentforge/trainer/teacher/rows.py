@@ -61,6 +61,8 @@ class TeacherRows:
         async def ask_missing() -> None:
             missing = [i for i, r in enumerate(rows) if r is None]
             refused: TeacherError | None = None
+            # Answers come in any order, and those that came before a stream broke are kept: a gateway that is lost in
+            # the middle of a batch costs the sequences that it had not answered, and each is counted once.
             async for scored in self._link.client.score_batch(
                 [sequences[i] for i in missing], self._top_k, self._dtype
             ):
@@ -75,6 +77,7 @@ class TeacherRows:
             if None in rows:
                 raise TeacherError(grpc.StatusCode.UNAVAILABLE, "the stream ended before every sequence was answered")
 
+        # Waiting requests enter in the order in which they were asked: the next step's rows come before later ones'.
         async with self._open:
             await self._link.retried(ask_missing)
         return [r for r in rows if r is not None]

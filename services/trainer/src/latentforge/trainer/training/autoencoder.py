@@ -135,9 +135,11 @@ def chunk_batch(
     num_random = round(recipe.random_share * batch_size)
     num_text = batch_size - num_random
     random = step_random(seed, step)
-    # One chunk less than there are, so that every phase has as many.
+    # An epoch cuts the whole stream at one phase, 0 … K−1, and the next at another: in time every run of K tokens is a
+    # chunk. So many chunks as the last phase leaves, so that an epoch has as many at each.
     num_chunks = (len(stream) - chunk_size + 1) // chunk_size
     starts = batch_indices(num_chunks, num_text, seed, step) * chunk_size
+    # As batch_indices counts them; a batch that ends one epoch and begins the next has two phases.
     epochs = (step * num_text + np.arange(num_text)) // num_chunks
     starts += (
         np.array([epoch_phase(chunk_size, seed, int(e)) for e in np.unique(epochs)])[epochs - epochs[0]]

@@ -13,6 +13,7 @@ from latentforge.trainer.errors import TrainerError
 
 def learning_rate(step: int, recipe: OptimRecipe) -> float:
     """The rate of step ``step``: a linear rise, the peak, a fall that reaches 0 after the last step."""
+    # Step 0 learns too: a rate of 0 would waste it.
     rise = (step + 1) / (recipe.warmup_steps + 1)
     begin = recipe.decay_from * recipe.steps
     left = min(1.0, (recipe.steps - step) / (recipe.steps - begin))

@@ -41,12 +41,14 @@ class StageState:
         """Saves the state after ``step`` steps and drops older ones."""
         place = self.folder / f"step-{step:08d}"
         if place.exists():
+            # A step has one state, whether the run was interrupted before it or not.
             return
         with replacing(place) as temporary:
             temporary.mkdir()
             _save(_trainable(model), temporary / "model.safetensors")
             _save(optimisation.state(), temporary / "optimizer.safetensors")
             (temporary / _PROGRESS).write_text(json.dumps(progress), encoding="utf-8")
+        # Only now: until the new state is on the disk the old one is all there is.
         for _, older in self._places()[:-1]:
             shutil.rmtree(older)
 
@@ -82,6 +84,7 @@ class StageState:
 
 
 def _trainable(model: nn.Module) -> dict[str, Tensor]:
+    """All but the frozen weights, which are an autoencoder's: its own folder has those, and the identity its sha256."""
     frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
     return {name: value for name, value in model.state_dict().items() if name not in frozen}
 

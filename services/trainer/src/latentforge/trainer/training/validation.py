@@ -79,6 +79,7 @@ def evaluate_student(
     terms = [name for name, weight in vars(weights).items() if weight]
     sums, amounts = dict.fromkeys(terms, 0.0), dict.fromkeys(terms, 0)
     for i, batch in enumerate(batches):
+        # The same noise at every validation: points of a curve differ by the weights alone.
         loss = loss_of(model, to_device(batch, device), weights, step_generator(seed, i, device))
         chunks = batch.chunk_valid if batch.chunk_valid is not None else batch.valid.unflatten(1, (-1, k)).any(-1)
         amount = {"ce": int(batch.valid.sum()), "kd": int(batch.valid.sum()), "mse": int(chunks.sum())}
