@@ -111,3 +111,17 @@ async def test_a_body_that_is_no_json_is_said(client: httpx.AsyncClient, body: b
     error = response.json()["error"]
     assert error["code"] == "invalid_json"
     assert said in error["message"]
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [{}, {"content-type": "application/x-www-form-urlencoded"}, {"content-type": "text/plain; charset=utf-8"}],
+    ids=["none", "what curl -d says", "text"],
+)
+async def test_a_body_is_json_whatever_its_content_type_says(
+    client: httpx.AsyncClient, headers: dict[str, str]
+) -> None:
+    refused = await client.post("/generate", content=b'{"prompt": "x", "seed": -1}', headers=headers)
+    assert (refused.status_code, refused.json()["error"]["param"]) == (422, "seed")
+    good = await client.post("/generate", content=b'{"prompt": "x"}', headers=headers)
+    assert good.json()["error"]["code"] == "no_checkpoint"
