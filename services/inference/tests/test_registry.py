@@ -224,6 +224,35 @@ def test_a_folder_that_cannot_be_read_is_passed_over_and_said(
     assert registry.problem == f"passed over: [Errno 13] Permission denied: '{lost}'"
 
 
+def test_a_quarantined_checkpoint_that_cannot_be_looked_at_does_not_end_the_search(
+    registry: Registry, publish: Publish, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(1)
+    bad = publish(2, run="other")
+    cut_short(bad)
+    assert served(registry) == "demo/step-00000001"
+    publish(3)
+    is_dir, iterdir = Path.is_dir, Path.iterdir
+
+    # What a run's folder of mode 000 does.
+    def look(path: Path) -> bool:
+        if path.parent == bad.parent:
+            raise PermissionError(13, "Permission denied", str(path))
+        return is_dir(path)
+
+    def entries(path: Path) -> Iterator[Path]:
+        if path == bad.parent:
+            raise PermissionError(13, "Permission denied", str(path))
+        return iterdir(path)
+
+    monkeypatch.setattr(Path, "is_dir", look)
+    monkeypatch.setattr(Path, "iterdir", entries)
+    assert served(registry) == "demo/step-00000003"
+    assert registry.problem is not None
+    assert f"passed over: [Errno 13] Permission denied: '{bad}'" in registry.problem
+    assert [found.checkpoint for found in registry.quarantined] == ["other/step-00000002"]
+
+
 def test_a_pin_to_a_bad_checkpoint_serves_nothing_else_to_a_new_server(registry: Registry, publish: Publish) -> None:
     publish(2)
     place = publish(1)

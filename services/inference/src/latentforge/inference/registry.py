@@ -93,7 +93,7 @@ class Registry:
                 problems.append(f"passed over: {error}")
 
             try:
-                self._forget_the_gone()
+                self._forget_the_gone(pass_over)
                 for place in self._candidates(pass_over):
                     try:
                         if self._is_settled_by(place):
@@ -158,9 +158,18 @@ class Registry:
             if wanted is not None:
                 yield from _of_run(wanted, pass_over)
 
-    def _forget_the_gone(self) -> None:
+    def _forget_the_gone(self, pass_over: Callable[[Exception], None]) -> None:
         # A new dict, since other threads read the old one.
-        self._quarantine = {place: bad for place, bad in self._quarantine.items() if place.is_dir()}
+        kept = {}
+        for place, bad in self._quarantine.items():
+            try:
+                is_gone = not place.is_dir()
+            except OSError as error:
+                pass_over(error)
+                is_gone = False
+            if not is_gone:
+                kept[place] = bad
+        self._quarantine = kept
 
 
 def _of_run(chosen: Path, pass_over: Callable[[Exception], None]) -> Iterator[Path]:
