@@ -36,6 +36,8 @@ def _in_gb10(service: str) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("service", "longest"),
     [
+        # All of its memory, onto a slow disk.
+        ("redis", 55),
         ("teacher-gateway", GatewaySettings.model_fields["shutdown_grace_seconds"].default),
         # A step of a large student, its state on a slow disk and a checkpoint.
         ("trainer", 240),
