@@ -125,3 +125,12 @@ async def test_a_body_is_json_whatever_its_content_type_says(
     assert (refused.status_code, refused.json()["error"]["param"]) == (422, "seed")
     good = await client.post("/generate", content=b'{"prompt": "x"}', headers=headers)
     assert good.json()["error"]["code"] == "no_checkpoint"
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-32"])
+async def test_a_body_may_be_in_every_unicode_encoding(client: httpx.AsyncClient, encoding: str) -> None:
+    values = {"prompt": "na\u00efve", "seed": 1}
+    body = json.dumps(values, ensure_ascii=False).encode(encoding)
+    assert parse_json(body) == values
+    response = await client.post("/generate", content=body, headers=JSON)
+    assert response.json()["error"]["code"] == "no_checkpoint"

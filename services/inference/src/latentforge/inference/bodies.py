@@ -69,7 +69,7 @@ class _BoundedRequest(Request):
 
 
 def parse_json(body: bytes) -> Any:
-    """JSON of a few fields, whose texts may be long.
+    """JSON of a few fields, whose texts may be long, in UTF-8, UTF-16 or UTF-32, with a byte order mark or without.
 
     Parsing, and naming what is wrong, take microseconds a value, in which no other request is answered: seconds for
     the 300,000 fields that a body has room for. So the strings are counted first, the names of fields among them, and
@@ -80,7 +80,7 @@ def parse_json(body: bytes) -> Any:
         RestError: it has more strings, or more between them, than any request.
     """
     try:
-        text = body.decode().rstrip()
+        text = body.decode(json.detect_encoding(body)).rstrip()
         num_strings = num_between = end = 0
         while (quote := text.find('"', end)) >= 0:
             num_strings, num_between = num_strings + 1, num_between + quote - end
