@@ -77,6 +77,12 @@ def test_a_long_value_is_cut() -> None:
     assert "xxx…: " in sentence
 
 
+def test_a_long_name_is_cut() -> None:
+    long = "x" * 500
+    (sentence,) = describe_errors(error_of({"optim": {"lr": 1, long: 1}}))
+    assert sentence == f"optim.{'x' * 73}… is not a known field"
+
+
 def test_one_entry_is_described_under_a_name_of_the_callers() -> None:
     entry = {"type": "missing", "msg": "Field required", "input": {}, "loc": ("body",)}
     assert describe_error(entry, "the body") == "the body is missing"

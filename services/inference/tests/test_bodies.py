@@ -134,3 +134,10 @@ async def test_a_body_may_be_in_every_unicode_encoding(client: httpx.AsyncClient
     assert parse_json(body) == values
     response = await client.post("/generate", content=body, headers=JSON)
     assert response.json()["error"]["code"] == "no_checkpoint"
+
+
+async def test_a_long_name_of_an_unknown_field_is_not_sent_back_whole(client: httpx.AsyncClient) -> None:
+    response = await client.post("/generate", json={"prompt": "x", "a" * 10**6: 1})
+    assert response.status_code == 422
+    assert response.json()["error"]["param"] == "a" * 79 + "…"
+    assert len(response.content) < 1000

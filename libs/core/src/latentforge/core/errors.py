@@ -5,7 +5,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-_LONGEST_VALUE = 80
+_LONGEST = 80
 # Pydantic writes it before what a validator of ours says.
 _OF_VALIDATORS = "Value error, "
 
@@ -41,6 +41,8 @@ def describe_error(entry: Mapping[str, Any], name: str, *, quoted: bool = True) 
 
     Without a name it is about the whole.
     """
+    # The name of an unknown field is the sender's, and as long as he likes.
+    name = shortened(name)
     if entry["type"] == "missing":
         return f"{name} is missing"
     if entry["type"] == "extra_forbidden":
@@ -53,5 +55,9 @@ def describe_error(entry: Mapping[str, Any], name: str, *, quoted: bool = True) 
 
 def shown(value: Any) -> str:
     """A value as messages quote it, at most 80 characters; a long text is cut before it is written out."""
-    text = repr(value[:_LONGEST_VALUE] if isinstance(value, str | bytes) else value)
-    return text if len(text) <= _LONGEST_VALUE else f"{text[: _LONGEST_VALUE - 1]}…"
+    return shortened(repr(value[:_LONGEST] if isinstance(value, str | bytes) else value))
+
+
+def shortened(text: str) -> str:
+    """At most 80 characters of a text."""
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"

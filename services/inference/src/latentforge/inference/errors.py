@@ -8,7 +8,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from latentforge.core.errors import describe_error
+from latentforge.core.errors import describe_error, shortened
 
 _MOST_NAMED = 10
 # The type of validation errors of two fields that contradict each other; their message names both.
@@ -76,4 +76,4 @@ def _describe(entry: dict[str, Any]) -> str:
 
 
 def _field(loc: Sequence[Any]) -> str:
-    return ".".join(str(part) for part in loc[1:])
+    return shortened(".".join(str(part) for part in loc[1:]))
