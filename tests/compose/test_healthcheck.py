@@ -16,6 +16,8 @@ from tools.demo.settings import ROOT
 
 # Nothing listens there: whatever goes through the proxy fails.
 _PROXIES = dict.fromkeys(("http_proxy", "https_proxy", "all_proxy", "grpc_proxy"), "http://127.0.0.1:9")
+# With these of the machine's own, nothing would go through it.
+_EXEMPTIONS = {"no_proxy", "no_grpc_proxy"}
 
 
 class _Answers(BaseHTTPRequestHandler):
@@ -49,9 +51,10 @@ def grpc_port() -> Iterator[int]:
 
 
 def check(*arguments: str) -> "subprocess.CompletedProcess[str]":
+    inherited = {name: value for name, value in os.environ.items() if name.lower() not in _EXEMPTIONS}
     return subprocess.run(
         [sys.executable, str(ROOT / "compose" / "healthcheck.py"), *arguments],
-        env={**os.environ, **_PROXIES, **{name.upper(): url for name, url in _PROXIES.items()}},
+        env={**inherited, **_PROXIES, **{name.upper(): url for name, url in _PROXIES.items()}},
         capture_output=True,
         text=True,
         check=False,
