@@ -23,23 +23,31 @@ def own_packages(root: Path) -> dict[str, Path]:
     return {str(_project(path)["name"]): path.parent for path in files if path.is_file()}
 
 
-def outside_dependencies(folder: Path, root: Path = ROOT) -> list[str]:
-    """Requirements of the package in ``folder`` and of our packages below it, without those packages themselves."""
+def needed_packages(folder: Path, root: Path = ROOT) -> set[Path]:
+    """The folders of our packages that the one in ``folder`` needs, its own among them."""
     own = own_packages(root)
-    found: set[str] = set()
     waiting, seen = [folder], set()
     while waiting:
         place = waiting.pop()
-        if place in seen:
-            continue
-        seen.add(place)
-        for requirement in _project(place / "pyproject.toml")["dependencies"]:
-            name = re.split(r"[\s\[<>=!~;]", requirement, maxsplit=1)[0]
-            if name.startswith(PREFIX):
-                waiting.append(own[name])
-            else:
-                found.add(requirement)
-    return sorted(found)
+        if place not in seen:
+            seen.add(place)
+            waiting += [own[name] for name in map(_name, _requirements(place)) if name.startswith(PREFIX)]
+    return seen
+
+
+def outside_dependencies(folder: Path, root: Path = ROOT) -> list[str]:
+    """Requirements of the package in ``folder`` and of our packages below it, without those packages themselves."""
+    found = {requirement for place in needed_packages(folder, root) for requirement in _requirements(place)}
+    return sorted(requirement for requirement in found if not _name(requirement).startswith(PREFIX))
+
+
+def _requirements(folder: Path) -> list[str]:
+    requirements: list[str] = _project(folder / "pyproject.toml")["dependencies"]
+    return requirements
+
+
+def _name(requirement: str) -> str:
+    return re.split(r"[\s\[<>=!~;]", requirement, maxsplit=1)[0]
 
 
 def _project(path: Path) -> dict[str, Any]:

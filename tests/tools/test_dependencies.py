@@ -1,6 +1,9 @@
+import re
 from pathlib import Path
 
-from tools.dependencies import ROOT, outside_dependencies
+import pytest
+
+from tools.dependencies import ROOT, needed_packages, outside_dependencies
 
 _SERVICES = ("teacher-gateway", "trainer", "inference")
 
@@ -31,3 +34,13 @@ def test_no_service_depends_on_another() -> None:
         text = (ROOT / "services" / service / "pyproject.toml").read_text()
         others = [f'"latentforge-{other}"' for other in _SERVICES if other != service]
         assert not any(other in text.partition("dependencies")[2].splitlines()[0] for other in others)
+
+
+@pytest.mark.parametrize("service", _SERVICES)
+def test_an_image_installs_exactly_our_packages_that_its_service_needs(service: str) -> None:
+    folder = ROOT / "services" / service
+    needed = {place.relative_to(ROOT).as_posix() for place in needed_packages(folder)}
+    text = (folder / "Dockerfile").read_text()
+    assert set(re.findall(r" \./(\S+)", text[text.index("--no-deps") :].partition("\n")[0])) == needed
+    # What tools/dependencies.py reads there.
+    assert set(re.findall(r"^COPY (\S+)/pyproject\.toml ", text, re.MULTILINE)) == needed
