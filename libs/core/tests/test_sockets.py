@@ -64,7 +64,7 @@ def test_a_port_that_is_taken_is_refused_even_before_its_owner_serves() -> None:
     assert caught.value.errno == errno.EADDRINUSE
 
 
-@pytest.mark.parametrize("host", ["no such host", "192.0.2.1"])
+@pytest.mark.parametrize("host", ["no such host", "192.0.2.1", "my..host", "a" * 64])
 def test_a_host_that_is_not_this_machine_is_an_os_error(host: str) -> None:
     with pytest.raises(OSError):  # noqa: PT011  the words are the system's
         listening_socket(host, 0)

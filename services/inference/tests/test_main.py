@@ -90,6 +90,11 @@ def test_a_host_that_is_not_this_machine_is_named() -> None:
         listen("192.0.2.1", 0)
 
 
+def test_a_host_that_is_no_name_is_named() -> None:
+    with pytest.raises(SettingsError, match=r"cannot listen on my\.\.host port 0: malformed name: .*INFERENCE_HOST"):
+        listen("my..host", 0)
+
+
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
 def test_the_listening_socket_makes_connections_without_delay(host: str) -> None:
     with listen(host, 0) as server:

@@ -20,7 +20,13 @@ def listening_socket(host: str, port: int) -> socket.socket:
         OSError: nothing can listen there; ``errno`` is EADDRINUSE where another program does.
     """
     host = bare_host(host)
-    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP, flags=socket.AI_PASSIVE)
+    try:
+        found = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP, flags=socket.AI_PASSIVE
+        )
+    # Its labels: one that is empty, or longer than 63 characters.
+    except UnicodeError as error:
+        raise socket.gaierror(socket.EAI_NONAME, f"malformed name: {error}") from None
     # Probes ask for 127.0.0.1, so a name that has both kinds is its IPv4 address.
     family, _, _, _, address = min(found, key=lambda entry: entry[0] != socket.AF_INET)
     server = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
