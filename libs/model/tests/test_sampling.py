@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from latentforge.model.sampling import SamplingParams, sample, sample_with_logprobs
+from latentforge.model.sampling import LEAST_TEMPERATURE, SamplingParams, sample, sample_with_logprobs
 
 LOGITS = torch.tensor([[0.1, 0.4, 0.2, 0.3]]).log()
 
@@ -16,6 +16,16 @@ def frequencies(params: SamplingParams, logits: torch.Tensor = LOGITS) -> list[f
 
 def test_temperature_zero_takes_the_likeliest() -> None:
     assert sample(LOGITS, SamplingParams(temperature=0)).tolist() == [1]
+
+
+@pytest.mark.parametrize("truncation", [{}, {"top_k": 3}, {"top_p": 0.9}])
+@pytest.mark.parametrize("temperature", [1e-320, 1e-39, 1e-6, LEAST_TEMPERATURE])
+def test_a_tiny_temperature_takes_the_likeliest(temperature: float, truncation: dict[str, float]) -> None:
+    logits = torch.tensor([[-30.0, 30.0, 20.0, -torch.inf], [9.0, -9.0, 8.0, 0.0]])
+    params = SamplingParams.model_validate({"temperature": temperature, **truncation})
+    ids, logprobs = sample_with_logprobs(logits, params)
+    assert ids.tolist() == [1, 0]
+    assert logprobs.isfinite().all()
 
 
 @pytest.mark.parametrize(

@@ -197,6 +197,15 @@ async def test_the_same_seed_repeats_and_another_differs(running: Running, publi
         assert (await ask(client, seed=unseeded["seed"]))["token_ids"] == unseeded["token_ids"]
 
 
+@pytest.mark.parametrize("temperature", [1e-320, 1e-39, 1e-6])
+async def test_a_tiny_temperature_takes_the_likeliest(running: Running, publish: Publish, temperature: float) -> None:
+    publish(1)
+    async with running() as (client, _):
+        await serving(client, 1)
+        greedy = await ask(client, temperature=0)
+        assert (await ask(client, temperature=temperature))["token_ids"] == greedy["token_ids"]
+
+
 async def test_five_at_once_get_what_they_get_one_by_one(running: Running, publish: Publish) -> None:
     publish(1)
     bodies = [{"prompt": prompt, "seed": seed} for seed, prompt in enumerate(["", "a", "def f(", "x = [1,", "#"])]

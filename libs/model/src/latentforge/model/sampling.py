@@ -12,12 +12,15 @@ from torch import Tensor
 _BLOCK = 128
 _WORTH_BLOCKS = 2**17
 
+# Lower temperatures take the likeliest token, as vLLM's do: the quotients of a very low one are infinite.
+LEAST_TEMPERATURE = 1e-5
+
 
 class SamplingParams(BaseModel):
     """How tokens are drawn; checked when made.
 
     Attributes:
-        temperature: divides the logits; 0 takes the likeliest token.
+        temperature: divides the logits; 0, and what is below LEAST_TEMPERATURE, takes the likeliest token.
         top_p: keeps the likeliest tokens whose mass reaches this share.
         top_k: keeps this many of the likeliest tokens; 0 keeps all.
         seed: the same seed gives the same tokens; None draws a fresh one.
@@ -51,7 +54,7 @@ def sample(logits: Tensor, params: SamplingParams, generator: torch.Generator | 
     Returns:
         int64 [b].
     """
-    if params.temperature == 0:
+    if params.temperature < LEAST_TEMPERATURE:
         return logits.argmax(-1)
     scaled = logits.float() if params.temperature == 1 else logits.float() / params.temperature
     if params.top_k and params.top_k < logits.shape[-1]:
