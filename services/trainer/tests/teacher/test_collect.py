@@ -163,7 +163,7 @@ def test_a_lost_teacher_leaves_what_had_arrived(known_teacher: Any, gather: Any,
         return original(ids, k)
 
     monkeypatch.setattr(known_teacher, "rows", rows)
-    with pytest.raises(TeacherLostError, match="run the same command to go on"):
+    with pytest.raises(TeacherLostError, match="run the same command to resume"):
         gather("lost", patience=0.1)
     monkeypatch.undo()
     known_teacher.fail_with = None

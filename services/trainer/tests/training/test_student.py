@@ -208,7 +208,7 @@ def test_a_teacher_lost_for_good_leaves_a_saved_state(
         return original(ids, k)
 
     monkeypatch.setattr(known_teacher, "rows", rows)
-    with pytest.raises(TeacherLostError, match="run the same command to go on"):
+    with pytest.raises(TeacherLostError, match="run the same command to resume"):
         train_student(run, *split_tail(packed), autoencoder)
     assert list((run.folder / "state" / "student").glob("step-*"))
 

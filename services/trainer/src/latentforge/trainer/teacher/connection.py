@@ -182,7 +182,7 @@ class TeacherLink:
                 raise TrainerError(f"the teacher at {self.target} refused: {error}") from error
             raise TeacherLostError(
                 f"the teacher stayed away for {self._seconds_lost():.0f} s: {error.message}. "
-                "What was done is saved; start the gateway and run the same command to go on"
+                "What was done is saved; start the gateway and run the same command to resume"
             ) from None
         if self._lost_since is not None:
             logger.warning("teacher back after %.0f s", self._seconds_lost())
