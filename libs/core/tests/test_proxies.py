@@ -1,6 +1,6 @@
 import pytest
 
-from latentforge.core.proxies import direct_mounts, is_loopback, proxy_hint
+from latentforge.core.proxies import is_loopback, proxy_hint, unusable_proxy
 
 
 @pytest.fixture(autouse=True)
@@ -39,10 +39,13 @@ def test_other_addresses_are_not(address: str) -> None:
     assert not is_loopback(address)
 
 
-def test_httpx_is_told_of_loopback_hosts_only() -> None:
-    assert direct_mounts("http://127.0.0.1:7860") == {"all://127.0.0.1": None}
-    assert direct_mounts("http://[::1]:7860") == {"all://[::1]": None}
-    assert direct_mounts("http://example.org") == {}
+def test_a_proxy_that_cannot_be_used_is_said_without_what_may_be_its_password(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("all_proxy", "socks5://127.0.0.1:9")
+    monkeypatch.setenv("HTTPS_PROXY", "http://user:secret/@127.0.0.1:9")
+    assert unusable_proxy(ImportError("no socks")) == (
+        "a proxy of the environment (https_proxy, all_proxy) cannot be used: no socks; correct or unset it"
+    )
+    assert "secret" not in unusable_proxy(Exception("Invalid port: 'secret'"))
 
 
 @pytest.mark.parametrize(

@@ -120,6 +120,31 @@ def test_infer_asks_a_server_of_this_machine_past_every_proxy(host: str) -> None
     assert result.stdout.startswith("from afar\n")
 
 
+UNUSABLE = [
+    ("all_proxy", "socks5://127.0.0.1:9"),
+    ("https_proxy", "foo://127.0.0.1:9"),
+    ("all_proxy", "http://a:b/c@d"),
+]
+
+
+@pytest.mark.usefixtures("proxied")
+@pytest.mark.parametrize(("variable", "proxy"), UNUSABLE, ids=["socks", "scheme", "malformed"])
+def test_infer_asks_past_proxies_that_cannot_be_used_or_says_which(
+    variable: str, proxy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, proxy)
+    with ThreadingHTTPServer(("127.0.0.1", 0), _AnswersGenerate) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        result = runner.invoke(app, ["infer", "--url", f"http://127.0.0.1:{server.server_address[1]}"])
+        server.shutdown()
+    assert result.stdout.startswith("from afar\n"), result.output
+    result = runner.invoke(app, ["infer", "--url", "http://inference.example:7860"])
+    assert result.exit_code == 2
+    assert result.stderr.startswith("error: a proxy of the environment (")
+    assert variable in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
 @pytest.mark.usefixtures("proxied")
 def test_infer_says_when_a_proxy_stands_before_the_server() -> None:
     result = runner.invoke(app, ["infer", "--url", "http://inference.example:7860"])

@@ -25,12 +25,12 @@ def is_loopback(address: str) -> bool:
     return ip.is_loopback or ip.is_unspecified
 
 
-def direct_mounts(url: str) -> dict[str, None]:
-    """What httpx clients take as ``mounts``, so that they ask a loopback URL past every proxy; empty for others."""
-    if not is_loopback(url):
-        return {}
-    host = _split(url).hostname or ""
-    return {f"all://[{host}]" if ":" in host else f"all://{host}": None}
+def unusable_proxy(error: Exception) -> str:
+    """What to say where an httpx client cannot be made: it makes one of each proxy that the environment has."""
+    # The text of other errors, those of malformed URLs, may have a piece of the proxy's password.
+    reason = str(error) if isinstance(error, ImportError | ValueError) else "its URL is malformed"
+    names = ", ".join(f"{kind}_proxy" for kind in (*_WEB, "all") if kind in getproxies())
+    return f"a proxy of the environment ({names}) cannot be used: {reason}; correct or unset it"
 
 
 def proxy_hint(address: str) -> str:

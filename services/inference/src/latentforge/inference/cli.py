@@ -14,7 +14,7 @@ from rich.progress import Progress
 from latentforge.core.command_line import WRONG_USAGE, errors_reported, fail
 from latentforge.core.errors import describe_errors
 from latentforge.core.logs import configure_logging
-from latentforge.core.proxies import direct_mounts, proxy_hint
+from latentforge.core.proxies import is_loopback, proxy_hint, unusable_proxy
 from latentforge.core.settings import load_settings
 from latentforge.inference import bench as benchmark
 from latentforge.inference.completion import PromptError, answer, prepare
@@ -160,7 +160,12 @@ def _request(**values: Any) -> GenerateRequest:
 def _ask(url: str, request: GenerateRequest) -> GenerateResponse:
     body = request.model_dump(exclude_none=True)
     try:
-        with httpx.Client(mounts=direct_mounts(url), timeout=600) as client:
+        # The context is made here since a client without the environment's proxies ignores its SSL_CERT_FILE as well.
+        client = httpx.Client(trust_env=not is_loopback(url), verify=httpx.create_ssl_context(), timeout=600)
+    except (ImportError, ValueError, httpx.InvalidURL) as error:
+        fail(unusable_proxy(error), code=WRONG_USAGE)
+    try:
+        with client:
             response = client.post(f"{url.rstrip('/')}/generate", json=body)
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         fail(

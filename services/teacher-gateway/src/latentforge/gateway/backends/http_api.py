@@ -7,7 +7,7 @@ import httpx
 import orjson
 from pydantic import SecretStr
 
-from latentforge.core.proxies import direct_mounts
+from latentforge.core.proxies import is_loopback, unusable_proxy
 from latentforge.core.settings import SettingsError
 from latentforge.gateway.settings import shown_url
 
@@ -26,17 +26,22 @@ def open_client(
         options: of httpx.AsyncClient.
 
     Raises:
-        SettingsError: the URL or the key is malformed.
+        SettingsError: the URL or the key is malformed, or a proxy of the environment cannot be used.
     """
     parsed = parsed_url(url, setting)
     check_key(key, key_setting)
     base = str(parsed.copy_with(username=None, password=None)).rstrip("/")
-    client = httpx.AsyncClient(
-        headers={} if key is None else {"Authorization": f"Bearer {key.get_secret_value()}"},
-        auth=(parsed.username, parsed.password) if parsed.userinfo and key is None else None,
-        mounts=direct_mounts(base),
-        **options,
-    )
+    try:
+        client = httpx.AsyncClient(
+            headers={} if key is None else {"Authorization": f"Bearer {key.get_secret_value()}"},
+            auth=(parsed.username, parsed.password) if parsed.userinfo and key is None else None,
+            trust_env=not is_loopback(base),
+            # Made here since a client without the environment's proxies ignores its SSL_CERT_FILE as well.
+            verify=httpx.create_ssl_context(),
+            **options,
+        )
+    except (ImportError, ValueError, httpx.InvalidURL) as error:
+        raise SettingsError(unusable_proxy(error)) from None
     return base, client
 
 
