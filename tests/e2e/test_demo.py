@@ -44,6 +44,7 @@ def test_the_whole_job_then_again_from_the_cache_and_left_serving(demo: DemoProc
     assert {s["checkpoint"] for s in first["samples"]} == {first["checkpoints"][-1]}
     assert first["cache"]["rows_from_cache"] == 0
     assert {"commit", "command", "date", "device", "seed"} <= first.keys()
+    assert "generated" not in first
 
     demo.start(SERVE=1)
     assert demo.wait() == 0, demo.output

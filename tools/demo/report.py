@@ -83,7 +83,9 @@ class DemoResult(TargetFigures):
 
     def write(self, folder: Path) -> Path:
         path = folder / FILE
-        values = self.model_dump(mode="json")
+        # As in the run's own summary, what does not apply is left out.
+        absent = {name for name in TargetFigures.model_fields if getattr(self, name) is None}
+        values = self.model_dump(mode="json", exclude=absent)
         write_atomically(path, json.dumps(values, indent=1, ensure_ascii=False) + "\n")
         return path
 
