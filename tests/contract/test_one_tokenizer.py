@@ -1,6 +1,10 @@
-"""Contract 2: a text has the same ids wherever it is read, and control tokens come from where they may."""
+"""Contract 2: a text has the same ids wherever it is read, and control tokens come from where they may.
+
+CONTRACT_TOKENIZERS=FOLDER:FOLDER names tokenizers to be held to it besides those of the tests.
+"""
 
 import json
+import os
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -30,9 +34,12 @@ CHATS = [
 ]
 
 
-@pytest.fixture(params=[*KINDS, "shipped"])
+MORE = [folder for folder in os.environ.get("CONTRACT_TOKENIZERS", "").split(":") if folder]
+
+
+@pytest.fixture(params=[*KINDS, *(pytest.param(folder, id=Path(folder).name) for folder in (str(SHIPPED), *MORE))])
 def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    return SHIPPED if request.param == "shipped" else write_tokenizer(request.param, tmp_path / "tokenizer")
+    return write_tokenizer(request.param, tmp_path / "tokenizer") if request.param in KINDS else Path(request.param)
 
 
 def packed_documents(folder: Path, documents: list[dict[str, Any]], place: Path) -> list[list[int]]:
@@ -42,7 +49,8 @@ def packed_documents(folder: Path, documents: list[dict[str, Any]], place: Path)
     # The last token may be left over, so something follows that is not looked at.
     with source.open("a") as file:
         file.write('{"text": "the end"}\n')
-    tokenizer = TextTokenizer(folder, bos=False)
+    # Whatever its own pad is.
+    tokenizer = TextTokenizer(folder, bos=False, pad_id=TextTokenizer(folder).vocab_size)
     meta = pack_jsonl(source, place / "packed", tokenizer, sequence_length=2, chunk_size=1, split="train")
     data = PackedData(place / "packed")
     starts = data.document_starts().tolist()
@@ -102,7 +110,8 @@ def test_a_sequence_begins_alike_in_all_services(folder: Path, tmp_path: Path) -
         assert ids == ([] if bos_id is None else [bos_id]) + services.tokenizer.encode(text)
         source.write_text(json.dumps({"text": text}) + "\n")
         length = len(ids)
-        pack_jsonl(source, tmp_path / "packed", services.tokenizer, sequence_length=length, chunk_size=1, split="train")
+        tokenizer = TextTokenizer(folder, pad_id=services.tokenizer.vocab_size)
+        pack_jsonl(source, tmp_path / "packed", tokenizer, sequence_length=length, chunk_size=1, split="train")
         data = PackedData(tmp_path / "packed")
         assert data.sequence(0).tolist() == ids
         assert data.meta.bos_id == bos_id
