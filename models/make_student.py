@@ -3,7 +3,6 @@
 Needs a teacher-gateway (``make student`` starts one); an interrupted run goes on where it stopped.
 """
 
-import json
 import shlex
 import shutil
 import subprocess
@@ -20,7 +19,7 @@ from latentforge.core.manifest import chosen_checkpoint, list_checkpoints
 from latentforge.core.results import Result, cpu_description
 from latentforge.model.io import load_student
 from latentforge.trainer.config.settings import TrainerSettings
-from latentforge.trainer.results import Evaluation
+from latentforge.trainer.results import EVALUATION, AutoencoderResult, Evaluation, StudentResult
 
 RUN = "stdlib-student"
 RECIPE = Path(__file__).with_name("stdlib-student.toml")
@@ -123,24 +122,24 @@ def _cell(result: Result) -> str:
 
 def model_card(trained: Path, checkpoint: Path, evaluation: Evaluation, settings: Sequence[str]) -> str:
     """The card's part about how a run's checkpoint was made."""
-    record = json.loads((trained / "student.json").read_text(encoding="utf-8"))
-    autoencoder = json.loads((trained / "autoencoder" / "evaluation.json").read_text(encoding="utf-8"))
-    config = json.loads((checkpoint / "student" / "config.json").read_text(encoding="utf-8"))
-    student = sum(p.numel() for p in load_student(checkpoint / "student").parameters())
+    record = StudentResult.read(trained / "student.json")
+    autoencoder = AutoencoderResult.read(trained / "autoencoder" / EVALUATION)
+    student = load_student(checkpoint / "student")
+    num_parameters = sum(p.numel() for p in student.parameters())
     return MODEL_CARD.format(
-        k=config["chunk_size"],
-        d=config["latent_size"],
+        k=student.config.chunk_size,
+        d=student.config.latent_size,
         teacher=evaluation.teacher,
-        tokens=record["tokens"],
-        steps=record["steps"],
+        tokens=record.tokens,
+        steps=record.steps,
         seed=evaluation.seed,
-        autoencoder=(evaluation.checkpoint.parameters or 0) - student,
-        student=student,
-        layers=config["num_layers"],
-        hidden=config["hidden_size"],
+        autoencoder=(evaluation.checkpoint.parameters or 0) - num_parameters,
+        student=num_parameters,
+        layers=student.config.num_layers,
+        hidden=student.config.hidden_size,
         device=cpu_description(),
-        autoencoder_minutes=autoencoder["seconds"] / 60,
-        student_minutes=record["seconds"] / 60,
+        autoencoder_minutes=autoencoder.seconds / 60,
+        student_minutes=record.seconds / 60,
         date=date.today().isoformat(),
         checkpoint=checkpoint.name,
         command=" ".join(["make student", *(["ARGS='" + " ".join(settings) + "'"] if settings else [])]),

@@ -36,9 +36,7 @@ def latent_learner(run: RunContext, autoencoder: Autoencoder, token_counts: torc
     recipe, ids = run.recipe, run.tokenizer
     torch.manual_seed(recipe.seed)
     student = Student(recipe.student_config(ids.pad_id, ids.eos_id, autoencoder.config))
-    student.set_token_counts(token_counts)
-    if recipe.student.init_backbone is not None:
-        load_backbone(student.backbone, recipe.student.init_backbone)
+    _start_from(run, student, token_counts)
     model = LatentModel(autoencoder, student).to(run.device).train()
     return Learner("student", model, ObjectiveWeights(**recipe.student.weights.model_dump()))
 
@@ -51,8 +49,13 @@ def token_level_learner(run: RunContext, token_counts: torch.Tensor) -> Learner:
     recipe, ids = run.recipe, run.tokenizer
     torch.manual_seed(recipe.seed)
     model = TokenLevelModel(recipe.token_level_config(ids.vocab_size, ids.pad_id, ids.eos_id))
-    model.set_token_counts(token_counts)
-    if recipe.student.init_backbone is not None:
-        load_backbone(model.backbone, recipe.student.init_backbone)
+    _start_from(run, model, token_counts)
     weights = recipe.student.weights
     return Learner("token-level", model.to(run.device).train(), ObjectiveWeights(ce=weights.ce, kd=weights.kd, mse=0.0))
+
+
+def _start_from(run: RunContext, model: Student | TokenLevelModel, token_counts: torch.Tensor) -> None:
+    """Sets what is known before the first step: how often each token stands in the text, and perhaps a backbone."""
+    model.set_token_counts(token_counts)
+    if (folder := run.recipe.student.init_backbone) is not None:
+        load_backbone(model.backbone, folder)
