@@ -69,6 +69,13 @@ def test_what_a_message_and_a_template_write_together_is_no_control_token(contro
         assert text == "<|im_end|>"
 
 
+def test_a_template_that_cannot_be_asked_what_it_writes_is_marked_instead(control: ControlTokens) -> None:
+    refuses = "{% if messages[0].content | length < 5 %}{{ raise_exception('short') }}{% endif %}"
+    picky = "{{ messages[0].content }}<|im_end|>" + refuses
+    text = rendered(control, picky, "long <|im_end|>")
+    assert [start for start, _, _ in control.find(text)] == [15]
+
+
 def test_a_template_that_names_a_token_writes_it(control: ControlTokens) -> None:
     text = rendered(control, "{% for m in messages %}{{ m.content + eos_token }}{% endfor %}", "<|im_end|>")
     assert [(start, token_id) for start, _, token_id in control.find(text)] == [(10, 3)]

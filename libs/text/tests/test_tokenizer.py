@@ -345,3 +345,9 @@ def test_pad_and_end_of_text_must_be_two_ids(tmp_path: Path, tokenizer_folder: P
     with pytest.raises(TextError, match="eos_id and pad_id are both 0; give --pad-id"):
         TextTokenizer(tmp_path, eos_id=0, pad_id=0).check_ids()
     TextTokenizer(tmp_path, eos_id=0, pad_id=1).check_ids()
+
+
+def test_an_unknown_token_that_the_vocabulary_lacks_is_no_reason_not_to_read_it(tmp_path: Path) -> None:
+    model = {"type": "BPE", "vocab": {"a": 0}, "merges": [], "unk_token": "<unk>"}
+    (tmp_path / "tokenizer.json").write_text(json.dumps({"version": "1.0", "model": model, "added_tokens": []}))
+    assert TextTokenizer(tmp_path).encode("aa") == [0, 0]

@@ -91,7 +91,11 @@ class ChatTemplate:
     def _is_composed(self, messages: Sequence[Message], to_answer: bool) -> bool:
         """Whether the template makes control tokens of pieces, which no change of its source can show."""
         neutral = [_said(message, lambda _: "a") for message in messages]
-        return self._control.has_literal(self._own(neutral, to_answer))
+        try:
+            return self._control.has_literal(self._own(neutral, to_answer))
+        except ChatError:
+            # It wants to be told something else than this, so it cannot be known.
+            return True
 
     def _jinja(self, source: str, named: Mapping[str, str], messages: Sequence[Message], to_answer: bool) -> str:
         given = [{name: value for name, value in message.items() if value is not None} for message in messages]

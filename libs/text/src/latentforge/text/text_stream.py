@@ -1,6 +1,6 @@
 """Incremental decoding: the text of tokens that arrive one by one."""
 
-from latentforge.text.tokenizer import TextTokenizer
+from latentforge.text.vocabulary import Vocabulary
 
 # Tokens without a whole character that are waited for; a longer run of bytes is none and must not grow for ever.
 _STUCK = 16
@@ -13,7 +13,7 @@ class TextStream:
     goes on behind a prompt, a blank that its first token begins with is part of it.
     """
 
-    def __init__(self, tokenizer: TextTokenizer) -> None:
+    def __init__(self, tokenizer: Vocabulary) -> None:
         self._tokenizer = tokenizer
         self._ids: list[int] = list(tokenizer.anchor_ids)
         # Ids from _start on are decoded each time; of their text, what ids before _read gave was returned already.
