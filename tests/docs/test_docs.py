@@ -89,6 +89,13 @@ def test_every_variable_that_is_named_exists() -> None:
     assert unknown == {}
 
 
+def test_readme_and_design_stay_short() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(readme.split()) <= 700
+    assert readme.count("![") == 1
+    assert len((ROOT / "docs" / "design.md").read_text(encoding="utf-8").splitlines()) <= 250
+
+
 @pytest.mark.parametrize("page", PAGES, ids=_name)
 def test_a_page_of_results_is_short_and_has_one_table_and_a_verdict(page: Path) -> None:
     text = page.read_text()
