@@ -1,5 +1,6 @@
 """Chats as text, in which the template's control tokens can be told from what messages say."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
@@ -32,11 +33,11 @@ class ChatTemplate:
     def render(self, messages: Sequence[Message], *, to_answer: bool) -> str:
         """A chat's text, in which exactly the control tokens of the template are in the second spelling.
 
-        The text is what the template makes of the messages as they are, whatever it looks for in them. Where a message
-        holds what looks like a control token, the template is rendered once more with its own ones spelled otherwise:
-        what is left in plain characters was said. A template that makes control tokens of pieces does not have them to
-        be spelled; it is rendered with marks inside what was said instead, and what has none is its own. Either must
-        give the same text, or the template has acted on what was changed.
+        The text is what the template makes of the messages as they are, whatever it looks for in them. It is rendered
+        once more with its own control tokens spelled otherwise: what is left in plain characters was said, or was made
+        of what was said, by leaving out or changing characters. A template that makes control tokens of pieces does not
+        have them to be spelled; it is rendered with marks between all characters of what was said instead, and what has
+        none is its own. Either must give the same text, or the template has acted on what was changed.
 
         Args:
             messages: with role and content; what else they have is the template's affair.
@@ -49,23 +50,18 @@ class ChatTemplate:
         for message in messages:
             if message.get("role") not in ROLES:
                 raise ChatError(f"a message has the role {message.get('role')!r}; roles are {', '.join(ROLES)}")
-        said = [
-            s for message in messages for name, value in message.items() if name != "role" for s in strings_of(value)
-        ]
-        for text in said:
+        for text in strings_of([{name: value for name, value in m.items() if name != "role"} for m in messages]):
             control.check(text)
         plain = self._jinja(self._source, self._named, messages, to_answer)
-        if not any(map(control.may_forge, said)):
-            return control.spell(plain)
         own = self._own(messages, to_answer)
-        if control.restore(own) == plain and not self._is_composed(messages, to_answer):
+        if control.restore(own) == plain and not (control.has_literal(own) and self._is_composed(messages, to_answer)):
             return own
-        broken = self._jinja(self._source, self._named, [_said(m, control.break_up) for m in messages], to_answer)
+        broken = self._jinja(self._source, self._named, [self._said(m, control.break_up) for m in messages], to_answer)
         if control.mend(broken) == plain:
             return control.mend(control.spell(broken))
         raise ChatError(
-            "a message holds a control token's characters, and the chat template acts on them: they cannot be told "
-            "from the template's own; take them out, or render the chat yourself and send it as a prompt"
+            "the chat template makes its control tokens of pieces and acts on what messages say: what they say cannot "
+            "be told from the template's own; change it, or render the chat yourself and send it as a prompt"
         )
 
     def turn_end_id(self) -> int | None:
@@ -88,9 +84,28 @@ class ChatTemplate:
     def _own_source(self) -> str:
         return self._control.spell_own(self._source)
 
+    @cached_property
+    def _looked_up(self) -> frozenset[str]:
+        return frozenset(re.findall(r"\w+", self._source)) | {"role"}
+
+    def _said(self, message: Message, change: Callable[[str], str]) -> Message:
+        """A message with every string in it changed but its role, and but the names by which the template finds it."""
+
+        def changed(value: Any) -> Any:
+            if isinstance(value, str):
+                return change(value)
+            if isinstance(value, Mapping):
+                return {changed_name(name): changed(item) for name, item in value.items()}
+            return [changed(item) for item in value] if isinstance(value, list) else value
+
+        def changed_name(name: str) -> str:
+            return name if name in self._looked_up else change(name)
+
+        return {changed_name(name): value if name == "role" else changed(value) for name, value in message.items()}
+
     def _is_composed(self, messages: Sequence[Message], to_answer: bool) -> bool:
         """Whether the template makes control tokens of pieces, which no change of its source can show."""
-        neutral = [_said(message, lambda _: "a") for message in messages]
+        neutral = [self._said(message, lambda _: "a") for message in messages]
         try:
             return self._control.has_literal(self._own(neutral, to_answer))
         except ChatError:
@@ -108,22 +123,9 @@ class ChatTemplate:
         return text
 
 
-def _said(message: Message, change: Callable[[str], str]) -> Message:
-    """A message with every string in it changed but its role."""
-
-    def changed(value: Any) -> Any:
-        if isinstance(value, str):
-            return change(value)
-        if isinstance(value, Mapping):
-            return {name: changed(item) for name, item in value.items()}
-        return [changed(item) for item in value] if isinstance(value, list) else value
-
-    return {name: value if name == "role" else changed(value) for name, value in message.items()}
-
-
 def strings_of(value: Any) -> list[str]:
-    """All strings in a part of a message, whatever it is made of."""
+    """All strings in a part of a message, whatever it is made of: values and names."""
     if isinstance(value, str):
         return [value]
-    items = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
+    items = [*value, *value.values()] if isinstance(value, Mapping) else value if isinstance(value, list) else ()
     return [s for item in items for s in strings_of(item)]

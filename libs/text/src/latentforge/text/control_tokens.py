@@ -53,15 +53,8 @@ class ControlTokens:
         self._literals = dict(literals)
         self._spelled = {literal: self.spellings[token_id] for token_id, literal in literals.items()}
         longest_first = sorted(self._spelled, key=len, reverse=True)
-        any_literal = "|".join(map(re.escape, longest_first)) or "(?!)"
-        self._literal = re.compile(any_literal)
-        # Every place where one begins: they may overlap. Few characters are the first of any, which is soon seen.
-        firsts = "".join(sorted({re.escape(literal[0]) for literal in longest_first}))
-        self._beginning = re.compile(f"(?={any_literal})[{firsts}]" if firsts else "(?!)")
+        self._literal = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
         self._spelling = re.compile(f"{self._mark}(\\d+){self._end}")
-        self._heads = {literal[:n] for literal in longest_first for n in range(1, len(literal))}
-        self._tails = {literal[n:] for literal in longest_first for n in range(1, len(literal))}
-        self._longest = len(longest_first[0]) if longest_first else 0
 
     def check(self, text: str) -> None:
         """
@@ -87,20 +80,14 @@ class ControlTokens:
         """Whether a control token is written in a text in its own characters."""
         return self._literal.search(text) is not None
 
-    def may_forge(self, text: str) -> bool:
-        """Whether a text has a control token in it, or begins or ends with a part of one that others may complete."""
-        head, tail = self._loose_ends(text)
-        return head or tail or self.has_literal(text)
-
     def break_up(self, text: str) -> str:
-        """The text with a mark inside all that :meth:`may_forge` finds; blanks at its ends stay at its ends."""
-        head, tail = self._loose_ends(text)
-        broken = self._beginning.sub(lambda match: match[0] + self._break, text)
-        if not (head or tail):
-            return broken
-        start, end = len(broken) - len(broken.lstrip()), len(broken.rstrip())
-        before, after = self._break if head else "", self._break if tail else ""
-        return f"{broken[:start]}{before}{broken[start:end]}{after}{broken[end:]}"
+        """The text with marks around each of its characters; blanks at its ends stay at its ends, without any."""
+        bare = text.strip()
+        if not bare:
+            return text
+        start = text.index(bare)
+        marked = self._break.join(["", *bare, ""])
+        return f"{text[:start]}{marked}{text[start + len(bare) :]}"
 
     def mend(self, text: str) -> str:
         """The opposite of :meth:`break_up`."""
@@ -116,11 +103,6 @@ class ControlTokens:
             self.spell(value) if kind == "data" or (kind == "string" and not _inspects(tokens, at)) else value
             for at, (_, kind, value) in enumerate(tokens)
         )
-
-    def _loose_ends(self, text: str) -> tuple[bool, bool]:
-        bare = text.strip()
-        lengths = range(1, min(self._longest, len(bare) + 1))
-        return any(bare[:n] in self._tails for n in lengths), any(bare[-n:] in self._heads for n in lengths)
 
 
 def _lex(template: str) -> list[tuple[int, str, str]]:
