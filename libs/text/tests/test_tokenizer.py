@@ -312,6 +312,8 @@ def test_a_sequence_begins_as_the_tokenizer_begins_one(tokenizers: dict[str, Tex
     ("kind", "config", "own", "with_bos"),
     [
         ("metaspace", {"bos_token": "<s>"}, 1, 1),
+        # As Gemma: a flag of one end, and a post-processor that puts the bos there.
+        ("metaspace", {"bos_token": "<s>", "add_eos_token": False}, 1, 1),
         ("metaspace", {"bos_token": "<s>", "add_bos_token": False}, None, 1),
         ("unigram", {"bos_token": "</s>"}, None, 1),
         ("unigram", {"bos_token": "</s>", "add_bos_token": True}, 1, 1),
@@ -325,6 +327,10 @@ def test_bos_is_configured_and_can_be_chosen(
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
     tokenizer = TextTokenizer(folder)
     assert tokenizer.own_bos_id == tokenizer.bos_id == own
+    if "add_bos_token" not in config and kind != "unigram":
+        # Of the flag transformers 5 takes no notice where there is a tokenizer.json; others do, and so do we.
+        theirs: Any = AutoTokenizer.from_pretrained(folder)
+        assert theirs("a").input_ids[0] == own
     for chosen, expected in ((True, with_bos), (False, None)):
         tokenizer = TextTokenizer(folder, bos=chosen)
         assert (tokenizer.own_bos_id, tokenizer.bos_id) == (own, expected)

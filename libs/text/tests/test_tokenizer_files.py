@@ -37,16 +37,17 @@ def test_the_default_template_is_taken_and_a_file_goes_first(tmp_path: Path) -> 
     ("config", "adds"),
     [
         ({"bos_token": "<s>"}, None),
+        ({"bos_token": "<s>", "add_eos_token": False}, None),
+        ({"bos_token": "<s>", "add_bos_token": None}, None),
         ({"bos_token": "<s>", "add_bos_token": True}, True),
         ({"bos_token": "<s>", "add_bos_token": False}, False),
-        ({"bos_token": "<s>", "add_eos_token": False}, False),
         ({"add_bos_token": True}, False),
     ],
 )
-def test_a_configuration_says_whether_texts_begin_with_bos(
+def test_a_flag_says_whether_texts_begin_with_bos_and_no_flag_leaves_it_to_the_post_processor(
     tmp_path: Path, config: dict[str, Any], adds: bool | None
 ) -> None:
-    assert read(tmp_path, tokenizer_config=config).adds_bos is adds
+    assert read(tmp_path, tokenizer={"model": {}}, tokenizer_config=config).adds_bos is adds
 
 
 def test_the_models_ends_of_text_are_its_generations_else_its_own(tmp_path: Path) -> None:

@@ -114,7 +114,9 @@ class TextTokenizer(Vocabulary):
         return frozenset(i for i in ends if i is not None)
 
     def _own_bos(self) -> int | None:
-        """As the configuration has it, else as the post-processor does it to a text."""
+        """What the tokenizer puts before a text: as its configuration says, which is also how a checkpoint keeps a
+        run's choice; where that says nothing, what the post-processor does.
+        """
         if self._files.adds_bos is not None:
             return self._named("bos_token") if self._files.adds_bos else None
         plain: list[int] = self._parsing.encode("a", add_special_tokens=False).ids

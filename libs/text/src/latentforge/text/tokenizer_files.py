@@ -20,7 +20,8 @@ class TokenizerFiles:
         content: ``tokenizer.json``.
         named: how tokens with a role are written: ``{"eos_token": "</s>", …}``, which a chat template can name.
         chat_template: Jinja source; None where there is none.
-        adds_bos: whether texts begin with the bos token; None leaves it to the post-processor in ``content``.
+        adds_bos: whether texts begin with the bos token, where the configuration says so; None leaves it to the
+            post-processor in ``content``.
         model_eos_ids: ids that end what the model writes, as its own configuration says.
     """
 
@@ -41,13 +42,13 @@ def read_tokenizer_files(folder: Path) -> TokenizerFiles:
     config = _read(folder / "tokenizer_config.json")
     # Folders of before transformers 4.40 name the tokens in a file of their own.
     named = _named(_read(folder / "special_tokens_map.json")) | _named(config)
-    # As transformers has it: who says anything about bos or eos has said everything.
-    says = "add_bos_token" in config or "add_eos_token" in config
+    # Only this flag: add_eos_token alone says nothing of bos (Gemma's folders have both, and a post-processor).
+    says = config.get("add_bos_token")
     return TokenizerFiles(
         content=content,
         named=named,
         chat_template=_chat_template(folder, config.get("chat_template")),
-        adds_bos=bool(config.get("add_bos_token", False)) and "bos_token" in named if says else None,
+        adds_bos=says and "bos_token" in named if isinstance(says, bool) else None,
         model_eos_ids=_model_eos_ids(folder),
     )
 
