@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer
+from tokenizers import AddedToken, Tokenizer
 from transformers import AutoTokenizer
 
 from latentforge.text.errors import ChatError, TextError
@@ -185,6 +185,20 @@ def test_ordinary_tokens_that_a_template_writes_are_control_tokens_and_others_ar
         assert len(parsed) == 1
         assert (tokenizer.encode(literal) == parsed) == is_text
         assert tokenizer.decode(parsed, skip_special=True) == literal
+
+
+@pytest.mark.parametrize("literal", ["<|fim_prefix|>", "<｜fim▁hole｜>"])
+def test_added_tokens_that_look_like_control_tokens_are_some_whatever_their_flag(tmp_path: Path, literal: str) -> None:
+    folder = write_tokenizer("byte-level", tmp_path)
+    backend = raw(folder)
+    backend.add_tokens([AddedToken(literal, special=False, normalized=False)])
+    backend.save(str(folder / "tokenizer.json"))
+    tokenizer = TextTokenizer(folder)
+    (token_id,) = tokenizer.encode(literal, parse_special_tokens=True)
+    assert token_id in tokenizer.control_ids
+    for ids in (tokenizer.encode(f"a{literal}b"), tokenizer.encode_chat(chat(literal))):
+        assert token_id not in ids
+        assert literal in tokenizer.decode(ids)
 
 
 def test_other_things_in_a_message_are_only_text_too(tokenizers: dict[str, TextTokenizer], tmp_path: Path) -> None:

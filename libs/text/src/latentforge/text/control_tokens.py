@@ -17,14 +17,16 @@ from latentforge.text.tokenizer_files import TokenizerFiles
 # U+100000 to U+10FFFD: nobody's characters, which no normaliser touches.
 _FIRST_PRIVATE, _NUM_PRIVATE = 0x100000, 0xFFFE
 _MARK_CHARACTERS = 6
+_LOOKS_LIKE_ONE = re.compile(r"<[|｜].+[|｜]>")
 
 
 def control_literals(files: TokenizerFiles, ids: Mapping[str, int]) -> dict[int, str]:
     """How a tokenizer's control tokens are written, by id.
 
-    They are its special tokens, those that have a role (bos, eos, pad, …) and added tokens that its chat template
-    writes: DeepSeek's ``<｜User｜>`` and Qwen's ``<tool_call>`` are called ordinary ones by their tokenizers. Blanks,
-    which some tokenizers have as added tokens and templates write as text, are none.
+    They are its special tokens, those that have a role (bos, eos, pad, …), and added tokens that look like one or that
+    its chat template writes: Qwen's ``<|fim_prefix|>`` and ``<tool_call>`` and DeepSeek's ``<｜User｜>`` are called
+    ordinary ones by their tokenizers. Blanks, which some tokenizers have as added tokens and templates write as text,
+    are none.
 
     Args:
         files: of the tokenizer.
@@ -32,7 +34,11 @@ def control_literals(files: TokenizerFiles, ids: Mapping[str, int]) -> dict[int,
     """
     template = "\0".join(value for _, _, value in _lex(files.chat_template or ""))
     added = files.content.get("added_tokens", [])
-    literals = [t["content"] for t in added if t["special"] or t["content"] in template]
+    literals = [
+        t["content"]
+        for t in added
+        if t["special"] or _LOOKS_LIKE_ONE.fullmatch(t["content"]) or t["content"] in template
+    ]
     literals += [literal for literal in files.named.values() if literal in ids]
     # A single character is in every other text: it is a role's name in some tokenizers, and an ordinary token.
     return {ids[literal]: literal for literal in literals if len(literal.strip(" \t\r\n▁")) > 1}
