@@ -25,6 +25,10 @@ def test_pauses_grow_and_are_capped() -> None:
     assert LONGEST_PAUSE_SECONDS / 2 <= pauses[-1] <= max(pauses) <= LONGEST_PAUSE_SECONDS
 
 
+def test_who_has_tried_for_hours_is_given_a_pause_still() -> None:
+    assert LONGEST_PAUSE_SECONDS / 2 <= pause(state_after(GONE, 2000)) <= LONGEST_PAUSE_SECONDS
+
+
 def test_who_lost_the_gateway_at_the_same_time_does_not_come_back_at_the_same_time() -> None:
     assert len({pause(state_after(GONE, 4)) for _ in range(20)}) > 10
 

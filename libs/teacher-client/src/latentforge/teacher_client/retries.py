@@ -35,7 +35,9 @@ def pause(state: tenacity.RetryCallState) -> float:
     error = state.outcome.exception() if state.outcome is not None else None
     if isinstance(error, TeacherError) and error.retry_after is not None:
         return error.retry_after
-    bound = min(LONGEST_PAUSE_SECONDS, _FIRST_PAUSE_SECONDS * 2.0 ** (state.attempt_number - 1))
+    # By then the pause is the longest; after a thousand tries the power would be more than a float holds.
+    doublings = min(state.attempt_number - 1, 10)
+    bound = min(LONGEST_PAUSE_SECONDS, _FIRST_PAUSE_SECONDS * 2.0**doublings)
     return random.uniform(bound / 2, bound)
 
 
