@@ -13,6 +13,8 @@ from latentforge.teacher_client.errors import TeacherError
 MAX_ATTEMPTS = 5
 LONGEST_PAUSE_SECONDS = 10.0
 _FIRST_PAUSE_SECONDS = 0.2
+# What a pause that the gateway named is lengthened by at most, as a share of it.
+_SPREAD = 0.1
 
 Stop = Callable[[tenacity.RetryCallState], bool]
 
@@ -28,17 +30,17 @@ def may_retry(error: BaseException) -> bool:
 
 
 def pause(state: tenacity.RetryCallState) -> float:
-    """Seconds until the next try: what the gateway says, else twice as many each time, with some chance in it.
+    """Seconds until the next try: twice as many each time, and never less than the gateway says, with some chance.
 
-    Chance, since whoever lost the same gateway at the same time must not come back to it at the same time.
+    Chance, since whoever lost the same gateway at the same time must not come back to it at the same time. A gateway
+    that names a pause of nothing is not asked without one.
     """
     error = state.outcome.exception() if state.outcome is not None else None
-    if isinstance(error, TeacherError) and error.retry_after is not None:
-        return error.retry_after
+    named = (error.retry_after or 0.0) if isinstance(error, TeacherError) else 0.0
     # By then the pause is the longest; after a thousand tries the power would be more than a float holds.
     doublings = min(state.attempt_number - 1, 10)
     bound = min(LONGEST_PAUSE_SECONDS, _FIRST_PAUSE_SECONDS * 2.0**doublings)
-    return random.uniform(bound / 2, bound)
+    return max(random.uniform(bound / 2, bound), named * random.uniform(1.0, 1.0 + _SPREAD))
 
 
 def retrying_options(stop: Stop, again: Callable[[BaseException], bool] = may_retry) -> dict[str, Any]:
