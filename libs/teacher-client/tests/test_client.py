@@ -63,7 +63,7 @@ class Scripted(teacher_pb2_grpc.TeacherServiceServicer):
     """Plays one step of ``script`` per call; a step is a Status to fail with, or None to answer.
 
     A step of ScoreBatch is a list of (what to do for a sequence, ...): None answers it, a Status refuses it, and a
-    Status in place of the list's end, given as ("end", Status), ends the stream there.
+    Status in place of the list's end, given as ("end", Status), ends the stream there, or after the last sequence.
     """
 
     def __init__(self) -> None:
@@ -113,6 +113,8 @@ class Scripted(teacher_pb2_grpc.TeacherServiceServicer):
                 yield pb.ScoreBatchResponse(index=index, score=pb.ScoreResponse(rows=rows_of(sequence.ids)))
             else:
                 yield pb.ScoreBatchResponse(index=index, error=what)
+        if step is not None and len(step) > len(request.sequences):
+            self._fail(context, step[-1][1])
 
     def Detokenize(self, request: Any, context: Any) -> pb.DetokenizeResponse:  # noqa: N802
         return pb.DetokenizeResponse()
@@ -241,6 +243,12 @@ def test_a_batch_that_breaks_off_is_asked_for_what_is_missing(ask: Both, scripte
     assert [a.index for a in answers] == [0, 1, 2, 3, 4]
     assert realised(answers) == {i: -float(i) for i in range(5)}
     assert [[s.ids[0] for s in c.sequences] for c in scripted[0].calls] == [[0, 1, 2, 3, 4], [2, 3, 4], [3, 4]]
+
+
+def test_a_batch_that_breaks_off_after_its_last_answer_is_answered(ask: Both, scripted: tuple[Scripted, str]) -> None:
+    scripted[0].script = [[None, None, ("end", GONE)]]
+    assert realised(ask("score_batch", [[7, 1], [8, 1]], 2)) == {0: -7.0, 1: -8.0}
+    assert len(scripted[0].calls) == 1
 
 
 def test_refused_sequences_that_may_succeed_later_are_asked_again_alone(

@@ -58,8 +58,8 @@ class Stream(Protocol[T_co]):
     def take(self, answer: Any) -> T_co | None:
         """What the caller gets of one answer; None for nothing."""
 
-    def failure(self) -> TeacherError | None:
-        """Why the end of a try is not the end of the call."""
+    def failure(self, broken: TeacherError | None) -> TeacherError | None:
+        """Why the end of a try is not the end of the call; ``broken`` is what the stream ended with, if not well."""
 
     def may_retry(self, error: BaseException) -> bool:
         """Whether to try again after this."""
@@ -116,7 +116,7 @@ class BaseClient:
 
     def _end_try(self, stream: Stream[Any], state: RetryCallState, broken: grpc.RpcError | None) -> None:
         """Raises the TeacherError that a stream's try ended with; nothing where the call is answered."""
-        failure = stream.failure() if broken is None else self._failure(broken)
+        failure = stream.failure(None if broken is None else self._failure(broken))
         if failure is None:
             return
         if stream.progress:
@@ -189,8 +189,8 @@ class Generating:
         self.progress = True
         return answer
 
-    def failure(self) -> None:
-        return None
+    def failure(self, broken: TeacherError | None) -> TeacherError | None:
+        return broken
 
     def may_retry(self, error: BaseException) -> bool:
         return not self.progress and may_retry(error)
@@ -258,14 +258,19 @@ class BatchScoring:
         self.progress = True
         return scored
 
-    def failure(self) -> TeacherError | None:
-        """Why the stream that ended is not the end: a sequence that may be asked for again, or none at all."""
+    def failure(self, broken: TeacherError | None) -> TeacherError | None:
+        """Why the stream that ended is not the end: it broke, or a sequence may be asked for again or has no answer.
+
+        A stream that breaks after its last answer has left nothing to ask for.
+        """
+        if not self._missing:
+            return None
+        if broken is not None:
+            return broken
         if self._refused:
             return max(self._refused.values(), key=lambda error: error.retry_after or 0.0)
-        if self._missing:
-            text = f"the stream ended before {len(self._missing)} of {len(self._asked)} sequences were answered"
-            return TeacherError(grpc.StatusCode.UNAVAILABLE, text)
-        return None
+        text = f"the stream ended before {len(self._missing)} of {len(self._asked)} sequences were answered"
+        return TeacherError(grpc.StatusCode.UNAVAILABLE, text)
 
     def may_retry(self, error: BaseException) -> bool:
         return may_retry(error)
