@@ -1,3 +1,4 @@
+import asyncio
 import logging
 import threading
 from typing import Any
@@ -6,6 +7,7 @@ import grpc
 import pytest
 import torch
 
+from latentforge.teacher_client.errors import TeacherError
 from latentforge.text.packed import PackedData
 from latentforge.trainer.errors import TrainerError
 from latentforge.trainer.run.interrupt import Interrupted
@@ -56,6 +58,32 @@ def test_patience_ends(packed: PackedData) -> None:
         asked = teacher.ask([torch.from_numpy(packed.sequence(0))])
         with pytest.raises(TeacherLostError, match=r"stayed away .* no teacher-gateway answers at 127\.0\.0\.1:9"):
             teacher.take(asked)
+
+
+def test_a_pause_beyond_the_patience_is_cut_to_it_and_followed_by_a_last_try(monkeypatch: pytest.MonkeyPatch) -> None:
+    naps: list[float] = []
+    busy = TeacherError(grpc.StatusCode.RESOURCE_EXHAUSTED, "busy", retry_after=400.0)
+    calls = 0
+
+    async def slept(seconds: float) -> None:
+        naps.append(seconds)
+
+    async def call() -> int:
+        nonlocal calls
+        calls += 1
+        if calls < answered_at:
+            raise busy
+        return calls
+
+    monkeypatch.setattr("latentforge.trainer.teacher.connection.time.monotonic", lambda: 100.0 + sum(naps))
+    link, answered_at = TeacherLink("127.0.0.1:9", patience=300.0), 2
+    monkeypatch.setattr("asyncio.sleep", slept)
+    assert asyncio.run(link.retried(call)) == 2
+    assert naps == [300.0]
+    calls, answered_at = 0, 100
+    with pytest.raises(TeacherLostError, match="stayed away for 300 s: busy"):
+        asyncio.run(link.retried(call))
+    assert (calls, naps) == (2, [300.0, 300.0])
 
 
 def test_a_stop_request_ends_the_waiting(packed: PackedData) -> None:

@@ -17,6 +17,7 @@ _FIRST_PAUSE_SECONDS = 0.2
 _SPREAD = 0.1
 
 Stop = Callable[[tenacity.RetryCallState], bool]
+Wait = Callable[[tenacity.RetryCallState], float]
 
 
 def may_retry(error: BaseException) -> bool:
@@ -43,14 +44,17 @@ def pause(state: tenacity.RetryCallState) -> float:
     return max(random.uniform(bound / 2, bound), named * random.uniform(1.0, 1.0 + _SPREAD))
 
 
-def retrying_options(stop: Stop, again: Callable[[BaseException], bool] = may_retry) -> dict[str, Any]:
+def retrying_options(
+    stop: Stop, again: Callable[[BaseException], bool] = may_retry, wait: Wait = pause
+) -> dict[str, Any]:
     """Arguments of ``tenacity.Retrying`` and ``tenacity.AsyncRetrying``, which raise the last try's error.
 
     Args:
         stop: whether there is no further try; ``state.upcoming_sleep`` is the pause before it.
         again: whether an error is one after which to try again.
+        wait: seconds until the next try.
     """
-    return {"retry": tenacity.retry_if_exception(again), "wait": pause, "stop": stop, "reraise": True}
+    return {"retry": tenacity.retry_if_exception(again), "wait": wait, "stop": stop, "reraise": True}
 
 
 class Tries:

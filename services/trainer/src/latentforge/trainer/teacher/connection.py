@@ -17,7 +17,7 @@ from tenacity import AsyncRetrying, RetryCallState
 from latentforge.teacher.v1 import teacher_pb2 as pb
 from latentforge.teacher_client.client import TeacherClient
 from latentforge.teacher_client.errors import TeacherError
-from latentforge.teacher_client.retries import retrying_options
+from latentforge.teacher_client.retries import pause, retrying_options
 from latentforge.trainer.config.settings import TrainerSettings
 from latentforge.trainer.errors import TrainerError
 from latentforge.trainer.run.interrupt import Interrupted
@@ -163,7 +163,7 @@ class TeacherLink:
         raise Interrupted
 
     async def retried(self, call: Callable[[], Awaitable[T]]) -> T:
-        """Calls again, more and more seldom, while the gateway is lost, up to the patience.
+        """Calls again, more and more seldom, while the gateway is lost, and for the last time when the patience ends.
 
         Raises:
             TrainerError: the teacher refused; the cause is the TeacherError.
@@ -174,7 +174,7 @@ class TeacherLink:
             # tenacity awaits only what it sees to be a coroutine function.
             return await call()
 
-        options = retrying_options(self._patience_ends, _is_loss)
+        options = retrying_options(self._patience_ended, _is_loss, self._pause)
         try:
             answer: T = await AsyncRetrying(**options, after=self._lost)(once)
         except TeacherError as error:
@@ -196,8 +196,12 @@ class TeacherLink:
             assert state.outcome is not None
             logger.warning("teacher lost (%s); trying again for %.0f s", state.outcome.exception(), self._patience)
 
-    def _patience_ends(self, state: RetryCallState) -> bool:
-        return self._seconds_lost() + state.upcoming_sleep > self._patience
+    def _pause(self, state: RetryCallState) -> float:
+        """As every client's, but no longer than the patience: a gateway may be back before it said it would be."""
+        return max(0.0, min(pause(state), self._patience - self._seconds_lost()))
+
+    def _patience_ended(self, state: RetryCallState) -> bool:
+        return self._seconds_lost() >= self._patience
 
     def _seconds_lost(self) -> float:
         return 0.0 if self._lost_since is None else time.monotonic() - self._lost_since
