@@ -88,6 +88,27 @@ def test_an_interrupted_collection_goes_on_and_ends_the_same(known_teacher: Any,
     assert known_teacher.generated == []
 
 
+def test_no_prompt_costs_a_look_at_everything_collected(known_teacher: Any, gather: Any, monkeypatch: Any) -> None:
+    connect, looks = sqlite3.connect, list[str]()
+
+    def traced(path: Path) -> sqlite3.Connection:
+        database = connect(path)
+        database.set_trace_callback(looks.append)
+        return database
+
+    def scans() -> list[str]:
+        found = [look for look in looks if "from continuations" in look and "where prompt = " not in look]
+        looks.clear()
+        return found
+
+    monkeypatch.setattr(sqlite3, "connect", traced)
+    known_teacher.drop = lambda messages, index: "bytes differ" if index == 1 else ""
+    gather(n=3)
+    for_fifteen = scans()
+    gather(n=3)
+    assert for_fifteen == scans() != []
+
+
 @pytest.mark.parametrize("kept", [0, 1, 7, 14])
 def test_what_a_kill_left_out_is_asked_again_and_no_more(known_teacher: Any, gather: Any, kept: int) -> None:
     whole = gather("a")

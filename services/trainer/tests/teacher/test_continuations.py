@@ -53,7 +53,21 @@ def test_what_was_appended_comes_back_in_the_prompts_order(tmp_path: Path, known
         assert [same(f, e) for f, e in zip(found, expected, strict=True)] == [True] * 5
         assert [r.prompt for r in store.records([2, 1])] == [2, 2, 1]
         assert store.dropped() == ["odd"]
-        assert (store.num_usable(), store.num_tokens()) == (5, 15)
+        assert (store.num_usable, store.num_dropped, store.num_tokens()) == (5, 1, 15)
+
+
+def test_counts_are_of_what_is_there_and_cost_no_look_at_it(tmp_path: Path, known_rows: Any) -> None:
+    for prompts, already in ((range(2), (0, 0)), (range(2, 4), (3, 1))):
+        with closing(GeneratedStore(tmp_path, "float32")) as store:
+            assert (store.num_usable, store.num_dropped) == already
+            for prompt in prompts:
+                store.append(prompt, answers(known_rows, prompt))
+                with pytest.raises(TrainerError, match="UNIQUE"):
+                    store.append(prompt, answers(known_rows, prompt))
+            looks: list[str] = []
+            store._database.set_trace_callback(looks.append)
+            assert (store.num_usable, store.num_dropped) == (2 * prompts.stop - 1, 1)
+            assert looks == []
 
 
 def test_the_digest_is_of_the_content_not_of_the_order_of_arrival(tmp_path: Path, known_rows: Any) -> None:
@@ -121,7 +135,7 @@ def test_a_kill_at_any_statement_leaves_whole_prompts_and_the_rest_is_asked_agai
     with closing(GeneratedStore(folder, "float32")) as store:
         # What append returned from is there, and nothing of the one under way.
         assert [prompt for prompt in everything if prompt in store] == kept
-        assert store.num_usable() + len(store.dropped()) == 2 * len(kept)
+        assert store.num_usable + store.num_dropped == 2 * len(kept)
     assert len(kept) == (statement - 3) // 4
     # What is missing is asked for again, and then it is as if nobody had died.
     assert write(folder, known_rows, range(4)) == write(tmp_path / "whole", known_rows, range(4))

@@ -112,8 +112,8 @@ class GeneratedTargets:
     def report(self) -> GeneratedFigures:
         return GeneratedFigures(
             prompts=len(self._prompts),
-            continuations=self._store.num_usable(),
-            dropped=len(self._store.dropped()),
+            continuations=self._store.num_usable,
+            dropped=self._store.num_dropped,
             tokens=self._store.num_tokens(),
             held_out_continuations=len(self._held_out),
             continuations_per_step=self._train.per_batch,

@@ -106,7 +106,7 @@ def collect(run: RunContext, link: TeacherLink, store: GeneratedStore, prompts: 
                     store.append(pending.pop(future), answers)
                     done += 1
                     tokens = sum(len(a.token_ids) for a in answers if isinstance(a, Continuation))
-                    progress.step(done * n, {}, tokens, note=f"continuations, {len(store.dropped())} dropped")
+                    progress.step(done * n, {}, tokens, note=f"continuations, {store.num_dropped} dropped")
                     _judge(store, final=False)
         finally:
             for future in pending:
@@ -176,16 +176,15 @@ def _misplaced(rows: SparseRows, num_prompt_ids: int, num_token_ids: int) -> str
 
 def _judge(store: GeneratedStore, *, final: bool) -> None:
     """Raises TrainerError where more than half of the continuations cannot be used."""
-    dropped = store.dropped()
-    asked = len(dropped) + store.num_usable()
+    asked = store.num_dropped + store.num_usable
     if (final or asked >= _JUDGED_FROM) and _too_many_dropped(store):
         raise TrainerError(
-            f"{len(dropped)} of {asked} continuations cannot be used, the last one because: {dropped[-1]}. "
+            f"{store.num_dropped} of {asked} continuations cannot be used, the last one because: "
+            f"{store.dropped()[-1]}. "
             "Look at the gateway's log, run `make check-api`, and see that the gateway's TOKENIZER_PATH is its model's "
             f"tokenizer; then start anew with --fresh (FRESH=1). Every reason is in {store.path}, column dropped"
         )
 
 
 def _too_many_dropped(store: GeneratedStore) -> bool:
-    num_dropped = len(store.dropped())
-    return num_dropped > _MAX_DROPPED_SHARE * (num_dropped + store.num_usable())
+    return store.num_dropped > _MAX_DROPPED_SHARE * (store.num_dropped + store.num_usable)

@@ -67,6 +67,10 @@ class Record:
 class GeneratedStore:
     """The continuations in a folder; of one thread; :meth:`close` it.
 
+    Attributes:
+        num_usable: continuations that can be used.
+        num_dropped: those that cannot.
+
     Raises:
         TrainerError: the file is torn or not this database, or cannot be written; from every method.
     """
@@ -80,6 +84,9 @@ class GeneratedStore:
             self._query("pragma synchronous = extra")
             self._query(_TABLE)
             self._check()
+            # Looked at after every prompt: counted once, since to count is to read the table.
+            query = "select count(*) - count(dropped), count(dropped) from continuations"
+            self.num_usable, self.num_dropped = map(int, self._query(query)[0])
         except BaseException:
             self.close()
             raise
@@ -99,6 +106,9 @@ class GeneratedStore:
                 self._database.executemany("insert into continuations values (?, ?, ?, ?, ?, ?, ?, ?)", rows)
         except sqlite3.DatabaseError as error:
             raise self._unusable(error) from None
+        num_dropped = sum(isinstance(c, Dropped) for c in continuations)
+        self.num_dropped += num_dropped
+        self.num_usable += len(continuations) - num_dropped
 
     def records(self, prompts: Sequence[int]) -> list[Record]:
         """The usable continuations of prompts, in the prompts' order."""
@@ -118,10 +128,6 @@ class GeneratedStore:
     def num_tokens(self) -> int:
         """Tokens of the usable continuations."""
         return int(self._query("select coalesce(sum(num_token_ids), 0) from continuations")[0][0])
-
-    def num_usable(self) -> int:
-        """Usable continuations."""
-        return int(self._query("select count(*) from continuations where dropped is null")[0][0])
 
     def read(self, record: Record) -> Continuation:
         """A continuation, its arrays not copied."""
