@@ -1,6 +1,7 @@
 """What is saved and published, in which order, and with which figures."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +113,25 @@ def test_a_checkpoints_metrics_are_of_its_own_step(
     lines = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
     held = {line["step"] for line in lines if line["stage"] == "student" and line["kind"] == "held_out"}
     assert held == {0, 1, 3, 4, 6, 8, 12}
+
+
+def test_a_stop_before_the_first_step_leaves_no_trace_in_the_curve(
+    known_teacher: Any, make_run: Any, packed: PackedData, autoencoder: Path
+) -> None:
+    data = split_tail(packed)
+    whole = train_student(make_run("whole", port=known_teacher.port), *data, autoencoder)
+
+    def validated() -> bool:
+        path = cut.folder / "metrics.jsonl"
+        return path.is_file() and "held_out" in path.read_text()
+
+    cut = replace(make_run("cut", port=known_teacher.port), stop=validated)
+    with pytest.raises(Interrupted):
+        train_student(cut, *data, autoencoder)
+    assert saved_step(cut) == 0
+    resumed = train_student(make_run("cut", port=known_teacher.port), *data, autoencoder)
+    assert resumed.curve == whole.curve
+    assert [point.step for point in resumed.curve] == [0, 4, 8, 12]
 
 
 def test_a_token_level_student_is_published_again_by_the_run_that_resumes(

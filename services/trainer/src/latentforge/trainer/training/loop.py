@@ -89,7 +89,7 @@ class StudentTraining:
                 self.held_out = self.source.held_out_batches()
                 with_rows = bool(self.learner.weights.kd)
                 batches = self.source.training_batches(self.step, self.learner.model, with_rows=with_rows)
-                if self.step == 0:
+                if not self.curve:
                     self._validate(progress)
                 elif self.step in publish_at:
                     self._publish(progress)
