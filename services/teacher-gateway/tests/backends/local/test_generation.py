@@ -7,6 +7,7 @@ import torch
 from latentforge.gateway.backends.base import GenerationRequest
 from latentforge.gateway.backends.local.generation import draw
 from latentforge.teacher.v1 import teacher_pb2 as pb
+from latentforge.text.tokenizer import TextTokenizer
 
 
 async def continued(backend: Any, **changes: Any) -> dict[int, tuple[list[int], str, int]]:
@@ -86,6 +87,15 @@ async def test_a_special_token_can_be_a_stop_string(backend: Any) -> None:
     assert ids == without[index][0][: without[index][0].index(special) + 1]
     assert reason == pb.FINISH_REASON_STOP
     assert without[index][1].startswith(text)
+
+
+async def test_text_that_only_looks_like_a_special_token_ends_nothing(
+    backend: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ((ids, text, _),) = (without := await continued(backend, max_tokens=60, temperature=1.5, seed=11)).values()
+    special = next(i for i in sorted(backend.tokenizer.special_ids) if i not in ids)
+    monkeypatch.setattr(TextTokenizer, "special_id", lambda _, word: special if word == text[10:14] else None)
+    assert await continued(backend, max_tokens=60, temperature=1.5, seed=11, stop=(text[10:14],)) == without
 
 
 async def test_what_ends_an_answer_ends_a_continuation(backend: Any) -> None:

@@ -141,6 +141,16 @@ def test_recorded_continuations_have_their_rows(
         assert rank == 0 if len(top) > asked["logprobs"] else piece.rows.ids[r, rank - 1] == token_id
 
 
+def test_text_that_only_looks_like_a_special_token_stays(
+    tokenizer: TextTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, body = recorded("length")
+    asked["prompt"] = asked["prompt"][0]
+    assert continuation(body, 0, generation(asked, ("a(",)), tokenizer, VOCAB).text == "\ufffd"
+    monkeypatch.setattr(tokenizer, "special_id", {"a(": 1}.get)
+    assert continuation(body, 0, generation(asked, ("a(",)), tokenizer, VOCAB).text == "\ufffda(\ufffd;\ufffd"
+
+
 def _logprobs(choices: list[Any]) -> Any:
     return choices[0]["logprobs"]
 

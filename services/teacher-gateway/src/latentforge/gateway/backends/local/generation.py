@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from latentforge.gateway.backends.base import GenerationRequest, Piece
+from latentforge.gateway.backends.base import GenerationRequest, Piece, stops_of
 from latentforge.gateway.backends.local.topk import rows_of_logits
 from latentforge.teacher.v1 import teacher_pb2 as pb
 from latentforge.teacher_client.sparse_rows import SparseRows, join_rows
@@ -43,11 +43,11 @@ def draw(logits_v: Tensor, temperature: float, top_p: float, generator: torch.Ge
 class _Continuation:
     """One of the n: what was drawn, and what of it was not handed out yet."""
 
-    def __init__(self, index: int, request: GenerationRequest, tokenizer: TextTokenizer) -> None:
+    def __init__(self, index: int, stop: Sequence[str], tokenizer: TextTokenizer) -> None:
         self._index = index
-        self._stop = request.stop
+        self._stop = stop
         self._stream = TextStream(tokenizer)
-        self._held = max((len(s) - 1 for s in request.stop), default=0)
+        self._held = max((len(s) - 1 for s in stop), default=0)
         self._text = ""
         self._token_ids: list[int] = []
         self._rows: list[SparseRows] = []
@@ -103,9 +103,9 @@ class Continuations:
         seed = secrets.randbits(63) if request.seed is None else request.seed
         # On the CPU, so that a seed means the same on every device.
         self._generators = [torch.Generator().manual_seed(seed_of(seed, i)) for i in range(request.n)]
-        special = {s: tokenizer.special_id(s) for s in request.stop}
-        self._end_ids = eos_ids | request.end_ids | {i for i in special.values() if i is not None}
-        self._continuations = [_Continuation(i, request, tokenizer) for i in range(request.n)]
+        stop, end_ids = stops_of(request, tokenizer)
+        self._end_ids = eos_ids | end_ids
+        self._continuations = [_Continuation(i, stop, tokenizer) for i in range(request.n)]
         self._running = list(range(request.n))
         self._position = len(request.prompt_ids)
 

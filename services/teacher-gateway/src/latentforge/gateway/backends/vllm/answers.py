@@ -109,7 +109,7 @@ def continuation(
     if not choice.token_ids:
         raise BackendError("vLLM gives a continuation without token_ids; version 0.11 or newer is needed")
     rows = generated_rows(choice, len(request.prompt_ids), request.top_k, vocab_size) if request.top_k else None
-    text = text_of(choice.token_ids, reason, choice.stop_reason, request.stop, tokenizer)
+    text = text_of(choice.token_ids, reason, choice.stop_reason, request, tokenizer)
     return Piece(index, choice.token_ids, text, rows, reason)
 
 

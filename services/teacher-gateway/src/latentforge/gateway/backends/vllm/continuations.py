@@ -5,7 +5,7 @@ import secrets
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
 from typing import Any, TypeVar
 
-from latentforge.gateway.backends.base import GenerationRequest, LoadedBackend, Piece
+from latentforge.gateway.backends.base import GenerationRequest, LoadedBackend, Piece, stops_of
 from latentforge.gateway.backends.local.generation import seed_of
 from latentforge.teacher.v1 import teacher_pb2 as pb
 from latentforge.text.tokenizer import TextTokenizer
@@ -51,7 +51,7 @@ def text_of(
     token_ids: Sequence[int],
     reason: pb.FinishReason.ValueType,
     stop_reason: int | str | None,
-    stop: Sequence[str],
+    request: GenerationRequest,
     tokenizer: TextTokenizer,
 ) -> str:
     """The text of a continuation, which ends before what ended it.
@@ -63,6 +63,7 @@ def text_of(
     """
     ended_by_token = reason == pb.FINISH_REASON_STOP and not isinstance(stop_reason, str)
     text = tokenizer.decode(token_ids[:-1] if ended_by_token else token_ids, skip_special=True, goes_on=True)
+    stop, _ = stops_of(request, tokenizer)
     found = [at for at in (text.find(s) for s in stop) if at >= 0]
     return text[: min(found, default=len(text))]
 
@@ -77,12 +78,9 @@ async def gather(works: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
 
 
 def stops(request: GenerationRequest, tokenizer: TextTokenizer) -> dict[str, Any]:
-    """vLLM's arguments: it looks for strings in the text, where special tokens do not show."""
-    ids = {text: tokenizer.special_id(text) for text in request.stop}
-    return {
-        "stop": [text for text, token_id in ids.items() if token_id is None],
-        "stop_token_ids": sorted({*request.end_ids, *(i for i in ids.values() if i is not None)}),
-    }
+    """vLLM's arguments."""
+    stop, end_ids = stops_of(request, tokenizer)
+    return {"stop": stop, "stop_token_ids": sorted(end_ids)}
 
 
 async def _cancel(tasks: Sequence["asyncio.Task[T]"]) -> None:

@@ -129,7 +129,7 @@ class VllmEngineBackend(VllmTeacher):
                 rows = rows_of(entries, realised, start, request.top_k, self._description.vocab_size)
             except WrongRowsError as error:
                 raise wrong_rows(error) from None
-        text = text_of(token_ids, reason, done.stop_reason, request.stop, self.tokenizer)
+        text = text_of(token_ids, reason, done.stop_reason, request, self.tokenizer)
         return Piece(index, token_ids, text, rows, reason)
 
     async def _run(self, token_ids: TokenIds, *, detokenize: bool = False, **sampling: Any) -> Any:
