@@ -1,5 +1,10 @@
+import shutil
 from pathlib import Path
 from typing import Any
+
+import pytest
+
+from latentforge.core.manifest import list_checkpoints, read_manifest
 
 Invoke = Any
 
@@ -23,3 +28,22 @@ def test_pack_then_train_each_model(invoke: Invoke, corpus: Path, tmp_path: Path
     result = invoke(*student, "--run", "st", "--kd-w", 0.5)
     assert "student.weights.kd = 1.0, now it is 0.5" in result.output
     assert invoke(*student, "--run", "st", "--kd-w", 0.5, "--fresh").exit_code == 0
+
+
+@pytest.mark.parametrize("command", [["run"], ["train", "student"]])
+def test_fresh_removes_the_checkpoints_of_an_earlier_run(
+    invoke: Invoke, corpus: Path, tmp_path: Path, known_teacher: Any, command: list[str]
+) -> None:
+    common = ("--recipe", "tiny", "--data", corpus, "--gateway", f"127.0.0.1:{known_teacher.port}", "--run", "r")
+    assert invoke("run", *common).exit_code == 0
+    (tmp_path / "runs" / "r" / "autoencoder").rename(tmp_path / "ae")
+    shutil.rmtree(tmp_path / "runs" / "r")
+    arguments = (*command, *common, *(("--ae-checkpoint", tmp_path / "ae") if command[0] == "train" else ()))
+    result = invoke(*arguments)
+    assert result.exit_code == 1
+    assert "checkpoints of an earlier run" in " ".join(result.output.split())
+    (first, *_) = list_checkpoints(tmp_path / "checkpoints" / "r")
+    before = read_manifest(first).created
+    result = invoke(*arguments, "--fresh")
+    assert result.exit_code == 0, result.output
+    assert read_manifest(first).created > before

@@ -1,4 +1,5 @@
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,17 @@ def test_the_teacher_is_met_before_any_work(known_teacher: Any, make_run: Any, c
         run_pipeline(run, corpus)
     with pytest.raises(TeacherLostError, match="start it or set GATEWAY_TARGET"):
         run_pipeline(make_run(port=9, patience=0.1), corpus)
+    assert not run.folder.exists()
+
+
+def test_checkpoints_of_an_earlier_run_are_found_before_any_work(
+    known_teacher: Any, make_run: Any, corpus: Path
+) -> None:
+    run = make_run(port=known_teacher.port)
+    run_pipeline(run, corpus)
+    shutil.rmtree(run.folder)
+    with pytest.raises(TrainerError, match=r"an earlier run of this name.* remove both, runs and checkpoints"):
+        run_pipeline(make_run(port=known_teacher.port), corpus)
     assert not run.folder.exists()
 
 

@@ -68,6 +68,25 @@ def test_checkpoints_are_published_whole_with_a_golden_continuation(
     assert {"held_out_ce", "held_out_kd", "held_out_mse"} <= set(verify_checkpoint(places[-1]).metrics)
 
 
+def test_checkpoints_of_an_earlier_run_of_the_name_are_not_taken_for_its_own(
+    known_teacher: Any, make_run: Any, packed: PackedData, autoencoder: Path
+) -> None:
+    data, run = split_tail(packed), make_run(port=known_teacher.port)
+    train_student(run, *data, autoencoder)
+    before = [place.name for place in published(run)]
+    shutil.rmtree(run.folder)
+    folder = run.settings.checkpoints_dir / run.name
+    other = make_run(port=known_teacher.port, overrides={"seed": 7})
+    with pytest.raises(TrainerError, match=rf"{folder} holds checkpoints of an earlier run .*--fresh .*--run NAME"):
+        train_student(other, *data, autoencoder)
+    assert [place.name for place in published(run)] == before
+    # One of another name is not in their way, nor is a folder in which nothing is published.
+    train_student(make_run("other", port=known_teacher.port), *data, autoencoder)
+    shutil.rmtree(folder)
+    folder.mkdir()
+    train_student(other, *data, autoencoder)
+
+
 def test_a_crash_while_publishing_leaves_nothing_visible(
     known_teacher: Any, make_run: Any, packed: PackedData, autoencoder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -17,7 +17,7 @@ from latentforge.trainer.results import (
 from latentforge.trainer.run.context import RunContext
 from latentforge.trainer.targets.choose import met_teacher
 from latentforge.trainer.training.autoencoder import train_autoencoder
-from latentforge.trainer.training.student import result_file, train_student
+from latentforge.trainer.training.student import refuse_others_checkpoints, result_file, train_student
 
 
 def run_pipeline(
@@ -37,7 +37,8 @@ def run_pipeline(
     """
     started = time.monotonic()
     if not result_file(run, "student").is_file():
-        # A teacher that cannot be used is better known before the autoencoder has trained for minutes.
+        # What the student would fail for is better known before the autoencoder has trained for minutes.
+        refuse_others_checkpoints(run)
         with met_teacher(run):
             pass
     train, held_out_data = run_data(run, data, held_out)

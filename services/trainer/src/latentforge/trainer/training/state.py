@@ -79,8 +79,18 @@ class StageState:
         return step, progress
 
     def _places(self) -> list[tuple[int, Path]]:
-        found = [(m, p) for p in self.folder.iterdir() if (m := _FOLDER.fullmatch(p.name))]
-        return sorted((int(m[1]), p) for m, p in found)
+        return _saved(self.folder)
+
+
+def has_state(folder: Path) -> bool:
+    """Whether a stage's folder, which may not exist, holds a state to resume from."""
+    return folder.is_dir() and bool(_saved(folder))
+
+
+def _saved(folder: Path) -> list[tuple[int, Path]]:
+    """The saved steps, oldest first, and where they are."""
+    found = [(m, p) for p in folder.iterdir() if (m := _FOLDER.fullmatch(p.name))]
+    return sorted((int(m[1]), p) for m, p in found)
 
 
 def _trainable(model: nn.Module) -> dict[str, Tensor]:

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from latentforge.core.files import sha256_of
+from latentforge.core.manifest import list_checkpoints
 from latentforge.model.autoencoder import Autoencoder
 from latentforge.model.io import WEIGHTS_FILE, load_autoencoder
 from latentforge.text.packed import PackedData, check_data
@@ -15,7 +16,7 @@ from latentforge.trainer.run.context import RunContext
 from latentforge.trainer.targets.choose import met_teacher, target_source
 from latentforge.trainer.training.learners import Stage, latent_learner, token_level_learner
 from latentforge.trainer.training.loop import StudentTraining
-from latentforge.trainer.training.state import StageState
+from latentforge.trainer.training.state import StageState, has_state
 
 
 def train_student(
@@ -38,10 +39,11 @@ def train_student(
         fresh: the teacher's text is collected anew where what is there is of another teacher or other settings.
 
     Raises:
-        TrainerError: data, recipe, autoencoder, teacher and saved state do not fit, the loss is not finite, or the
-            teacher stays away.
+        TrainerError: data, recipe, autoencoder, teacher and saved state do not fit, checkpoints of another run of this
+            name are in the way, the loss is not finite, or the teacher stays away.
         Interrupted: asked to stop; the state is saved and the student published.
     """
+    refuse_others_checkpoints(run)
     autoencoder = fitting_autoencoder(run, autoencoder_folder, latent_size)
     identity = {"autoencoder_sha256": sha256_of(autoencoder_folder / WEIGHTS_FILE)}
     return _train(run, train, held_out, "student", autoencoder, identity, fresh=fresh)
@@ -62,6 +64,30 @@ def result_file(run: RunContext, stage: Stage) -> Path:
     return run.folder / f"{stage}.json"
 
 
+def refuse_others_checkpoints(run: RunContext) -> None:
+    """Refuses to begin a student where an earlier run of the same name has published.
+
+    A step that is published is kept, since a run that resumes may come by it again: one that this run has not made
+    would be taken for its own, and served and measured as that. What this run publishes it has saved before.
+
+    Raises:
+        TrainerError: there are checkpoints, and neither a saved state nor a result that they could be of.
+    """
+    folder = run.settings.checkpoints_dir / run.name
+    if result_file(run, "student").is_file() or has_state(_state_folder(run, "student")):
+        return
+    if list_checkpoints(folder):
+        raise TrainerError(
+            f"{folder} holds checkpoints of an earlier run of this name, of which {run.folder} has no state: start "
+            "anew with --fresh (FRESH=1), which removes them, or with --run NAME (RUN=NAME). In compose the two are "
+            "volumes: remove both, runs and checkpoints, or set RUN=NAME"
+        )
+
+
+def _state_folder(run: RunContext, stage: Stage) -> Path:
+    return run.folder / "state" / stage
+
+
 def _train(
     run: RunContext,
     train: PackedData,
@@ -80,7 +106,7 @@ def _train(
         "train": train.identity(),
         **more_identity,
     }
-    state = StageState(run.folder / "state" / stage, identity)
+    state = StageState(_state_folder(run, stage), identity)
     path = result_file(run, stage)
     if path.is_file():
         run.console.print(f"{stage}: finished before, {path}", highlight=False)
