@@ -31,7 +31,7 @@ def test_what_others_put_into_the_environment_is_not_ours(monkeypatch: pytest.Mo
     [
         ("INFERENCE_PORT", "70000", "INFERENCE_PORT is '70000': .*65535"),
         ("INFERENCE_POLL_SECONDS", "0", "INFERENCE_POLL_SECONDS is '0': .*greater than 0"),
-        ("INFERENCE_DEVICE", "tpu", "INFERENCE_DEVICE is 'tpu': .*'auto', 'cpu' or 'cuda'"),
+        ("INFERENCE_DEVICE", "tpu", "INFERENCE_DEVICE is 'tpu': use auto, cpu, cuda or cuda:N"),
         ("INFERENCE_MAX_CONCURRENT", "many", "INFERENCE_MAX_CONCURRENT is 'many': .*integer"),
     ],
 )
