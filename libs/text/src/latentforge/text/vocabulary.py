@@ -1,7 +1,7 @@
 """A tokenizer's vocabulary: text to ids and back, with control tokens told from text that looks like them."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -108,6 +108,15 @@ class Vocabulary:
     def special_id(self, text: str) -> int | None:
         """The id of a special token that is written exactly so."""
         return next((i for i in self.special_ids if self._added[i] == text), None)
+
+    def stops(self, words: Iterable[str]) -> tuple[list[str], frozenset[int]]:
+        """What ends a text: strings to look for in it, and ids that end it.
+
+        A word that is a special token is that id and nothing else: texts do not show special tokens, and what only
+        looks like one is text.
+        """
+        ids = {word: self.special_id(word) for word in words}
+        return [word for word, i in ids.items() if i is None], frozenset(i for i in ids.values() if i is not None)
 
     @cached_property
     def token_bytes(self) -> dict[int, bytes | None]:

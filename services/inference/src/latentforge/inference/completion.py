@@ -72,12 +72,11 @@ def prepare(snapshot: Snapshot, request: GenerateRequest) -> GenerationJob:
 def stops(snapshot: Snapshot, request: GenerateRequest) -> tuple[list[str], frozenset[int]]:
     """Strings and ids that end a continuation.
 
-    A stop string that is a special token is an id, since texts do not show those. What ends an assistant's answer ends
-    a continuation whose prompt had its special tokens parsed, which is how chats come.
+    What ends an assistant's answer ends a continuation whose prompt had its special tokens parsed, which is how chats
+    come.
     """
-    ids = {word: snapshot.tokenizer.special_id(word) for word in request.stop}
-    end_ids = snapshot.end_ids if request.parse_special_tokens else frozenset()
-    return [word for word, i in ids.items() if i is None], end_ids | {i for i in ids.values() if i is not None}
+    words, ids = snapshot.tokenizer.stops(request.stop)
+    return words, ids | snapshot.end_ids if request.parse_special_tokens else ids
 
 
 def stop_rule(

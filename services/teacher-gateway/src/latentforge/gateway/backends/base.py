@@ -65,17 +65,6 @@ class GenerationRequest:
     end_ids: frozenset[int] = frozenset()
 
 
-def stops_of(request: GenerationRequest, tokenizer: TextTokenizer) -> tuple[list[str], frozenset[int]]:
-    """Strings to look for in a continuation's text, and ids that end it.
-
-    A stop string that is a special token is that id and nothing else: texts do not show special tokens, and what only
-    looks like one is text.
-    """
-    ids = {text: tokenizer.special_id(text) for text in request.stop}
-    special = {token_id for token_id in ids.values() if token_id is not None}
-    return [text for text, token_id in ids.items() if token_id is None], request.end_ids | special
-
-
 @dataclass(frozen=True)
 class Piece:
     """The next tokens of one continuation, with their rows if rows were asked for.

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from latentforge.gateway.backends.base import GenerationRequest, Piece, stops_of
+from latentforge.gateway.backends.base import GenerationRequest, Piece
 from latentforge.gateway.backends.local.topk import rows_of_logits
 from latentforge.teacher.v1 import teacher_pb2 as pb
 from latentforge.teacher_client.sparse_rows import SparseRows, join_rows
@@ -103,8 +103,8 @@ class Continuations:
         seed = secrets.randbits(63) if request.seed is None else request.seed
         # On the CPU, so that a seed means the same on every device.
         self._generators = [torch.Generator().manual_seed(seed_of(seed, i)) for i in range(request.n)]
-        stop, end_ids = stops_of(request, tokenizer)
-        self._end_ids = eos_ids | end_ids
+        stop, stop_ids = tokenizer.stops(request.stop)
+        self._end_ids = eos_ids | request.end_ids | stop_ids
         self._continuations = [_Continuation(i, stop, tokenizer) for i in range(request.n)]
         self._running = list(range(request.n))
         self._position = len(request.prompt_ids)

@@ -5,7 +5,7 @@ import secrets
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
 from typing import Any, TypeVar
 
-from latentforge.gateway.backends.base import GenerationRequest, LoadedBackend, Piece, stops_of
+from latentforge.gateway.backends.base import GenerationRequest, LoadedBackend, Piece
 from latentforge.gateway.backends.local.generation import seed_of
 from latentforge.teacher.v1 import teacher_pb2 as pb
 from latentforge.text.tokenizer import TextTokenizer
@@ -63,7 +63,7 @@ def text_of(
     """
     ended_by_token = reason == pb.FINISH_REASON_STOP and not isinstance(stop_reason, str)
     text = tokenizer.decode(token_ids[:-1] if ended_by_token else token_ids, skip_special=True, goes_on=True)
-    stop, _ = stops_of(request, tokenizer)
+    stop, _ = tokenizer.stops(request.stop)
     found = [at for at in (text.find(s) for s in stop) if at >= 0]
     return text[: min(found, default=len(text))]
 
@@ -79,8 +79,8 @@ async def gather(works: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
 
 def stops(request: GenerationRequest, tokenizer: TextTokenizer) -> dict[str, Any]:
     """vLLM's arguments."""
-    stop, end_ids = stops_of(request, tokenizer)
-    return {"stop": stop, "stop_token_ids": sorted(end_ids)}
+    stop, stop_ids = tokenizer.stops(request.stop)
+    return {"stop": stop, "stop_token_ids": sorted(request.end_ids | stop_ids)}
 
 
 async def _cancel(tasks: Sequence["asyncio.Task[T]"]) -> None:
