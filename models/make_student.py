@@ -1,6 +1,6 @@
 """Makes the shipped student: trains it on the standard library, measures it, and writes checkpoint and model card.
 
-Needs a teacher-gateway (``make student`` starts one); an interrupted run goes on where it stopped.
+Needs a teacher-gateway (``make student`` starts one); an interrupted run resumes where it stopped.
 """
 
 import shlex

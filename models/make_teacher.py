@@ -1,7 +1,7 @@
 """Makes the embedded teacher: a byte-level BPE tokenizer and a small Qwen3 trained on the standard library's sources.
 
 Two stages: three fifths of the tokens at length 512 on libraries and their tests, the rest at length 2048 on the
-libraries alone while the learning rate falls to zero. Interrupted runs go on from their last save.
+libraries alone while the learning rate falls to zero. Interrupted runs resume from their last save.
 """
 
 import json
@@ -168,7 +168,7 @@ def main(
         model.load_state_dict(load_file(work / f"model-{first}.safetensors"), strict=False)
         model.tie_weights()
         load_state_tensors(optimizers, load_file(work / f"optimizer-{first}.safetensors"))
-        typer.echo(f"going on from step {first}")
+        typer.echo(f"resuming from step {first}")
 
     def save(step: int) -> None:
         tensors = {k: v for k, v in model.state_dict().items() if k != "lm_head.weight"}

@@ -72,7 +72,7 @@ def serve(settings: InferenceSettings) -> None:
     """Serves until SIGTERM or Ctrl-C, then lets running requests end and returns.
 
     Raises:
-        SettingsError: the address or the device cannot be had.
+        SettingsError: the address or the device is unavailable.
     """
     server_socket = listen(settings.inference_host, settings.inference_port)
     service = build(settings)
