@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
+from matplotlib.image import imread
 from matplotlib.text import Annotation
 
 from benchmarks.gateway.__main__ import GatewayBenchResults
@@ -48,8 +49,10 @@ def test_the_published_charts_are_drawn_from_what_is_published(tmp_path: Path) -
     charts = redraw(tmp_path)
     assert [chart.name for chart in charts] == ["quality-speed.png", "panels.png"]
     for chart in charts:
-        assert chart.read_bytes()[:4] == b"\x89PNG"
-        assert (PUBLISHED / chart.name).exists()
+        drawn, published = (imread(path) for path in (chart, PUBLISHED / chart.name))
+        assert drawn.shape == published.shape
+        # Processors round the edges of lines differently.
+        assert np.mean(np.abs(drawn - published).max(-1) > 0.1) < 0.001, chart.name
 
 
 @pytest.mark.parametrize("vocabulary", ["demo", "large"])
