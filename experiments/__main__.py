@@ -51,6 +51,11 @@ _RESULTS = {
     Comparison.latents: latent_results,
     Comparison.tokens: token_results,
 }
+# Printed beside what they would be taken for.
+WITHDRAWN = (
+    "pareto_*, decode_* and fast_k8 are withdrawn as claims: without its transformer a student is as good, and a GRU "
+    "with the same heads better; docs/results/students says what is missing"
+)
 _CORES = len(os.sched_getaffinity(0))
 
 
@@ -81,6 +86,7 @@ def pareto(
     draw_measured(measured, *charts)
     console.print(models_table(measured))
     print_results(console, found)
+    console.print(WITHDRAWN, highlight=False, soft_wrap=True)
     for made in (path, *charts):
         console.print(str(made), highlight=False)
     if publish is not None:
