@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from latentforge.core.manifest import list_checkpoints, read_manifest
 from latentforge.gateway.backends.local.backend import TransformersBackend
 from latentforge.gateway.settings import GatewaySettings
-from latentforge.inference.snapshot import load_snapshot
+from latentforge.inference.checkpoints.snapshot import load_snapshot
 from latentforge.model.sampling import SamplingParams
 from latentforge.teacher_client.sparse_rows import SparseRows
 from latentforge.trainer.cli.main import app

@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoTokenizer
 
 from latentforge.core.manifest import list_checkpoints, verify_checkpoint
-from latentforge.inference.snapshot import load_snapshot
+from latentforge.inference.checkpoints.snapshot import load_snapshot
 from latentforge.trainer.data.corpus import source_files, stdlib_root
 
 ROOT = Path(__file__).resolve().parents[2]

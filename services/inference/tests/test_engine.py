@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from latentforge.inference.checkpoints.snapshot import Snapshot, load_snapshot
 from latentforge.inference.engine import NO_EOS, Engine, GenerationCancelledError, GenerationJob, generate_ids
-from latentforge.inference.snapshot import Snapshot, load_snapshot
 from latentforge.model.sampling import SamplingParams
 
 Publish = Callable[..., Path]

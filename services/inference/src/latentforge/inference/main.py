@@ -14,9 +14,9 @@ from fastapi import FastAPI
 from latentforge.core.devices import choose_device
 from latentforge.core.settings import SettingsError
 from latentforge.core.sockets import http_address, listening_socket
-from latentforge.inference.app import create_app
+from latentforge.inference.checkpoints.registry import Registry
 from latentforge.inference.engine import Engine
-from latentforge.inference.registry import Registry
+from latentforge.inference.rest.app import create_app
 from latentforge.inference.settings import InferenceSettings
 
 logger = logging.getLogger(__name__)

@@ -10,8 +10,8 @@ import torch
 from rich.table import Table
 
 from latentforge.core.results import Result, ResultsFile
+from latentforge.inference.checkpoints.snapshot import Snapshot
 from latentforge.inference.engine import NO_EOS, GenerationJob, GenerationResult, generate_ids
-from latentforge.inference.snapshot import Snapshot
 from latentforge.model.devices import device_description
 from latentforge.model.generation import ChunkGenerator, TokenGenerator, store_for_one_request
 from latentforge.model.sampling import SamplingParams

@@ -10,7 +10,7 @@ from fastapi.routing import APIRoute
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from latentforge.inference.errors import RestError, error_response
+from latentforge.inference.rest.errors import RestError, error_response
 
 MAX_BODY_BYTES = 4 * 2**20
 _MOST_STRINGS = 256

@@ -5,9 +5,9 @@ import secrets
 from collections.abc import Callable, Sequence
 from itertools import takewhile
 
+from latentforge.inference.checkpoints.snapshot import Snapshot
 from latentforge.inference.engine import Engine, GenerationJob, GenerationResult
-from latentforge.inference.schemas import GenerateRequest, GenerateResponse, TokenUsage
-from latentforge.inference.snapshot import Snapshot
+from latentforge.inference.rest.schemas import GenerateRequest, GenerateResponse, TokenUsage
 from latentforge.model.chunks import left_pad_count
 from latentforge.model.sampling import SamplingParams
 

@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from latentforge.inference.bench import BenchPaces, Pace, measure, read_prompts
-from latentforge.inference.snapshot import load_snapshot
+from latentforge.inference.checkpoints.snapshot import load_snapshot
+from latentforge.inference.cli.bench import BenchPaces, Pace, measure, read_prompts
 from latentforge.model.sampling import SamplingParams
 
 Publish = Callable[..., Path]

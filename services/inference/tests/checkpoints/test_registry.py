@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from latentforge.core.manifest import MANIFEST, PINNED
-from latentforge.inference.registry import Registry
-from latentforge.inference.snapshot import Snapshot
+from latentforge.inference.checkpoints.registry import Registry
+from latentforge.inference.checkpoints.snapshot import Snapshot
 
 Publish = Callable[..., Path]
 
@@ -290,7 +290,7 @@ def test_a_checkpoint_that_cannot_be_read_now_is_tried_again(
         raise OSError(5, "Input/output error")
 
     with monkeypatch.context() as patched:
-        patched.setattr("latentforge.inference.registry.load_snapshot", fail)
+        patched.setattr("latentforge.inference.checkpoints.registry.load_snapshot", fail)
         assert served(registry) == "demo/step-00000001"
         assert registry.problem is not None
         assert "Input/output error" in registry.problem

@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from latentforge.core.settings import load_settings
+from latentforge.inference.checkpoints.snapshot import load_snapshot
 from latentforge.inference.main import Service, build
 from latentforge.inference.settings import InferenceSettings
-from latentforge.inference.snapshot import load_snapshot
 
 Publish = Callable[..., Path]
 Hold = Callable[[Service], "Gate"]
@@ -375,7 +375,9 @@ async def test_a_prompt_is_refused_by_its_bytes_before_it_is_tokenised(
         longest = "é" * (snapshot.max_prompt_bytes // 2)
         counted = await client.post("/generate", json={"prompt": longest})
         assert "tokens, but demo/step-00000001 takes at most 28" in counted.json()["error"]["message"]
-        monkeypatch.setattr("latentforge.inference.snapshot.Snapshot.encode", lambda *_: pytest.fail("tokenised"))
+        monkeypatch.setattr(
+            "latentforge.inference.checkpoints.snapshot.Snapshot.encode", lambda *_: pytest.fail("tokenised")
+        )
         response = await client.post("/generate", json={"prompt": longest + "é"})
         assert response.status_code == 400
         error = response.json()["error"]
@@ -485,7 +487,7 @@ async def test_a_failure_of_the_server_answers_500_with_the_request_id(
         def fail(*_: Any) -> None:
             raise ZeroDivisionError("secret detail")
 
-        monkeypatch.setattr("latentforge.inference.completion.prepare", fail)
+        monkeypatch.setattr("latentforge.inference.rest.completion.prepare", fail)
         response = await client.post("/generate", json={"prompt": "x"}, headers={"x-request-id": "r7"})
         assert response.status_code == 500
         assert "r7" in response.json()["error"]["message"]

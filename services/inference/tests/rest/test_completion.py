@@ -1,6 +1,6 @@
 import pytest
 
-from latentforge.inference.completion import cut_at_stop, stop_rule
+from latentforge.inference.rest.completion import cut_at_stop, stop_rule
 
 
 def decode(token_ids: list[int]) -> str:

@@ -7,7 +7,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from latentforge.core.request_id import REQUEST_ID, request_id_of
-from latentforge.inference.errors import error_response
+from latentforge.inference.rest.errors import error_response
 
 # Probes ask every few seconds and would bury everything else.
 _QUIET = {"/health", "/ready"}

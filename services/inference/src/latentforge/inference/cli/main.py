@@ -16,14 +16,14 @@ from latentforge.core.errors import describe_errors
 from latentforge.core.logs import configure_logging
 from latentforge.core.proxies import is_loopback, proxy_hint, unusable_proxy
 from latentforge.core.settings import load_settings
-from latentforge.inference import bench as benchmark
-from latentforge.inference.completion import PromptError, answer, prepare
+from latentforge.inference.checkpoints.snapshot import Snapshot
+from latentforge.inference.cli import bench as benchmark
 from latentforge.inference.engine import generate_ids
 from latentforge.inference.main import build_registry
 from latentforge.inference.main import serve as run_server
-from latentforge.inference.schemas import GenerateRequest, GenerateResponse
+from latentforge.inference.rest.completion import PromptError, answer, prepare
+from latentforge.inference.rest.schemas import GenerateRequest, GenerateResponse
 from latentforge.inference.settings import InferenceSettings
-from latentforge.inference.snapshot import Snapshot
 from latentforge.model.sampling import SamplingParams
 
 app = typer.Typer(

@@ -6,7 +6,7 @@ from pydantic import AfterValidator, AliasChoices, BaseModel, BeforeValidator, C
 from pydantic_core import PydanticCustomError
 
 from latentforge.core.errors import shown
-from latentforge.inference.errors import CONFLICT
+from latentforge.inference.rest.errors import CONFLICT
 from latentforge.model.sampling import SamplingParams
 
 _MOST_STOPS = 16

@@ -9,12 +9,12 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from latentforge.inference.bench import BenchResults
-from latentforge.inference.cli import app
-from latentforge.inference.completion import prepare
+from latentforge.inference.checkpoints.snapshot import load_snapshot
+from latentforge.inference.cli.bench import BenchResults
+from latentforge.inference.cli.main import app
 from latentforge.inference.engine import generate_ids
-from latentforge.inference.schemas import GenerateRequest
-from latentforge.inference.snapshot import load_snapshot
+from latentforge.inference.rest.completion import prepare
+from latentforge.inference.rest.schemas import GenerateRequest
 
 Publish = Callable[..., Path]
 runner = CliRunner()
@@ -22,7 +22,7 @@ runner = CliRunner()
 
 @pytest.fixture(autouse=True)
 def _plain_logging_and_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("latentforge.inference.cli.configure_logging", lambda *_, **__: None)
+    monkeypatch.setattr("latentforge.inference.cli.main.configure_logging", lambda *_, **__: None)
     monkeypatch.chdir(tmp_path)
 
 

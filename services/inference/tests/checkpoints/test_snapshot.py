@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from latentforge.core.manifest import MANIFEST, CheckpointError, FileRecord, Golden, read_manifest
-from latentforge.inference.snapshot import GREEDY, load_snapshot
+from latentforge.inference.checkpoints.snapshot import GREEDY, load_snapshot
 from latentforge.model.student import Student
 from latentforge.text.tokenizer import TextTokenizer
 

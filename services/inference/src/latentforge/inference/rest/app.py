@@ -10,13 +10,14 @@ from fastapi.middleware.cors import CORSMiddleware
 
 from latentforge.core.manifest import describe
 from latentforge.core.request_id import REQUEST_ID
-from latentforge.inference.bodies import BodyLimit, BoundedRoute
-from latentforge.inference.completion import PromptError, complete
+from latentforge.inference.checkpoints.registry import Registry
+from latentforge.inference.checkpoints.watcher import watch
 from latentforge.inference.engine import DeadlineError, Engine, EngineFullError, GenerationCancelledError
-from latentforge.inference.errors import RestError, install_error_handlers
-from latentforge.inference.middleware import RequestContext
-from latentforge.inference.registry import Registry
-from latentforge.inference.schemas import (
+from latentforge.inference.rest.bodies import BodyLimit, BoundedRoute
+from latentforge.inference.rest.completion import PromptError, complete
+from latentforge.inference.rest.errors import RestError, install_error_handlers
+from latentforge.inference.rest.middleware import RequestContext
+from latentforge.inference.rest.schemas import (
     GenerateRequest,
     GenerateResponse,
     Health,
@@ -26,7 +27,6 @@ from latentforge.inference.schemas import (
     SwapRecord,
 )
 from latentforge.inference.settings import InferenceSettings
-from latentforge.inference.watcher import watch
 
 T = TypeVar("T")
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from latentforge.core.manifest import PINNED, CheckpointError, chosen_checkpoint, list_checkpoints, newest_runs
-from latentforge.inference.snapshot import Snapshot, load_snapshot
+from latentforge.inference.checkpoints.snapshot import Snapshot, load_snapshot
 
 logger = logging.getLogger(__name__)
 

@@ -8,8 +8,8 @@ import pytest
 from fastapi import FastAPI
 
 from latentforge.core.settings import load_settings
-from latentforge.inference.bodies import MAX_BODY_BYTES, parse_json
 from latentforge.inference.main import build
+from latentforge.inference.rest.bodies import MAX_BODY_BYTES, parse_json
 from latentforge.inference.settings import InferenceSettings
 
 JSON = {"content-type": "application/json"}
@@ -83,7 +83,7 @@ async def test_a_body_of_very_many_values_is_not_even_parsed(
     client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch, body: str
 ) -> None:
     with monkeypatch.context() as patched:
-        patched.setattr("latentforge.inference.bodies.json.loads", lambda _: pytest.fail("parsed"))
+        patched.setattr("latentforge.inference.rest.bodies.json.loads", lambda _: pytest.fail("parsed"))
         response = await client.post("/generate", content=body, headers=JSON)
     assert response.status_code == 422
     assert "more than 256 strings" in response.json()["error"]["message"]
