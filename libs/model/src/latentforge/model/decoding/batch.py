@@ -1,0 +1,95 @@
+"""What decodes many texts at once: texts of any lengths join and leave between steps."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from latentforge.model.sampling import SamplingParams
+
+# An id and its log probability.
+TokenLogprob = tuple[int, float]
+
+
+@dataclass(eq=False)
+class OpenText:
+    """A text that has a slot; made by :meth:`BatchDecoding.open`, and good until it is closed.
+
+    Attributes:
+        num_unread: tokens of its prompt that are still to be read; it may step once there are none.
+        room: tokens that it may still be continued by.
+    """
+
+    num_unread: int
+    room: int
+
+
+@dataclass(frozen=True)
+class WrittenChunk:
+    """What one step wrote behind one text.
+
+    Attributes:
+        token_ids: as many as the model's chunk has; those behind an end of text mean nothing.
+        logprobs: the model's log probability of each, before temperature, penalties and truncation; None where they
+            were not asked for.
+        likeliest: for each token as many of the likeliest ids as were asked for, most likely first.
+    """
+
+    token_ids: list[int]
+    logprobs: list[float] | None = None
+    likeliest: list[list[TokenLogprob]] | None = None
+
+
+class BatchDecoding(ABC):
+    """Texts in slots of memory that is allocated once, when it is made. Not thread-safe.
+
+    Attributes:
+        num_slots: texts that may be open at the same time.
+        max_tokens: the longest text, pads of the first chunk included.
+        chunk_size: tokens that a step writes.
+        vocab_size: ids of the vocabulary.
+        eos_id: the model's own end of text.
+    """
+
+    num_slots: int
+    max_tokens: int
+    chunk_size: int
+    vocab_size: int
+    eos_id: int
+
+    @property
+    @abstractmethod
+    def num_free(self) -> int:
+        """Slots that no text has."""
+
+    @abstractmethod
+    def open(self, prompt_ids: Sequence[int], params: SamplingParams, logprobs: int | None = None) -> OpenText:
+        """Takes a slot for a text that begins with ``prompt_ids``; nothing is read yet.
+
+        Args:
+            prompt_ids: may be none; where their number is no multiple of K, pads go before them, as in training.
+            params: how its tokens are drawn.
+            logprobs: None for none; else each token's log probability, and so many of the likeliest ids.
+
+        Raises:
+            ValueError: an id is not in the vocabulary, or the prompt leaves no room for a step.
+            RuntimeError: no slot is free.
+        """
+
+    @abstractmethod
+    def prefill(self, texts: Sequence[OpenText], max_tokens: int) -> int:
+        """Reads up to ``max_tokens`` (and always at least one chunk) of the texts' prompts, in the order given.
+
+        Several prompts are read at once, and a long one in pieces. Pieces begin at fixed places of a prompt, whatever
+        else is read beside it, so that its numbers do not depend on that.
+
+        Returns:
+            How many tokens were read.
+        """
+
+    @abstractmethod
+    def step(self, texts: Sequence[OpenText]) -> list[WrittenChunk]:
+        """Writes a chunk behind each of the texts, all of which have been read; in their order."""
+
+    @abstractmethod
+    def close(self, text: OpenText) -> None:
+        """Frees the text's slot."""

@@ -1,0 +1,1 @@
+"""The serving engine: many requests, one loop of steps; ids only."""
