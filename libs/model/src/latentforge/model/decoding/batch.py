@@ -1,7 +1,7 @@
 """What decodes many texts at once: texts of any lengths join and leave between steps."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 
 from latentforge.model.sampling import SamplingParams
@@ -32,11 +32,26 @@ class WrittenChunk:
         logprobs: the model's log probability of each, before temperature, penalties and truncation; None where they
             were not asked for.
         likeliest: for each token as many of the likeliest ids as were asked for, most likely first.
+        finite: False where a logit that it was drawn from is NaN or infinite; its ids mean nothing then.
     """
 
     token_ids: list[int]
     logprobs: list[float] | None = None
     likeliest: list[list[TokenLogprob]] | None = None
+    finite: bool = True
+
+
+@dataclass(frozen=True)
+class TextLogprobs:
+    """Each token's log probability behind those before it; the first one's is that at the beginning of a text.
+
+    Attributes:
+        logprobs: one for each token.
+        likeliest: for each token as many of the likeliest ids as were asked for, most likely first.
+    """
+
+    logprobs: list[float]
+    likeliest: list[list[TokenLogprob]]
 
 
 class BatchDecoding(ABC):
@@ -93,3 +108,18 @@ class BatchDecoding(ABC):
     @abstractmethod
     def close(self, text: OpenText) -> None:
         """Frees the text's slot."""
+
+    @abstractmethod
+    def score(self, token_ids: Sequence[int], likeliest: int = 0) -> Generator[None, None, TextLogprobs]:
+        """Teacher-forced log probabilities of a text, which takes no slot; a bounded piece of work for each ``next()``.
+
+        Args:
+            token_ids: at least one.
+            likeliest: for each token so many of the likeliest ids as well.
+
+        Returns:
+            What the generator returns at its end.
+
+        Raises:
+            ValueError: at the first ``next()``: an id is not in the vocabulary, or the text is longer than the context.
+        """

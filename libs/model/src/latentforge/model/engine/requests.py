@@ -62,11 +62,3 @@ class Written:
     logprobs: list[float] | None = None
     likeliest: list[list[TokenLogprob]] | None = None
     finish_reason: Literal["stop", "length"] | None = None
-
-
-@dataclass(frozen=True)
-class TextLogprobs:
-    """What a scoring request is answered: the first token's are its log probability at the beginning of a text."""
-
-    logprobs: list[float]
-    likeliest: list[list[TokenLogprob]]
