@@ -40,3 +40,36 @@ def test_metrics_go_to_jsonl_and_tensorboard(tmp_path: Path) -> None:
     records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [(r["step"], r["kind"]) for r in records] == [(1, "train"), (2, "train"), (3, "train"), (3, "held_out")]
     assert list((tmp_path / "tensorboard" / "student").glob("events.out.*"))
+
+
+def test_the_status_has_the_curves_and_the_speed(tmp_path: Path) -> None:
+    status = Status("r")
+    run_steps(tmp_path, Console(file=io.StringIO()), status)
+    assert [point["step"] for point in status.train] == [1, 2, 3]
+    assert [point["ce"] for point in status.train] == [1.5, 0.75, 0.5]
+    assert all(point["tokens_per_s"] > 0 for point in status.train)
+    assert status.held_out == [{"step": 3, "ce": 0.25}]
+    assert status.tokens_per_s == status.train[-1]["tokens_per_s"]
+    assert status.teacher_wait_seconds is None
+
+
+def test_a_resumed_stage_has_the_curves_from_before_and_none_of_what_is_done_again(tmp_path: Path) -> None:
+    run_steps(tmp_path, Console(file=io.StringIO()), Status("r"))
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"stage": "autoencoder", "step": 1, "kind": "train", "time": 0.0, "ce": 9.0}) + "\n")
+    status = Status("r")
+    with StageProgress(tmp_path, "student", 4, status, first=2, console=Console(file=io.StringIO())) as progress:
+        assert [point["ce"] for point in status.train] == [1.5, 0.75]
+        assert status.train[0]["tokens_per_s"] > 0
+        assert status.held_out == []
+        progress.step(3, {"ce": 0.6}, 100)
+    assert [point["ce"] for point in status.train] == [1.5, 0.75, 0.6]
+
+
+def test_a_stage_with_an_unreadable_line_resumes_with_an_empty_curve(tmp_path: Path) -> None:
+    run_steps(tmp_path, Console(file=io.StringIO()), Status("r"))
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"stage": "stu')
+    status = Status("r")
+    with StageProgress(tmp_path, "student", 4, status, first=2, console=Console(file=io.StringIO())):
+        assert status.train == []

@@ -170,3 +170,16 @@ def test_a_student_that_is_not_finite_is_not_published(
         train(run, *split_tail(packed), *folder)
     assert steps_of(run) == []
     assert not (run.folder / "token-level").exists()
+
+
+def test_the_status_has_the_curves_of_the_run_and_the_wait_for_its_teacher(
+    known_teacher: Any, make_run: Any, packed: PackedData, autoencoder: Path
+) -> None:
+    run = make_run("status", port=known_teacher.port)
+    result = train_student(run, *split_tail(packed), autoencoder)
+    status = run.status
+    assert [point["step"] for point in status.train] == list(range(1, result.steps + 1))
+    assert {"step", "loss", "ce", "kd", "tokens_per_s"} <= status.train[-1].keys()
+    assert status.held_out == [point.model_dump(exclude_none=True) for point in result.curve]
+    assert status.teacher_wait_seconds is not None
+    assert status.teacher_wait_seconds > 0

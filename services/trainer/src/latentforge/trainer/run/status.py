@@ -10,6 +10,7 @@ from fastapi import FastAPI
 
 from latentforge.core.settings import SettingsError
 from latentforge.core.sockets import listening_socket
+from latentforge.trainer.run.curve import Point
 
 
 @dataclass
@@ -22,6 +23,9 @@ class Status:
         step, of: in the stage; tokens while data is packed.
         losses: the newest figures.
         eta: seconds left in the stage; None while unknown.
+        tokens_per_s: over the newest steps, validations between them included; None before the second step.
+        teacher_wait_seconds: how long this process has waited for its teacher; None where it has none.
+        train, held_out: the stage's curves, a bounded number of points with ``step`` and figures by name.
         done: the run is finished.
         error: why it failed, or None.
     """
@@ -32,6 +36,10 @@ class Status:
     of: int = 0
     losses: dict[str, float] = field(default_factory=dict)
     eta: float | None = None
+    tokens_per_s: float | None = None
+    teacher_wait_seconds: float | None = None
+    train: list[Point] = field(default_factory=list)
+    held_out: list[Point] = field(default_factory=list)
     done: bool = False
     error: str | None = None
 
@@ -48,7 +56,7 @@ def build_app(status: Status) -> FastAPI:
 
     @app.get("/status")
     def get_status() -> dict[str, Any]:
-        """Stage, step, losses, time left, and whether the run is done or failed."""
+        """Stage, step, losses, speed, curves, time left, and whether the run is done or failed."""
         return asdict(status)
 
     return app

@@ -50,6 +50,9 @@ class TeacherLink:
         stop: asked while waiting; True raises Interrupted.
         api_key: the gateway's, if it has one.
         tls_ca: PEM file of the root certificate of a gateway with TLS.
+
+    Attributes:
+        waited: seconds that :meth:`wait` has taken so far, while nothing else was done.
     """
 
     def __init__(
@@ -62,6 +65,7 @@ class TeacherLink:
         tls_ca: Path | None = None,
     ) -> None:
         self.target, self.stop = target, stop
+        self.waited = 0.0
         self._patience = patience
         self._api_key, self._tls_ca = api_key, tls_ca
         self._lost_since: float | None = None
@@ -155,10 +159,14 @@ class TeacherLink:
         Raises:
             Interrupted: ``stop`` said so meanwhile.
         """
-        while not self.stop():
-            done, _ = wait([future], timeout=0.2)
-            if done:
-                return future.result()
+        started = time.monotonic()
+        try:
+            while not self.stop():
+                done, _ = wait([future], timeout=0.2)
+                if done:
+                    return future.result()
+        finally:
+            self.waited += time.monotonic() - started
         future.cancel()
         raise Interrupted
 
