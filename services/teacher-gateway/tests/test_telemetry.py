@@ -11,7 +11,7 @@ import pytest
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
-from latentforge.gateway import telemetry
+from latentforge.core.tracing import span, trace_headers
 from latentforge.gateway.backends.base import BackendError, FailureKind
 from latentforge.gateway.backends.upstream import Api, Upstream
 from latentforge.gateway.breaker import Breaker
@@ -172,9 +172,9 @@ async def test_a_collector_that_is_gone_costs_no_call(run_gateway: Any, free_por
 
 
 def test_nothing_is_traced_outside_a_traced_call() -> None:
-    with telemetry.span("nothing") as note:
+    with span("nothing") as note:
         note("a", 1)
-        assert telemetry.trace_headers() == {}
+        assert trace_headers() == {}
 
 
 def test_without_an_endpoint_no_tracing_is_even_imported() -> None:

@@ -12,6 +12,7 @@ from grpc_reflection.v1alpha import reflection
 
 from latentforge.core.settings import SettingsError
 from latentforge.core.sockets import host_port
+from latentforge.core.tracing import Tracing
 from latentforge.gateway.backends import build_backend
 from latentforge.gateway.backends.base import Backend
 from latentforge.gateway.cache import open_cache
@@ -22,7 +23,6 @@ from latentforge.gateway.rpc.request_size import SizeInterceptor
 from latentforge.gateway.rpc.servicer import TeacherServicer
 from latentforge.gateway.scoring.teacher import Teacher
 from latentforge.gateway.settings import GatewaySettings
-from latentforge.gateway.telemetry import Tracing
 from latentforge.teacher.v1.teacher_pb2_grpc import add_TeacherServiceServicer_to_server
 from latentforge.teacher_client.wire import MAX_MESSAGE_BYTES
 
@@ -68,7 +68,9 @@ class Gateway:
         """
         settings = self._settings
         if settings.otel_exporter_otlp_endpoint is not None:
-            self._tracing = Tracing(settings.otel_exporter_otlp_endpoint, version("latentforge-teacher-gateway"))
+            self._tracing = Tracing(
+                settings.otel_exporter_otlp_endpoint, "teacher-gateway", version("latentforge-teacher-gateway")
+            )
         interceptors: list[Any] = [CallInterceptor(self.metrics, self._tracing)]
         if settings.gateway_api_key is not None:
             interceptors.append(KeyInterceptor(settings.gateway_api_key))

@@ -14,13 +14,13 @@ import tenacity
 from pydantic import SecretStr
 
 from latentforge.core.proxies import proxy_hint
+from latentforge.core.tracing import span, trace_headers
 from latentforge.gateway.backends.base import BackendError, FailureKind
 from latentforge.gateway.backends.http_api import error_text, open_client, without_key
 from latentforge.gateway.backends.rate_limits import ApiRateLimits, retry_after
 from latentforge.gateway.breaker import Breaker
 from latentforge.gateway.metrics import Metrics
 from latentforge.gateway.settings import shown_url
-from latentforge.gateway.telemetry import span, trace_headers
 
 T = TypeVar("T")
 

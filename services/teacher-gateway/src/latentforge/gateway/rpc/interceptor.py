@@ -14,10 +14,11 @@ from grpc_status import rpc_status
 
 from latentforge.core.logs import bind_log_fields, log_exception, log_fields
 from latentforge.core.request_id import REQUEST_ID, request_id_of
+from latentforge.core.tracing import Tracing
 from latentforge.gateway.backends.base import BackendError, FailureKind
 from latentforge.gateway.metrics import Metrics
 from latentforge.gateway.rpc.errors import ApiError, teacher_failed
-from latentforge.gateway.telemetry import Tracing
+from latentforge.gateway.telemetry import end_call, start_call
 from latentforge.teacher.v1 import teacher_pb2
 
 logger = logging.getLogger(__name__)
@@ -128,7 +129,7 @@ class CallInterceptor(HandlerInterceptor):
         context.set_trailing_metadata(((REQUEST_ID, call.request_id),))
         self._metrics.in_flight.inc()
         started = time.perf_counter()
-        span = None if self._tracing is None else self._tracing.start_call(f"{SERVICE}/{method}", metadata)
+        span = None if self._tracing is None else start_call(self._tracing, f"{SERVICE}/{method}", metadata)
         try:
             async with _failures_told(call.request_id, method, context):
                 yield call
@@ -142,7 +143,7 @@ class CallInterceptor(HandlerInterceptor):
             self._metrics.requests.labels(method, call.code.name).inc()
             self._metrics.request_seconds.labels(method).observe(seconds)
             if span is not None:
-                span.end_call(call.code, call.request_id, tokens=call.tokens, rows=call.rows)
+                end_call(span, call.code, call.request_id, tokens=call.tokens, rows=call.rows)
             _log_line(call, seconds, context)
 
 

@@ -4,9 +4,9 @@ import logging
 from collections.abc import Sequence
 
 from latentforge.core.logs import log_exception
+from latentforge.core.tracing import span
 from latentforge.gateway.backends.base import Backend, BackendError, FailureKind
 from latentforge.gateway.scoring.inflight import InFlightSequence
-from latentforge.gateway.telemetry import span
 from latentforge.teacher_client.sparse_rows import SparseRows
 
 logger = logging.getLogger(__name__)

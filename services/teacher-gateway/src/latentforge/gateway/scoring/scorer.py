@@ -5,6 +5,7 @@ import logging
 import time
 from collections import deque
 
+from latentforge.core.tracing import span
 from latentforge.gateway.backends.base import Backend, TokenIds
 from latentforge.gateway.cache.base import KeyMaker
 from latentforge.gateway.cache.guarded import GuardedCache
@@ -15,7 +16,6 @@ from latentforge.gateway.scoring.dispatcher import Computed, Dispatcher, Scoring
 from latentforge.gateway.scoring.fitting import fitted
 from latentforge.gateway.scoring.inflight import InFlightSequence, InFlightTable, ScoredRows
 from latentforge.gateway.scoring.stats import ScoringStats
-from latentforge.gateway.telemetry import span
 from latentforge.teacher_client.sparse_rows import CorruptRowsError, LogprobDtype, PackedRows, SparseRows
 
 logger = logging.getLogger(__name__)

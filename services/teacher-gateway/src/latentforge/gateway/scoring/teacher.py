@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from latentforge.core.tracing import span
 from latentforge.gateway.backends.base import (
     Backend,
     BackendError,
@@ -26,7 +27,6 @@ from latentforge.gateway.scoring.scorer import Scorer
 from latentforge.gateway.scoring.stats import ScoringStats
 from latentforge.gateway.scoring.token_budget import TokenBudget
 from latentforge.gateway.settings import GatewaySettings
-from latentforge.gateway.telemetry import span
 from latentforge.teacher_client.sparse_rows import LogprobDtype, PackedRows, SparseRows
 from latentforge.text.tokenizer import TextTokenizer
 
