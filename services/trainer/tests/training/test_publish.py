@@ -3,8 +3,9 @@ from typing import Any
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 
-from latentforge.core.manifest import TeacherId, read_manifest
+from latentforge.core.manifest import TeacherId, read_manifest, verify_checkpoint
 from latentforge.model.io import load_autoencoder
 from latentforge.trainer.config.sections import StudentRecipe
 from latentforge.trainer.errors import TrainerError
@@ -54,6 +55,20 @@ def test_what_is_not_finite_is_not_published(
         publish(run, model, TEACHER, 7, metrics)
     assert published(run, model) == []
     assert not is_published(run, model, 7)
+
+
+def test_a_model_card_is_published_with_the_weights_and_the_manifest_counts_it(
+    make_run: Any, autoencoder: Path
+) -> None:
+    run = make_run(overrides={"license": "apache-2.0"})
+    model = latent_learner(run, load_autoencoder(autoencoder), torch.ones(260, dtype=torch.int64)).model
+    publish(run, model, TEACHER, 7, {"held_out_ce": 3.0})
+    place = run.settings.checkpoints_dir / "tiny" / "step-00000007"
+    assert "README.md" in verify_checkpoint(place).files
+    card = ModelCard((place / "README.md").read_text(encoding="utf-8"))
+    assert "license: apache-2.0\nlibrary_name: latentforge\n" in card.content
+    assert "# tiny/step-00000007" in card.text
+    assert "| `held_out_ce` | 3 |" in card.text
 
 
 def test_what_is_published_is_found(make_run: Any, autoencoder: Path) -> None:

@@ -156,8 +156,12 @@ def publish_checkpoint(root: Path, run: str, step: int, draft: ManifestDraft, wr
     return place
 
 
-def read_manifest(place: Path) -> Manifest:
+def read_manifest(place: Path, *, anywhere: bool = False) -> Manifest:
     """A checkpoint's manifest.
+
+    Args:
+        place: the checkpoint's folder.
+        anywhere: it may have any name, as copies and downloads have.
 
     Raises:
         CheckpointError: there is none, it is unreadable, or it belongs to another folder.
@@ -179,7 +183,7 @@ def read_manifest(place: Path) -> Manifest:
         raise CheckpointError(
             f"{path} is not a manifest of this version: {'; '.join(describe_errors(error))}; publish it anew"
         ) from None
-    if place.name != step_folder(manifest.step):
+    if not anywhere and place.name != step_folder(manifest.step):
         raise CheckpointError(f"{path} says step {manifest.step}, which belongs in {step_folder(manifest.step)}/")
     return manifest
 
@@ -196,14 +200,22 @@ def verify_checkpoint(place: Path) -> Manifest:
         raise CheckpointError(f"{place}: {missing[0]} is missing")
     if strange := sorted(present - set(manifest.files)):
         raise CheckpointError(f"{place}: {strange[0]} is not in its manifest")
-    for name, record in manifest.files.items():
-        path = place / name
-        size = path.stat().st_size
-        if size != record.size:
-            raise CheckpointError(f"{path} has {size} bytes, its manifest says {record.size}")
-        if sha256_of(path) != record.sha256:
-            raise CheckpointError(f"{path} does not have the sha256 that its manifest says")
+    for name in manifest.files:
+        verify_file(place, manifest, name)
     return manifest
+
+
+def verify_file(place: Path, manifest: Manifest, name: str) -> None:
+    """Checks size and sha256 of a file that the manifest names; raises CheckpointError where they differ."""
+    path, record = place / name, manifest.files[name]
+    try:
+        size = path.stat().st_size
+    except FileNotFoundError:
+        raise CheckpointError(f"{place}: {name} is missing") from None
+    if size != record.size:
+        raise CheckpointError(f"{path} has {size} bytes, its manifest says {record.size}")
+    if sha256_of(path) != record.sha256:
+        raise CheckpointError(f"{path} does not have the sha256 that its manifest says")
 
 
 def list_checkpoints(run_folder: Path, on_error: OnError = _tell) -> list[Path]:

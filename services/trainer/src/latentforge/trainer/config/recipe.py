@@ -31,6 +31,9 @@ class Recipe(Section):
     precision: Literal["float32", "bfloat16"] = Field(
         "float32", description="Of the forward pass; weights and optimizer state stay float32."
     )
+    license: str = Field(
+        "unknown", description="Of the weights, for the model card: as the Hugging Face hub names it, like mit."
+    )
     data: DataRecipe = Field(DataRecipe(), description="How text becomes sequences.")
     teacher: TeacherRecipe = Field(TeacherRecipe(), description="What is asked of the teacher.")
     autoencoder: AutoencoderRecipe = Field(description="The autoencoder and its training.")

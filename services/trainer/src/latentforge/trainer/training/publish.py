@@ -25,6 +25,7 @@ from latentforge.model.finite import check_finite
 from latentforge.model.generation import ChunkGenerator
 from latentforge.model.io import save_pretrained
 from latentforge.model.latent_model import LatentModel
+from latentforge.model.model_card import CARD, model_card
 from latentforge.model.sampling import SamplingParams
 from latentforge.model.token_level import TokenLevelModel
 from latentforge.text.tokenizer import TextTokenizer
@@ -115,10 +116,13 @@ def publish(
         golden=_golden(run, model, prompt_ids),
     )
 
+    card = model_card(model, draft, f"{run.name}/{step_folder(step)}", run.recipe.license)
+
     def write(folder: Path) -> None:
         save_pretrained(model.autoencoder, folder / "autoencoder")
         save_pretrained(model.student, folder / "student")
         copy_tokenizer(run.tokenizer, folder / "tokenizer")
+        (folder / CARD).write_text(card, encoding="utf-8")
 
     place = publish_checkpoint(run.settings.checkpoints_dir, run.name, step, draft, write)
     return f"{run.name}/{place.name}"

@@ -1,0 +1,105 @@
+"""The model card of a checkpoint: README.md with the front matter that the Hugging Face hub reads."""
+
+import math
+from typing import Any
+
+import torch
+from huggingface_hub import ModelCard, ModelCardData
+
+from latentforge.core.manifest import Manifest, ManifestDraft
+from latentforge.model.latent_model import LatentModel
+
+CARD = "README.md"
+LIBRARY = "latentforge"
+PIPELINE = "text-generation"
+TAGS = ("chunk-level", "knowledge-distillation", "latentforge")
+# As the hub says of weights whose maker has not chosen one.
+NO_LICENSE = "unknown"
+
+TEMPLATE = """\
+---
+{{ card_data }}
+---
+
+# {{ id }}
+
+A student of LatentForge: a language model that writes {{ k }} tokens per autoregressive step, distilled from a teacher
+that writes one.
+
+| | |
+| --- | --- |
+| teacher | {{ teacher.model }} ({{ teacher.backend }}, {{ teacher.revision }}) |
+| K, tokens of a step | {{ k }} |
+| D, dimensions of a latent | {{ d }} |
+| vocabulary | {{ vocab_size }} ids, tokenizer {{ fingerprint }} |
+| context | {{ max_tokens }} tokens |
+| student | {{ layers }} layers of width {{ hidden }}; {{ student }} parameters |
+| autoencoder | {{ autoencoder }} parameters |
+| license of the weights | {{ license }} |
+
+## Use
+
+```python
+from latentforge.model import LatentStudent
+
+student = LatentStudent.from_pretrained("folder or hub id")
+print(student.generate("def main():", max_new_tokens=64, seed=1))
+```
+
+To serve it, put this folder's files into `checkpoints/{{ id }}/` and run `make serve`. `manifest.json` lists size and
+sha256 of every file, this card's too: a server refuses a folder of which a file was changed.
+
+## Measured
+
+As training measured it on text that it did not learn from; cross-entropy and divergence are in nats per token.
+
+{% if metrics %}| metric | value |
+| --- | --- |
+{% for name, value in metrics.items() %}| `{{ name }}` | {{ "%.4g" | format(value) }} |
+{% endfor %}{% else %}Nothing.
+{% endif %}
+## Limits
+
+It knows what its teacher's distributions on one data set taught it, and nothing was done against false, offensive or
+memorised text. Small students repeat themselves. A text longer than the context is refused, not cut.
+"""
+
+
+def model_card(model: LatentModel, manifest: Manifest | ManifestDraft, checkpoint: str, license_name: str) -> str:
+    """The text of a checkpoint's README.md.
+
+    Args:
+        model: its autoencoder and student.
+        manifest: what is known of it.
+        checkpoint: its id, ``<run>/step-00001200``.
+        license_name: of the weights, as the hub names it; NO_LICENSE where nobody has chosen one.
+    """
+    data = ModelCardData(license=license_name, library_name=LIBRARY, pipeline_tag=PIPELINE, tags=list(TAGS))
+    values = card_values(model, manifest, checkpoint, license_name)
+    return str(ModelCard.from_template(data, template_str=TEMPLATE, **values))
+
+
+def card_values(
+    model: LatentModel, manifest: Manifest | ManifestDraft, checkpoint: str, license_name: str
+) -> dict[str, Any]:
+    """What :data:`TEMPLATE` has to be filled with besides the front matter."""
+    config = model.student.config
+    return {
+        "id": checkpoint,
+        "teacher": manifest.teacher,
+        "k": manifest.chunk_size,
+        "d": manifest.latent_size,
+        "vocab_size": f"{config.vocab_size:,}",
+        "fingerprint": manifest.tokenizer_fingerprint[:12],
+        "max_tokens": f"{model.max_tokens:,}",
+        "layers": config.num_layers,
+        "hidden": config.hidden_size,
+        "student": f"{_num_parameters(model.student):,}",
+        "autoencoder": f"{_num_parameters(model.autoencoder):,}",
+        "license": "none chosen yet" if license_name == NO_LICENSE else license_name,
+        "metrics": {name: value for name, value in manifest.metrics.items() if math.isfinite(value)},
+    }
+
+
+def _num_parameters(module: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
