@@ -66,7 +66,8 @@ def test_a_model_card_is_published_with_the_weights_and_the_manifest_counts_it(
     place = run.settings.checkpoints_dir / "tiny" / "step-00000007"
     assert "README.md" in verify_checkpoint(place).files
     card = ModelCard((place / "README.md").read_text(encoding="utf-8"))
-    assert "license: apache-2.0\nlibrary_name: latentforge\n" in card.content
+    assert "\nlicense: apache-2.0\n" in card.content
+    assert "\nlibrary_name: latentforge\n" in card.content
     assert "# tiny/step-00000007" in card.text
     assert "| `held_out_ce` | 3 |" in card.text
 
