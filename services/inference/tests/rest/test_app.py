@@ -322,16 +322,6 @@ async def test_at_most_ten_wrong_fields_are_named(running: Running) -> None:
         assert "f10" not in message
 
 
-async def test_probes_may_ask_with_head(running: Running, publish: Publish) -> None:
-    async with running() as (client, _):
-        assert (await client.head("/health")).status_code == 503
-        assert (await client.head("/ready")).status_code == 503
-        publish(1)
-        await serving(client, 1)
-        assert (await client.head("/health")).status_code == 200
-        assert (await client.head("/ready")).status_code == 200
-
-
 async def test_a_body_that_is_no_json_and_a_path_that_is_not_there_answer_in_the_same_shape(running: Running) -> None:
     async with running() as (client, _):
         torn = await client.post("/generate", content='{"prompt": ', headers={"content-type": "application/json"})
@@ -400,8 +390,9 @@ async def test_a_full_queue_answers_429_with_retry_after(running: Running, publi
         assert refused.status_code == 429
         assert int(refused.headers["retry-after"]) >= 1
         assert refused.json()["error"]["code"] == "queue_full"
+        # Full is not ill: it answers, and this one says for how long.
         ready = await client.get("/ready")
-        assert ready.status_code == 503
+        assert ready.status_code == 200
         assert (ready.json()["running"], ready.json()["queued"]) == (1, 1)
         assert (await client.get("/health")).status_code == 200
         gate.set()
@@ -455,26 +446,6 @@ async def test_a_client_that_hangs_up_cancels_its_generation(running: Running, p
         gate.set()
         await until(lambda: service.engine.running == 0)
         assert gate.steps == 3
-
-
-async def test_cors_and_the_request_id_are_on_every_answer(running: Running) -> None:
-    async with running() as (client, _):
-        asked = {"origin": "https://example.org", "x-request-id": "abc-1"}
-        for path in ("/health", "/nowhere"):
-            response = await client.get(path, headers=asked)
-            assert response.headers["access-control-allow-origin"] == "*"
-            assert response.headers["x-request-id"] == "abc-1"
-        assert len((await client.get("/health")).headers["x-request-id"]) == 32
-        preflight = await client.options("/generate", headers=asked | {"access-control-request-method": "POST"})
-        assert preflight.status_code == 200
-
-
-async def test_cors_can_be_kept_to_some_origins(running: Running) -> None:
-    async with running(cors_origins="https://a.org, https://b.org") as (client, _):
-        allowed = await client.get("/health", headers={"origin": "https://b.org"})
-        assert allowed.headers["access-control-allow-origin"] == "https://b.org"
-        refused = await client.get("/health", headers={"origin": "https://c.org"})
-        assert "access-control-allow-origin" not in refused.headers
 
 
 async def test_a_failure_of_the_server_answers_500_with_the_request_id(

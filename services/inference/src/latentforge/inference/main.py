@@ -2,20 +2,25 @@
 
 import errno
 import logging
-import signal
 import socket
 from dataclasses import dataclass
-from types import FrameType
+from importlib.metadata import version
 
 import torch
-import uvicorn
 from fastapi import FastAPI
 
 from latentforge.core.devices import choose_device
 from latentforge.core.settings import SettingsError
 from latentforge.core.sockets import http_address, listening_socket
+from latentforge.core.tracing import Tracing
 from latentforge.inference.checkpoints.registry import Registry
+from latentforge.inference.edge.bodies import BodyLimits
+from latentforge.inference.edge.install import install
+from latentforge.inference.edge.protocol import ConnectionLimits
+from latentforge.inference.edge.server import DrainingServer
 from latentforge.inference.engine import Engine
+from latentforge.inference.operation.drain import Drain
+from latentforge.inference.operation.metrics import InferenceMetrics
 from latentforge.inference.rest.app import create_app
 from latentforge.inference.settings import InferenceSettings
 
@@ -27,6 +32,9 @@ class Service:
     app: FastAPI
     registry: Registry
     engine: Engine
+    drain: Drain
+    metrics: InferenceMetrics
+    tracing: Tracing | None
 
 
 def build_registry(settings: InferenceSettings) -> Registry:
@@ -45,7 +53,18 @@ def build(settings: InferenceSettings) -> Service:
         queue_limit=settings.inference_queue_limit,
         request_timeout=settings.inference_request_timeout,
     )
-    return Service(create_app(settings, registry, engine), registry, engine)
+    drain, metrics = Drain(), InferenceMetrics()
+    tracing = None
+    if settings.otel_exporter_otlp_endpoint is not None:
+        tracing = Tracing(settings.otel_exporter_otlp_endpoint, "inference", version("latentforge-inference"))
+
+    def longest_prompt() -> int | None:
+        return registry.current.max_prompt_bytes if registry.current else None
+
+    app = create_app(settings, registry, engine, drain)
+    limits = BodyLimits(settings.inference_max_body_bytes, settings.inference_body_seconds, longest_prompt)
+    install(app, settings, limits, drain, metrics, tracing)
+    return Service(app, registry, engine, drain, metrics, tracing)
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -69,29 +88,24 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def serve(settings: InferenceSettings) -> None:
-    """Serves until SIGTERM or Ctrl-C, then lets running requests end and returns.
+    """Serves until SIGTERM or Ctrl-C, then refuses new requests, lets those that run end, and returns.
 
     Raises:
         SettingsError: the address or the device is unavailable.
     """
     server_socket = listen(settings.inference_host, settings.inference_port)
     service = build(settings)
-    config = uvicorn.Config(
-        service.app,
-        log_config=None,
-        access_log=False,
-        timeout_graceful_shutdown=settings.inference_shutdown_seconds,
+    seconds = settings.inference_body_seconds
+    limits = ConnectionLimits(settings.inference_max_connections, seconds, seconds)
+    server = DrainingServer(
+        service.app, service.drain, settings.inference_shutdown_seconds, service.engine.close, limits
     )
-    # uvicorn raises the signal that stopped it once more when it is done; by default that would be the exit status.
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, _leave)
     logger.info("listening on %s, watching %s", http_address(server_socket), settings.checkpoints_dir)
     try:
-        uvicorn.Server(config).run(sockets=[server_socket])
+        server.run(sockets=[server_socket])
     finally:
         service.engine.close()
         server_socket.close()
-
-
-def _leave(number: int, frame: FrameType | None) -> None:
-    raise SystemExit(0)
+        if service.tracing is not None:
+            service.tracing.close()
+    logger.info("stopped")

@@ -1,12 +1,15 @@
 """What the service can be told, from the environment, .env or the command line."""
 
+import re
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, SecretStr, field_validator
 
 from latentforge.core.devices import DeviceName
 from latentforge.core.settings import ServiceSettings
+
+_KEY = re.compile(r"[!-~]+")
 
 
 class InferenceSettings(ServiceSettings):
@@ -44,11 +47,51 @@ class InferenceSettings(ServiceSettings):
     inference_shutdown_seconds: int = Field(
         60, ge=1, description="Seconds that running requests get to end after SIGTERM."
     )
+    inference_max_body_bytes: int = Field(
+        4 * 2**20, ge=1024, description="Bytes that the body of a request may have; a longer one is answered 413."
+    )
+    inference_body_seconds: float = Field(
+        20.0,
+        gt=0,
+        le=3600,
+        description="Seconds that a request's headers may take to arrive, and its body then; it is answered 408.",
+    )
+    inference_max_connections: int = Field(
+        1000, ge=1, description="Connections that may be open at one time; more are answered 503."
+    )
+    inference_api_key: SecretStr | None = Field(
+        None,
+        description="Callers must send it, or one of several with commas between them, as a bearer token; unset lets "
+        "everybody in.",
+    )
     inference_cors_origins: str = Field(
-        "*", description="Origins that browsers may call from, separated by commas; * for all."
+        "",
+        description="Origins whose pages may call, as https://a.example with commas between them; * for all, unset "
+        "for none but the server's own.",
+    )
+    otel_exporter_otlp_endpoint: str | None = Field(
+        None, pattern=r"^https?://\S+$", description="Where traces go, as http://localhost:4317; unset makes none."
     )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="Least level that is logged.")
+    log_json: bool | None = Field(None, description="JSON lines; unset is JSON when stderr is not a terminal.")
+
+    @field_validator("inference_api_key")
+    @classmethod
+    def _keys_that_a_header_can_hold(cls, value: SecretStr | None) -> SecretStr | None:
+        for key in _listed(value.get_secret_value()) if value else []:
+            if not _KEY.fullmatch(key):
+                raise ValueError("a key is letters, digits and punctuation of ASCII, without spaces; make another")
+        return value
+
+    @property
+    def api_keys(self) -> list[str]:
+        """Keys that let a caller in; none lets everybody in."""
+        return _listed(self.inference_api_key.get_secret_value()) if self.inference_api_key else []
 
     @property
     def origins(self) -> list[str]:
-        return [origin.strip() for origin in self.inference_cors_origins.split(",") if origin.strip()]
+        return _listed(self.inference_cors_origins)
+
+
+def _listed(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]

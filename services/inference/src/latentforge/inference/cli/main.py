@@ -56,7 +56,7 @@ def serve(
             checkpoints_dir=checkpoints,
             checkpoint_run=run,
         )
-        configure_logging("inference", level=settings.log_level)
+        configure_logging("inference", level=settings.log_level, json_lines=settings.log_json)
         run_server(settings)
 
 

@@ -6,17 +6,15 @@ from contextlib import asynccontextmanager, suppress
 from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request, Response
-from fastapi.middleware.cors import CORSMiddleware
 
 from latentforge.core.manifest import describe
-from latentforge.core.request_id import REQUEST_ID
 from latentforge.inference.checkpoints.registry import Registry
 from latentforge.inference.checkpoints.watcher import watch
 from latentforge.inference.engine import DeadlineError, Engine, EngineFullError, GenerationCancelledError
-from latentforge.inference.rest.bodies import BodyLimit, BoundedRoute
+from latentforge.inference.operation.drain import Drain
+from latentforge.inference.rest.bodies import BoundedRoute
 from latentforge.inference.rest.completion import PromptError, complete
 from latentforge.inference.rest.errors import RestError, install_error_handlers
-from latentforge.inference.rest.middleware import RequestContext
 from latentforge.inference.rest.schemas import (
     GenerateRequest,
     GenerateResponse,
@@ -35,7 +33,7 @@ class ClientGoneError(Exception):
     """The client hung up before its answer was ready."""
 
 
-def create_app(settings: InferenceSettings, registry: Registry, engine: Engine) -> FastAPI:
+def create_app(settings: InferenceSettings, registry: Registry, engine: Engine, drain: Drain) -> FastAPI:
     """The application; while it runs it watches the checkpoints folder, and it closes the engine at its end."""
 
     @asynccontextmanager
@@ -51,16 +49,6 @@ def create_app(settings: InferenceSettings, registry: Registry, engine: Engine) 
 
     app = FastAPI(title="LatentForge inference", version="0.1.0", lifespan=lifespan)
     app.router.route_class = BoundedRoute
-    # The last one added sees a request first.
-    app.add_middleware(BodyLimit)
-    app.add_middleware(RequestContext)
-    app.add_middleware(
-        CORSMiddleware,
-        allow_origins=settings.origins,
-        allow_methods=["GET", "POST"],
-        allow_headers=["*"],
-        expose_headers=[REQUEST_ID, "retry-after"],
-    )
     install_error_handlers(app)
 
     def health_now() -> Health:
@@ -77,7 +65,6 @@ def create_app(settings: InferenceSettings, registry: Registry, engine: Engine) 
         )
 
     @app.get("/health", responses={503: {"model": Health}})
-    @app.head("/health", include_in_schema=False)
     async def health(response: Response) -> Health:
         """200 once a checkpoint is served; 503 before, with what the server waits for."""
         now = health_now()
@@ -85,11 +72,13 @@ def create_app(settings: InferenceSettings, registry: Registry, engine: Engine) 
         return now
 
     @app.get("/ready", responses={503: {"model": Ready}})
-    @app.head("/ready", include_in_schema=False)
     async def ready(response: Response) -> Ready:
-        """200 while a request would be taken now; 503 without a checkpoint or with a full queue."""
+        """200 while requests should be sent here; 503 without a checkpoint, or when the server is about to end.
+
+        A full queue is no reason to send them elsewhere for good: 429 says it to each, and for how long.
+        """
         current = registry.current
-        is_ready = current is not None and not engine.is_full
+        is_ready = current is not None and not drain.begun
         response.status_code = 200 if is_ready else 503
         return Ready(
             ready=is_ready,

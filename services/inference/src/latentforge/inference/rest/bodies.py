@@ -1,4 +1,4 @@
-"""Request bodies, bounded so that none holds up other requests: in bytes while they are read, in values after."""
+"""Request bodies as values, bounded in their number so that none holds up other requests."""
 
 import json
 from collections.abc import Callable, Coroutine
@@ -7,45 +7,11 @@ from typing import Any
 
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
-from starlette.datastructures import Headers
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from latentforge.inference.rest.errors import RestError, error_response
+from latentforge.inference.rest.errors import RestError
 
-MAX_BODY_BYTES = 4 * 2**20
 _MOST_STRINGS = 256
 _MOST_BETWEEN = 16 * 1024
-
-
-class BodyLimit:
-    """Answers 413 to a body of more than ``max_bytes``: before any of it is read where its length is told, else as soon
-    as it is longer."""
-
-    def __init__(self, app: ASGIApp, max_bytes: int = MAX_BODY_BYTES) -> None:
-        self.app = app
-        self.max_bytes = max_bytes
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        error = RestError(413, "body_too_large", f"the body has more than {self.max_bytes} bytes; send a smaller one")
-        told = Headers(scope=scope).get("content-length", "")
-        if told.isdecimal() and int(told) > self.max_bytes:
-            await error_response(error.status_code, error.code, error.detail)(scope, receive, send)
-            return
-        left = self.max_bytes
-
-        async def receive_bounded() -> Message:
-            nonlocal left
-            message = await receive()
-            if message["type"] == "http.request":
-                left -= len(message.get("body", b""))
-                if left < 0:
-                    raise error
-            return message
-
-        await self.app(scope, receive_bounded, send)
 
 
 class BoundedRoute(APIRoute):

@@ -28,13 +28,21 @@ class RestError(HTTPException):
         self.code = code
         self.param = param
 
+    def response(self) -> JSONResponse:
+        headers = dict(self.headers or {})
+        return error_response(self.status_code, self.code, self.detail, param=self.param, headers=headers)
+
 
 def error_response(
     status: int, code: str, message: str, *, param: str | None = None, headers: dict[str, str] | None = None
 ) -> JSONResponse:
+    return JSONResponse(error_body(status, code, message, param), status, headers)
+
+
+def error_body(status: int, code: str, message: str, param: str | None = None) -> dict[str, Any]:
+    """The body of an answer with this status."""
     kind = "invalid_request_error" if 400 <= status < 500 and status != 429 else "server_error"
-    body = {"error": {"message": message, "type": kind, "param": param, "code": code}}
-    return JSONResponse(body, status, headers)
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
 def install_error_handlers(app: FastAPI) -> None:
@@ -45,8 +53,7 @@ def install_error_handlers(app: FastAPI) -> None:
 
 async def _on_rest_error(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RestError)
-    headers = dict(error.headers or {})
-    return error_response(error.status_code, error.code, error.detail, param=error.param, headers=headers)
+    return error.response()
 
 
 async def _on_invalid_request(_: Request, error: Exception) -> JSONResponse:
