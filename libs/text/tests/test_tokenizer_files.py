@@ -63,3 +63,13 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, name: str) -> None:
         (tmp_path / name).write_bytes(content)
         with pytest.raises(TextError, match=f"{name} is not a readable {name}"):
             read_tokenizer_files(tmp_path)
+
+
+def test_what_has_been_read_already_is_not_read_again(tmp_path: Path) -> None:
+    contents = {"tokenizer.json": b'{"model": {}}', "tokenizer_config.json": b'{"eos_token": "</s>"}'}
+    files = read_tokenizer_files(tmp_path / "absent", contents)
+    assert files == TokenizerFiles({"model": {}}, {"eos_token": "</s>"}, None, None, ())
+    with pytest.raises(TextError, match=r"absent has no tokenizer\.json"):
+        read_tokenizer_files(tmp_path / "absent", {})
+    with pytest.raises(TextError, match=r"absent/tokenizer_config\.json is not a readable"):
+        read_tokenizer_files(tmp_path / "absent", contents | {"tokenizer_config.json": b"\xff"})

@@ -22,6 +22,7 @@ class TextTokenizer(Vocabulary):
         pad_id: id that fills first chunks; None takes the tokenizer's pad.
         bos: whether sequences begin with the tokenizer's bos; None does as the tokenizer itself does.
         template_arguments: variables that the chat template is rendered with.
+        contents: what the folder's files hold, by name, where they have been read already.
 
     Attributes:
         own_bos_id: what the tokenizer itself begins a sequence with; None where that is nothing.
@@ -41,8 +42,9 @@ class TextTokenizer(Vocabulary):
         pad_id: int | None = None,
         bos: bool | None = None,
         template_arguments: Mapping[str, Any] | None = None,
+        contents: Mapping[str, bytes] | None = None,
     ) -> None:
-        super().__init__(folder)
+        super().__init__(folder, contents)
         self._eos_id = self._named("eos_token") if eos_id is None else eos_id
         self._pad_id = self._named("pad_token") if pad_id is None else pad_id
         self._template = None

@@ -1,7 +1,7 @@
 """A tokenizer's vocabulary: text to ids and back, with control tokens told from text that looks like them."""
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ class Vocabulary:
 
     Args:
         folder: holds tokenizer.json, and where there are any tokenizer_config.json and chat_template.jinja.
+        contents: what these hold, by name, where they have been read already; the folder is only named then.
 
     Attributes:
         fingerprint: see :func:`latentforge.text.fingerprint.tokenizer_fingerprint`.
@@ -37,12 +38,12 @@ class Vocabulary:
         TextError: there is no tokenizer in the folder that can be read.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, contents: Mapping[str, bytes] | None = None) -> None:
         self.folder = folder
-        self._files = files = read_tokenizer_files(folder)
+        self._files = files = read_tokenizer_files(folder, contents)
         self.fingerprint = fingerprint_of(files.content)
         # Parses control tokens, and decodes.
-        self._parsing = _made(folder, lambda: Tokenizer.from_file(str(folder / TOKENIZER)))
+        self._parsing = _made(folder, lambda: Tokenizer.from_str(json.dumps(files.content)))
         self._ids: dict[str, int] = self._parsing.get_vocab(with_added_tokens=True)
         literals = control_literals(files, self._ids)
         listed = {token.content for token in self._parsing.get_added_tokens_decoder().values()}
