@@ -46,9 +46,11 @@ def test_torn_and_missing_files_are_named(saved: Path) -> None:
     weights.write_bytes(weights.read_bytes()[:-10])
     with pytest.raises(ValueError, match=r"model\.safetensors: "):
         load_autoencoder(saved)
+    whole = weights.read_bytes()
     weights.unlink()
     with pytest.raises(ValueError, match=r"model\.safetensors: "):
         load_autoencoder(saved)
+    weights.write_bytes(whole)
     (saved / "config.json").write_text("{")
     with pytest.raises(ValueError, match=r"config\.json: "):
         load_autoencoder(saved)
@@ -66,6 +68,35 @@ def test_weights_that_do_not_fit_their_config_are_refused(saved: Path) -> None:
     path.write_text(json.dumps({**config, "depth": 3}))
     with pytest.raises(ValueError, match=r"config\.json: depth is not a known field"):
         load_autoencoder(saved)
+
+
+@pytest.mark.parametrize("size", [10**7, 10**15])
+@pytest.mark.parametrize("name", ["hidden_size", "num_layers", "head_dim", "vocab_size", "window", "rank"])
+def test_a_config_that_asks_for_terabytes_is_refused_before_memory_is_taken(
+    make_model: MakeModel, tmp_path: Path, name: str, size: int
+) -> None:
+    save_pretrained(make_model().student, tmp_path)
+    path = tmp_path / "config.json"
+    config = json.loads(path.read_text())
+    (config if name in config else config["chunk_decoder"])[name] = size
+    path.write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=rf"{name} is {size}, but model\.safetensors beside it has only \d+ "):
+        load_student(tmp_path)
+
+
+def test_weights_of_fewer_bits_are_widened_and_of_more_or_other_kinds_refused(
+    make_model: MakeModel, tmp_path: Path
+) -> None:
+    student = make_model().student
+    save_pretrained(student, tmp_path)
+    path = tmp_path / "model.safetensors"
+    tensors = load_file(path)
+    save_file(tensors | {"bias": tensors["bias"].bfloat16()}, path)
+    assert load_student(tmp_path).bias.equal(student.bias.bfloat16().float())
+    for dtype in (torch.float64, torch.int64):
+        save_file(tensors | {"bias": tensors["bias"].to(dtype)}, path)
+        with pytest.raises(ValueError, match=rf"bias is {dtype}, not torch\.float32"):
+            load_student(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["to_mean.bias", "stranger"])
