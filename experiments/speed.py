@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import track
 
 from experiments.operations import student_flops
-from latentforge.core.manifest import list_checkpoints
+from latentforge.core.checkpoints import list_checkpoints
 from latentforge.model.batch_generation import generate_batch
 from latentforge.model.generation import ChunkGenerator, TokenGenerator, store_for_one_request
 from latentforge.model.io import load_autoencoder, load_student, load_token_level

@@ -3,6 +3,7 @@
 Needs a teacher-gateway (``make student`` starts one); an interrupted run resumes where it stopped.
 """
 
+import json
 import shlex
 import shutil
 import subprocess
@@ -15,11 +16,19 @@ from typing import Annotated
 
 import typer
 
-from latentforge.core.manifest import chosen_checkpoint, list_checkpoints
+from latentforge.core.checkpoints import chosen_checkpoint, list_checkpoints
+from latentforge.core.files import write_atomically
+from latentforge.core.manifest import MANIFEST, ManifestDraft
+from latentforge.core.publishing import manifest_of
 from latentforge.core.results import Result, cpu_description
-from latentforge.model.io import load_student
+from latentforge.model.golden import GOLDEN_TOKENS, golden_of
+from latentforge.model.io import load_autoencoder, load_student
+from latentforge.model.latent_model import LatentModel
+from latentforge.text.tokenizer import TextTokenizer
 from latentforge.trainer.config.settings import TrainerSettings
+from latentforge.trainer.data.corpus import source_files, stdlib_root
 from latentforge.trainer.results import EVALUATION, AutoencoderResult, Evaluation, StudentResult
+from latentforge.trainer.training.publish import golden_text
 
 RUN = "stdlib-student"
 RECIPE = Path(__file__).with_name("stdlib-student.toml")
@@ -146,6 +155,23 @@ def model_card(trained: Path, checkpoint: Path, evaluation: Evaluation, settings
     )
 
 
+def renew_manifest(checkpoint: Path) -> None:
+    """Writes a checkpoint's manifest in the format of this version: files and weights stay, the golden text is new.
+
+    The text is the beginning of the first file of the standard library that is held out, as training takes it.
+    """
+    path = checkpoint / MANIFEST
+    old = json.loads(path.read_text(encoding="utf-8"))
+    tokenizer = TextTokenizer(checkpoint / "tokenizer", bos=old["bos_id"] is not None if "bos_id" in old else None)
+    texts = (tokenizer.encode(file.text) for file in source_files(stdlib_root(), "held-out"))
+    text = golden_text(tokenizer, texts, GOLDEN_TOKENS)
+    model = LatentModel(load_autoencoder(checkpoint / "autoencoder"), load_student(checkpoint / "student"))
+    known = {name: old[name] for name in ManifestDraft.model_fields if name in old and name != "golden"}
+    golden = golden_of(model, text, tokenizer.begin(tokenizer.encode(text)))
+    draft = ManifestDraft.model_validate(known | {"golden": golden, "end_ids": sorted(tokenizer.end_ids)})
+    write_atomically(path, manifest_of(checkpoint, old["run"], old["step"], old["created"], draft))
+
+
 def main(
     out: Annotated[Path, typer.Option(help="Folder of the finished student.")] = Path("models") / RUN,
     work: Annotated[Path, typer.Option(help="Folder for texts and evaluations.")] = Path("build/student"),
@@ -157,14 +183,25 @@ def main(
     measure_only: Annotated[
         bool, typer.Option("--measure-only", help="Measure the finished student anew, and train nothing.")
     ] = False,
+    manifest_only: Annotated[
+        bool,
+        typer.Option("--manifest-only", help="Write the finished student's manifest anew, and train nothing."),
+    ] = False,
 ) -> None:
     """Trains the shipped student, measures it, and writes its checkpoint and model card."""
     commands = Commands(work)
     more = [part for value in setting or [] for part in ("--set", value)]
     card = out / "README.md"
+    if out.absolute().name != run:
+        raise typer.BadParameter(
+            f"--out {out} must be called as the run, {run}: a server refuses checkpoints elsewhere"
+        )
+    if (measure_only or manifest_only) and not list_checkpoints(out):
+        raise typer.BadParameter(f"{out} has no finished student; leave out --measure-only and --manifest-only")
+    if manifest_only:
+        renew_manifest(list_checkpoints(out)[-1])
+        return
     if measure_only:
-        if not list_checkpoints(out):
-            raise typer.BadParameter(f"{out} has no finished student to measure; leave out --measure-only to train one")
         about = card.read_text(encoding="utf-8").partition(_FIGURES)[0]
         evaluations = commands.evaluations(list_checkpoints(out)[-1], evaluation)
     else:

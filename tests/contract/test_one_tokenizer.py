@@ -70,7 +70,7 @@ class Services:
         self._gateway.open(teacher)  # type: ignore[arg-type]
         generator: Any = SimpleNamespace(max_prompt_tokens=10**6, model=SimpleNamespace(max_tokens=10**6))
         manifest: Any = SimpleNamespace(chunk_size=1, id="run/step", end_ids=())
-        self.snapshot = Snapshot(folder, manifest, tokenizer, generator)
+        self.snapshot = Snapshot(folder, manifest, tokenizer, generator, "")
 
     def gateways_prompt(self, text: str) -> list[int]:
         """What a Generate request's text becomes."""

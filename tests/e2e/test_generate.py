@@ -19,7 +19,8 @@ import pytest
 import torch
 from transformers import Qwen3ForCausalLM
 
-from latentforge.core.manifest import list_checkpoints, verify_checkpoint
+from latentforge.core.checkpoint_files import verify_checkpoint
+from latentforge.core.checkpoints import list_checkpoints
 from latentforge.trainer.teacher.continuations import GeneratedStore
 from tools.demo.settings import ROOT
 

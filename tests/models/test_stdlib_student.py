@@ -1,19 +1,27 @@
 """The shipped student is what its card says, and what `make infer` uses while nothing is published."""
 
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import AutoTokenizer
 
-from latentforge.core.manifest import list_checkpoints, verify_checkpoint
+from latentforge.core.checkpoint_files import read_manifest, verify_checkpoint
+from latentforge.core.checkpoints import list_checkpoints
+from latentforge.core.manifest import MANIFEST
 from latentforge.inference.checkpoints.snapshot import load_snapshot
+from latentforge.model.golden import check_golden
+from latentforge.model.io import load_autoencoder, load_student
+from latentforge.model.latent_model import LatentModel
 from latentforge.trainer.data.corpus import source_files, stdlib_root
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -33,6 +41,62 @@ def test_it_is_small_and_whole_and_its_card_has_every_figure() -> None:
     for setting in ("t1", "t07", "greedy"):
         for figure in ("teacher_nats", "distinct_3", "repetition", "mean_length"):
             assert f"| `gen_{setting}_{figure}` |" in card
+
+
+def zero(module: nn.Module) -> None:
+    for parameter in module.parameters():
+        parameter.zero_()
+
+
+def swap_rows(table: Tensor) -> None:
+    """Of "ast" and of the blanks before a line."""
+    table[[277, 262]] = table[[262, 277]]
+
+
+SPOILS: dict[str, Callable[[LatentModel], object]] = {
+    "embeddings zeroed": lambda model: model.student.embedding.weight.zero_(),
+    "backbone zeroed": lambda model: zero(model.student.backbone),
+    "text input to the backbone zeroed": lambda model: zero(model.student.chunk_down),
+    "head zeroed": lambda model: zero(model.student.head),
+    "chunk decoder zeroed": lambda model: zero(model.student.chunk_decoder or nn.Identity()),
+    "induction zeroed": lambda model: zero(model.student.induction or nn.Identity()),
+    "autoencoder's decoder zeroed": lambda model: zero(model.autoencoder.decoder),
+    "bias zeroed": lambda model: model.student.bias.zero_(),
+    "bias of the next id": lambda model: model.student.bias.copy_(model.student.bias.roll(1)),
+    "bias of one id a little off": lambda model: model.student.bias[277].add_(0.01),
+    "two embeddings swapped": lambda model: swap_rows(model.student.embedding.weight),
+    "two rows of the output swapped": lambda model: swap_rows(model.output_weight),
+}
+
+
+@pytest.mark.parametrize("spoil", SPOILS)
+def test_its_golden_text_tells_it_from_one_that_lacks_a_part(spoil: str) -> None:
+    (place,) = list_checkpoints(FOLDER)
+    golden = read_manifest(place).golden
+    model = LatentModel(load_autoencoder(place / "autoencoder"), load_student(place / "student"))
+    check_golden(model, golden)
+    with torch.no_grad():
+        SPOILS[spoil](model)
+    with pytest.raises(ValueError, match="of the golden text"):
+        check_golden(model, golden)
+
+
+def test_its_manifest_can_be_written_anew(tmp_path: Path) -> None:
+    out = tmp_path / FOLDER.name
+    shutil.copytree(FOLDER, out)
+    (place,) = list_checkpoints(out)
+    before = json.loads((place / MANIFEST).read_text())
+    (place / MANIFEST).write_text(json.dumps(before | {"format_version": 4, "golden": {"prompt": "import os"}}))
+    command = [sys.executable, "models/make_student.py", "--manifest-only", "--out", str(out)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    after = json.loads((place / MANIFEST).read_text())
+    golden = load_snapshot(place, torch.device("cpu")).manifest.golden
+    assert {name: value for name, value in after.items() if name != "golden"} == {
+        name: value for name, value in before.items() if name != "golden"
+    }
+    # Of another Python's library it would be another text.
+    assert len(golden.token_ids) > 200
 
 
 @pytest.mark.slow
@@ -70,7 +134,7 @@ def test_make_infer_uses_it_while_there_is_no_checkpoint(tmp_path: Path) -> None
 
 @pytest.mark.slow
 def test_it_can_be_measured_anew_without_training(tmp_path: Path) -> None:
-    out = tmp_path / "student"
+    out = tmp_path / FOLDER.name
     shutil.copytree(FOLDER, out)
     before = CARD.read_text()
     options = "--no-teacher --sequences 2 --brier-positions 0 --prompts 0"

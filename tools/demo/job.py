@@ -10,7 +10,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from latentforge.core.manifest import list_checkpoints, read_manifest
+from latentforge.core.checkpoint_files import read_manifest
+from latentforge.core.checkpoints import list_checkpoints
 from latentforge.core.results import ResultsFile, commit, cpu_description
 from latentforge.core.settings import load_settings
 from latentforge.trainer.results import SUMMARY, RunSummary

@@ -13,7 +13,7 @@ DRAFT = ManifestDraft(
     tokenizer_fingerprint="abcdef0123456789",
     teacher=TeacherId(backend="transformers", model="some/teacher", revision="r1"),
     metrics={"held_out_ce": 3.14159, "held_out_kd": 0.5},
-    golden=Golden(prompt="", prompt_ids=[], token_ids=[]),
+    golden=Golden(text="a", token_ids=(1,), logprobs=(-1.0,), uniforms=(0.5,), drawn_ids=(2,)),
 )
 
 

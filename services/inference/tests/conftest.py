@@ -8,18 +8,19 @@ import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from latentforge.core.manifest import Golden, ManifestDraft, TeacherId, publish_checkpoint
+from latentforge.core.manifest import Golden, ManifestDraft, TeacherId
+from latentforge.core.publishing import publish_checkpoint
 from latentforge.model.autoencoder import Autoencoder
 from latentforge.model.config import AutoencoderConfig, ChunkDecoderConfig, StudentConfig
-from latentforge.model.generation import ChunkGenerator
+from latentforge.model.golden import golden_of
 from latentforge.model.io import save_pretrained
 from latentforge.model.latent_model import LatentModel
-from latentforge.model.sampling import SamplingParams
 from latentforge.model.student import Student
 from latentforge.text.fingerprint import tokenizer_fingerprint
 
 VOCABULARY = 300
-GOLDEN_PROMPT = "def main():"
+GOLDEN_TEXT = "def main():\n    return naïve 東京"
+NO_GOLDEN = Golden(text="a", token_ids=(2,), logprobs=(-1.0,), uniforms=(0.5,), drawn_ids=(2,))
 Publish = Callable[..., Path]
 
 
@@ -86,7 +87,7 @@ def make_pair(
 
 @pytest.fixture
 def publish(tokenizer_json: str, tmp_path: Path) -> Publish:
-    """Publishes a checkpoint below tmp_path/checkpoints; what is changed is wrong from the publisher's side on."""
+    """Publishes a checkpoint below tmp_path/checkpoints; what is spoilt is so after its golden text was read."""
 
     def publish_one(
         step: int,
@@ -96,22 +97,18 @@ def publish(tokenizer_json: str, tmp_path: Path) -> Publish:
         autoencoder_chunk_size: int | None = None,
         max_chunks: int = 256,
         spoil: Callable[[Student], object] = lambda _: None,
+        golden: Golden | None = None,
         **changes: Any,
     ) -> Path:
         autoencoder, student = make_pair(
             step if weights is None else weights, autoencoder_chunk_size=autoencoder_chunk_size, max_chunks=max_chunks
         )
+        tokenizer = Tokenizer.from_str(tokenizer_json)
+        token_ids = tokenizer.encode(GOLDEN_TEXT, add_special_tokens=False).ids
+        if golden is None and autoencoder_chunk_size is None:
+            golden = golden_of(LatentModel(autoencoder, student), GOLDEN_TEXT, token_ids)
         with torch.no_grad():
             spoil(student)
-        tokenizer = Tokenizer.from_str(tokenizer_json)
-        prompt_ids = tokenizer.encode(GOLDEN_PROMPT, add_special_tokens=False).ids
-        if autoencoder_chunk_size is None:
-            chunks = ChunkGenerator(LatentModel(autoencoder, student)).generate(
-                prompt_ids, 8, SamplingParams(temperature=0)
-            )
-            token_ids = [token_id for chunk in chunks for token_id in chunk.token_ids]
-        else:
-            token_ids = []
         tokenizer_folder = tmp_path / "tokenizer"
         tokenizer_folder.mkdir(exist_ok=True)
         (tokenizer_folder / "tokenizer.json").write_text(tokenizer_json, encoding="utf-8")
@@ -121,7 +118,7 @@ def publish(tokenizer_json: str, tmp_path: Path) -> Publish:
             "tokenizer_fingerprint": tokenizer_fingerprint(tokenizer_folder),
             "teacher": TeacherId(backend="embedded", model="tiny", revision="1"),
             "metrics": {"ce": 1.0},
-            "golden": Golden(prompt=GOLDEN_PROMPT, prompt_ids=prompt_ids, token_ids=token_ids),
+            "golden": golden or NO_GOLDEN,
         }
 
         def write(folder: Path) -> None:

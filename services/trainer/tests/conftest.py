@@ -83,8 +83,7 @@ validate_every = 4
 save_every = 4
 validation_sequences = 2
 num_publishes = 3
-golden_prompt = "def"
-golden_tokens = 6
+golden_tokens = 12
 [student.model]
 embed_size = 8
 hidden_size = 16

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from latentforge.core.manifest import MANIFEST, PINNED
+from latentforge.core.manifest import MANIFEST
+from latentforge.core.pins import PINNED
 from latentforge.inference.checkpoints.registry import Registry
 from latentforge.inference.checkpoints.snapshot import Snapshot
 

@@ -7,12 +7,15 @@ import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from latentforge.core.manifest import MANIFEST, CheckpointError, FileRecord, Golden, read_manifest
-from latentforge.inference.checkpoints.snapshot import GREEDY, load_snapshot
+from latentforge.core.checkpoint_files import read_manifest
+from latentforge.core.manifest import MANIFEST, CheckpointError, FileRecord
+from latentforge.inference.checkpoints.snapshot import load_snapshot
+from latentforge.model.generation import ChunkGenerator
 from latentforge.model.student import Student
 from latentforge.text.tokenizer import TextTokenizer
 
@@ -20,13 +23,11 @@ CPU = torch.device("cpu")
 Publish = Callable[..., Path]
 
 
-def test_a_published_checkpoint_loads_and_writes_its_golden_continuation(publish: Publish) -> None:
+def test_a_published_checkpoint_loads_and_is_named_with_its_digest(publish: Publish) -> None:
     place = publish(7)
     snapshot = load_snapshot(place, CPU)
     assert snapshot.id == "demo/step-00000007"
-    golden = snapshot.manifest.golden
-    chunks = snapshot.generator.generate(golden.prompt_ids, 8, GREEDY)
-    assert [token_id for chunk in chunks for token_id in chunk.token_ids] == golden.token_ids
+    assert snapshot.digest == hashlib.sha256((place / MANIFEST).read_bytes()).hexdigest()
 
 
 def test_text_survives_the_tokenizer_even_where_tokens_split_characters(publish: Publish) -> None:
@@ -88,18 +89,50 @@ def test_a_manifest_that_says_other_sizes_is_refused_with_both_values(publish: P
         load_snapshot(place, CPU)
 
 
-def test_another_golden_continuation_is_refused_with_both(publish: Publish) -> None:
+def test_other_log_probabilities_of_the_golden_text_are_refused_with_both(publish: Publish) -> None:
     golden = read_manifest(publish(1)).golden
-    wrong = Golden(prompt=golden.prompt, prompt_ids=golden.prompt_ids, token_ids=[*golden.token_ids[:-1], 299])
-    with pytest.raises(CheckpointError, match=r"continued with the ids .* but the manifest says .*299\]"):
+    wrong = golden.model_copy(update={"logprobs": (*golden.logprobs[:-1], golden.logprobs[-1] + 0.01)})
+    last = len(golden.token_ids) - 1
+    with pytest.raises(CheckpointError, match=rf"token {last} of the golden text .* but the manifest says"):
         load_snapshot(publish(2, weights=1, golden=wrong), CPU)
 
 
-def test_other_ids_of_the_golden_prompt_are_refused(publish: Publish) -> None:
+def test_other_draws_at_the_golden_text_are_refused(publish: Publish) -> None:
     golden = read_manifest(publish(1)).golden
-    wrong = Golden(prompt=golden.prompt + " ", prompt_ids=golden.prompt_ids, token_ids=golden.token_ids)
-    with pytest.raises(CheckpointError, match=r"golden prompt .* has the ids"):
+    wrong = golden.model_copy(update={"drawn_ids": ((golden.drawn_ids[0] + 9) % 300, *golden.drawn_ids[1:])})
+    with pytest.raises(CheckpointError, match=r"at token 0 of the golden text .* does not draw id"):
         load_snapshot(publish(2, weights=1, golden=wrong), CPU)
+
+
+def test_other_ids_of_the_golden_text_are_refused(publish: Publish) -> None:
+    golden = read_manifest(publish(1)).golden
+    with pytest.raises(CheckpointError, match=r"golden text has other ids .* and .* of them"):
+        load_snapshot(publish(2, weights=1, golden=golden.model_copy(update={"text": golden.text + " "})), CPU)
+    with pytest.raises(CheckpointError, match=r"golden text has other ids .* first at token 0"):
+        load_snapshot(publish(3, weights=1, golden=golden.model_copy(update={"text": "x" + golden.text})), CPU)
+
+
+def test_a_golden_text_that_the_student_cannot_read_is_refused(publish: Publish) -> None:
+    with pytest.raises(CheckpointError, match=r"has \d+ tokens, but the student reads 8"):
+        load_snapshot(publish(1, max_chunks=2, golden=read_manifest(publish(2)).golden), CPU)
+    golden = read_manifest(publish(3)).golden
+    strange = golden.model_copy(update={"drawn_ids": (300, *golden.drawn_ids[1:])})
+    with pytest.raises(CheckpointError, match="has id 300, but the vocabulary only 300 ids"):
+        load_snapshot(publish(4, golden=strange), CPU)
+
+
+def test_a_decoder_that_computes_something_else_is_not_served(
+    publish: Publish, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = publish(1)
+    generate = ChunkGenerator.generate
+
+    def forget(self: ChunkGenerator, prompt_ids: list[int], *args: Any, **options: Any) -> Any:
+        return generate(self, prompt_ids[::-1], *args, **options)
+
+    monkeypatch.setattr(ChunkGenerator, "generate", forget)
+    with pytest.raises(CheckpointError, match="a fault of the server"):
+        load_snapshot(place, CPU)
 
 
 def test_a_prompt_begins_with_the_bos_that_the_manifest_says(

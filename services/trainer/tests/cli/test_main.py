@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from latentforge.core.manifest import list_checkpoints
+from latentforge.core.checkpoints import list_checkpoints
 from latentforge.text.packed import PackedData
 
 Invoke = Any

@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from latentforge.core.manifest import list_checkpoints, read_manifest
+from latentforge.core.checkpoint_files import read_manifest
+from latentforge.core.checkpoints import list_checkpoints
 
 Invoke = Any
 

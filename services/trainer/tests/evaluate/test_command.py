@@ -73,7 +73,7 @@ def publish_to(make_run: Any) -> Callable[[Path, LatentModel, int], None]:
     def to(root: Path, model: LatentModel, step: int) -> None:
         run = make_run("run")
         run = replace(run, settings=run.settings.model_copy(update={"checkpoints_dir": root}))
-        publish(run, model, TeacherId(backend="known", model="closed-form", revision="1"), step, {})
+        publish(run, model, TeacherId(backend="known", model="closed-form", revision="1"), step, {}, "def main():")
 
     return to
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from latentforge.core.manifest import list_checkpoints
+from latentforge.core.checkpoints import list_checkpoints
 from latentforge.model.autoencoder import Autoencoder
 from latentforge.model.io import save_pretrained
 from latentforge.model.latent_model import LatentModel

@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from latentforge.core.manifest import list_checkpoints, read_manifest
+from latentforge.core.checkpoint_files import read_manifest
+from latentforge.core.checkpoints import list_checkpoints
 from latentforge.text.packed import PackedData
 from latentforge.text.tokenizer import TextTokenizer
 from latentforge.trainer.training.pipeline import run_pipeline
@@ -19,7 +20,7 @@ ON_POLICY = {
 }
 
 
-def test_whatever_the_teacher_is_asked_begins_with_bos_and_so_does_the_golden_prompt(
+def test_whatever_the_teacher_is_asked_begins_with_bos_and_so_does_the_golden_text(
     known_teacher: Any, make_run: Any, corpus: Path, bos_tokenizer_folder: Path
 ) -> None:
     make_run.tokenizer = TextTokenizer(bos_tokenizer_folder)
@@ -33,7 +34,7 @@ def test_whatever_the_teacher_is_asked_begins_with_bos_and_so_does_the_golden_pr
     for place in list_checkpoints(run.settings.checkpoints_dir / run.name):
         manifest = read_manifest(place)
         assert manifest.bos_id == BOS
-        assert manifest.golden.prompt_ids == [BOS, *run.tokenizer.encode(manifest.golden.prompt)]
+        assert manifest.golden.token_ids == (BOS, *run.tokenizer.encode(manifest.golden.text))
         assert TextTokenizer(place / "tokenizer").bos_id == BOS
 
 

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from latentforge.core.manifest import list_checkpoints, read_manifest
+from latentforge.core.checkpoint_files import read_manifest
+from latentforge.core.checkpoints import list_checkpoints
 from latentforge.model.io import load_autoencoder, load_student, load_token_level
 from latentforge.model.latent_model import LatentModel
 from latentforge.text.held_out import split_tail
@@ -47,10 +48,10 @@ def test_a_step_is_saved_before_it_is_published_and_published_by_the_run_that_re
     result = train_student(whole, *data, autoencoder)
     assert steps_of(whole) == PUBLISHED
 
-    def killed_before(run: Any, model: Any, teacher: Any, step: int, metrics: Any) -> str:
+    def killed_before(run: Any, model: Any, teacher: Any, step: int, metrics: Any, text: str) -> str:
         if step == PUBLISHED[nth]:
             raise Killed
-        return publish(run, model, teacher, step, metrics)
+        return publish(run, model, teacher, step, metrics, text)
 
     cut = make_run("cut", port=known_teacher.port)
     monkeypatch.setattr(loop, "publish", killed_before)
@@ -74,8 +75,8 @@ def test_a_published_step_is_kept_by_the_run_that_resumes(
 ) -> None:
     data = split_tail(packed)
 
-    def killed_after(run: Any, model: Any, teacher: Any, step: int, metrics: Any) -> str:
-        publish(run, model, teacher, step, metrics)
+    def killed_after(run: Any, model: Any, teacher: Any, step: int, metrics: Any, text: str) -> str:
+        publish(run, model, teacher, step, metrics, text)
         raise Killed
 
     run = make_run(port=known_teacher.port)
@@ -139,10 +140,10 @@ def test_a_token_level_student_is_published_again_by_the_run_that_resumes(
 ) -> None:
     data = split_tail(packed)
 
-    def killed_at_the_end(run: Any, model: Any, teacher: Any, step: int, metrics: Any) -> str:
+    def killed_at_the_end(run: Any, model: Any, teacher: Any, step: int, metrics: Any, text: str) -> str:
         if step == PUBLISHED[-1]:
             raise Killed
-        return publish(run, model, teacher, step, metrics)
+        return publish(run, model, teacher, step, metrics, text)
 
     run = make_run(port=known_teacher.port)
     monkeypatch.setattr(loop, "publish", killed_at_the_end)

@@ -5,7 +5,8 @@ import pytest
 import torch
 from huggingface_hub import ModelCard
 
-from latentforge.core.manifest import TeacherId, read_manifest, verify_checkpoint
+from latentforge.core.checkpoint_files import read_manifest, verify_checkpoint
+from latentforge.core.manifest import TeacherId
 from latentforge.model.io import load_autoencoder
 from latentforge.trainer.config.sections import StudentRecipe
 from latentforge.trainer.errors import TrainerError
@@ -13,6 +14,7 @@ from latentforge.trainer.training.learners import latent_learner
 from latentforge.trainer.training.publish import is_published, publish, publish_steps, published
 
 TEACHER = TeacherId(backend="none", model="none", revision="none")
+TEXT = "def"
 
 
 def recipe(steps: int, **fields: int) -> StudentRecipe:
@@ -52,7 +54,7 @@ def test_what_is_not_finite_is_not_published(
             for weight in model.student.parameters():
                 weight.mul_(1e30)
     with pytest.raises(TrainerError, match=f"step 7: the student is not published, because {why}.* start anew with"):
-        publish(run, model, TEACHER, 7, metrics)
+        publish(run, model, TEACHER, 7, metrics, TEXT)
     assert published(run, model) == []
     assert not is_published(run, model, 7)
 
@@ -62,7 +64,7 @@ def test_a_model_card_is_published_with_the_weights_and_the_manifest_counts_it(
 ) -> None:
     run = make_run(overrides={"license": "apache-2.0"})
     model = latent_learner(run, load_autoencoder(autoencoder), torch.ones(260, dtype=torch.int64)).model
-    publish(run, model, TEACHER, 7, {"held_out_ce": 3.0})
+    publish(run, model, TEACHER, 7, {"held_out_ce": 3.0}, TEXT)
     place = run.settings.checkpoints_dir / "tiny" / "step-00000007"
     assert "README.md" in verify_checkpoint(place).files
     card = ModelCard((place / "README.md").read_text(encoding="utf-8"))
@@ -75,7 +77,7 @@ def test_a_model_card_is_published_with_the_weights_and_the_manifest_counts_it(
 def test_what_is_published_is_found(make_run: Any, autoencoder: Path) -> None:
     run = make_run()
     model = latent_learner(run, load_autoencoder(autoencoder), torch.ones(260, dtype=torch.int64)).model
-    assert publish(run, model, TEACHER, 7, {"held_out_ce": 3.0}) == "tiny/step-00000007"
+    assert publish(run, model, TEACHER, 7, {"held_out_ce": 3.0}, TEXT) == "tiny/step-00000007"
     # <|endoftext|> and the template's <|im_end|>.
     assert read_manifest(run.settings.checkpoints_dir / "tiny" / "step-00000007").end_ids == (0, 3)
     assert published(run, model) == ["tiny/step-00000007"]

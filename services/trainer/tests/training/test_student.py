@@ -8,12 +8,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from latentforge.core.manifest import list_checkpoints, verify_checkpoint
-from latentforge.model.generation import ChunkGenerator
+from latentforge.core.checkpoint_files import verify_checkpoint
+from latentforge.core.checkpoints import list_checkpoints
+from latentforge.model.golden import check_golden
 from latentforge.model.io import load_autoencoder, load_student
 from latentforge.model.latent_model import LatentModel
 from latentforge.model.losses import StudentBatch
-from latentforge.model.sampling import SamplingParams
 from latentforge.text.held_out import split_tail
 from latentforge.text.packed import PackedData
 from latentforge.trainer.errors import TrainerError
@@ -48,7 +48,7 @@ def test_resume_equals_no_interruption_bit_for_bit(
     assert [c.step for c in result.curve] == [0, 4, 8, 12]
 
 
-def test_checkpoints_are_published_whole_with_a_golden_continuation(
+def test_checkpoints_are_published_whole_with_a_golden_text(
     known_teacher: Any, make_run: Any, packed: PackedData, autoencoder: Path
 ) -> None:
     run = make_run(port=known_teacher.port)
@@ -62,8 +62,12 @@ def test_checkpoints_are_published_whole_with_a_golden_continuation(
         assert manifest.tokenizer_fingerprint == run.tokenizer.fingerprint
         assert manifest.teacher.model_dump() == {"backend": "known", "model": "closed-form", "revision": "1"}
         model = LatentModel(load_autoencoder(place / "autoencoder"), load_student(place / "student"))
-        chunks = ChunkGenerator(model).generate(manifest.golden.prompt_ids, 6, SamplingParams(temperature=0))
-        assert [i for c in chunks for i in c.token_ids] == manifest.golden.token_ids
+        golden = manifest.golden
+        held_out = split_tail(packed)[1].sequence(0).tolist()
+        assert run.tokenizer.decode(held_out, skip_special=True).startswith(golden.text)
+        assert golden.token_ids == tuple(run.tokenizer.encode(golden.text))
+        assert 6 <= len(golden.token_ids) <= 12
+        check_golden(model.eval(), golden)
         assert {p.name for p in (place / "tokenizer").iterdir()} >= {"tokenizer.json", "tokenizer_config.json"}
     assert {"held_out_ce", "held_out_kd", "held_out_mse"} <= set(verify_checkpoint(places[-1]).metrics)
 

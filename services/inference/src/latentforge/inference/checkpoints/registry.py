@@ -10,7 +10,9 @@ from pathlib import Path
 
 import torch
 
-from latentforge.core.manifest import PINNED, CheckpointError, chosen_checkpoint, list_checkpoints, newest_runs
+from latentforge.core.checkpoints import chosen_checkpoint, list_checkpoints, newest_runs
+from latentforge.core.manifest import CheckpointError
+from latentforge.core.pins import PINNED
 from latentforge.inference.checkpoints.snapshot import Snapshot, load_snapshot
 
 logger = logging.getLogger(__name__)

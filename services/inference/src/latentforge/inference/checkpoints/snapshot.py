@@ -5,16 +5,21 @@ from pathlib import Path
 
 import torch
 
-from latentforge.core.manifest import CheckpointError, Manifest, verify_checkpoint
-from latentforge.model.finite import check_finite
+from latentforge.core.checkpoint_files import CheckpointFiles
+from latentforge.core.manifest import CheckpointError, Manifest
+from latentforge.model.finite import finite_logits
 from latentforge.model.generation import ChunkGenerator, store_for_one_request
-from latentforge.model.io import load_autoencoder, load_student
+from latentforge.model.golden import TOLERANCE, check_golden
+from latentforge.model.io import CONFIG_FILE, WEIGHTS_FILE, ModuleFiles, autoencoder_from, student_from
 from latentforge.model.latent_model import LatentModel
 from latentforge.model.sampling import SamplingParams
 from latentforge.text.errors import TextError
 from latentforge.text.tokenizer import TextTokenizer
 
-GREEDY = SamplingParams(temperature=0)
+_NO_EOS = -1
+_CHECKED_CHUNKS = 2
+# On a GPU matrix products may round their operands to 10 bits.
+_GPU_TOLERANCE = 0.1
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,12 +28,16 @@ class Snapshot:
 
     Whoever holds a reference can go on generating with it, whatever is served by then; memory is freed with the last
     reference.
+
+    Attributes:
+        digest: sha256 of the manifest's bytes, in hex; what has the same is the same to the last bit.
     """
 
     place: Path
     manifest: Manifest
     tokenizer: TextTokenizer
     generator: ChunkGenerator
+    digest: str
 
     @property
     def id(self) -> str:
@@ -62,26 +71,27 @@ class Snapshot:
 
 
 def load_snapshot(place: Path, device: torch.device) -> Snapshot:
-    """Reads a checkpoint's folder, having verified every file of it, and has it write its golden continuation.
+    """Reads a checkpoint's folder, every file of it once, and checks what it is and what it computes.
 
-    A student that diverged is refused too: with a NaN in its logits it still writes the golden ids, and fails requests.
-
-    Only safetensors, JSON and our own classes are read; nothing in the folder is ever executed.
+    Only safetensors, JSON and our own classes are read; nothing in the folder is ever executed. Nothing of it is read
+    after this, so it may be changed or removed.
 
     Raises:
         CheckpointError: the checkpoint must not be served; the message says why.
         OSError: the folder cannot be read now.
     """
-    manifest = verify_checkpoint(place)
-    tokenizer = _load_tokenizer(place, manifest)
+    files = CheckpointFiles(place)
+    manifest = files.manifest
+    tokenizer = _tokenizer(files)
     try:
-        model = LatentModel(load_autoencoder(place / "autoencoder"), load_student(place / "student"))
-    except OSError:
+        model = LatentModel(autoencoder_from(_module(files, "autoencoder")), student_from(_module(files, "student")))
+    except (OSError, CheckpointError):
         raise
     # Sizes that torch refuses surface as RuntimeError and others; whatever it is, this checkpoint cannot be served.
     except Exception as error:
         message = str(error)
         raise CheckpointError(message if str(place) in message else f"{place}: {message}") from error
+    files.check_rest()
     generator = ChunkGenerator(model)
     config = generator.config
     for field in ("chunk_size", "latent_size"):
@@ -92,16 +102,25 @@ def load_snapshot(place: Path, device: torch.device) -> Snapshot:
         raise CheckpointError(
             f"{place}: the tokenizer has {tokenizer.vocab_size} ids, but the student only {config.vocab_size}"
         )
-    snapshot = Snapshot(place, manifest, tokenizer, generator)
+    snapshot = Snapshot(place, manifest, tokenizer, generator, files.digest)
     # On the CPU, wherever it is served: that is where the publisher computed it.
     _check_golden(snapshot)
     store_for_one_request(model.to(device))
+    _check_decoding(snapshot)
     return snapshot
 
 
-def _load_tokenizer(place: Path, manifest: Manifest) -> TextTokenizer:
+def _module(files: CheckpointFiles, part: str) -> ModuleFiles:
+    config, weights = (files.read(f"{part}/{name}") for name in (CONFIG_FILE, WEIGHTS_FILE))
+    return ModuleFiles(files.place / part, config, weights)
+
+
+def _tokenizer(files: CheckpointFiles) -> TextTokenizer:
+    place, manifest = files.place, files.manifest
     try:
-        tokenizer = TextTokenizer(place / "tokenizer", bos=manifest.bos_id is not None)
+        tokenizer = TextTokenizer(
+            place / "tokenizer", bos=manifest.bos_id is not None, contents=files.read_folder("tokenizer")
+        )
     except TextError as error:
         raise CheckpointError(f"{place}: {error}") from error
     if tokenizer.fingerprint != manifest.tokenizer_fingerprint:
@@ -117,24 +136,40 @@ def _load_tokenizer(place: Path, manifest: Manifest) -> TextTokenizer:
 
 
 def _check_golden(snapshot: Snapshot) -> None:
+    """The tokenizer reads the golden text as the publisher's did, and the student makes of it what his did."""
     golden, place = snapshot.manifest.golden, snapshot.place
-    prompt_ids = snapshot.encode(golden.prompt)
-    if prompt_ids != golden.prompt_ids:
-        raise CheckpointError(
-            f"{place}: the golden prompt {golden.prompt!r} has the ids {prompt_ids}, "
-            f"but the manifest says {golden.prompt_ids}"
-        )
-    try:
-        check_finite(snapshot.generator.model, prompt_ids)
-    except ValueError as error:
-        raise CheckpointError(f"{place}: {error}; its training diverged") from None
-    try:
-        chunks = snapshot.generator.generate(prompt_ids, max(1, len(golden.token_ids)), GREEDY)
-        token_ids = [token_id for chunk in chunks for token_id in chunk.token_ids]
-    except (ValueError, RuntimeError) as error:
-        raise CheckpointError(f"{place}: the golden prompt cannot be continued: {error}") from error
+    token_ids = tuple(snapshot.encode(golden.text))
     if token_ids != golden.token_ids:
+        at = next((i for i, (a, b) in enumerate(zip(token_ids, golden.token_ids, strict=False)) if a != b), None)
+        where = f"{len(token_ids)} and {len(golden.token_ids)} of them" if at is None else f"first at token {at}"
+        raise CheckpointError(f"{place}: the golden text has other ids than the manifest says: {where}")
+    try:
+        check_golden(snapshot.generator.model, golden)
+    except (ValueError, RuntimeError) as error:
+        raise CheckpointError(f"{place}: {error}") from error
+
+
+def _check_decoding(snapshot: Snapshot) -> None:
+    """What answers requests, step by step with its memory and on its device, agrees with reading the whole at once."""
+    model, place = snapshot.generator.model, snapshot.place
+    # The latents of an energy head are drawn, and twice they are not the same.
+    if model.student.config.head == "energy":
+        return
+    num_drawn = min(_CHECKED_CHUNKS * model.chunk_size, model.max_tokens - model.chunk_size)
+    prompt_ids = list(snapshot.manifest.golden.token_ids)[: model.max_tokens - num_drawn - model.chunk_size]
+    try:
+        chunks = list(snapshot.generator.generate(prompt_ids, num_drawn, SamplingParams(seed=0), eos_id=_NO_EOS))
+        drawn = [token_id for chunk in chunks for token_id in chunk.token_ids]
+        logits = finite_logits(model, [*prompt_ids, *drawn])[-len(drawn) :].double().cpu()
+    except (ValueError, RuntimeError) as error:
+        raise CheckpointError(f"{place}: the golden text cannot be continued: {error}") from error
+    # Which is never written.
+    logits[:, model.student.config.pad_id] = -torch.inf
+    found = logits.log_softmax(1).gather(1, torch.tensor(drawn)[:, None])[:, 0]
+    said = torch.tensor([logprob for chunk in chunks for logprob in chunk.logprobs], dtype=torch.float64)
+    off = float((found - said).abs().max())
+    if not off <= (TOLERANCE if model.device.type == "cpu" else _GPU_TOLERANCE):
         raise CheckpointError(
-            f"{place}: the golden prompt is continued with the ids {token_ids}, "
-            f"but the manifest says {golden.token_ids}"
+            f"{place}: what is drawn behind the golden text has log probabilities that differ by {off:.4f} nats from "
+            "those of reading it at once; this is a fault of the server, not of the checkpoint"
         )

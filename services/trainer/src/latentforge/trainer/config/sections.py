@@ -123,10 +123,11 @@ class StudentRecipe(Section):
     publish_every: int | None = Field(
         None, ge=1, description="Steps between checkpoints instead; unset follows num_publishes."
     )
-    golden_prompt: str = Field(
-        "def main(argv=None):\n", description="Its greedy continuation is in a checkpoint's manifest."
+    golden_tokens: int = Field(
+        256,
+        ge=1,
+        description="Most tokens of the held-out text whose log probabilities are in a checkpoint's manifest.",
     )
-    golden_tokens: int = Field(32, ge=1, description="Most tokens of that continuation.")
 
 
 class GenerateRecipe(Section):

@@ -6,7 +6,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from latentforge.core.manifest import MANIFEST, chosen_checkpoint, list_checkpoints, verify_checkpoint
+from latentforge.core.checkpoint_files import verify_checkpoint
+from latentforge.core.checkpoints import chosen_checkpoint, list_checkpoints
+from latentforge.core.manifest import MANIFEST
 from latentforge.model.io import CONFIG_FILE, load_autoencoder, load_student, load_token_level
 from latentforge.model.latent_model import LatentModel
 from latentforge.model.token_level import TokenLevelModel

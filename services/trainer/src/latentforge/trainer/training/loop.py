@@ -18,7 +18,7 @@ from latentforge.trainer.targets.choose import MetTeacher
 from latentforge.trainer.teacher.connection import TeacherLostError
 from latentforge.trainer.training.learners import Learner
 from latentforge.trainer.training.optimisation import Optimisation
-from latentforge.trainer.training.publish import is_published, publish, publish_steps, published
+from latentforge.trainer.training.publish import golden_text, is_published, publish, publish_steps, published
 from latentforge.trainer.training.state import StageState
 from latentforge.trainer.training.validation import evaluate_student, teacher_nll, to_device, unigram_ce
 
@@ -178,7 +178,9 @@ class StudentTraining:
         point = last if last.step == self.step else self._measured(progress)
         figures = point.model_dump(exclude={"step"}, exclude_none=True)
         metrics = {f"held_out_{name}": value for name, value in figures.items()}
-        place = publish(self.run, self.learner.model, self.teacher_id, self.step, metrics)
+        sequences = (row.tolist() for batch in self.held_out for row in batch.tokens)
+        text = golden_text(self.run.tokenizer, sequences, self.recipe.golden_tokens)
+        place = publish(self.run, self.learner.model, self.teacher_id, self.step, metrics, text)
         self.model.train()
         progress.say(f"published {place}")
 

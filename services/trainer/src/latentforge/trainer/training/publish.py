@@ -1,32 +1,25 @@
 """Publishing: a student is put where its readers look for it, whole or not at all.
 
 A student that writes chunks becomes ``checkpoints/<run>/step-…/``: autoencoder, student and tokenizer together, with a
-golden continuation, for inference to serve. Of a token-level student ``runs/<run>/token-level/`` holds the newest
+golden text, for inference to serve. Of a token-level student ``runs/<run>/token-level/`` holds the newest
 weights.
 """
 
 import json
 import math
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from latentforge.core.checkpoints import list_checkpoints
 from latentforge.core.files import replacing
-from latentforge.core.manifest import (
-    MANIFEST,
-    Golden,
-    ManifestDraft,
-    TeacherId,
-    list_checkpoints,
-    publish_checkpoint,
-    step_folder,
-)
+from latentforge.core.manifest import MANIFEST, ManifestDraft, TeacherId, step_folder
+from latentforge.core.publishing import publish_checkpoint
 from latentforge.model.finite import check_finite
-from latentforge.model.generation import ChunkGenerator
+from latentforge.model.golden import golden_of
 from latentforge.model.io import save_pretrained
 from latentforge.model.latent_model import LatentModel
 from latentforge.model.model_card import CARD, model_card
-from latentforge.model.sampling import SamplingParams
 from latentforge.model.token_level import TokenLevelModel
 from latentforge.text.tokenizer import TextTokenizer
 from latentforge.trainer.config.sections import StudentRecipe
@@ -75,8 +68,31 @@ def publish_steps(recipe: StudentRecipe) -> list[int]:
     return sorted({max(1, round(distance / 5)), *(max(1, s) for s in later)})
 
 
+def golden_text(tokenizer: TextTokenizer, sequences: Iterable[Sequence[int]], most_tokens: int) -> str:
+    """The first text among sequences of the evaluation split, cut to ``most_tokens`` or a few less.
+
+    Raises:
+        TrainerError: none of them has any text, as of control tokens alone.
+    """
+    for ids in sequences:
+        most = min(most_tokens, len(ids))
+        # The cut may have gone through a character.
+        text = tokenizer.decode(ids[:most], skip_special=True).strip("\ufffd")
+        # Or through a word, which then has more tokens than it had.
+        while len(tokenizer.begin(tokenizer.encode(text))) > most:
+            text = text[: len(text) * 7 // 8]
+        if text:
+            return text
+    raise TrainerError("the evaluation split has no text, only control tokens; hold out more of the data")
+
+
 def publish(
-    run: RunContext, model: LatentModel | TokenLevelModel, teacher: TeacherId, step: int, metrics: Mapping[str, float]
+    run: RunContext,
+    model: LatentModel | TokenLevelModel,
+    teacher: TeacherId,
+    step: int,
+    metrics: Mapping[str, float],
+    text: str,
 ) -> str:
     """Publishes the student after ``step`` steps; says where.
 
@@ -86,13 +102,18 @@ def publish(
         teacher: whom it learns from.
         step: how many steps it has made.
         metrics: measured of it at this step, for the manifest.
+        text: what it is to be checked with by whoever loads it, see :func:`golden_text`.
 
     Raises:
-        TrainerError: a metric, a weight or a logit of the golden prompt is not finite; nothing is published.
+        TrainerError: a metric, a weight or a logit of the text is not finite; nothing is published.
     """
     for name, value in metrics.items():
         if not math.isfinite(value):
             raise _not_finite(step, f"{name} is {value}")
+    try:
+        check_finite(model)
+    except ValueError as error:
+        raise _not_finite(step, str(error)) from None
     if isinstance(model, TokenLevelModel):
         folder = _token_level_folder(run)
         with replacing(folder) as temporary:
@@ -100,9 +121,8 @@ def publish(
             copy_tokenizer(run.tokenizer, temporary / "tokenizer")
         return str(folder)
 
-    prompt_ids = run.tokenizer.begin(run.tokenizer.encode(run.recipe.student.golden_prompt))
     try:
-        check_finite(model.eval(), prompt_ids)
+        golden = golden_of(model, text, run.tokenizer.begin(run.tokenizer.encode(text)), run.recipe.seed)
     except ValueError as error:
         raise _not_finite(step, str(error)) from None
     draft = ManifestDraft(
@@ -113,7 +133,7 @@ def publish(
         end_ids=tuple(sorted(run.tokenizer.end_ids)),
         teacher=teacher,
         metrics=dict(metrics),
-        golden=_golden(run, model, prompt_ids),
+        golden=golden,
     )
 
     card = model_card(model, draft, f"{run.name}/{step_folder(step)}", run.recipe.license)
@@ -145,14 +165,6 @@ def published(run: RunContext, model: LatentModel | TokenLevelModel) -> list[str
 
 def _token_level_folder(run: RunContext) -> Path:
     return run.folder / "token-level"
-
-
-def _golden(run: RunContext, model: LatentModel, prompt_ids: list[int]) -> Golden:
-    """What the student writes greedily after the recipe's prompt: whoever loads the checkpoint must write the same."""
-    recipe = run.recipe.student
-    chunks = ChunkGenerator(model).generate(prompt_ids, recipe.golden_tokens, SamplingParams(temperature=0))
-    token_ids = [token_id for chunk in chunks for token_id in chunk.token_ids]
-    return Golden(prompt=recipe.golden_prompt, prompt_ids=prompt_ids, token_ids=token_ids)
 
 
 def _not_finite(step: int, what: str) -> TrainerError:

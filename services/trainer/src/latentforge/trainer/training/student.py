@@ -5,8 +5,8 @@ from typing import Any
 
 import torch
 
+from latentforge.core.checkpoints import list_checkpoints
 from latentforge.core.files import sha256_of
-from latentforge.core.manifest import list_checkpoints
 from latentforge.model.autoencoder import Autoencoder
 from latentforge.model.io import WEIGHTS_FILE, load_autoencoder
 from latentforge.text.packed import PackedData, check_data
