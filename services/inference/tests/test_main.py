@@ -4,9 +4,9 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,9 @@ Publish = Callable[..., Path]
 
 
 @pytest.fixture
-def server(checkpoints: Path, tmp_path: Path) -> Iterator[tuple[str, "subprocess.Popen[bytes]"]]:
+def server(
+    request: pytest.FixtureRequest, checkpoints: Path, tmp_path: Path
+) -> Iterator[tuple[str, "subprocess.Popen[bytes]"]]:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     command = [str(Path(sys.executable).parent / "inference"), "serve", "--port", str(port)]
@@ -30,6 +32,7 @@ def server(checkpoints: Path, tmp_path: Path) -> Iterator[tuple[str, "subprocess
         "INFERENCE_POLL_SECONDS": "0.05",
         "TORCH_THREADS": "1",
         "INFERENCE_DEVICE": "cpu",
+        **getattr(request, "param", {}),
     }
     with (tmp_path / "log").open("wb") as log:
         process = subprocess.Popen(command, env=environment, stderr=log, cwd=tmp_path)
@@ -50,8 +53,11 @@ def wait_for(url: str, path: str, condition: Callable[[Any], bool], seconds: flo
     raise TimeoutError(f"{url}{path} did not come to it in {seconds} s")
 
 
+LONG = {"prompt": "x", "max_tokens": 4000, "temperature": 0}
+
+
 @pytest.mark.e2e
-def test_a_real_server_swaps_without_a_restart_and_sigterm_lets_a_request_end(
+def test_a_real_server_swaps_without_a_restart_and_drains_at_sigterm(
     server: tuple[str, "subprocess.Popen[bytes]"], publish: Publish
 ) -> None:
     url, process = server
@@ -61,20 +67,67 @@ def test_a_real_server_swaps_without_a_restart_and_sigterm_lets_a_request_end(
     assert (probe.status_code, probe.content) == (200, b"")
     publish(2, max_chunks=1024)
     wait_for(url, "/health", lambda health: health["checkpoint"] == "demo/step-00000002")
-    body = {"prompt": "x", "max_tokens": 400, "temperature": 0}
-    answers: list[httpx.Response] = []
-    request = threading.Thread(target=lambda: answers.append(httpx.post(f"{url}/generate", json=body, timeout=60)))
-    request.start()
-    wait_for(url, "/ready", lambda ready: ready["running"] == 1)
-    process.send_signal(signal.SIGTERM)
-    request.join()
-    [answer] = answers
-    assert answer.status_code == 200
-    assert answer.json()["checkpoint"] == "demo/step-00000002"
-    assert answer.json()["usage"]["completion_tokens"] == 400
+    with ThreadPoolExecutor(6) as pool:
+        # More than run at a time: those that are queued count, too.
+        pending = [pool.submit(httpx.post, f"{url}/generate", json=LONG, timeout=120) for _ in range(6)]
+        wait_for(url, "/ready", lambda ready: ready["running"] + ready["queued"] == 6)
+        half_sent = socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])))
+        half_sent.sendall(b"POST /generate HTTP/1.1\r\nhost: x\r\ncontent-length: 1000\r\n\r\n{")
+        process.send_signal(signal.SIGTERM)
+        wait_for(url, "/ready", lambda ready: not ready["ready"])
+        assert httpx.get(f"{url}/ready").status_code == 503
+        assert httpx.get(f"{url}/health").status_code == 200
+        for _ in range(3):
+            refused = httpx.post(f"{url}/generate", json={"prompt": "x"})
+            assert refused.status_code == 503
+            assert refused.json()["error"]["code"] == "shutting_down"
+            assert int(refused.headers["retry-after"]) >= 1
+            assert refused.headers["connection"] == "close"
+        # What has not come whole is no request yet, and is not waited for.
+        assert half_sent.recv(4096).startswith(b"HTTP/1.1 503 ")
+        half_sent.close()
+        answers = [answer.result() for answer in pending]
+    assert [answer.status_code for answer in answers] == [200] * 6
+    assert {answer.json()["checkpoint"] for answer in answers} == {"demo/step-00000002"}
+    assert {answer.json()["usage"]["completion_tokens"] for answer in answers} == {4000}
     assert process.wait(20) == 0
     with pytest.raises(httpx.ConnectError):
         httpx.get(f"{url}/health")
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("server", [{"INFERENCE_SHUTDOWN_SECONDS": "1"}], indirect=True)
+def test_what_has_not_ended_in_its_time_is_told_so(
+    server: tuple[str, "subprocess.Popen[bytes]"], publish: Publish, tmp_path: Path
+) -> None:
+    url, process = server
+    publish(1, max_chunks=16384)
+    wait_for(url, "/health", lambda health: health["checkpoint"] is not None)
+    with ThreadPoolExecutor(1) as pool:
+        body = {"prompt": "x", "max_tokens": 65000, "temperature": 0}
+        pending = pool.submit(httpx.post, f"{url}/generate", json=body, timeout=120)
+        wait_for(url, "/ready", lambda ready: ready["running"] == 1)
+        process.send_signal(signal.SIGTERM)
+        answer = pending.result()
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "shutting_down")
+    assert process.wait(20) == 0
+    assert "1 requests are cut off after 1 s" in (tmp_path / "log").read_text()
+
+
+@pytest.mark.e2e
+def test_a_second_signal_ends_at_once(server: tuple[str, "subprocess.Popen[bytes]"], publish: Publish) -> None:
+    url, process = server
+    publish(1, max_chunks=16384)
+    wait_for(url, "/health", lambda health: health["checkpoint"] is not None)
+    with ThreadPoolExecutor(1) as pool:
+        body = {"prompt": "x", "max_tokens": 65000, "temperature": 0}
+        pending = pool.submit(httpx.post, f"{url}/generate", json=body, timeout=120)
+        wait_for(url, "/ready", lambda ready: ready["running"] == 1)
+        process.send_signal(signal.SIGTERM)
+        wait_for(url, "/ready", lambda ready: not ready["ready"])
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == -signal.SIGTERM
+        assert isinstance(pending.exception(), httpx.TransportError)
 
 
 def test_a_taken_port_is_named() -> None:

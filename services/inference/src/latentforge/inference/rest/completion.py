@@ -7,6 +7,7 @@ from itertools import takewhile
 
 from latentforge.inference.checkpoints.snapshot import Snapshot
 from latentforge.inference.engine import Engine, GenerationJob, GenerationResult
+from latentforge.inference.operation.request_record import note_request
 from latentforge.inference.rest.schemas import GenerateRequest, GenerateResponse, TokenUsage
 from latentforge.model.chunks import left_pad_count
 from latentforge.model.sampling import SamplingParams
@@ -28,9 +29,13 @@ async def complete(engine: Engine, snapshot: Snapshot, request: GenerateRequest)
         EngineFullError, DeadlineError, GenerationCancelledError: from the engine.
     """
     # A long prompt takes long enough to hold up every other request.
+    note_request(checkpoint=snapshot.id)
     job = await asyncio.to_thread(prepare, snapshot, request)
+    note_request(prompt_tokens=len(job.prompt_ids))
     generation = await engine.generate(job)
-    return answer(snapshot, job, generation, request)
+    answered = answer(snapshot, job, generation, request)
+    note_request(completion_tokens=len(answered.token_ids))
+    return answered
 
 
 def prepare(snapshot: Snapshot, request: GenerateRequest) -> GenerationJob:
