@@ -7,13 +7,11 @@ import torch
 
 from latentforge.core.checkpoint_files import CheckpointFiles
 from latentforge.core.manifest import CheckpointError, Manifest
+from latentforge.model.checkpoint import check_golden_text, load_checkpoint
 from latentforge.model.finite import finite_logits
 from latentforge.model.generation import ChunkGenerator, store_for_one_request
-from latentforge.model.golden import TOLERANCE, check_golden
-from latentforge.model.io import CONFIG_FILE, WEIGHTS_FILE, ModuleFiles, autoencoder_from, student_from
-from latentforge.model.latent_model import LatentModel
+from latentforge.model.golden import TOLERANCE
 from latentforge.model.sampling import SamplingParams
-from latentforge.text.errors import TextError
 from latentforge.text.tokenizer import TextTokenizer
 
 _NO_EOS = -1
@@ -81,72 +79,15 @@ def load_snapshot(place: Path, device: torch.device) -> Snapshot:
         OSError: the folder cannot be read now.
     """
     files = CheckpointFiles(place)
-    manifest = files.manifest
-    tokenizer = _tokenizer(files)
-    try:
-        model = LatentModel(autoencoder_from(_module(files, "autoencoder")), student_from(_module(files, "student")))
-    except (OSError, CheckpointError):
-        raise
-    # Sizes that torch refuses surface as RuntimeError and others; whatever it is, this checkpoint cannot be served.
-    except Exception as error:
-        message = str(error)
-        raise CheckpointError(message if str(place) in message else f"{place}: {message}") from error
+    loaded = load_checkpoint(files)
     files.check_rest()
-    generator = ChunkGenerator(model)
-    config = generator.config
-    for field in ("chunk_size", "latent_size"):
-        said, found = getattr(manifest, field), getattr(config, field)
-        if said != found:
-            raise CheckpointError(f"{place}: {field} is {said} in the manifest, but {found} in the student")
-    if tokenizer.vocab_size > config.vocab_size:
-        raise CheckpointError(
-            f"{place}: the tokenizer has {tokenizer.vocab_size} ids, but the student only {config.vocab_size}"
-        )
-    snapshot = Snapshot(place, manifest, tokenizer, generator, files.digest)
     # On the CPU, wherever it is served: that is where the publisher computed it.
-    _check_golden(snapshot)
+    check_golden_text(files, loaded)
+    tokenizer, model = loaded
+    snapshot = Snapshot(place, files.manifest, tokenizer, ChunkGenerator(model), files.digest)
     store_for_one_request(model.to(device))
     _check_decoding(snapshot)
     return snapshot
-
-
-def _module(files: CheckpointFiles, part: str) -> ModuleFiles:
-    config, weights = (files.read(f"{part}/{name}") for name in (CONFIG_FILE, WEIGHTS_FILE))
-    return ModuleFiles(files.place / part, config, weights)
-
-
-def _tokenizer(files: CheckpointFiles) -> TextTokenizer:
-    place, manifest = files.place, files.manifest
-    try:
-        tokenizer = TextTokenizer(
-            place / "tokenizer", bos=manifest.bos_id is not None, contents=files.read_folder("tokenizer")
-        )
-    except TextError as error:
-        raise CheckpointError(f"{place}: {error}") from error
-    if tokenizer.fingerprint != manifest.tokenizer_fingerprint:
-        raise CheckpointError(
-            f"{place}: the tokenizer's fingerprint is {tokenizer.fingerprint}, "
-            f"but the manifest says {manifest.tokenizer_fingerprint}"
-        )
-    if tokenizer.bos_id != manifest.bos_id:
-        raise CheckpointError(
-            f"{place}: the tokenizer's bos is {tokenizer.bos_id}, but the manifest says {manifest.bos_id}"
-        )
-    return tokenizer
-
-
-def _check_golden(snapshot: Snapshot) -> None:
-    """The tokenizer reads the golden text as the publisher's did, and the student makes of it what his did."""
-    golden, place = snapshot.manifest.golden, snapshot.place
-    token_ids = tuple(snapshot.encode(golden.text))
-    if token_ids != golden.token_ids:
-        at = next((i for i, (a, b) in enumerate(zip(token_ids, golden.token_ids, strict=False)) if a != b), None)
-        where = f"{len(token_ids)} and {len(golden.token_ids)} of them" if at is None else f"first at token {at}"
-        raise CheckpointError(f"{place}: the golden text has other ids than the manifest says: {where}")
-    try:
-        check_golden(snapshot.generator.model, golden)
-    except (ValueError, RuntimeError) as error:
-        raise CheckpointError(f"{place}: {error}") from error
 
 
 def _check_decoding(snapshot: Snapshot) -> None:
