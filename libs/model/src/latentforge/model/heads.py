@@ -47,9 +47,12 @@ class EnergyHead(nn.Module):
     def forward(self, hidden: Tensor, num_samples: int = 1, generator: torch.Generator | None = None) -> Tensor:
         """Maps [..., h] to [num_samples, ..., D], each sample from noise of its own."""
         shape = (num_samples, *hidden.shape[:-1], self.noise_size)
-        noise = torch.rand(shape, device=hidden.device, dtype=hidden.dtype, generator=generator) - 0.5
+        return self.from_noise(hidden, torch.rand(shape, device=hidden.device, dtype=hidden.dtype, generator=generator))
+
+    def from_noise(self, hidden: Tensor, noise: Tensor) -> Tensor:
+        """Maps [..., h] and uniform noise, [..., noise_size] from 0 to 1, to [..., D]."""
         condition = self.hidden_in(self.norm(hidden))
-        x = self.noise_in(noise)
+        x = self.noise_in(noise - 0.5)
         for block in self.blocks:
             x = block(x, condition)
         latents: Tensor = self.down(self.norm_out(x))

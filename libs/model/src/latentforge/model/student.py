@@ -72,9 +72,12 @@ class Student(nn.Module):
 
     def embed_chunks(self, tokens: Tensor) -> Tensor:
         """Maps chunks of ids, int64 [b, t, K], to backbone inputs, float [b, t, h]."""
+        return self.chunk_inputs(self.embed(tokens))
+
+    def chunk_inputs(self, embedded: Tensor) -> Tensor:
+        """The same of chunks that are embedded, float [..., K, e] to [..., h]."""
         # K embeddings side by side are one vector: order in a chunk is by place, and needs no position of its own.
-        flat = self.embed(tokens).flatten(-2)
-        out: Tensor = self.chunk_norm(self.chunk_down(F.silu(self.chunk_up(flat))))
+        out: Tensor = self.chunk_norm(self.chunk_down(F.silu(self.chunk_up(embedded.flatten(-2)))))
         return out
 
     def start_inputs(self, batch_size: int) -> Tensor:

@@ -92,18 +92,27 @@ class BatchDecoding(ABC):
 
     @abstractmethod
     def prefill(self, texts: Sequence[OpenText], max_tokens: int) -> int:
-        """Reads up to ``max_tokens`` (and always at least one chunk) of the texts' prompts, in the order given.
+        """Reads the next piece of the texts' prompts, in the order given while they fit ``max_tokens``.
 
-        Several prompts are read at once, and a long one in pieces. Pieces begin at fixed places of a prompt, whatever
-        else is read beside it, so that its numbers do not depend on that.
+        Several prompts are read at once, and a long one in pieces: one call reads at most one piece of each, and always
+        that of the first text with something unread, even if it is longer than ``max_tokens``. Pieces begin at fixed
+        places of a prompt, whatever else is read beside it, so that its numbers do not depend on that.
 
         Returns:
-            How many tokens were read.
+            How many tokens were read; 0 if nothing was left to read.
         """
 
     @abstractmethod
-    def step(self, texts: Sequence[OpenText]) -> list[WrittenChunk]:
-        """Writes a chunk behind each of the texts, all of which have been read; in their order."""
+    def step(self, texts: Sequence[OpenText], forced: Sequence[Sequence[int]] | None = None) -> list[WrittenChunk]:
+        """Writes a chunk behind each of the texts, all of which have been read; in their order.
+
+        Args:
+            texts: which.
+            forced: for each of them up to K ids that the chunk begins with, which are read instead of drawn.
+
+        Raises:
+            ValueError: a text is not read yet, has no room left, or is closed.
+        """
 
     @abstractmethod
     def close(self, text: OpenText) -> None:

@@ -1,0 +1,194 @@
+"""A Qwen3 backbone over keys and values in slots: one step of many texts, and prompts in pieces.
+
+The numbers are those of transformers' Qwen3Model up to rounding; it is written out here because a step of a small
+student is mostly the time of starting operations, and those are kept few.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import Qwen3Model
+
+from latentforge.model.decoding.fusion import fused_weight
+
+# What a layer's attention gives for queries [n, heads, d], keys and values [n, kv_heads, d]: float [n, heads·d]; None
+# ends the pass, where only the keys and values are wanted.
+_Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor | None]
+
+
+class Piece(NamedTuple):
+    """Positions ``first`` … ``first + length - 1`` of the text in a slot."""
+
+    slot: int
+    first: int
+    length: int
+
+
+@dataclass(frozen=True)
+class _Layer:
+    input_norm: Tensor
+    qkv: Tensor
+    qk_norm: Tensor
+    out: Tensor
+    post_norm: Tensor
+    gate_up: Tensor
+    down: Tensor
+
+
+class SlotBackbone:
+    """The backbone of :class:`Qwen3Model`, with memory for ``num_slots`` texts of ``max_positions`` positions.
+
+    A text's column 0 holds the keys and values of the position that is being computed: so a step writes views, however
+    long each text is, and one operation at its end moves them to where they belong. Columns behind a text's end hold
+    finite numbers of no meaning, which the mask hides.
+    """
+
+    def __init__(self, backbone: Qwen3Model, num_slots: int, max_positions: int) -> None:
+        """Fuses the backbone's weights in place (see :func:`fused_weight`)."""
+        config: Any = backbone.config
+        self._heads: int
+        self._kv_heads: int
+        self._heads, self._kv_heads = config.num_attention_heads, config.num_key_value_heads
+        self._size, self._eps = config.head_dim, config.rms_norm_eps
+        self._layers = [_layer(layer, self._heads, self._kv_heads) for layer in backbone.layers]
+        self._norm = backbone.norm.weight.detach()
+        device, dtype = self._norm.device, self._norm.dtype
+        # Keys, values: [2, layers, slots, kv_heads, 1 + positions, d].
+        size = 2, len(self._layers), num_slots, self._kv_heads, 1 + max_positions, self._size
+        self.memory = torch.zeros(size, dtype=dtype, device=device)
+        self._cos, self._sin = _rotary_tables(backbone, 1 + max_positions, dtype)
+        self._columns = torch.arange(1 + max_positions, device=device)
+
+    def clear(self, slot: int) -> None:
+        """Forgets what a slot's last text left: hidden numbers must be finite, since 0 · NaN is NaN."""
+        self.memory[:, :, slot].zero_()
+
+    def move(self, source: int, target: int) -> None:
+        """Takes a text to another slot."""
+        self.memory[:, :, target] = self.memory[:, :, source]
+
+    def step(
+        self, inputs: Tensor, first_slot: int, positions: Sequence[int], rows: Tensor, row_ids: Sequence[int]
+    ) -> Tensor:
+        """One position of each text in the slots from ``first_slot`` on.
+
+        Args:
+            inputs: float [n, h].
+            first_slot: the slot of the first of the n texts.
+            positions: at which position each stands, n of them.
+            rows: the texts among them whose keys and values are kept, int64 [r], ascending; of the others nothing is.
+            row_ids: the same as ints.
+
+        Returns:
+            Hidden states, float [n, h].
+        """
+        num, end = len(positions), 1 + max(positions)
+        at = torch.tensor(positions, device=inputs.device)
+        mask = None
+        if num > 1 and min(positions) + 1 < end:
+            mask = (self._columns[:end] <= at[:, None])[:, None, None]
+        slots = self.memory[:, :, first_slot : first_slot + num]
+        # The heads of a group are queries of their one key head: no key is copied for them.
+        grouped = num, self._kv_heads, self._heads // self._kv_heads, self._size
+
+        def attend(layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+            known_keys, known_values = slots[0, layer], slots[1, layer]
+            known_keys[:, :, 0] = keys
+            known_values[:, :, 0] = values
+            seen = F.scaled_dot_product_attention(
+                queries.view(grouped), known_keys[:, :, :end], known_values[:, :, :end], attn_mask=mask
+            )
+            return seen.view(num, -1)
+
+        hidden = self._run(inputs, self._cos[at][:, None], self._sin[at][:, None], attend)
+        assert hidden is not None
+        if len(row_ids) == 1:
+            row = row_ids[0]
+            slots[:, :, row, :, 1 + positions[row]] = slots[:, :, row, :, 0]
+        else:
+            slots[:, :, rows, :, 1 + at[rows]] = slots[:, :, rows, :, 0].permute(2, 0, 1, 3, 4)
+        return hidden
+
+    def read(self, inputs: Tensor, pieces: Sequence[Piece], *, want_hidden: bool = False) -> Tensor | None:
+        """Reads pieces of texts at once: inputs [n, h] are those of all pieces' positions, one behind the other.
+
+        Returns:
+            Hidden states, float [n, h], if they are wanted.
+        """
+        last = len(self._layers) - 1
+        at = torch.cat([self._columns[first : first + length] for _, first, length in pieces])
+        bounds, masks = [], []
+        start = 0
+        for _, first, length in pieces:
+            bounds.append((start, start + length))
+            start += length
+            square = torch.ones(length, first + length, dtype=torch.bool, device=inputs.device)
+            masks.append(square.tril_(first))
+        group = self._heads // self._kv_heads
+
+        def attend(layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor | None:
+            seen = []
+            for (slot, first, length), (start, end), mask in zip(pieces, bounds, masks, strict=True):
+                known_keys, known_values = self.memory[0, layer, slot], self.memory[1, layer, slot]
+                until = 1 + first + length
+                known_keys[:, 1 + first : until] = keys[start:end].transpose(0, 1)
+                known_values[:, 1 + first : until] = values[start:end].transpose(0, 1)
+                if layer == last and not want_hidden:
+                    continue
+                # [kv_heads, group, positions, d]: a key head is the same for its group of query heads.
+                mine = queries[start:end].unflatten(1, (self._kv_heads, group)).permute(1, 2, 0, 3)
+                found = F.scaled_dot_product_attention(
+                    mine,
+                    known_keys[:, None, 1:until].expand(-1, group, -1, -1),
+                    known_values[:, None, 1:until].expand(-1, group, -1, -1),
+                    attn_mask=mask,
+                )
+                seen.append(found.permute(2, 0, 1, 3).flatten(1))
+            return torch.cat(seen) if seen else None
+
+        return self._run(inputs, self._cos[at][:, None], self._sin[at][:, None], attend)
+
+    def _run(self, x: Tensor, cos: Tensor, sin: Tensor, attend: _Attend) -> Tensor | None:
+        num, heads, half = len(x), self._heads, self._size // 2
+        num_rotated = heads + self._kv_heads
+        for index, layer in enumerate(self._layers):
+            qkv = F.linear(self._normed(x, layer.input_norm), layer.qkv).view(num, -1, self._size)
+            qk = F.rms_norm(qkv[:, :num_rotated], (self._size,), None, self._eps).mul_(layer.qk_norm)
+            # sin has the minus of rotate_half in its first half.
+            qk = torch.addcmul(qk * cos, torch.cat([qk[..., half:], qk[..., :half]], -1), sin)
+            seen = attend(index, qk[:, :heads], qk[:, heads:], qkv[:, num_rotated:])
+            if seen is None:
+                return None
+            x = torch.addmm(x, seen, layer.out.T)
+            gate, up = F.linear(self._normed(x, layer.post_norm), layer.gate_up).chunk(2, -1)
+            x = torch.addmm(x, F.silu(gate).mul_(up), layer.down.T)
+        return self._normed(x, self._norm)
+
+    def _normed(self, x: Tensor, weight: Tensor) -> Tensor:
+        return F.rms_norm(x, (x.shape[-1],), weight, self._eps)
+
+
+def _layer(layer: Any, heads: int, kv_heads: int) -> _Layer:
+    attention, mlp = layer.self_attn, layer.mlp
+    q_norm, k_norm = attention.q_norm.weight.detach(), attention.k_norm.weight.detach()
+    return _Layer(
+        input_norm=layer.input_layernorm.weight.detach(),
+        qkv=fused_weight([attention.q_proj, attention.k_proj, attention.v_proj]),
+        qk_norm=torch.cat([q_norm.expand(heads, -1), k_norm.expand(kv_heads, -1)]),
+        out=attention.o_proj.weight.detach(),
+        post_norm=layer.post_attention_layernorm.weight.detach(),
+        gate_up=fused_weight([mlp.gate_proj, mlp.up_proj]),
+        down=mlp.down_proj.weight.detach(),
+    )
+
+
+def _rotary_tables(backbone: Qwen3Model, num_positions: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Cosines and sines of every position, [num_positions, d]; the first half of the sines with a minus."""
+    frequencies = backbone.rotary_emb.inv_freq.float()
+    angles = torch.arange(num_positions, device=frequencies.device).float()[:, None] * frequencies
+    cos, sin = angles.cos(), angles.sin()
+    return torch.cat([cos, cos], 1).to(dtype), torch.cat([-sin, sin], 1).to(dtype)

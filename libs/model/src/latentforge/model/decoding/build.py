@@ -1,0 +1,61 @@
+"""From a model to the decoding of many texts with it."""
+
+from latentforge.model.decoding.backbone import SlotBackbone
+from latentforge.model.decoding.induction import SlotInduction
+from latentforge.model.decoding.slot_decoding import SlotDecoding
+from latentforge.model.decoding.writers import ChunkWriter, LatentWriter, TokenWriter
+from latentforge.model.latent_model import LatentModel
+from latentforge.model.token_level import TokenLevelModel
+
+
+def batch_decoding(
+    model: LatentModel | TokenLevelModel, num_slots: int, *, max_tokens: int | None = None, exact: bool = False
+) -> SlotDecoding:
+    """The decoding of up to ``num_slots`` texts at once, on the model's device; puts the model in evaluation mode.
+
+    Memory is taken here and not later. Weights are held once: the model's are fused in place, and go on being the
+    model's, so that changes made in place are seen, but for those of norms, biases and induction heads, which are
+    copied. Whoever trains on makes a new decoding, or moves the model to another device.
+
+    Args:
+        model: a latent or a token-level student.
+        num_slots: texts that may be open at the same time, at least 1.
+        max_tokens: the longest text, pads of the first chunk included; the model's own bound by default.
+        exact: a text's numbers are bit for bit the same whatever is written beside it. Every text is then computed by
+            itself, and many at once take as long as one after the other.
+
+    Raises:
+        ValueError: num_slots is below 1, or max_tokens is less than two chunks or more than the model's.
+    """
+    if num_slots < 1:
+        raise ValueError(f"num_slots={num_slots}; set it to at least 1")
+    k = model.chunk_size
+    longest = model.max_tokens if max_tokens is None else max_tokens // k * k
+    if not k <= longest <= model.max_tokens:
+        raise ValueError(f"max_tokens={max_tokens} is not in {k}..{model.max_tokens}, this model's context")
+    model.eval()
+    config, student = (
+        (model.config, model) if isinstance(model, TokenLevelModel) else (model.student.config, model.student)
+    )
+    induction = None
+    if student.induction is not None:
+        induction = SlotInduction(student.induction, num_slots, longest, k, config.pad_id)
+    found_map = None if induction is None else induction.out
+    writer: ChunkWriter
+    if isinstance(model, TokenLevelModel):
+        writer = TokenWriter(model, found_map)
+    else:
+        writer = LatentWriter(model, num_slots, found_map)
+    return SlotDecoding(
+        SlotBackbone(student.backbone, num_slots, longest // k),
+        induction,
+        writer,
+        num_slots=num_slots,
+        max_tokens=longest,
+        chunk_size=k,
+        vocab_size=config.vocab_size,
+        eos_id=config.eos_id,
+        pad_id=config.pad_id,
+        context=config.induction.context,
+        exact=exact,
+    )

@@ -1,0 +1,163 @@
+"""Induction heads over texts in slots of memory that is allocated once."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from latentforge.model.induction import InductionHead
+from latentforge.model.layers import TABLE_SCALE, output_scale
+
+_TINY = 1e-12
+
+
+class FoundTokens(NamedTuple):
+    """What stands in n texts behind the places that are like the next token's.
+
+    Attributes:
+        values: the heads' values, float [n, heads·size]; :attr:`SlotInduction.out` maps them to the output's width.
+        boosts: float [n, columns], to be added to the logits of
+        ids: int64 [n, columns].
+    """
+
+    values: Tensor
+    boosts: Tensor
+    ids: Tensor
+
+
+class SlotInduction:
+    """An :class:`InductionHead` that looks up in ``num_slots`` texts of up to ``max_tokens`` tokens.
+
+    A token is an entry: the key of the place before it, a map of the ``context`` tokens there, beside its value. A
+    slot's columns are, in this order: the K entries of the chunk that is being written, its last token first; the score
+    of finding nothing; the tokens before the chunk. Written and read are views, however long each text is, and one
+    operation at a chunk's end moves its entries to where they belong. The first columns are in falling order so that
+    what is known of the chunk lies beside the rest: one softmax does for all of it.
+
+    Finding nothing is an entry with a zero key and value, its score in ``base`` and the id of the pad, whose logit is
+    -inf whatever is added. Entries behind a text's end have a base of -inf; their numbers must be finite.
+
+    Attributes:
+        tail: the embedded tokens that the heads read in a chunk, float [num_slots, context + K, e]: the ``context``
+            before it, zeros before the text, then its own; whoever draws them writes them here.
+        out: maps found values to the output's width, [out_size, heads·size].
+    """
+
+    def __init__(self, head: InductionHead, num_slots: int, max_tokens: int, chunk_size: int, pad_id: int) -> None:
+        self._heads, self._size, self._context, self._k = head.heads, head.size, head.context, chunk_size
+        value, weight = head.value.weight.detach(), head.read.weight.detach()
+        embed_size = value.shape[1]
+        # The value is a map of the last of the context's tokens: padded, it is made by the same product as the key.
+        padded = F.pad(value, ((self._context - 1) * embed_size, 0))
+        by_head = [part.unflatten(0, (self._heads, self._size)) for part in (weight, padded)]
+        self._read_weight = torch.cat(by_head, 1).flatten(0, 1)
+        self.out = head.out.weight.detach() * output_scale(head.out.out_features)
+        # As both keys of a product are multiplied by the sharpness' root, one set serves as queries too.
+        self._sharpness = (head.log_sharpness.detach() / 2).exp().repeat(num_slots)[:, None]
+        self._gain = (head.gain.detach() * TABLE_SCALE).expand(num_slots, 1, -1).contiguous()
+        # A multiple of 16 columns, so that every slot begins at a multiple of 64 bytes.
+        columns = -(-(chunk_size + 1 + max_tokens) // 16) * 16
+        device, zeros = value.device, value.new_zeros
+        self.entries = zeros(num_slots, self._heads, columns, 2 * self._size)
+        self.ids = torch.full((num_slots, columns), pad_id, device=device)
+        self.base = zeros(num_slots, self._heads, columns, 1)
+        self.base[:, :, chunk_size] = head.nothing.detach()[:, None]
+        self.tail = zeros(num_slots, self._context + chunk_size, embed_size)
+        self._places = torch.arange(chunk_size, device=device)
+        for slot in range(num_slots):
+            self.clear(slot)
+
+    def clear(self, slot: int) -> None:
+        """Forgets what a slot's last text left."""
+        self.entries[slot].zero_()
+        self.base[slot, :, self._k + 1 :] = -torch.inf
+
+    def move(self, source: int, target: int) -> None:
+        """Takes a text to another slot."""
+        for memory in (self.entries, self.ids, self.base):
+            memory[target] = memory[source]
+
+    def read(self, slot: int, first: int, ids: Tensor, embedded: Tensor) -> None:
+        """Reads tokens of a text from its token ``first`` on.
+
+        Args:
+            slot: the text's.
+            first: how many of its tokens have been read.
+            ids: int64 [t].
+            embedded: the ``context`` tokens before them and they, float [context + t, e]; zeros before the beginning.
+        """
+        windows = embedded.unfold(0, self._context, 1).transpose(1, 2).flatten(1)
+        made = F.linear(windows, self._read_weight).view(len(windows), self._heads, 2 * self._size)
+        # A token is found by the key of the place before it, the window that ends there.
+        places, values = made[:-1, :, : self._size], made[1:, :, self._size :]
+        keys = places * _factor(places, self._sharpness[: self._heads])
+        begin = self._k + 1 + first
+        columns = slice(begin, begin + len(ids))
+        self.entries[slot, :, columns] = torch.cat([keys, values], -1).transpose(0, 1)
+        self.ids[slot, columns] = ids
+        self.base[slot, :, columns] = 0
+
+    def begin(self, first_slot: int, lengths: Sequence[int]) -> None:
+        """Begins a chunk of the texts in the slots from ``first_slot`` on, so many tokens long; ``tail`` knows them."""
+        slots = slice(first_slot, first_slot + len(lengths))
+        self._num, self._slots, self._end = len(lengths), slots, self._k + 1 + max(lengths)
+        flat = len(lengths) * self._heads
+        # Of n texts and h heads as one batch: views, made once a chunk.
+        self._flat_entries = self.entries[slots].view(flat, -1, 2 * self._size)
+        self._flat_base = self.base[slots].view(flat, -1, 1)
+        self._flat_sharpness = self._sharpness[:flat]
+        self._chunk_ids, self._chunk_gain, self._chunk_tail = self.ids[slots], self._gain[slots], self.tail[slots]
+        self._read_window(0)
+
+    def find(self, k: int) -> FoundTokens:
+        """What is found before token k of the chunk, when the tokens before it have been read."""
+        begin, end, size = self._k - k, self._end, self._size
+        entries = self._flat_entries
+        queries = entries[:, begin - 1, :size, None]
+        scores = torch.baddbmm(self._flat_base[:, begin:end], entries[:, begin:end, :size], queries)
+        shares = scores.softmax(1)
+        values = torch.bmm(shares.mT, entries[:, begin:end, size:]).view(self._num, -1)
+        boosts = torch.bmm(self._chunk_gain, shares.view(self._num, self._heads, -1))
+        return FoundTokens(values, boosts[:, 0], self._chunk_ids[:, begin:end])
+
+    def read_token(self, k: int, ids: Tensor) -> None:
+        """Reads token k of the chunk, int64 [n], whose embeddings are in ``tail``."""
+        self._chunk_ids[:, self._k - 1 - k] = ids
+        self._read_window(k + 1)
+
+    def end(self, rows: Tensor, row_ids: Sequence[int], lengths: Sequence[int]) -> None:
+        """Ends the chunk: keeps its entries for some of the texts, int64 [r] and the same as ints."""
+        entries, ids, base = self.entries[self._slots], self._chunk_ids, self.base[self._slots]
+        first = self._k + 1
+        if len(row_ids) == 1:
+            row = row_ids[0]
+            columns = slice(first + lengths[row], first + lengths[row] + self._k)
+            entries[row, :, columns] = entries[row, :, : self._k]
+            ids[row, columns] = ids[row, : self._k]
+            base[row, :, columns] = 0
+            return
+        begins = torch.tensor([lengths[row] for row in row_ids], device=rows.device) + first
+        columns_rk = begins[:, None] + self._places
+        rows_r1 = rows[:, None]
+        entries[rows_r1, :, columns_rk] = entries[rows, :, : self._k].transpose(1, 2)
+        ids[rows_r1, columns_rk] = ids[rows, : self._k]
+        base[rows_r1, :, columns_rk] = 0
+
+    def _read_window(self, k: int) -> None:
+        """Makes the key of place k and the value of the token before it, of the chunk that is being written."""
+        window = self._chunk_tail[:, k : k + self._context].flatten(1)
+        made = F.linear(window, self._read_weight).view(-1, 2 * self._size)
+        if k < self._k:
+            places = made[:, : self._size]
+            key = self._flat_entries[:, self._k - 1 - k, : self._size]
+            torch.mul(places, _factor(places, self._flat_sharpness), out=key)
+        if k:
+            self._flat_entries[:, self._k - k, self._size :] = made[:, self._size :]
+
+
+def _factor(places: Tensor, sharpness: Tensor) -> Tensor:
+    """What makes keys of the places' maps, float [..., size]: their direction, times the sharpness."""
+    norms: Tensor = torch.linalg.vector_norm(places, dim=-1, keepdim=True)
+    return sharpness / norms.clamp_min_(_TINY)

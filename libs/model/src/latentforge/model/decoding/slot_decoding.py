@@ -1,0 +1,275 @@
+"""Decoding in slots: texts open, are read in pieces, and step together."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from latentforge.model.chunks import left_pad_count
+from latentforge.model.decoding.backbone import Piece, SlotBackbone
+from latentforge.model.decoding.batch import BatchDecoding, OpenText, WrittenChunk
+from latentforge.model.decoding.induction import SlotInduction
+from latentforge.model.decoding.logprobs import StepLogprobs
+from latentforge.model.decoding.texts import SlotText, noise_generator
+from latentforge.model.decoding.writers import ChunkWriter
+from latentforge.model.layers import TABLE_SCALE
+from latentforge.model.sampling import SamplingParams, sample
+
+# Chunks that are read at once, of one prompt: a piece begins at a multiple of it.
+PIECE_CHUNKS = 64
+
+
+class SlotDecoding(BatchDecoding):
+    """Of any model, made of its parts.
+
+    Slots 0 … n - 1 are those of the n open texts, so that a step computes views of memory: closing a text takes the
+    last slot's text into its slot. Texts that are open and do not step are computed as well where they lie between
+    those that do, and nothing of that is kept.
+    """
+
+    def __init__(
+        self,
+        backbone: SlotBackbone,
+        induction: SlotInduction | None,
+        writer: ChunkWriter,
+        *,
+        num_slots: int,
+        max_tokens: int,
+        chunk_size: int,
+        vocab_size: int,
+        eos_id: int,
+        pad_id: int,
+        context: int,
+        exact: bool,
+    ) -> None:
+        """``context`` is the induction heads'."""
+        self.num_slots, self.max_tokens, self.chunk_size = num_slots, max_tokens, chunk_size
+        self.vocab_size, self.eos_id = vocab_size, eos_id
+        self._backbone, self._induction, self._writer = backbone, induction, writer
+        self._pad_id, self._context, self._exact = pad_id, context, exact
+        self._device = writer.table.device
+        self._texts: list[SlotText] = []
+        # Last tokens of a text that a step reads.
+        self._recent = max(chunk_size, writer.window, context)
+
+    @property
+    def num_free(self) -> int:
+        return self.num_slots - len(self._texts)
+
+    @torch.inference_mode()
+    def open(self, prompt_ids: Sequence[int], params: SamplingParams, logprobs: int | None = None) -> OpenText:
+        pads = left_pad_count(len(prompt_ids), self.chunk_size)
+        room = self.max_tokens - len(prompt_ids) - pads
+        if room < self.chunk_size:
+            raise ValueError(
+                f"the prompt has {len(prompt_ids)} tokens, but at most {self.max_tokens - self.chunk_size} leave room "
+                "for a step; shorten it"
+            )
+        for token_id in prompt_ids:
+            if not 0 <= token_id < self.vocab_size:
+                raise ValueError(
+                    f"prompt id {token_id} is not in the vocabulary of {self.vocab_size} ids; "
+                    "use this model's tokenizer"
+                )
+        if not self.num_free:
+            raise RuntimeError(f"all {self.num_slots} slots are taken; close a text first")
+        slot = len(self._texts)
+        self._backbone.clear(slot)
+        if self._induction is not None:
+            self._induction.clear(slot)
+        ids = [self._pad_id] * pads + list(prompt_ids)
+        text = SlotText(
+            len(ids),
+            room,
+            slot,
+            ids,
+            params,
+            logprobs,
+            params.generator(self._device),
+            noise_generator(params.seed, self._device),
+        )
+        self._texts.append(text)
+        return text
+
+    @torch.inference_mode()
+    def prefill(self, texts: Sequence[OpenText], max_tokens: int) -> int:
+        read = 0
+        pieces: list[tuple[SlotText, int]] = []
+        size = PIECE_CHUNKS * self.chunk_size
+        planned = {text: text.num_read for text in map(self._own, texts)}
+        # Every text's next piece in turn: short prompts need not wait until a long one is through.
+        for text in planned:
+            length = min(size, len(text.ids) - text.num_read)
+            if length and (not pieces or read + length <= max_tokens):
+                pieces.append((text, length))
+                read += length
+        for some in [[piece] for piece in pieces] if self._exact else [pieces] if pieces else []:
+            self._read(some)
+        return read
+
+    @torch.inference_mode()
+    def step(self, texts: Sequence[OpenText], forced: Sequence[Sequence[int]] | None = None) -> list[WrittenChunk]:
+        given = dict(zip(map(self._own, texts), forced or [()] * len(texts), strict=True))
+        stepping = sorted(given, key=lambda text: text.slot)
+        for text in stepping:
+            if text.num_unread:
+                raise ValueError(f"{text.num_unread} tokens of a text's prompt are to be read before it can step")
+            if text.room < self.chunk_size:
+                raise ValueError("a text without room for a step cannot step")
+        written: dict[SlotText, WrittenChunk] = {}
+        for some in ([text] for text in stepping) if self._exact else [stepping]:
+            written.update(zip(some, self._write(some, [given[text] for text in some]), strict=True))
+        return [written[self._own(text)] for text in texts]
+
+    @torch.inference_mode()
+    def close(self, text: OpenText) -> None:
+        closed, last = self._own(text), self._texts[-1]
+        self._texts.pop()
+        if last is not closed:
+            self._backbone.move(last.slot, closed.slot)
+            if self._induction is not None:
+                self._induction.move(last.slot, closed.slot)
+            self._texts[closed.slot] = last
+            last.slot = closed.slot
+        closed.slot = -1
+
+    def _own(self, text: OpenText) -> SlotText:
+        assert isinstance(text, SlotText)
+        if not 0 <= text.slot < len(self._texts) or self._texts[text.slot] is not text:
+            raise ValueError("the text is closed, or another decoding's")
+        return text
+
+    def _read(self, pieces: Sequence[tuple[SlotText, int]]) -> None:
+        """Reads so many tokens, whole chunks, of each of the texts."""
+        k, context = self.chunk_size, self._context
+        # The backbone's position i reads chunk i - 1; its position 0, the start. Induction heads read tokens behind
+        # their context.
+        before = max(k, context)
+        inputs = []
+        for text, length in pieces:
+            ids = self._ids_before([text], before + length, text.num_read + length)[0]
+            embedded = self._embed(ids)
+            chunks = embedded[before - k : -k].unflatten(0, (-1, k))
+            inputs.append(self._writer.inputs(chunks))
+            if not text.num_read:
+                inputs[-1][0] = self._writer.start
+            if self._induction is not None:
+                known = embedded[before - context :].clone()
+                known[: max(0, context - text.num_read)] = 0
+                self._induction.read(text.slot, text.num_read, ids[before:], known)
+        self._backbone.read(
+            torch.cat(inputs), [Piece(text.slot, text.num_read // k, length // k) for text, length in pieces]
+        )
+        for text, length in pieces:
+            text.num_read += length
+            text.num_unread -= length
+
+    def _write(self, stepping: Sequence[SlotText], forced: Sequence[Sequence[int]]) -> list[WrittenChunk]:
+        """Writes a chunk behind texts that are sorted by slot; it begins with the ids that are forced."""
+        first, k = stepping[0].slot, self.chunk_size
+        texts = self._texts[first : stepping[-1].slot + 1]
+        row_ids = [text.slot - first for text in stepping]
+        rows = torch.tensor(row_ids, device=self._device)
+        lengths = [text.num_read for text in texts]
+        embedded = self._embed(self._ids_before(texts, self._recent))
+        inputs = self._writer.inputs(embedded[:, self._recent - k :])
+        for row, text in enumerate(texts):
+            if not text.ids:
+                inputs[row] = self._writer.start
+        hidden = self._backbone.step(inputs, first, [length // k for length in lengths], rows, row_ids)
+        if self._induction is not None:
+            self._fill_tail(texts, embedded)
+            self._induction.begin(first, lengths)
+        self._writer.begin(hidden, embedded[:, self._recent - self._writer.window :], self._noise(texts, stepping))
+        tokens_kn, logprobs = self._draw_chunk(first, len(texts), rows, stepping, forced)
+        if self._induction is not None:
+            self._induction.end(rows, row_ids, lengths)
+        written = []
+        for text, ids, asked in zip(stepping, tokens_kn.T.tolist(), logprobs.lists(), strict=True):
+            text.ids += ids
+            text.num_read += k
+            text.room -= k
+            written.append(WrittenChunk(ids) if asked is None else WrittenChunk(ids, *asked))
+        return written
+
+    def _draw_chunk(
+        self, first: int, num: int, rows: Tensor, stepping: Sequence[SlotText], forced: Sequence[Sequence[int]]
+    ) -> tuple[Tensor, StepLogprobs]:
+        """Draws the chunk's tokens, int64 [K, n], of those of ``num`` texts from slot ``first`` on that step."""
+        k, induction = self.chunk_size, self._induction
+        whole = len(stepping) == num
+        drawn_kn = torch.empty(k, len(stepping), dtype=torch.int64, device=self._device)
+        every_kn = drawn_kn if whole else drawn_kn.new_zeros(k, num)
+        forced_kn = self._forced(forced)
+        logprobs = StepLogprobs([text.logprobs for text in stepping], self._device)
+        for place in range(k):
+            found = None if induction is None else induction.find(place)
+            logits = self._writer.logits(place, found)
+            if not whole:
+                logits = logits[rows]
+            logprobs.see(logits)
+            tokens = self._draw(logits, stepping)
+            if forced_kn is not None:
+                tokens = torch.where(forced_kn[place] < 0, tokens, forced_kn[place])
+            logprobs.drawn(tokens)
+            drawn_kn[place] = tokens
+            if not whole:
+                every_kn[place, rows] = tokens
+            if induction is not None:
+                tail = induction.tail[first : first + num, self._context + place]
+                torch.mul(F.embedding(every_kn[place], self._writer.table), TABLE_SCALE, out=tail)
+                induction.read_token(place, every_kn[place])
+                if place + 1 < k:
+                    self._writer.read(tail)
+            elif place + 1 < k:
+                self._writer.read(self._embed(every_kn[place]))
+        return drawn_kn, logprobs
+
+    def _draw(self, logits: Tensor, stepping: Sequence[SlotText]) -> Tensor:
+        """A token of each of the texts, int64 [n], from logits [n, V]."""
+        return torch.cat(
+            [sample(row, text.params, text.generator) for row, text in zip(logits.split(1), stepping, strict=True)]
+        )
+
+    def _forced(self, forced: Sequence[Sequence[int]]) -> Tensor | None:
+        """The ids that are forced, int64 [K, n], -1 where none is; None if there are none at all."""
+        if not any(forced):
+            return None
+        rows = [[*ids, *[-1] * (self.chunk_size - len(ids))] for ids in forced]
+        return torch.tensor(rows, device=self._device).T
+
+    def _ids_before(self, texts: Sequence[SlotText], num: int, end: int | None = None) -> Tensor:
+        """The last ``num`` ids before token ``end`` of each of n texts, or of what is read of them, int64 [n, num].
+
+        Before their beginning stand pads.
+        """
+        rows = []
+        for text in texts:
+            stop = text.num_read if end is None else end
+            ids = text.ids[max(0, stop - num) : stop]
+            rows.append([self._pad_id] * (num - len(ids)) + ids)
+        return torch.tensor(rows, device=self._device)
+
+    def _embed(self, ids: Tensor) -> Tensor:
+        return F.embedding(ids, self._writer.table) * TABLE_SCALE
+
+    def _fill_tail(self, texts: Sequence[SlotText], embedded: Tensor) -> None:
+        """Gives the induction heads the last tokens of n texts, embedded [n, t, e]; before a text stand zeros."""
+        assert self._induction is not None
+        first = texts[0].slot
+        tail = self._induction.tail[first : first + len(texts), : self._context]
+        tail.copy_(embedded[:, self._recent - self._context :])
+        for row, text in enumerate(texts):
+            if text.num_read < self._context:
+                tail[row, : self._context - text.num_read] = 0
+
+    def _noise(self, texts: Sequence[SlotText], stepping: Sequence[SlotText]) -> Tensor | None:
+        """Uniform noise of n texts, each by its own generator, float [n, noise_size]; zeros for what does not step."""
+        size = self._writer.noise_size
+        if not size:
+            return None
+        noise = self._writer.table.new_zeros(len(texts), size)
+        for text in stepping:
+            torch.rand(size, generator=text.noise, out=noise[text.slot - texts[0].slot])
+        return noise

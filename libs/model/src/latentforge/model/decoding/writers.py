@@ -1,0 +1,141 @@
+"""What stands around the backbone: a model's inputs, and the logits of a chunk's tokens."""
+
+from abc import ABC, abstractmethod
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from latentforge.model.decoding.chunk_states import ChunkStates, chunk_states
+from latentforge.model.decoding.induction import FoundTokens
+from latentforge.model.heads import EnergyHead
+from latentforge.model.latent_model import LatentModel
+from latentforge.model.layers import output_scale
+from latentforge.model.token_level import TokenLevelModel
+
+
+class ChunkWriter(ABC):
+    """The logits of the tokens of n texts' chunks, one after the other.
+
+    Attributes:
+        window: tokens before a chunk that it reads beside the backbone's.
+        table: the token embeddings, float [V, e].
+        start: the backbone's input at the beginning of a text, float [h].
+        noise_size: uniform numbers that a chunk takes.
+    """
+
+    window: int
+    table: Tensor
+    start: Tensor
+    noise_size: int = 0
+
+    @abstractmethod
+    def inputs(self, embedded: Tensor) -> Tensor:
+        """The backbone's inputs, float [n, h] in memory of their own, of embedded chunks [n, K, e]."""
+
+    @abstractmethod
+    def begin(self, hidden: Tensor, previous: Tensor, noise: Tensor | None) -> None:
+        """Begins the chunks that hidden states [n, h] predict.
+
+        Args:
+            hidden: float [n, h].
+            previous: the window's embedded tokens, float [n, window, e].
+            noise: uniform from 0 to 1, float [n, noise_size]; None where it takes none.
+        """
+
+    @abstractmethod
+    def logits(self, k: int, found: FoundTokens | None) -> Tensor:
+        """Logits of token k, float [n, V], which may be changed; -inf for the pad."""
+
+    @abstractmethod
+    def read(self, embedded: Tensor) -> None:
+        """Reads the chunk's next token, embedded [n, e]."""
+
+
+class LatentWriter(ChunkWriter):
+    """Of a latent student."""
+
+    def __init__(self, model: LatentModel, num_slots: int, found_map: Tensor | None) -> None:
+        """``found_map`` is an induction cache's ``out``."""
+        student, config = model.student, model.student.config
+        self._model, self._student, self._k = model, student, config.chunk_size
+        self.table, self.start = student.embedding.weight.detach(), student.start_inputs(1).detach()[0, 0]
+        self.window = config.chunk_decoder.window * self._k if student.chunk_decoder else 0
+        self._head = student.head if model.writes_from_latents else None
+        self.noise_size = self._head.noise_size if isinstance(self._head, EnergyHead) else 0
+        self._output_weight, self._bias = model.output_weight.detach(), _without_pad(student.bias, config.pad_id)
+        size = num_slots * self._k, config.vocab_size
+        self._buffer = torch.empty(size, dtype=self._bias.dtype, device=self._bias.device)
+        self._states: ChunkStates | None = None
+        if student.chunk_decoder is not None:
+            self._states = chunk_states(student.chunk_decoder)
+            reduce = student.chunk_decoder.reduce.weight.detach() * output_scale(config.chunk_decoder.rank)
+            # The state and what the heads found are mapped to corrections as one vector.
+            self._correct = reduce if found_map is None else torch.cat([reduce, found_map], 1)
+            self._corrections = student.chunk_decoder.output
+
+    def inputs(self, embedded: Tensor) -> Tensor:
+        return self._student.chunk_inputs(embedded)
+
+    def begin(self, hidden: Tensor, previous: Tensor, noise: Tensor | None) -> None:
+        features = self._model.logit_features(hidden, self._latents(hidden, noise))
+        # Token after token: a token's logits of all texts lie side by side.
+        rows = self._buffer[: features.shape[0] * self._k]
+        torch.addmm(self._bias, features.transpose(0, 1).flatten(0, 1), self._output_weight.T, out=rows)
+        self._logits = rows.view(self._k, len(hidden), -1)
+        if self._states is not None:
+            self._output = self._states.begin(hidden, previous)
+
+    def logits(self, k: int, found: FoundTokens | None) -> Tensor:
+        logits = self._logits[k]
+        if self._states is None:
+            return logits
+        if found is None:
+            return self._corrections.add_to(logits, F.linear(self._output, self._correct))
+        correction = F.linear(torch.cat([self._output, found.values], 1), self._correct)
+        return self._corrections.add_to(logits, correction).scatter_add_(1, found.ids, found.boosts)
+
+    def read(self, embedded: Tensor) -> None:
+        if self._states is not None:
+            self._output = self._states.read(embedded)
+
+    def _latents(self, hidden: Tensor, noise: Tensor | None) -> Tensor:
+        if self._head is None:
+            return hidden.new_empty(0)
+        if isinstance(self._head, EnergyHead):
+            assert noise is not None
+            return self._head.from_noise(hidden, noise)
+        latents: Tensor = self._head(hidden)[0]
+        return latents
+
+
+class TokenWriter(ChunkWriter):
+    """Of a token-level student, whose chunk is one token."""
+
+    window = 0
+
+    def __init__(self, model: TokenLevelModel, found_map: Tensor | None) -> None:
+        config = model.config
+        self.table, self.start = model.embedding.weight.detach(), model.start.detach()
+        self._table, self._bias = model.output_table.weight.detach(), _without_pad(model.bias, config.pad_id)
+        self._scale, self._found_map = output_scale(config.hidden_size), found_map
+
+    def inputs(self, embedded: Tensor) -> Tensor:
+        return embedded[:, 0].clone()
+
+    def begin(self, hidden: Tensor, previous: Tensor, noise: Tensor | None) -> None:
+        self._inputs = hidden * self._scale
+
+    def logits(self, k: int, found: FoundTokens | None) -> Tensor:
+        if found is None or self._found_map is None:
+            return torch.addmm(self._bias, self._inputs, self._table.T)
+        inputs = torch.addmm(self._inputs, found.values, self._found_map.T)
+        return torch.addmm(self._bias, inputs, self._table.T).scatter_add_(1, found.ids, found.boosts)
+
+    def read(self, embedded: Tensor) -> None:
+        """Nothing is left to write in its chunk."""
+
+
+def _without_pad(bias: Tensor, pad_id: int) -> Tensor:
+    """The bias with -inf for the pad, which is never written: whatever is added to its logit, it stays so."""
+    return bias.detach().clone().index_fill_(0, torch.tensor(pad_id, device=bias.device), -torch.inf)
