@@ -218,6 +218,27 @@ def test_only_texts_that_ask_get_log_probabilities(make_any: Any) -> None:
     assert two.logprobs == pytest.approx(bare.logprobs)
 
 
+def test_a_text_whose_logits_are_not_finite_is_named_and_disturbs_no_other(make_any: Any) -> None:
+    model = make_any("induction")
+    decoding = batch_decoding(model, 3)
+    texts = [decoding.open(prompt, SamplingParams(seed=1), logprobs=0) for prompt in ([5, 6], [5, 63], [5, 6])]
+    with torch.no_grad():
+        model.student.embedding.weight[63] = torch.nan
+    read(decoding, texts)
+    first, broken, last = decoding.step(texts)
+    assert first.finite
+    assert not broken.finite
+    assert first.logprobs == pytest.approx(last.logprobs)
+    assert first.token_ids == last.token_ids
+    # Nothing of it stays in its slot.
+    for text in texts:
+        decoding.close(text)
+    texts = [decoding.open([5, 6], SamplingParams(seed=1), logprobs=0) for _ in range(3)]
+    read(decoding, texts)
+    for chunk in decoding.step(texts):
+        assert chunk.logprobs == pytest.approx(first.logprobs)
+
+
 def test_the_same_seed_writes_the_same_whatever_is_beside_it(model: AnyModel) -> None:
     def write(decoding: SlotDecoding, seed: int, beside: int) -> list[int]:
         others = [decoding.open(prompt_of(i), SamplingParams(seed=99 + i)) for i in range(beside)]

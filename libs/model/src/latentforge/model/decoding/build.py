@@ -1,9 +1,6 @@
 """From a model to the decoding of many texts with it."""
 
-from latentforge.model.decoding.backbone import SlotBackbone
-from latentforge.model.decoding.induction import SlotInduction
 from latentforge.model.decoding.slot_decoding import SlotDecoding
-from latentforge.model.decoding.writers import ChunkWriter, LatentWriter, TokenWriter
 from latentforge.model.latent_model import LatentModel
 from latentforge.model.token_level import TokenLevelModel
 
@@ -34,28 +31,4 @@ def batch_decoding(
     if not k <= longest <= model.max_tokens:
         raise ValueError(f"max_tokens={max_tokens} is not in {k}..{model.max_tokens}, this model's context")
     model.eval()
-    config, student = (
-        (model.config, model) if isinstance(model, TokenLevelModel) else (model.student.config, model.student)
-    )
-    induction = None
-    if student.induction is not None:
-        induction = SlotInduction(student.induction, num_slots, longest, k, config.pad_id)
-    found_map = None if induction is None else induction.out
-    writer: ChunkWriter
-    if isinstance(model, TokenLevelModel):
-        writer = TokenWriter(model, found_map)
-    else:
-        writer = LatentWriter(model, num_slots, found_map)
-    return SlotDecoding(
-        SlotBackbone(student.backbone, num_slots, longest // k),
-        induction,
-        writer,
-        num_slots=num_slots,
-        max_tokens=longest,
-        chunk_size=k,
-        vocab_size=config.vocab_size,
-        eos_id=config.eos_id,
-        pad_id=config.pad_id,
-        context=config.induction.context,
-        exact=exact,
-    )
+    return SlotDecoding(model, num_slots, longest, exact=exact)

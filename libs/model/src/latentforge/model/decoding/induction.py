@@ -99,6 +99,21 @@ class SlotInduction:
         self.ids[slot, columns] = ids
         self.base[slot, :, columns] = 0
 
+    def find_all(self, slot: int, first: int, end: int) -> FoundTokens:
+        """What is found before each of a text's tokens ``first`` … ``end - 1``, all of which have been read."""
+        begin = self._k + 1
+        # A token's entry has the key of the place before it, which is also what is asked for there.
+        queries = self.entries[slot, :, begin + first : begin + end, : self._size]
+        known = slice(self._k, begin + end - 1)
+        keys, values = self.entries[slot, :, known].split(self._size, -1)
+        scores = torch.baddbmm(self.base[slot, :, known].mT, queries, keys.mT)
+        # Column j ≥ 1 is token j - 1, and token i is found out of those before it.
+        later = torch.ones(scores.shape[1:], dtype=torch.bool, device=scores.device).triu_(first + 1)
+        shares = scores.masked_fill_(later, -torch.inf).softmax(-1)
+        values_th = torch.bmm(shares, values).transpose(0, 1).flatten(1)
+        boosts = torch.tensordot(self._gain[0, 0], shares, 1)
+        return FoundTokens(values_th, boosts, self.ids[slot, known].expand(len(boosts), -1))
+
     def begin(self, first_slot: int, lengths: Sequence[int]) -> None:
         """Begins a chunk of the texts in the slots from ``first_slot`` on, so many tokens long; ``tail`` knows them."""
         slots = slice(first_slot, first_slot + len(lengths))

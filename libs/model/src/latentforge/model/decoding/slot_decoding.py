@@ -1,20 +1,22 @@
 """Decoding in slots: texts open, are read in pieces, and step together."""
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from latentforge.model.chunks import left_pad_count
-from latentforge.model.decoding.backbone import Piece, SlotBackbone
-from latentforge.model.decoding.batch import BatchDecoding, OpenText, WrittenChunk
-from latentforge.model.decoding.induction import SlotInduction
+from latentforge.model.decoding.backbone import Piece
+from latentforge.model.decoding.batch import BatchDecoding, OpenText, TextLogprobs, WrittenChunk
 from latentforge.model.decoding.logprobs import StepLogprobs
+from latentforge.model.decoding.parts import decoding_parts
+from latentforge.model.decoding.scoring import score_pieces
 from latentforge.model.decoding.texts import SlotText, noise_generator
-from latentforge.model.decoding.writers import ChunkWriter
+from latentforge.model.latent_model import LatentModel
 from latentforge.model.layers import TABLE_SCALE
 from latentforge.model.sampling import SamplingParams, sample
+from latentforge.model.token_level import TokenLevelModel
 
 # Chunks that are read at once, of one prompt: a piece begins at a multiple of it.
 PIECE_CHUNKS = 64
@@ -29,29 +31,18 @@ class SlotDecoding(BatchDecoding):
     """
 
     def __init__(
-        self,
-        backbone: SlotBackbone,
-        induction: SlotInduction | None,
-        writer: ChunkWriter,
-        *,
-        num_slots: int,
-        max_tokens: int,
-        chunk_size: int,
-        vocab_size: int,
-        eos_id: int,
-        pad_id: int,
-        context: int,
-        exact: bool,
+        self, model: LatentModel | TokenLevelModel, num_slots: int, max_tokens: int, *, exact: bool = False
     ) -> None:
-        """``context`` is the induction heads'."""
-        self.num_slots, self.max_tokens, self.chunk_size = num_slots, max_tokens, chunk_size
-        self.vocab_size, self.eos_id = vocab_size, eos_id
-        self._backbone, self._induction, self._writer = backbone, induction, writer
-        self._pad_id, self._context, self._exact = pad_id, context, exact
-        self._device = writer.table.device
+        """As :func:`latentforge.model.decoding.build.batch_decoding`, which checks; max_tokens is a multiple of K."""
+        self.num_slots, self.max_tokens, self.chunk_size = num_slots, max_tokens, model.chunk_size
+        self.vocab_size, self.eos_id = model.vocab_size, model.eos_id
+        self._model, self._exact, self._device = model, exact, model.device
+        parts = decoding_parts(model, num_slots, max_tokens)
+        self._backbone, self._induction, self._writer = parts.backbone, parts.induction, parts.writer
+        self._pad_id, self._context = parts.pad_id, parts.context
         self._texts: list[SlotText] = []
         # Last tokens of a text that a step reads.
-        self._recent = max(chunk_size, writer.window, context)
+        self._recent = max(self.chunk_size, self._writer.window, self._context)
 
     @property
     def num_free(self) -> int:
@@ -134,6 +125,9 @@ class SlotDecoding(BatchDecoding):
             last.slot = closed.slot
         closed.slot = -1
 
+    def score(self, token_ids: Sequence[int], likeliest: int = 0) -> Generator[None, None, TextLogprobs]:
+        return score_pieces(self._model, token_ids, likeliest)
+
     def _own(self, text: OpenText) -> SlotText:
         assert isinstance(text, SlotText)
         if not 0 <= text.slot < len(self._texts) or self._texts[text.slot] is not text:
@@ -182,26 +176,34 @@ class SlotDecoding(BatchDecoding):
             self._fill_tail(texts, embedded)
             self._induction.begin(first, lengths)
         self._writer.begin(hidden, embedded[:, self._recent - self._writer.window :], self._noise(texts, stepping))
-        tokens_kn, logprobs = self._draw_chunk(first, len(texts), rows, stepping, forced)
+        tokens_kn, logprobs, finite = self._draw_chunk(first, len(texts), rows, stepping, forced)
         if self._induction is not None:
             self._induction.end(rows, row_ids, lengths)
         written = []
-        for text, ids, asked in zip(stepping, tokens_kn.T.tolist(), logprobs.lists(), strict=True):
+        for text, ids, asked, sound in zip(
+            stepping, tokens_kn.T.tolist(), logprobs.lists(), finite.tolist(), strict=True
+        ):
             text.ids += ids
             text.num_read += k
             text.room -= k
-            written.append(WrittenChunk(ids) if asked is None else WrittenChunk(ids, *asked))
+            values, best = asked or (None, None)
+            written.append(WrittenChunk(ids, values, best, sound))
         return written
 
     def _draw_chunk(
         self, first: int, num: int, rows: Tensor, stepping: Sequence[SlotText], forced: Sequence[Sequence[int]]
-    ) -> tuple[Tensor, StepLogprobs]:
-        """Draws the chunk's tokens, int64 [K, n], of those of ``num`` texts from slot ``first`` on that step."""
+    ) -> tuple[Tensor, StepLogprobs, Tensor]:
+        """Draws the chunk's tokens of those of ``num`` texts from slot ``first`` on that step.
+
+        Returns:
+            int64 [K, n]; log probabilities; whether each text's logits are finite, bool [n].
+        """
         k, induction = self.chunk_size, self._induction
         whole = len(stepping) == num
         drawn_kn = torch.empty(k, len(stepping), dtype=torch.int64, device=self._device)
         every_kn = drawn_kn if whole else drawn_kn.new_zeros(k, num)
         forced_kn = self._forced(forced)
+        finite = torch.ones(len(stepping), dtype=torch.bool, device=self._device)
         logprobs = StepLogprobs([text.logprobs for text in stepping], self._device)
         for place in range(k):
             found = None if induction is None else induction.find(place)
@@ -209,6 +211,7 @@ class SlotDecoding(BatchDecoding):
             if not whole:
                 logits = logits[rows]
             logprobs.see(logits)
+            finite &= logits.amax(-1).isfinite()
             tokens = self._draw(logits, stepping)
             if forced_kn is not None:
                 tokens = torch.where(forced_kn[place] < 0, tokens, forced_kn[place])
@@ -224,13 +227,14 @@ class SlotDecoding(BatchDecoding):
                     self._writer.read(tail)
             elif place + 1 < k:
                 self._writer.read(self._embed(every_kn[place]))
-        return drawn_kn, logprobs
+        return drawn_kn, logprobs, finite
 
     def _draw(self, logits: Tensor, stepping: Sequence[SlotText]) -> Tensor:
         """A token of each of the texts, int64 [n], from logits [n, V]."""
-        return torch.cat(
-            [sample(row, text.params, text.generator) for row, text in zip(logits.split(1), stepping, strict=True)]
-        )
+        rows = zip(logits.split(1), stepping, strict=True)
+        drawn = torch.cat([sample(row, text.params, text.generator) for row, text in rows])
+        # Of logits that are not finite, ids outside the vocabulary are drawn.
+        return drawn.clamp_(max=self.vocab_size - 1)
 
     def _forced(self, forced: Sequence[Sequence[int]]) -> Tensor | None:
         """The ids that are forced, int64 [K, n], -1 where none is; None if there are none at all."""

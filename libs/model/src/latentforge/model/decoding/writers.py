@@ -51,6 +51,18 @@ class ChunkWriter(ABC):
     def read(self, embedded: Tensor) -> None:
         """Reads the chunk's next token, embedded [n, e]."""
 
+    @abstractmethod
+    def teacher_forced(
+        self, hidden: Tensor, previous: Tensor, current: Tensor, noise: Tensor | None, found: FoundTokens | None
+    ) -> Tensor:
+        """Logits of all tokens of n chunks that are known, float [n·K, V]; -inf for the pad.
+
+        Args:
+            hidden, previous, noise: as for :meth:`begin`.
+            current: the chunks' embedded tokens, float [n, K, e].
+            found: what is found before each of the n·K tokens.
+        """
+
 
 class LatentWriter(ChunkWriter):
     """Of a latent student."""
@@ -90,14 +102,28 @@ class LatentWriter(ChunkWriter):
         logits = self._logits[k]
         if self._states is None:
             return logits
-        if found is None:
-            return self._corrections.add_to(logits, F.linear(self._output, self._correct))
-        correction = F.linear(torch.cat([self._output, found.values], 1), self._correct)
-        return self._corrections.add_to(logits, correction).scatter_add_(1, found.ids, found.boosts)
+        return self._corrected(logits, self._output, found)
 
     def read(self, embedded: Tensor) -> None:
         if self._states is not None:
             self._output = self._states.read(embedded)
+
+    def teacher_forced(
+        self, hidden: Tensor, previous: Tensor, current: Tensor, noise: Tensor | None, found: FoundTokens | None
+    ) -> Tensor:
+        features = self._model.logit_features(hidden, self._latents(hidden, noise)).flatten(0, 1)
+        logits = torch.addmm(self._bias, features, self._output_weight.T)
+        decoder = self._student.chunk_decoder
+        if decoder is None:
+            return logits
+        states = decoder.states(hidden, previous, current).flatten(0, 1)
+        return self._corrected(logits, states, found)
+
+    def _corrected(self, logits: Tensor, states: Tensor, found: FoundTokens | None) -> Tensor:
+        if found is None:
+            return self._corrections.add_to(logits, F.linear(states, self._correct))
+        correction = F.linear(torch.cat([states, found.values], 1), self._correct)
+        return self._corrections.add_to(logits, correction).scatter_add_(1, found.ids, found.boosts)
 
     def _latents(self, hidden: Tensor, noise: Tensor | None) -> Tensor:
         if self._head is None:
@@ -124,12 +150,21 @@ class TokenWriter(ChunkWriter):
         return embedded[:, 0].clone()
 
     def begin(self, hidden: Tensor, previous: Tensor, noise: Tensor | None) -> None:
-        self._inputs = hidden * self._scale
+        self._hidden = hidden
 
     def logits(self, k: int, found: FoundTokens | None) -> Tensor:
+        return self._logits(self._hidden, found)
+
+    def teacher_forced(
+        self, hidden: Tensor, previous: Tensor, current: Tensor, noise: Tensor | None, found: FoundTokens | None
+    ) -> Tensor:
+        return self._logits(hidden, found)
+
+    def _logits(self, hidden: Tensor, found: FoundTokens | None) -> Tensor:
+        inputs = hidden * self._scale
         if found is None or self._found_map is None:
-            return torch.addmm(self._bias, self._inputs, self._table.T)
-        inputs = torch.addmm(self._inputs, found.values, self._found_map.T)
+            return torch.addmm(self._bias, inputs, self._table.T)
+        inputs = torch.addmm(inputs, found.values, self._found_map.T)
         return torch.addmm(self._bias, inputs, self._table.T).scatter_add_(1, found.ids, found.boosts)
 
     def read(self, embedded: Tensor) -> None:
