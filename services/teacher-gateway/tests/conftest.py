@@ -18,7 +18,7 @@ import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from latentforge.gateway.backends.base import Backend, GenerationRequest, Piece, TeacherDescription, TokenIds
+from latentforge.gateway.backends.base import Backend, ContinuationRequest, Piece, TeacherDescription, TokenIds
 from latentforge.gateway.backends.local.backend import TransformersBackend
 from latentforge.gateway.main import Gateway
 from latentforge.gateway.settings import GatewaySettings
@@ -180,7 +180,7 @@ class WatchedBackend:
                 raise refusal
         return await self.inner.score(sequences, top_k)
 
-    def generate(self, request: GenerationRequest) -> AsyncIterator[Piece]:
+    def generate(self, request: ContinuationRequest) -> AsyncIterator[Piece]:
         return self.inner.generate(request)
 
     async def close(self) -> None:

@@ -15,7 +15,7 @@ from grpc_status import rpc_status
 
 from latentforge.core.logs import configure_logging
 from latentforge.core.settings import SettingsError
-from latentforge.gateway.backends.base import BackendError, FailureKind, GenerationRequest, Piece
+from latentforge.gateway.backends.base import BackendError, ContinuationRequest, FailureKind, Piece
 from latentforge.gateway.main import Gateway, serve
 from latentforge.teacher.v1 import teacher_pb2 as pb
 from latentforge.teacher.v1.teacher_pb2_grpc import TeacherServiceStub
@@ -107,7 +107,7 @@ async def test_an_unexpected_exception_is_logged_and_its_inside_stays_inside(
 ) -> None:
     await running.client.teacher()
 
-    def generate(request: GenerationRequest) -> AsyncIterator[Piece]:
+    def generate(request: ContinuationRequest) -> AsyncIterator[Piece]:
         raise KeyError(TEXT)
 
     running.backend.generate = generate
@@ -215,7 +215,7 @@ class HeldGeneration:
     def __init__(self) -> None:
         self.ended = False
 
-    async def generate(self, request: GenerationRequest) -> AsyncIterator[Piece]:
+    async def generate(self, request: ContinuationRequest) -> AsyncIterator[Piece]:
         try:
             yield Piece(0, [5], "x", None, pb.FINISH_REASON_UNSPECIFIED)
             await asyncio.Event().wait()

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from latentforge.gateway.backends.base import GenerationRequest
+from latentforge.gateway.backends.base import ContinuationRequest
 from latentforge.gateway.backends.local.generation import draw
 from latentforge.teacher.v1 import teacher_pb2 as pb
 from latentforge.text.tokenizer import TextTokenizer
@@ -25,7 +25,7 @@ async def continued(backend: Any, **changes: Any) -> dict[int, tuple[list[int], 
     ids: dict[int, list[int]] = {}
     texts: dict[int, str] = {}
     reasons: dict[int, int] = {}
-    async for piece in backend.generate(GenerationRequest(**(defaults | changes))):
+    async for piece in backend.generate(ContinuationRequest(**(defaults | changes))):
         assert piece.index not in reasons, "a piece after the last one"
         ids.setdefault(piece.index, []).extend(piece.token_ids)
         texts[piece.index] = texts.get(piece.index, "") + piece.text

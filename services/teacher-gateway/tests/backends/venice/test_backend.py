@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from latentforge.core.settings import SettingsError
-from latentforge.gateway.backends.base import BackendError, FailureKind, GenerationRequest, Piece
+from latentforge.gateway.backends.base import BackendError, ContinuationRequest, FailureKind, Piece
 from latentforge.gateway.backends.venice import messages as venice_messages
 from latentforge.gateway.backends.venice.backend import TopLogprobs
 from latentforge.teacher.v1 import teacher_pb2 as pb
@@ -35,7 +35,7 @@ async def generated(backend: Any, **changes: Any) -> list[Piece]:
         "stop": (),
         "chat": CHAT,
     }
-    return [piece async for piece in backend.generate(GenerationRequest(**(defaults | changes)))]
+    return [piece async for piece in backend.generate(ContinuationRequest(**(defaults | changes)))]
 
 
 async def test_it_says_what_it_is(backend: Any) -> None:

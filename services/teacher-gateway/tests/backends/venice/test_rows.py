@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from latentforge.gateway.backends.base import BackendError, FailureKind, GenerationRequest, Piece
+from latentforge.gateway.backends.base import BackendError, ContinuationRequest, FailureKind, Piece
 from latentforge.gateway.backends.venice.messages import (
     VENICE_PARAMETERS,
     check_request,
@@ -34,7 +34,7 @@ def cassette(name: str) -> dict[str, Any]:
     return content
 
 
-def generation(**changes: Any) -> GenerationRequest:
+def generation(**changes: Any) -> ContinuationRequest:
     defaults: dict[str, Any] = {
         "prompt_ids": np.arange(7, dtype=np.uint32),
         "max_tokens": 8,
@@ -46,7 +46,7 @@ def generation(**changes: Any) -> GenerationRequest:
         "stop": (),
         "chat": (("user", "Say hi."),),
     }
-    return GenerationRequest(**(defaults | changes))
+    return ContinuationRequest(**(defaults | changes))
 
 
 def read(name: str, mapping: TokenMapping, **changes: Any) -> Piece:

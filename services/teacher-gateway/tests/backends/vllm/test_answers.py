@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from latentforge.gateway.backends.base import BackendError, FailureKind, GenerationRequest
+from latentforge.gateway.backends.base import BackendError, ContinuationRequest, FailureKind
 from latentforge.gateway.backends.vllm.answers import continuation, scored
 from latentforge.teacher.v1 import teacher_pb2 as pb
 from latentforge.text.tokenizer import TextTokenizer
@@ -100,8 +100,8 @@ def tokenizer(random_teacher: Path) -> TextTokenizer:
     return TextTokenizer(random_teacher)
 
 
-def generation(asked: dict[str, Any], stop: tuple[str, ...] = ()) -> GenerationRequest:
-    return GenerationRequest(
+def generation(asked: dict[str, Any], stop: tuple[str, ...] = ()) -> ContinuationRequest:
+    return ContinuationRequest(
         prompt_ids=np.array(asked["prompt"], np.uint32),
         max_tokens=asked["max_tokens"],
         temperature=asked["temperature"],

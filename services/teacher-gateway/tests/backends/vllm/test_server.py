@@ -16,7 +16,7 @@ import pytest
 
 from latentforge.core.settings import SettingsError
 from latentforge.gateway.backends import build_backend
-from latentforge.gateway.backends.base import Backend, BackendError, FailureKind, GenerationRequest
+from latentforge.gateway.backends.base import Backend, BackendError, ContinuationRequest, FailureKind
 from latentforge.gateway.backends.vllm.engine import VllmEngineBackend
 from latentforge.gateway.metrics import Metrics
 from latentforge.gateway.settings import GatewaySettings
@@ -196,7 +196,7 @@ async def test_sampling_is_never_left_to_the_server(make_backend: MakeBackend, s
     await backend.load()
     await backend.score([np.array([1, 2, 3], np.uint32)], 2)
     stop, ends = ("stop", "<|im_end|>"), frozenset({0, 3})
-    request = GenerationRequest(np.array([1, 2], np.uint32), 3, 0.7, 0.9, 11, 2, 2, stop, end_ids=ends)
+    request = ContinuationRequest(np.array([1, 2], np.uint32), 3, 0.7, 0.9, 11, 2, 2, stop, end_ids=ends)
     pieces = [piece async for piece in backend.generate(request)]
     assert {piece.index for piece in pieces} == {0, 1}
     asked = [what for path, what, _ in server.asked if path == "/v1/completions"]

@@ -46,7 +46,7 @@ class TeacherDescription:
 
 
 @dataclass(frozen=True)
-class GenerationRequest:
+class ContinuationRequest:
     """A validated request for continuations. ``top_k`` 0 asks for no rows; ``seed`` None draws one.
 
     ``chat`` holds (role, content) pairs where the prompt was given as a chat; ``prompt_ids`` is then the rendered chat.
@@ -104,7 +104,7 @@ class Backend(Protocol):
             BackendError: the teacher failed.
         """
 
-    def generate(self, request: GenerationRequest) -> AsyncIterator[Piece]:
+    def generate(self, request: ContinuationRequest) -> AsyncIterator[Piece]:
         """Continuations of a prompt, interleaved; the last piece of each has a finish reason.
 
         Raises:

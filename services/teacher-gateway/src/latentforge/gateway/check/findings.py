@@ -8,7 +8,7 @@ import numpy as np
 
 from latentforge.core.settings import SettingsError
 from latentforge.gateway.backends import build_backend
-from latentforge.gateway.backends.base import Backend, BackendError, GenerationRequest, Piece
+from latentforge.gateway.backends.base import Backend, BackendError, ContinuationRequest, Piece
 from latentforge.gateway.backends.http_api import parsed_url
 from latentforge.gateway.backends.venice.backend import VeniceBackend, models_with_logprobs
 from latentforge.gateway.backends.venice.messages import ListedModel, parse_models
@@ -114,10 +114,10 @@ async def _complete(backend: VeniceBackend, models: dict[str, ListedModel]) -> A
     yield _completed(pieces[0], backend)
 
 
-def _greeting(backend: Backend) -> GenerationRequest:
+def _greeting(backend: Backend) -> ContinuationRequest:
     about = backend.description
     messages = [{"role": role, "content": content} for role, content in _CHAT]
-    return GenerationRequest(
+    return ContinuationRequest(
         prompt_ids=np.array(backend.tokenizer.encode_chat(messages, to_answer=True), np.uint32),
         max_tokens=_TOKENS,
         temperature=1.0,

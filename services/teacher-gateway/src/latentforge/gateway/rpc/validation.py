@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import grpc
 import numpy as np
 
-from latentforge.gateway.backends.base import GenerationRequest, TeacherDescription, TokenIds
+from latentforge.gateway.backends.base import ContinuationRequest, TeacherDescription, TokenIds
 from latentforge.gateway.rpc.errors import ApiError, Violation, invalid_argument, shortened
 from latentforge.gateway.rpc.request_size import max_text_bytes
 from latentforge.teacher.v1 import teacher_pb2 as pb
@@ -156,7 +156,7 @@ def _check_parses_text(field: str, parse_special_tokens: bool) -> None:
 
 def generation(
     request: pb.GenerateRequest, teacher: TeacherDescription, tokenizer: TextTokenizer, max_tokens_in_flight: int
-) -> GenerationRequest:
+) -> ContinuationRequest:
     """The whole of a Generate request; text is tokenised here.
 
     Args:
@@ -201,7 +201,7 @@ def generation(
         violations.append(Violation("logprob_dtype", str(error)))
     if violations:
         raise invalid_argument(violations)
-    return GenerationRequest(
+    return ContinuationRequest(
         prompt_ids=prompt_ids,
         max_tokens=request.max_tokens,
         temperature=request.temperature,

@@ -12,7 +12,7 @@ from latentforge.core.tracing import span
 from latentforge.gateway.backends.base import (
     Backend,
     BackendError,
-    GenerationRequest,
+    ContinuationRequest,
     Piece,
     TeacherDescription,
     TokenIds,
@@ -164,7 +164,7 @@ class Teacher:
             for task in running:
                 task.cancel()
 
-    async def generate(self, request: GenerationRequest) -> AsyncIterator[Piece]:
+    async def generate(self, request: ContinuationRequest) -> AsyncIterator[Piece]:
         """Continues a prompt.
 
         Raises:

@@ -22,7 +22,7 @@ def write_stdlib(out: Path, split: Split) -> int:
 
 
 @dataclass(frozen=True)
-class Written:
+class WrittenSources:
     """What came of a file: ``num_bytes`` of text in UTF-8; ``cut`` where more was there than was allowed."""
 
     num_documents: int
@@ -38,7 +38,7 @@ def write_packages(
     *,
     max_bytes: int | None = None,
     on_bytes: Callable[[int], None] = lambda num_bytes: None,
-) -> Written:
+) -> WrittenSources:
     """Writes installed packages' files as JSONL, in the candidates' order.
 
     Args:
@@ -68,4 +68,4 @@ def write_packages(
             raise TrainerError(f"no Python file of the {split} split{limit} in {', '.join(map(str, packages.roots))}")
 
     write_lines(out, lines())
-    return Written(num_documents, num_bytes, cut)
+    return WrittenSources(num_documents, num_bytes, cut)

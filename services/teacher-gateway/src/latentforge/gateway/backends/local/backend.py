@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 from latentforge.core.devices import choose_device
 from latentforge.gateway.backends.base import (
     BackendError,
-    GenerationRequest,
+    ContinuationRequest,
     LoadedBackend,
     Piece,
     TeacherDescription,
@@ -47,7 +47,7 @@ class TransformersBackend(LoadedBackend):
     async def score(self, sequences: Sequence[TokenIds], top_k: int) -> list[SparseRows]:
         return await self._in_thread(lambda: self._score(sequences, top_k))
 
-    async def generate(self, request: GenerationRequest) -> AsyncIterator[Piece]:
+    async def generate(self, request: ContinuationRequest) -> AsyncIterator[Piece]:
         continuations = await self._in_thread(
             lambda: Continuations(self._model, self._logits, self._tokenizer, self._eos_ids, request)
         )

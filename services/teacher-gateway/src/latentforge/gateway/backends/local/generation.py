@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from latentforge.gateway.backends.base import GenerationRequest, Piece
+from latentforge.gateway.backends.base import ContinuationRequest, Piece
 from latentforge.gateway.backends.local.topk import rows_of_logits
 from latentforge.teacher.v1 import teacher_pb2 as pb
 from latentforge.teacher_client.sparse_rows import SparseRows, join_rows
@@ -95,7 +95,7 @@ class Continuations:
         logits: Callable[[Tensor], Tensor],
         tokenizer: TextTokenizer,
         eos_ids: frozenset[int],
-        request: GenerationRequest,
+        request: ContinuationRequest,
     ) -> None:
         self._model = model
         self._logits = logits

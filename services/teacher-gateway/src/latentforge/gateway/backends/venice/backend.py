@@ -10,8 +10,8 @@ import orjson
 from latentforge.core.settings import SettingsError
 from latentforge.gateway.backends.base import (
     BackendError,
+    ContinuationRequest,
     FailureKind,
-    GenerationRequest,
     LoadedBackend,
     Piece,
     TeacherDescription,
@@ -131,7 +131,7 @@ class VeniceBackend(LoadedBackend):
     async def score(self, sequences: Sequence[TokenIds], top_k: int) -> list[SparseRows]:
         raise AssertionError("callers ask description.can_score first")
 
-    async def generate(self, request: GenerationRequest) -> AsyncIterator[Piece]:
+    async def generate(self, request: ContinuationRequest) -> AsyncIterator[Piece]:
         check_request(request)
         asked = 0
 
@@ -149,7 +149,7 @@ class VeniceBackend(LoadedBackend):
     async def close(self) -> None:
         await self._upstream.close()
 
-    def _pieces(self, completion: Completion, request: GenerationRequest, top_k: int) -> list[Piece]:
+    def _pieces(self, completion: Completion, request: ContinuationRequest, top_k: int) -> list[Piece]:
         """One for each of the n continuations, in order."""
         choices = {choice.index: choice for choice in completion.choices}
         if any(choice.sampled is None and choice.message.content for choice in choices.values()):
@@ -167,7 +167,7 @@ class VeniceBackend(LoadedBackend):
             for index in range(request.n)
         ]
 
-    def _other_prompt(self, completion: Completion, request: GenerationRequest) -> str | None:
+    def _other_prompt(self, completion: Completion, request: ContinuationRequest) -> str | None:
         counted, rendered = completion.usage.prompt_tokens, len(request.prompt_ids)
         if counted == rendered:
             return None

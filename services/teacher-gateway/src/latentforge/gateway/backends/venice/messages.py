@@ -6,7 +6,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError
 
 from latentforge.core.errors import describe_errors
-from latentforge.gateway.backends.base import BackendError, FailureKind, GenerationRequest
+from latentforge.gateway.backends.base import BackendError, ContinuationRequest, FailureKind
 
 MAX_STOP_STRINGS = 4
 MAX_TEMPERATURE = 2.0
@@ -113,7 +113,7 @@ class _Models(BaseModel):
     data: list[ListedModel]
 
 
-def request_body(request: GenerationRequest, model: str, top_logprobs: int) -> dict[str, Any]:
+def request_body(request: ContinuationRequest, model: str, top_logprobs: int) -> dict[str, Any]:
     """The JSON of POST /chat/completions; ``top_logprobs`` 0 asks for the sampled tokens alone."""
     body: dict[str, Any] = {
         "model": model,
@@ -138,7 +138,7 @@ def request_body(request: GenerationRequest, model: str, top_logprobs: int) -> d
     return body
 
 
-def check_request(request: GenerationRequest) -> None:
+def check_request(request: ContinuationRequest) -> None:
     """
     Raises:
         BackendError: Venice would refuse the request; a refusal there counts towards its block of the key.

@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from latentforge.gateway.backends.base import GenerationRequest, Piece
+from latentforge.gateway.backends.base import ContinuationRequest, Piece
 from latentforge.gateway.backends.venice.messages import ChatChoice, SampledToken
 from latentforge.gateway.backends.venice.token_mapping import TokenMapping
 from latentforge.teacher.v1 import teacher_pb2 as pb
@@ -38,7 +38,7 @@ class _Row:
     unmapped_mass: float
 
 
-def continuation(choice: ChatChoice, request: GenerationRequest, top_k: int, mapping: TokenMapping) -> Piece:
+def continuation(choice: ChatChoice, request: ContinuationRequest, top_k: int, mapping: TokenMapping) -> Piece:
     """All of one continuation, with rows ``top_k`` wide; ``top_k`` 0 gives none.
 
     Row r is for token ``len(request.prompt_ids) + r``. Only entries with an id are in a row: ``tail_mass`` is 1 minus

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import msgspec
 import numpy as np
 
-from latentforge.gateway.backends.base import BackendError, FailureKind, GenerationRequest, Piece, TokenIds
+from latentforge.gateway.backends.base import BackendError, ContinuationRequest, FailureKind, Piece, TokenIds
 from latentforge.gateway.backends.vllm.continuations import FINISH_REASONS, text_of
 from latentforge.gateway.backends.vllm.rows import Entries, Entry, WrongRowsError, entries_of, rows_of
 from latentforge.teacher_client.sparse_rows import SparseRows
@@ -94,7 +94,7 @@ def prompt_rows(
 
 
 def continuation(
-    body: bytes, index: int, request: GenerationRequest, tokenizer: TextTokenizer, vocab_size: int
+    body: bytes, index: int, request: ContinuationRequest, tokenizer: TextTokenizer, vocab_size: int
 ) -> Piece:
     """The whole of one continuation, with rows if they were asked for.
 

@@ -5,7 +5,7 @@ import secrets
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
 from typing import Any, TypeVar
 
-from latentforge.gateway.backends.base import GenerationRequest, LoadedBackend, Piece
+from latentforge.gateway.backends.base import ContinuationRequest, LoadedBackend, Piece
 from latentforge.gateway.backends.local.generation import seed_of
 from latentforge.teacher.v1 import teacher_pb2 as pb
 from latentforge.text.tokenizer import TextTokenizer
@@ -18,17 +18,17 @@ FINISH_REASONS = {"stop": pb.FINISH_REASON_STOP, "length": pb.FINISH_REASON_LENG
 class VllmTeacher(LoadedBackend):
     """Continues a prompt n times, each as a request of its own."""
 
-    async def generate(self, request: GenerationRequest) -> AsyncIterator[Piece]:
+    async def generate(self, request: ContinuationRequest) -> AsyncIterator[Piece]:
         async for piece in continuations(request, lambda index, seed: self._continue(request, index, seed)):
             yield piece
 
-    async def _continue(self, request: GenerationRequest, index: int, seed: int) -> Piece:
+    async def _continue(self, request: ContinuationRequest, index: int, seed: int) -> Piece:
         """The whole of continuation number ``index``."""
         raise NotImplementedError
 
 
 async def continuations(
-    request: GenerationRequest, continue_one: Callable[[int, int], Coroutine[Any, Any, Piece]]
+    request: ContinuationRequest, continue_one: Callable[[int, int], Coroutine[Any, Any, Piece]]
 ) -> AsyncIterator[Piece]:
     """Each continuation as soon as it is whole; those that are left are cancelled when the caller stops or one fails.
 
@@ -51,7 +51,7 @@ def text_of(
     token_ids: Sequence[int],
     reason: pb.FinishReason.ValueType,
     stop_reason: int | str | None,
-    request: GenerationRequest,
+    request: ContinuationRequest,
     tokenizer: TextTokenizer,
 ) -> str:
     """The text of a continuation, which ends before what ended it.
@@ -77,7 +77,7 @@ async def gather(works: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
         await _cancel(tasks)
 
 
-def stops(request: GenerationRequest, tokenizer: TextTokenizer) -> dict[str, Any]:
+def stops(request: ContinuationRequest, tokenizer: TextTokenizer) -> dict[str, Any]:
     """vLLM's arguments."""
     stop, stop_ids = tokenizer.stops(request.stop)
     return {"stop": stop, "stop_token_ids": sorted(request.end_ids | stop_ids)}

@@ -11,8 +11,8 @@ import numpy as np
 from latentforge.core.settings import SettingsError
 from latentforge.gateway.backends.base import (
     BackendError,
+    ContinuationRequest,
     FailureKind,
-    GenerationRequest,
     Piece,
     TokenIds,
 )
@@ -104,7 +104,7 @@ class VllmEngineBackend(VllmTeacher):
         vocab_size = self._description.vocab_size
         return await asyncio.to_thread(prompt_rows, output.prompt_logprobs, token_ids, top_k, vocab_size)
 
-    async def _continue(self, request: GenerationRequest, index: int, seed: int) -> Piece:
+    async def _continue(self, request: ContinuationRequest, index: int, seed: int) -> Piece:
         output = await self._run(
             request.prompt_ids,
             max_tokens=request.max_tokens,

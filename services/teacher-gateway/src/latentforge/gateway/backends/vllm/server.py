@@ -11,8 +11,8 @@ from pydantic import SecretStr
 from latentforge.core.settings import SettingsError
 from latentforge.gateway.backends.base import (
     BackendError,
+    ContinuationRequest,
     FailureKind,
-    GenerationRequest,
     Piece,
     TokenIds,
 )
@@ -106,7 +106,7 @@ class VllmBackend(VllmTeacher):
     async def close(self) -> None:
         await self._upstream.close()
 
-    async def _continue(self, request: GenerationRequest, index: int, seed: int) -> Piece:
+    async def _continue(self, request: ContinuationRequest, index: int, seed: int) -> Piece:
         payload = {
             "model": self._model,
             "prompt": [request.prompt_ids.tolist()],
