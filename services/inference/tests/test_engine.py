@@ -1,57 +1,229 @@
 import asyncio
-from collections.abc import Callable
+import gc
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from latentforge.inference.checkpoints.snapshot import Snapshot, load_snapshot
-from latentforge.inference.engine import NO_EOS, Engine, GenerationCancelledError, GenerationJob, generate_ids
+from latentforge.inference.checkpoints.snapshot import load_snapshot
+from latentforge.inference.engine import AsyncEngine
+from latentforge.model.engine.errors import (
+    DeadlineError,
+    EngineFullError,
+    GenerationCancelledError,
+    GenerationFailedError,
+)
+from latentforge.model.engine.limits import EngineLimits
+from latentforge.model.engine.requests import GenerationRequest, ScoringRequest
 from latentforge.model.sampling import SamplingParams
+from tests.serial_decoding import SerialDecoding, written_alone
 
 Publish = Callable[..., Path]
-SEEDED = SamplingParams(seed=3)
+Running = Callable[..., AsyncEngine]
 
 
 @pytest.fixture
-def snapshot(publish: Publish) -> Snapshot:
-    return load_snapshot(publish(1), torch.device("cpu"))
+def decoding(publish: Publish) -> SerialDecoding:
+    """Of two slots."""
+    return SerialDecoding(load_snapshot(publish(1, max_chunks=1024), torch.device("cpu")).generator.model, 2)
 
 
-def test_a_job_counts_steps_and_stops_where_its_rule_says(snapshot: Snapshot) -> None:
-    whole = generate_ids(GenerationJob(snapshot.generator, [5, 6], 22, SEEDED, eos_id=NO_EOS))
-    assert (len(whole.token_ids), whole.steps, whole.finish_reason) == (22, 6, "length")
-    rule = GenerationJob(snapshot.generator, [5, 6], 22, SEEDED, eos_id=NO_EOS, stop=lambda ids: len(ids) >= 8)
-    cut = generate_ids(rule)
-    assert (cut.token_ids, cut.steps, cut.finish_reason) == (whole.token_ids[:8], 2, "stop")
+@pytest.fixture
+async def running() -> AsyncIterator[Running]:
+    engines = []
+
+    def start(**limits: Any) -> AsyncEngine:
+        engines.append(engine := AsyncEngine(EngineLimits(**limits)))
+        engine.start()
+        return engine
+
+    yield start
+    for engine in engines:
+        await asyncio.to_thread(engine.close)
 
 
-def test_end_of_text_ends_a_job_and_no_eos_does_not(snapshot: Snapshot) -> None:
-    whole = generate_ids(GenerationJob(snapshot.generator, [5], 30, SEEDED, eos_id=NO_EOS))
-    end = whole.token_ids[10]
-    first = whole.token_ids.index(end)
-    ended = generate_ids(GenerationJob(snapshot.generator, [5], 30, SEEDED, eos_id=end))
-    assert (ended.token_ids, ended.finish_reason) == (whole.token_ids[:first], "stop")
+def ask(decoding: SerialDecoding, max_tokens: int = 10, seed: int = 1, **more: Any) -> GenerationRequest:
+    return GenerationRequest(decoding, [5, 6, 7], max_tokens, SamplingParams(seed=seed), **more)
 
 
-async def test_closing_the_engine_cancels_what_runs_and_what_waits(snapshot: Snapshot) -> None:
-    engine = Engine(max_concurrent=1, queue_limit=4, request_timeout=60)
-    begun = asyncio.Event()
-    loop = asyncio.get_running_loop()
+async def until(condition: Callable[[], bool | Awaitable[bool]]) -> None:
+    async with asyncio.timeout(60):
+        while True:
+            met = condition()
+            if met if isinstance(met, bool) else await met:
+                return
+            await asyncio.sleep(0.001)
 
-    def tell(_: list[int]) -> bool:
-        loop.call_soon_threadsafe(begun.set)
-        return False
 
-    job = GenerationJob(snapshot.generator, [], 1000, SEEDED, eos_id=NO_EOS, stop=tell)
-    jobs = [asyncio.create_task(engine.generate(job)) for _ in range(2)]
-    async with asyncio.timeout(10):
-        await begun.wait()
-    assert engine.queued == 1
+async def test_a_stream_gives_an_item_a_step_and_generate_all_of_them(
+    running: Running, decoding: SerialDecoding
+) -> None:
+    engine = running()
+    expected = written_alone(ask(decoding))
+    async with engine.stream(ask(decoding)) as stream:
+        written = [each async for each in stream]
+    assert [len(each.token_ids) for each in written] == [4, 4, 2]
+    assert ([i for each in written for i in each.token_ids], written[-1].finish_reason) == expected
+    assert stream.timings.steps == 3
+    whole = await engine.generate(ask(decoding))
+    assert (whole.token_ids, whole.finish_reason) == expected
+    assert whole.timings.running_seconds > 0
+
+
+async def test_many_streams_at_once_are_each_what_they_are_alone(running: Running, decoding: SerialDecoding) -> None:
+    engine = running()
+    requests = [ask(decoding, 6 + seed, seed) for seed in range(8)]
+    results = await asyncio.gather(*map(engine.generate, requests))
+    assert [(each.token_ids, each.finish_reason) for each in results] == [written_alone(each) for each in requests]
+
+
+async def test_a_text_is_scored(running: Running, decoding: SerialDecoding) -> None:
+    engine = running()
+    scored = await engine.score(ScoringRequest(decoding, [5, 6, 7, 8, 9], likeliest=3))
+    assert (len(scored.logprobs), [len(each) for each in scored.likeliest]) == (5, [3] * 5)
+    with pytest.raises(GenerationFailedError, match="IndexError"):
+        await engine.score(ScoringRequest(decoding, [5, 300]))
+
+
+@pytest.mark.parametrize("how", ["task", "scope", "dropped", "closed"])
+async def test_who_leaves_frees_his_slot(running: Running, decoding: SerialDecoding, how: str) -> None:
+    engine = running()
+    if how == "task":
+        task = asyncio.create_task(engine.generate(ask(decoding, 4000)))
+        await until(lambda: decoding.num_free == 1)
+        task.cancel()
+    else:
+        stream = engine.stream(ask(decoding, 4000))
+        await anext(stream)
+        assert decoding.num_free == 1
+        if how == "scope":
+            async with stream:
+                pass
+        elif how == "dropped":
+            del stream
+            gc.collect()
+        else:
+            stream.cancel()
+            with pytest.raises(StopAsyncIteration):
+                await anext(stream)
+    await until(lambda: decoding.num_free == 2)
+    assert engine.running == 0
+
+
+async def test_waiting_for_an_item_may_be_given_up_and_loses_none(running: Running, decoding: SerialDecoding) -> None:
+    held = threading.Event()
+
+    def hold(_: Sequence[int]) -> int | None:
+        assert held.wait(60)
+        return None
+
+    engine = running()
+    async with engine.stream(ask(decoding, 8, stop=hold)) as stream:
+        assert not await stream.wait(0.01)
+        assert not await stream.wait(0.01)
+        held.set()
+        assert await stream.wait(60)
+        ids = [i async for each in stream for i in each.token_ids]
+    assert ids == written_alone(ask(decoding, 8))[0]
+
+
+async def test_refusals_name_the_setting(running: Running, decoding: SerialDecoding) -> None:
+    engine = running(queue_limit=0, request_seconds=0.01)
+    late = [asyncio.create_task(engine.generate(ask(decoding, 4000))) for _ in range(2)]
+    await asyncio.sleep(0)
+    with pytest.raises(EngineFullError, match="as many as INFERENCE_QUEUE_LIMIT allows"):
+        engine.stream(ask(decoding))
+    for task in late:
+        with pytest.raises(DeadlineError, match=r"in 0\.01 s.*raise INFERENCE_REQUEST_TIMEOUT"):
+            await task
+    with pytest.raises(ValueError, match="id 300 is not in the vocabulary"):
+        await engine.generate(GenerationRequest(decoding, [300], 4))
+
+
+async def test_texts_are_tokenised_a_few_at_once_and_those_that_wait_count_as_queued(
+    running: Running, decoding: SerialDecoding
+) -> None:
+    engine = running(queue_limit=3)
+    gate, begun = threading.Event(), []
+
+    def work() -> int:
+        begun.append(1)
+        assert gate.wait(60)
+        return len(begun)
+
+    tasks = [asyncio.create_task(engine.prepare(decoding, work)) for _ in range(5)]
+    await until(lambda: len(begun) == 2)
+    # Two slots and three places in the queue.
+    assert engine.is_full(decoding)
+    assert engine.queued == 5
+    with pytest.raises(EngineFullError):
+        await engine.prepare(decoding, lambda: pytest.fail("tokenised"))
+    assert len(begun) == 2
+    tasks[4].cancel()
+    await until(lambda: not engine.is_full(decoding))
+    gate.set()
+    await asyncio.gather(*tasks[:4])
+    assert len(begun) == 4
+    assert engine.queued == 0
+
+
+async def test_tokenising_is_inside_the_requests_time(running: Running, decoding: SerialDecoding) -> None:
+    engine = running(request_seconds=0.01)
+    gate = threading.Event()
+    with pytest.raises(DeadlineError, match="INFERENCE_REQUEST_TIMEOUT"):
+        await engine.prepare(decoding, lambda: gate.wait(60))
+    gate.set()
+    assert engine.preparing == 0
+
+
+async def test_what_cannot_be_prepared_says_why(running: Running, decoding: SerialDecoding) -> None:
+    engine = running()
+    with pytest.raises(ZeroDivisionError):
+        await engine.prepare(decoding, lambda: 1 // 0)
+    assert engine.preparing == 0
+
+
+async def test_closing_the_engine_tells_what_runs_and_what_waits(running: Running, decoding: SerialDecoding) -> None:
+    engine = running()
+    tasks = [asyncio.create_task(engine.generate(ask(decoding, 4000))) for _ in range(3)]
+    await until(lambda: (engine.running, engine.queued) == (2, 1))
     await asyncio.to_thread(engine.close)
-    results = await asyncio.gather(*jobs, return_exceptions=True)
-    assert isinstance(results[0], GenerationCancelledError)
-    assert isinstance(results[1], GenerationCancelledError)
+    assert [type(each) for each in await asyncio.gather(*tasks, return_exceptions=True)] == [
+        GenerationCancelledError
+    ] * 3
     with pytest.raises(GenerationCancelledError):
-        await engine.generate(GenerationJob(snapshot.generator, [], 4, SEEDED))
-    assert (engine.running, engine.queued) == (0, 0)
+        await engine.generate(ask(decoding))
+    assert (engine.running, engine.queued, decoding.num_free) == (0, 0, 2)
+
+
+async def test_a_drain_lets_requests_end(running: Running, decoding: SerialDecoding) -> None:
+    engine = running()
+    tasks = [asyncio.create_task(engine.generate(ask(decoding, 20, seed))) for seed in range(3)]
+    await until(lambda: engine.running == 2)
+    assert await engine.drain(60)
+    assert [len((await task).token_ids) for task in tasks] == [20] * 3
+    with pytest.raises(GenerationCancelledError):
+        engine.stream(ask(decoding))
+
+
+async def test_the_event_loop_is_woken_once_an_iteration(
+    running: Running, decoding: SerialDecoding, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    woken: list[int] = []
+
+    def count(told: list[Any]) -> None:
+        woken.append(len(told))
+        for each in told:
+            each.arrived.set()
+
+    monkeypatch.setattr("latentforge.inference.engine._signal", count)
+    engine = AsyncEngine(EngineLimits())
+    tasks = [asyncio.create_task(engine.generate(ask(decoding, 12, seed))) for seed in range(2)]
+    await asyncio.sleep(0)
+    engine.start()
+    await asyncio.gather(*tasks)
+    await asyncio.to_thread(engine.close)
+    assert woken == [2, 2, 2]

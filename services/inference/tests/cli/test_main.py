@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from latentforge.inference.checkpoints.snapshot import load_snapshot
 from latentforge.inference.cli.bench import BenchResults
 from latentforge.inference.cli.main import app
-from latentforge.inference.engine import generate_ids
+from latentforge.inference.generation_pool import generate_ids
 from latentforge.inference.rest.completion import prepare
 from latentforge.inference.rest.schemas import GenerateRequest
 

@@ -1,201 +1,258 @@
-"""Runs generation in a bounded pool of threads. Knows ids only."""
+"""The engine for asyncio: its loop runs in a thread, and the event loop is woken once an iteration."""
 
 import asyncio
-import threading
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from types import TracebackType
+from typing import TypeVar
 
-from latentforge.model.generation import ChunkGenerator, FinishReason, TokenGenerator
-from latentforge.model.sampling import SamplingParams
+from latentforge.model.decoding.batch import BatchDecoding, TextLogprobs
+from latentforge.model.engine.engine import Engine
+from latentforge.model.engine.errors import DeadlineError, EngineFullError, GenerationCancelledError
+from latentforge.model.engine.limits import EngineLimits
+from latentforge.model.engine.observer import EngineObserver
+from latentforge.model.engine.offline import GenerationResult, collected
+from latentforge.model.engine.requests import GenerationRequest, ScoringRequest, Written
+from latentforge.model.engine.thread import EngineThread
+from latentforge.model.engine.ticket import EngineEvent
+from latentforge.model.engine.timings import Timings
 
-NO_EOS = -1
+T = TypeVar("T")
 
-
-@dataclass(frozen=True)
-class GenerationJob:
-    """One request, bound to one snapshot's generator.
-
-    Attributes:
-        generator: writes the ids.
-        prompt_ids: what it continues.
-        max_tokens: at most so many ids are written.
-        params: how they are drawn.
-        eos_id: ends the text; None is the model's own, ``NO_EOS`` is none.
-        stop: asked after every step with all ids so far; True ends with finish reason "stop".
-    """
-
-    generator: ChunkGenerator | TokenGenerator
-    prompt_ids: Sequence[int]
-    max_tokens: int
-    params: SamplingParams
-    eos_id: int | None = None
-    stop: Callable[[list[int]], bool] | None = None
+_TOKENIZER_THREADS = 2
+_SETTINGS = {"queue_limit": "INFERENCE_QUEUE_LIMIT", "queue_tokens": "INFERENCE_QUEUE_TOKENS"}
 
 
-@dataclass(frozen=True)
-class GenerationResult:
-    """What a job wrote.
+class AsyncEngine:
+    """Streams generations and answers scorings; for one event loop.
 
     Attributes:
-        token_ids: without the end-of-text id.
-        finish_reason: why it ended.
-        steps: latent steps; tokens, where a token-level model wrote them.
-        seconds: from the first step's begin to the last one's end, time in the queue not counted.
+        engine: steps the texts; its load may be read at any time.
+        preparing: requests whose texts are being tokenised, or wait to be.
     """
 
-    token_ids: list[int]
-    finish_reason: FinishReason
-    steps: int
-    seconds: float
+    def __init__(self, limits: EngineLimits, observer: EngineObserver | None = None) -> None:
+        self.engine = Engine(limits, observer, self._wake)
+        self.preparing = 0
+        self._thread = EngineThread(self.engine)
+        self._tokenizers = ThreadPoolExecutor(_TOKENIZER_THREADS, thread_name_prefix="tokenise")
+        # Streams that were told something in this iteration.
+        self._told: list[_Inbox] = []
 
-
-class EngineFullError(RuntimeError):
-    """More requests are queued than are allowed; ``retry_after`` is a guess in whole seconds."""
-
-    def __init__(self, pending: int, retry_after: int) -> None:
-        super().__init__(
-            f"{pending} requests are running or queued; try again in {retry_after} s or raise INFERENCE_QUEUE_LIMIT"
-        )
-        self.retry_after = retry_after
-
-
-class DeadlineError(RuntimeError):
-    """A request took longer than it may."""
-
-
-class GenerationCancelledError(RuntimeError):
-    """Nobody waits for the answer any more."""
-
-
-def generate_ids(job: GenerationJob, cancel: Callable[[], bool] | None = None) -> GenerationResult:
-    """Runs a job to its end in the calling thread.
-
-    Raises:
-        ValueError: the generator refuses the request.
-    """
-    start = time.perf_counter()
-    token_ids: list[int] = []
-    finish_reason: FinishReason | None = None
-    steps = 0
-    for chunk in job.generator.generate(job.prompt_ids, job.max_tokens, job.params, job.eos_id, cancel):
-        token_ids += chunk.token_ids
-        finish_reason = chunk.finish_reason
-        steps += finish_reason != "cancelled"
-        if job.stop is not None and finish_reason != "cancelled" and job.stop(token_ids):
-            finish_reason = "stop"
-            break
-    assert finish_reason is not None
-    return GenerationResult(token_ids, finish_reason, steps, time.perf_counter() - start)
-
-
-@dataclass
-class _Ticket:
-    """A job's place in the engine."""
-
-    deadline: float
-    abandoned: threading.Event = field(default_factory=threading.Event)
-
-    def is_over(self) -> bool:
-        return self.abandoned.is_set() or time.monotonic() > self.deadline
-
-
-class Engine:
-    """Admits jobs up to a bound, and runs ``max_concurrent`` of them at a time.
-
-    Args:
-        max_concurrent: jobs that run at the same time.
-        queue_limit: jobs that may be queued beside those.
-        request_timeout: seconds from admission to the end of a job.
-    """
-
-    def __init__(self, *, max_concurrent: int, queue_limit: int, request_timeout: float) -> None:
-        self.max_concurrent = max_concurrent
-        self.queue_limit = queue_limit
-        self.request_timeout = request_timeout
-        self._pool = ThreadPoolExecutor(max_concurrent, thread_name_prefix="generate")
-        self._lock = threading.Lock()
-        self._open: dict[int, _Ticket] = {}
-        self._running = 0
-        self._mean_seconds = 1.0
+    def start(self) -> None:
+        """Starts the loop's thread."""
+        self._thread.start()
 
     @property
     def running(self) -> int:
-        """Jobs that generate now."""
-        return self._running
+        return self.engine.running
 
     @property
     def queued(self) -> int:
-        """Jobs that are admitted and have not begun."""
-        with self._lock:
-            return len(self._open) - self._running
+        """Requests that have not begun, those whose texts are still being tokenised among them."""
+        return self.engine.queued + self.preparing
 
-    @property
-    def is_full(self) -> bool:
-        """Whether the next job would be refused."""
-        with self._lock:
-            return len(self._open) >= self.max_concurrent + self.queue_limit
+    def is_full(self, decoding: BatchDecoding) -> bool:
+        """Whether the next request for it would be refused."""
+        try:
+            self.engine.check_room(decoding, self.preparing)
+        except (EngineFullError, GenerationCancelledError):
+            return True
+        return False
 
-    async def generate(self, job: GenerationJob) -> GenerationResult:
-        """Runs a job in the pool; cancelling the awaiting task cancels the job before its next step.
+    def new_deadline(self) -> float:
+        """For a request that arrives now: until when it may take, of the monotonic clock."""
+        return time.monotonic() + self.engine.limits.request_seconds
+
+    async def prepare(self, decoding: BatchDecoding, work: Callable[[], T], deadline: float | None = None) -> T:
+        """Does what must be done before a request can be made, off the event loop: tokenising its text.
+
+        A full engine refuses before that. A bounded number of texts are tokenised at once; the others are queued.
+
+        Args:
+            decoding: what the request will be bound to.
+            work: run in a thread; what it raises is raised.
+            deadline: from :meth:`new_deadline`; a new one by default.
 
         Raises:
-            EngineFullError: too many jobs are running or queued.
-            DeadlineError: the job was not done in ``request_timeout`` seconds.
-            GenerationCancelledError: the engine was closed.
-            ValueError: the generator refuses the request.
+            EngineFullError: too many requests are queued.
+            DeadlineError: it took longer than a request may.
+            GenerationCancelledError: the engine takes no more requests.
         """
-        ticket = _Ticket(time.monotonic() + self.request_timeout)
-        future = self._admit(job, ticket)
+        deadline = self.new_deadline() if deadline is None else deadline
+        with _settings_named():
+            self.engine.check_room(decoding, self.preparing)
+            self.preparing += 1
+            try:
+                async with asyncio.timeout(deadline - time.monotonic()):
+                    return await asyncio.get_running_loop().run_in_executor(self._tokenizers, work)
+            except TimeoutError:
+                raise DeadlineError("the prompt was not tokenised in the time of its request; try again") from None
+            finally:
+                self.preparing -= 1
+
+    def stream(self, request: GenerationRequest, deadline: float | None = None) -> "GenerationStream":
+        """Submits a request; see :class:`GenerationStream`.
+
+        Raises:
+            EngineFullError: too many requests, or tokens of requests, are queued.
+            GenerationCancelledError: the engine takes no more requests.
+        """
+        return GenerationStream(self._submit(request, deadline))
+
+    async def generate(self, request: GenerationRequest, deadline: float | None = None) -> GenerationResult:
+        """All that is written for a request; raises as :meth:`stream` and its iteration."""
+        async with self.stream(request, deadline) as stream:
+            return collected([written async for written in stream], stream.timings)
+
+    async def score(self, request: ScoringRequest, deadline: float | None = None) -> TextLogprobs:
+        """A text's log probabilities; raises as :meth:`generate`. Cancelling the task cancels the request."""
+        inbox = self._submit(request, deadline)
         try:
-            generation = await asyncio.wrap_future(future)
+            event = await inbox.next()
         finally:
-            ticket.abandoned.set()
-        if generation.finish_reason == "cancelled":
-            if time.monotonic() > ticket.deadline:
-                raise DeadlineError(
-                    f"{len(generation.token_ids)} of at most {job.max_tokens} tokens were written in "
-                    f"{self.request_timeout:g} s, the longest that a request may take; "
-                    "ask for fewer with max_tokens or raise INFERENCE_REQUEST_TIMEOUT"
-                )
-            raise GenerationCancelledError("the server is shutting down")
-        return generation
+            inbox.cancel()
+        assert isinstance(event, TextLogprobs)
+        return event
+
+    async def drain(self, seconds: float) -> bool:
+        """Takes no more requests, lets those that there are end for ``seconds``, cancels the rest, and stops.
+
+        Returns:
+            Whether all ended by themselves.
+        """
+        return await asyncio.to_thread(self._thread.drain, seconds)
 
     def close(self) -> None:
-        """Cancels what is running or queued, and waits for the threads."""
-        with self._lock:
-            for ticket in self._open.values():
-                ticket.abandoned.set()
-        # Queued jobs are run too, and end before their first step, so that whoever awaits them is told.
-        self._pool.shutdown(wait=True)
+        """Cancels all requests, tells everybody, and waits for the thread."""
+        self._thread.close()
+        self._tokenizers.shutdown(wait=False, cancel_futures=True)
 
-    def _admit(self, job: GenerationJob, ticket: _Ticket) -> "Future[GenerationResult]":
-        with self._lock:
-            pending = len(self._open)
-            if pending >= self.max_concurrent + self.queue_limit:
-                rounds = 1 + (pending - self.max_concurrent) // self.max_concurrent
-                raise EngineFullError(pending, max(1, round(self._mean_seconds * rounds)))
-            self._open[id(ticket)] = ticket
+    def _submit(self, request: GenerationRequest | ScoringRequest, deadline: float | None) -> "_Inbox":
+        inbox = _Inbox(asyncio.get_running_loop())
+
+        def listen(event: EngineEvent) -> None:
+            inbox.events.append(event)
+            self._told.append(inbox)
+
+        seconds = None if deadline is None else deadline - time.monotonic()
+        with _settings_named():
+            ticket = self.engine.submit(request, listen, seconds)
+        inbox.cancel, inbox.timings = ticket.cancel, ticket.timings
+        return inbox
+
+    def _wake(self) -> None:
+        """In the loop's thread, after each iteration: one call into the event loop for all streams."""
+        if self._told:
+            told, self._told = self._told, []
+            # Closed event loops have no readers any more.
+            with suppress(RuntimeError):
+                told[0].loop.call_soon_threadsafe(_signal, told)
+
+
+class GenerationStream:
+    """What is written for one request, an item for each step; the last one has a ``finish_reason``.
+
+    Leaving the ``async with``, cancelling the task that reads, :meth:`cancel` and letting go of it all cancel the
+    request; its slot is free within a step.
+    """
+
+    def __init__(self, inbox: "_Inbox") -> None:
+        self._inbox = inbox
+        self._is_over = False
+
+    @property
+    def timings(self) -> Timings:
+        """Complete once the last item is there."""
+        return self._inbox.timings
+
+    def __aiter__(self) -> "GenerationStream":
+        return self
+
+    async def __anext__(self) -> Written:
+        """
+        Raises:
+            DeadlineError: it took longer than a request may.
+            GenerationCancelledError: the engine was closed.
+            GenerationFailedError: the model failed.
+            ValueError: the decoding refuses the request.
+        """
+        if self._is_over:
+            raise StopAsyncIteration
         try:
-            future = self._pool.submit(self._run, job, ticket)
-        except RuntimeError:
-            self._leave(ticket)
-            raise GenerationCancelledError("the server is shutting down") from None
-        future.add_done_callback(lambda _: self._leave(ticket))
-        return future
+            event = await self._inbox.next()
+        except BaseException:
+            self.cancel()
+            raise
+        assert isinstance(event, Written)
+        self._is_over = event.finish_reason is not None
+        return event
 
-    def _run(self, job: GenerationJob, ticket: _Ticket) -> GenerationResult:
-        with self._lock:
-            self._running += 1
-        try:
-            generation = generate_ids(job, ticket.is_over)
-        finally:
-            with self._lock:
-                self._running -= 1
-        self._mean_seconds += 0.1 * (generation.seconds - self._mean_seconds)
-        return generation
+    async def wait(self, seconds: float) -> bool:
+        """Waits until the next item is there, but not longer; says whether it is."""
+        return await self._inbox.wait(seconds)
 
-    def _leave(self, ticket: _Ticket) -> None:
-        with self._lock:
-            self._open.pop(id(ticket), None)
+    def cancel(self) -> None:
+        self._is_over = True
+        self._inbox.cancel()
+
+    async def __aenter__(self) -> "GenerationStream":
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.cancel()
+
+    def __del__(self) -> None:
+        self._inbox.cancel()
+
+
+class _Inbox:
+    """What the engine's thread told, for one reader in the event loop."""
+
+    cancel: Callable[[], None]
+    timings: Timings
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
+        self.events: deque[EngineEvent] = deque()
+        self.arrived = asyncio.Event()
+
+    async def next(self) -> Written | TextLogprobs:
+        while not self.events:
+            self.arrived.clear()
+            await self.arrived.wait()
+        event = self.events.popleft()
+        if isinstance(event, Exception):
+            with _settings_named():
+                raise event
+        return event
+
+    async def wait(self, seconds: float) -> bool:
+        if not self.events:
+            self.arrived.clear()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    await self.arrived.wait()
+        return bool(self.events)
+
+
+def _signal(told: list[_Inbox]) -> None:
+    for inbox in told:
+        inbox.arrived.set()
+
+
+@contextmanager
+def _settings_named() -> Iterator[None]:
+    """Says in the engine's refusals which setting is to be changed."""
+    try:
+        yield
+    except EngineFullError as error:
+        message = error.message.replace(error.limit, _SETTINGS[error.limit])
+        raise EngineFullError(error.limit, message, error.retry_after) from None
+    except DeadlineError as error:
+        raise DeadlineError(f"{error} or raise INFERENCE_REQUEST_TIMEOUT") from None

@@ -18,7 +18,7 @@ from latentforge.inference.edge.bodies import BodyLimits
 from latentforge.inference.edge.install import install
 from latentforge.inference.edge.protocol import ConnectionLimits
 from latentforge.inference.edge.server import DrainingServer
-from latentforge.inference.engine import Engine
+from latentforge.inference.generation_pool import GenerationPool
 from latentforge.inference.operation.drain import Drain
 from latentforge.inference.operation.metrics import InferenceMetrics
 from latentforge.inference.rest.app import create_app
@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 class Service:
     app: FastAPI
     registry: Registry
-    engine: Engine
+    engine: GenerationPool
     drain: Drain
     metrics: InferenceMetrics
     tracing: Tracing | None
@@ -48,7 +48,7 @@ def build_registry(settings: InferenceSettings) -> Registry:
 def build(settings: InferenceSettings) -> Service:
     """Wires the service; nothing is loaded or started yet."""
     registry = build_registry(settings)
-    engine = Engine(
+    engine = GenerationPool(
         max_concurrent=settings.inference_max_concurrent,
         queue_limit=settings.inference_queue_limit,
         request_timeout=settings.inference_request_timeout,

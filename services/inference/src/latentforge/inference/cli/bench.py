@@ -11,7 +11,7 @@ from rich.table import Table
 
 from latentforge.core.results import Result, ResultsFile
 from latentforge.inference.checkpoints.snapshot import Snapshot
-from latentforge.inference.engine import NO_EOS, GenerationJob, GenerationResult, generate_ids
+from latentforge.inference.generation_pool import NO_EOS, GenerationJob, PooledResult, generate_ids
 from latentforge.model.devices import device_description
 from latentforge.model.generation import ChunkGenerator, TokenGenerator, store_for_one_request
 from latentforge.model.sampling import SamplingParams
@@ -133,7 +133,7 @@ def measure(
     baseline = TokenGenerator(baseline_model)
     prompt_ids = [snapshot.encode(prompt) for prompt in prompts]
 
-    def run(generator: ChunkGenerator | TokenGenerator, ids: list[int], tokens: int) -> GenerationResult:
+    def run(generator: ChunkGenerator | TokenGenerator, ids: list[int], tokens: int) -> PooledResult:
         generation = generate_ids(GenerationJob(generator, ids, tokens, params, eos_id=NO_EOS))
         if len(generation.token_ids) != tokens:
             raise ValueError(
@@ -147,7 +147,7 @@ def measure(
     ours: list[Pace] = []
     theirs: list[Pace] = []
     for repeat in range(repeats):
-        order: list[tuple[ChunkGenerator | TokenGenerator, list[GenerationResult]]]
+        order: list[tuple[ChunkGenerator | TokenGenerator, list[PooledResult]]]
         order = [(snapshot.generator, []), (baseline, [])]
         for index, ids in enumerate(prompt_ids):
             for generator, done in order if (repeat + index) % 2 == 0 else reversed(order):
@@ -194,7 +194,7 @@ def _alone(id: str, values: Sequence[float], unit: str) -> Result:  # noqa: A002
     return Result(id=id, value=statistics.median(values), unit=unit, low=min(values), high=max(values))
 
 
-def _pace(runs: Sequence[GenerationResult]) -> Pace:
+def _pace(runs: Sequence[PooledResult]) -> Pace:
     return Pace(
         sum(len(run.token_ids) for run in runs), sum(run.steps for run in runs), sum(run.seconds for run in runs)
     )

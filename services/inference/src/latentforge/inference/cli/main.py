@@ -18,7 +18,7 @@ from latentforge.core.proxies import is_loopback, proxy_hint, unusable_proxy
 from latentforge.core.settings import load_settings
 from latentforge.inference.checkpoints.snapshot import Snapshot
 from latentforge.inference.cli import bench as benchmark
-from latentforge.inference.engine import generate_ids
+from latentforge.inference.generation_pool import generate_ids
 from latentforge.inference.main import build_registry
 from latentforge.inference.main import serve as run_server
 from latentforge.inference.rest.completion import PromptError, answer, prepare

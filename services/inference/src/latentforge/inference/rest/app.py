@@ -10,7 +10,7 @@ from fastapi import FastAPI, Request, Response
 from latentforge.core.manifest import describe
 from latentforge.inference.checkpoints.registry import Registry
 from latentforge.inference.checkpoints.watcher import watch
-from latentforge.inference.engine import DeadlineError, Engine, EngineFullError, GenerationCancelledError
+from latentforge.inference.generation_pool import GenerationPool
 from latentforge.inference.operation.drain import Drain
 from latentforge.inference.rest.bodies import BoundedRoute
 from latentforge.inference.rest.completion import PromptError, complete
@@ -25,6 +25,7 @@ from latentforge.inference.rest.schemas import (
     SwapRecord,
 )
 from latentforge.inference.settings import InferenceSettings
+from latentforge.model.engine.errors import DeadlineError, EngineFullError, GenerationCancelledError
 
 T = TypeVar("T")
 
@@ -33,7 +34,7 @@ class ClientGoneError(Exception):
     """The client hung up before its answer was ready."""
 
 
-def create_app(settings: InferenceSettings, registry: Registry, engine: Engine, drain: Drain) -> FastAPI:
+def create_app(settings: InferenceSettings, registry: Registry, engine: GenerationPool, drain: Drain) -> FastAPI:
     """The application; while it runs it watches the checkpoints folder, and it closes the engine at its end."""
 
     @asynccontextmanager

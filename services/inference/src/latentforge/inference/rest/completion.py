@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from itertools import takewhile
 
 from latentforge.inference.checkpoints.snapshot import Snapshot
-from latentforge.inference.engine import Engine, GenerationJob, GenerationResult
+from latentforge.inference.generation_pool import GenerationJob, GenerationPool, PooledResult
 from latentforge.inference.operation.request_record import note_request
 from latentforge.inference.rest.schemas import GenerateRequest, GenerateResponse, TokenUsage
 from latentforge.model.chunks import left_pad_count
@@ -21,7 +21,7 @@ class PromptError(ValueError):
         self.param = param
 
 
-async def complete(engine: Engine, snapshot: Snapshot, request: GenerateRequest) -> GenerateResponse:
+async def complete(engine: GenerationPool, snapshot: Snapshot, request: GenerateRequest) -> GenerateResponse:
     """Answers a request with one snapshot, from its tokenizer to its last token.
 
     Raises:
@@ -122,7 +122,7 @@ def cut_at_stop(
 
 
 def answer(
-    snapshot: Snapshot, job: GenerationJob, generation: GenerationResult, request: GenerateRequest
+    snapshot: Snapshot, job: GenerationJob, generation: PooledResult, request: GenerateRequest
 ) -> GenerateResponse:
     """What a caller gets for a finished job."""
     text, token_ids = cut_at_stop(snapshot.decode, generation.token_ids, *stops(snapshot, request))
