@@ -8,6 +8,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
@@ -24,6 +25,8 @@ from latentforge.core.results import Result, cpu_description
 from latentforge.model.golden import GOLDEN_TOKENS, golden_of
 from latentforge.model.io import load_autoencoder, load_student
 from latentforge.model.latent_model import LatentModel
+from latentforge.model.model_card import CARD, front_matter
+from latentforge.model.model_card import model_card as checkpoint_card
 from latentforge.text.tokenizer import TextTokenizer
 from latentforge.trainer.config.settings import TrainerSettings
 from latentforge.trainer.data.corpus import source_files, stdlib_root
@@ -35,6 +38,8 @@ RECIPE = Path(__file__).with_name("stdlib-student.toml")
 HELD_OUT = {"stdlib": "standard library", "packages": "networkx, jinja2, anyio"}
 
 MODEL_CARD = """\
+{front_matter}
+
 # stdlib-student
 
 The student that LatentForge ships: a model that writes {k} tokens per autoregressive step, so that a fresh clone has
@@ -129,6 +134,19 @@ def _cell(result: Result) -> str:
     return f"{result.value:.4g}{interval}"
 
 
+def license_of(recipe: Path) -> str:
+    """Of the weights that a recipe makes."""
+    name: str = tomllib.loads(recipe.read_text(encoding="utf-8"))["license"]
+    return name
+
+
+def sections_by_hand(card: str) -> str:
+    """What stands in a card between the part about how it was made and the figures: nobody measures that anew."""
+    about = card.partition(_FIGURES)[0]
+    _, heading, rest = about.partition("\n## ")
+    return heading.lstrip() + rest
+
+
 def model_card(trained: Path, checkpoint: Path, evaluation: Evaluation, settings: Sequence[str]) -> str:
     """The card's part about how a run's checkpoint was made."""
     record = StudentResult.read(trained / "student.json")
@@ -136,6 +154,7 @@ def model_card(trained: Path, checkpoint: Path, evaluation: Evaluation, settings
     student = load_student(checkpoint / "student")
     num_parameters = sum(p.numel() for p in student.parameters())
     return MODEL_CARD.format(
+        front_matter=front_matter(license_of(RECIPE)),
         k=student.config.chunk_size,
         d=student.config.latent_size,
         teacher=evaluation.teacher,
@@ -156,7 +175,8 @@ def model_card(trained: Path, checkpoint: Path, evaluation: Evaluation, settings
 
 
 def renew_manifest(checkpoint: Path) -> None:
-    """Writes a checkpoint's manifest in the format of this version: files and weights stay, the golden text is new.
+    """Writes a checkpoint's manifest in the format of this version, and its model card: weights and tokenizer stay, the
+    golden text is new.
 
     The text is the beginning of the first file of the standard library that is held out, as training takes it.
     """
@@ -169,6 +189,8 @@ def renew_manifest(checkpoint: Path) -> None:
     known = {name: old[name] for name in ManifestDraft.model_fields if name in old and name != "golden"}
     golden = golden_of(model, text, tokenizer.begin(tokenizer.encode(text)))
     draft = ManifestDraft.model_validate(known | {"golden": golden, "end_ids": sorted(tokenizer.end_ids)})
+    card = checkpoint_card(model, draft, f"{old['run']}/{checkpoint.name}", license_of(RECIPE))
+    write_atomically(checkpoint / CARD, card)
     write_atomically(path, manifest_of(checkpoint, old["run"], old["step"], old["created"], draft))
 
 
@@ -185,7 +207,7 @@ def main(
     ] = False,
     manifest_only: Annotated[
         bool,
-        typer.Option("--manifest-only", help="Write the finished student's manifest anew, and train nothing."),
+        typer.Option("--manifest-only", help="Write the finished student's manifest and card anew, and train nothing."),
     ] = False,
 ) -> None:
     """Trains the shipped student, measures it, and writes its checkpoint and model card."""
@@ -211,6 +233,7 @@ def main(
         assert checkpoint is not None
         evaluations = commands.evaluations(checkpoint, evaluation)
         about = model_card(settings.runs_dir / run, checkpoint, evaluations["stdlib"], more)
+        about += sections_by_hand(card.read_text(encoding="utf-8")) if card.is_file() else ""
         for old in list_checkpoints(out):
             shutil.rmtree(old)
         shutil.copytree(checkpoint, out / checkpoint.name)

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import AutoTokenizer
@@ -97,6 +99,22 @@ def test_its_manifest_can_be_written_anew(tmp_path: Path) -> None:
     }
     # Of another Python's library it would be another text.
     assert len(golden.token_ids) > 200
+
+
+def test_its_cards_begin_with_what_the_hub_reads() -> None:
+    (checkpoint,) = list_checkpoints(FOLDER)
+    for card in (CARD, checkpoint / "README.md"):
+        front = str(ModelCard(card.read_text(encoding="utf-8")).data)
+        assert "license: mit" in front
+        assert "library_name: latentforge" in front
+
+
+def test_a_student_made_anew_keeps_what_the_card_says_besides() -> None:
+    make_student = runpy.run_path(str(ROOT / "models" / "make_student.py"))
+    kept = make_student["sections_by_hand"](CARD.read_text(encoding="utf-8"))
+    assert kept.startswith("## What each part is worth\n")
+    assert kept.rstrip().endswith("99.5 % too.")
+    assert make_student["sections_by_hand"]("# a card\n\nmade by hand\n\n## Measured\n\n1\n") == ""
 
 
 @pytest.mark.slow

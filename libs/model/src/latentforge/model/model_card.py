@@ -74,9 +74,14 @@ def model_card(model: LatentModel, manifest: Manifest | ManifestDraft, checkpoin
         checkpoint: its id, ``<run>/step-00001200``.
         license_name: of the weights, as the hub names it; NO_LICENSE where nobody has chosen one.
     """
-    data = ModelCardData(license=license_name, library_name=LIBRARY, pipeline_tag=PIPELINE, tags=list(TAGS))
     values = card_values(model, manifest, checkpoint, license_name)
-    return str(ModelCard.from_template(data, template_str=TEMPLATE, **values))
+    return str(ModelCard.from_template(_card_data(license_name), template_str=TEMPLATE, **values)) + "\n"
+
+
+def front_matter(license_name: str) -> str:
+    """What the hub reads at the beginning of a card: YAML between two lines of ``---``."""
+    yaml: str = _card_data(license_name).to_yaml()
+    return f"---\n{yaml}\n---"
 
 
 def card_values(
@@ -99,6 +104,10 @@ def card_values(
         "license": "none chosen yet" if license_name == NO_LICENSE else license_name,
         "metrics": {name: value for name, value in manifest.metrics.items() if math.isfinite(value)},
     }
+
+
+def _card_data(license_name: str) -> ModelCardData:
+    return ModelCardData(license=license_name, library_name=LIBRARY, pipeline_tag=PIPELINE, tags=list(TAGS))
 
 
 def _num_parameters(module: torch.nn.Module) -> int:
