@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from latentforge.model.config import ChunkDecoderConfig, InductionConfig, LogitFeaturesConfig, StudentConfig
-from latentforge.model.decoding.texts import noise_generator
 from latentforge.model.heads import EnergyHead
 from latentforge.model.latent_model import LatentModel
+from latentforge.model.sampling import SamplingParams, TextSampling
 from latentforge.model.token_level import TokenLevelModel, token_level_config
 
 AnyModel = LatentModel | TokenLevelModel
@@ -86,7 +86,7 @@ def distributions() -> Callable[..., Tensor]:
             tokens = torch.tensor([ids]).unflatten(1, (-1, model.chunk_size))
             head = model.student.head
             if isinstance(head, EnergyHead):
-                hidden, noise = model.hidden(tokens), noise_generator(seed, torch.device("cpu"))
+                hidden, noise = model.hidden(tokens), TextSampling(SamplingParams(seed=seed), [], 1).noise
                 chunks = hidden.shape[1] - first_drawn // model.chunk_size
                 draws = torch.cat(
                     [torch.zeros(hidden.shape[1] - chunks, head.noise_size)]

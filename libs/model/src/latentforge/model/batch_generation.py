@@ -10,7 +10,7 @@ from torch import Tensor
 from latentforge.model.chunks import left_pad_count
 from latentforge.model.incremental import incremental_decoding
 from latentforge.model.latent_model import LatentModel
-from latentforge.model.sampling import SamplingParams, sample_with_logprobs
+from latentforge.model.sampling import BatchSampler, SamplingParams, logprobs_of, texts_of_rows
 from latentforge.model.token_level import TokenLevelModel
 
 
@@ -52,7 +52,7 @@ def generate_batch(
         model: a latent or a token-level student; one step writes K tokens or one.
         prompts: int64 [b, L]; L = 0 is the start embedding alone.
         num_tokens: how many, from 1; no multiple of K is needed.
-        params: how tokens are drawn, of all texts by one generator.
+        params: how tokens are drawn, of each text by a seed of its own that follows from the one given.
         forced: the first of the tokens, int64 [b, f <= num_tokens], which are read instead of drawn. Behind a prompt
             of whole chunks they put the first token that is drawn anywhere in a chunk.
         stop_at_eos: False treats the end-of-text id as any other.
@@ -67,7 +67,8 @@ def generate_batch(
     model.eval()
     device, eos_id = model.device, model.eos_id
     prompts, forced = prompts.to(device), forced.to(device)
-    rng = params.generator(device)
+    texts = texts_of_rows(params, prompts, model.vocab_size)
+    sampler = BatchSampler(texts)
     token_ids = prompts.new_full((len(prompts), num_tokens), eos_id)
     logprobs = token_ids.new_zeros(token_ids.shape, dtype=torch.float32)
 
@@ -76,12 +77,12 @@ def generate_batch(
         at = first + k
         if at < forced.shape[1]:
             token_ids[:, at] = forced[:, at]
-            logprobs[:, at] = logits.float().log_softmax(-1).gather(1, forced[:, at, None])[:, 0]
         else:
-            token_ids[:, at], logprobs[:, at] = sample_with_logprobs(logits, params, rng)
+            token_ids[:, at] = sampler.draw(logits)
+        logprobs[:, at] = logprobs_of(logits, token_ids[:, at])[0]
         return token_ids[:, at]
 
-    decoding = incremental_decoding(model, prompts, rng)
+    decoding = incremental_decoding(model, prompts, texts[0].noise)
     ended = torch.zeros_like(token_ids[:, 0], dtype=torch.bool)
     steps = 0
     for first in range(0, num_tokens, model.chunk_size):
@@ -95,6 +96,7 @@ def generate_batch(
             ended |= (token_ids[:, first:end] == eos_id).any(1)
             if ended.all():
                 break
+    sampler.check()
     if not stop_at_eos:
         return BatchGeneration(token_ids, logprobs, torch.full_like(token_ids[:, 0], num_tokens), steps)
     after = (token_ids == eos_id).cumsum(1) > 0

@@ -11,7 +11,7 @@ from latentforge.model.chunks import left_pad_count
 from latentforge.model.config import StudentConfig
 from latentforge.model.incremental import IncrementalDecoding, incremental_decoding
 from latentforge.model.latent_model import LatentModel
-from latentforge.model.sampling import SamplingParams, sample_with_logprobs
+from latentforge.model.sampling import BatchSampler, SamplingParams, TextSampling, logprobs_of
 from latentforge.model.token_level import TokenLevelModel
 
 FinishReason = Literal["stop", "length", "cancelled"]
@@ -100,10 +100,11 @@ class _Generator(Generic[_M]):
         cancel: Callable[[], bool] | None,
     ) -> Iterator[GeneratedChunk]:
         model, device = self.model, self.model.device
-        rng = params.generator(device)
+        text = TextSampling(params, prompt_ids, model.vocab_size, device)
+        sampler = BatchSampler([text])
         prompt = torch.tensor([prompt_ids], dtype=torch.int64, device=device)
         with torch.inference_mode():
-            decoding = incremental_decoding(model, prompt, rng)
+            decoding = incremental_decoding(model, prompt, text.noise)
         room = model.max_tokens - len(prompt_ids) - left_pad_count(len(prompt_ids), model.chunk_size)
         left = min(max_tokens, room)
         last: Tensor | None = None
@@ -112,7 +113,7 @@ class _Generator(Generic[_M]):
                 yield GeneratedChunk([], [], "cancelled")
                 return
             with torch.inference_mode():
-                ids, logprobs, ended = self._step(decoding, last, min(model.chunk_size, left), params, eos_id, rng)
+                ids, logprobs, ended = self._step(decoding, last, min(model.chunk_size, left), sampler, eos_id)
             left -= len(ids)
             if ended or not left:
                 yield GeneratedChunk(ids, logprobs, "stop" if ended else "length")
@@ -125,9 +126,8 @@ class _Generator(Generic[_M]):
         decoding: IncrementalDecoding,
         last: Tensor | None,
         limit: int,
-        params: SamplingParams,
+        sampler: BatchSampler,
         eos_id: int,
-        rng: torch.Generator,
     ) -> tuple[list[int], list[float], bool]:
         """Writes up to ``limit`` tokens; gives them, their log probabilities, and whether the end of text followed."""
         ids: list[int] = []
@@ -136,16 +136,17 @@ class _Generator(Generic[_M]):
 
         def pick(_: int, logits: Tensor) -> Tensor | None:
             nonlocal ended
-            token, logprob = sample_with_logprobs(logits, params, rng)
+            token = sampler.draw(logits)
             token_id = int(token)
             if token_id == eos_id:
                 ended = True
                 return None
             ids.append(token_id)
-            logprobs.append(float(logprob))
+            logprobs.append(float(logprobs_of(logits, token)[0]))
             return token
 
         decoding.step(last, limit, pick)
+        sampler.check()
         return ids, logprobs, ended
 
 

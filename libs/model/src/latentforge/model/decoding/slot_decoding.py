@@ -12,10 +12,10 @@ from latentforge.model.decoding.batch import BatchDecoding, OpenText, TextLogpro
 from latentforge.model.decoding.logprobs import StepLogprobs
 from latentforge.model.decoding.parts import decoding_parts
 from latentforge.model.decoding.scoring import score_pieces
-from latentforge.model.decoding.texts import SlotText, noise_generator
+from latentforge.model.decoding.texts import SlotText
 from latentforge.model.latent_model import LatentModel
 from latentforge.model.layers import TABLE_SCALE
-from latentforge.model.sampling import SamplingParams, sample
+from latentforge.model.sampling import BatchSampler, SamplingParams, TextSampling
 from latentforge.model.token_level import TokenLevelModel
 
 # Chunks that are read at once, of one prompt: a piece begins at a multiple of it.
@@ -41,6 +41,7 @@ class SlotDecoding(BatchDecoding):
         self._backbone, self._induction, self._writer = parts.backbone, parts.induction, parts.writer
         self._pad_id, self._context = parts.pad_id, parts.context
         self._texts: list[SlotText] = []
+        self._sampler: BatchSampler | None = None
         # Last tokens of a text that a step reads.
         self._recent = max(self.chunk_size, self._writer.window, self._context)
 
@@ -65,21 +66,13 @@ class SlotDecoding(BatchDecoding):
                 )
         if not self.num_free:
             raise RuntimeError(f"all {self.num_slots} slots are taken; close a text first")
+        sampling = TextSampling(params, prompt_ids, self.vocab_size, self._device)
         slot = len(self._texts)
         self._backbone.clear(slot)
         if self._induction is not None:
             self._induction.clear(slot)
         ids = [self._pad_id] * pads + list(prompt_ids)
-        text = SlotText(
-            len(ids),
-            room,
-            slot,
-            ids,
-            params,
-            logprobs,
-            params.generator(self._device),
-            noise_generator(params.seed, self._device),
-        )
+        text = SlotText(len(ids), room, slot, ids, logprobs, sampling)
         self._texts.append(text)
         return text
 
@@ -203,7 +196,7 @@ class SlotDecoding(BatchDecoding):
         drawn_kn = torch.empty(k, len(stepping), dtype=torch.int64, device=self._device)
         every_kn = drawn_kn if whole else drawn_kn.new_zeros(k, num)
         forced_kn = self._forced(forced)
-        finite = torch.ones(len(stepping), dtype=torch.bool, device=self._device)
+        sampler = self._sampler_of(stepping)
         logprobs = StepLogprobs([text.logprobs for text in stepping], self._device)
         for place in range(k):
             found = None if induction is None else induction.find(place)
@@ -211,10 +204,7 @@ class SlotDecoding(BatchDecoding):
             if not whole:
                 logits = logits[rows]
             logprobs.see(logits)
-            finite &= logits.amax(-1).isfinite()
-            tokens = self._draw(logits, stepping)
-            if forced_kn is not None:
-                tokens = torch.where(forced_kn[place] < 0, tokens, forced_kn[place])
+            tokens = sampler.draw(logits, None if forced_kn is None else forced_kn[place])
             logprobs.drawn(tokens)
             drawn_kn[place] = tokens
             if not whole:
@@ -227,14 +217,14 @@ class SlotDecoding(BatchDecoding):
                     self._writer.read(tail)
             elif place + 1 < k:
                 self._writer.read(self._embed(every_kn[place]))
-        return drawn_kn, logprobs, finite
+        return drawn_kn, logprobs, sampler.take_finite()
 
-    def _draw(self, logits: Tensor, stepping: Sequence[SlotText]) -> Tensor:
-        """A token of each of the texts, int64 [n], from logits [n, V]."""
-        rows = zip(logits.split(1), stepping, strict=True)
-        drawn = torch.cat([sample(row, text.params, text.generator) for row, text in rows])
-        # Of logits that are not finite, ids outside the vocabulary are drawn.
-        return drawn.clamp_(max=self.vocab_size - 1)
+    def _sampler_of(self, stepping: Sequence[SlotText]) -> BatchSampler:
+        """One is kept for as long as the same texts step."""
+        samplings = tuple(text.sampling for text in stepping)
+        if self._sampler is None or self._sampler.texts != samplings:
+            self._sampler = BatchSampler(samplings)
+        return self._sampler
 
     def _forced(self, forced: Sequence[Sequence[int]]) -> Tensor | None:
         """The ids that are forced, int64 [K, n], -1 where none is; None if there are none at all."""
@@ -275,5 +265,5 @@ class SlotDecoding(BatchDecoding):
             return None
         noise = self._writer.table.new_zeros(len(texts), size)
         for text in stepping:
-            torch.rand(size, generator=text.noise, out=noise[text.slot - texts[0].slot])
+            torch.rand(size, generator=text.sampling.noise, out=noise[text.slot - texts[0].slot])
         return noise

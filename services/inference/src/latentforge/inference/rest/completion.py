@@ -42,7 +42,7 @@ def prepare(snapshot: Snapshot, request: GenerateRequest) -> GenerationJob:
     """The job that a request is for a snapshot; a request without a seed gets one.
 
     Raises:
-        PromptError: prompt or max_tokens do not fit into the model's context.
+        PromptError: prompt or max_tokens do not fit into the model's context, or a biased id into its vocabulary.
     """
     longest, num_bytes = snapshot.generator.max_prompt_tokens, len(request.prompt.encode())
     if num_bytes > snapshot.max_prompt_bytes:
@@ -64,12 +64,15 @@ def prepare(snapshot: Snapshot, request: GenerateRequest) -> GenerationJob:
             f"max_tokens is {request.max_tokens}, but after a prompt of {len(prompt_ids)} tokens {snapshot.id} "
             f"has room for {room} of its {snapshot.max_context_tokens}; ask for at most {room}",
         )
-    params = SamplingParams(
-        temperature=request.temperature,
-        top_p=request.top_p,
-        top_k=request.top_k,
-        seed=secrets.randbelow(2**32) if request.seed is None else request.seed,
-    )
+    seed = secrets.randbelow(2**32) if request.seed is None else request.seed
+    # Fields of a request are checked already.
+    params = SamplingParams.model_construct(**{name: getattr(request, name) for name in SamplingParams.model_fields})
+    params = params.model_copy(update={"seed": seed})
+    vocab_size = snapshot.generator.model.vocab_size
+    if params.logit_bias and (most := max(params.logit_bias)) >= vocab_size:
+        raise PromptError(
+            "logit_bias", f"logit_bias names id {most}, but {snapshot.id} has a vocabulary of {vocab_size} ids"
+        )
     stop = stop_rule(snapshot.decode, *stops(snapshot, request))
     return GenerationJob(snapshot.generator, prompt_ids, request.max_tokens, params, stop=stop)
 

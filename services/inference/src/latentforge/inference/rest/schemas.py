@@ -38,7 +38,7 @@ def _complete_schema(schema: dict[str, Any]) -> None:
 
 
 class GenerateRequest(SamplingParams):
-    """A prompt and how to continue it; temperature, top_p, top_k and seed are :class:`SamplingParams`'.
+    """A prompt and how to continue it; how tokens are drawn is :class:`SamplingParams`'.
 
     Null is the default of every field that has one.
 
