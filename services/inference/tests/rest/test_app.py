@@ -257,6 +257,12 @@ async def test_a_stop_string_ends_the_text_before_it(running: Running, publish: 
         ({"prompt": "x", "temperature": -1}, "temperature", "temperature is -1: .*greater than or equal to 0"),
         ({"prompt": "x", "top_p": 1.5}, "top_p", r"top_p is 1\.5: .*less than or equal to 1"),
         ({"prompt": "x", "top_k": -1}, "top_k", "top_k is -1"),
+        ({"prompt": "x", "min_p": 2}, "min_p", "min_p is 2: .*less than or equal to 1"),
+        ({"prompt": "x", "repetition_penalty": 0}, "repetition_penalty", "repetition_penalty is 0: .*greater than 0"),
+        ({"prompt": "x", "presence_penalty": 3}, "presence_penalty", "presence_penalty is 3"),
+        ({"prompt": "x", "frequency_penalty": -3}, "frequency_penalty", "frequency_penalty is -3"),
+        ({"prompt": "x", "logit_bias": {"7": 101}}, "logit_bias.7", "less than or equal to 100"),
+        ({"prompt": "x", "logit_bias": {str(i): 1 for i in range(301)}}, "logit_bias", "at most 300 items"),
         ({"prompt": "x", "seed": -1}, "seed", "seed is -1"),
         ({"prompt": "x", "stop": [""]}, "stop.0", "at least 1 character"),
         ({"prompt": "x", "max_token": 3}, "max_token", "max_token is not a known field"),
@@ -302,6 +308,31 @@ async def test_the_seeds_names_and_nulls_are_understood(running: Running, publis
         default = await client.post("/generate", json={"prompt": "x", **nulls})
         assert default.json()["usage"]["completion_tokens"] <= 64
         assert default.status_code == 200
+
+
+async def test_every_setting_of_sampling_is_used(running: Running, publish: Publish) -> None:
+    publish(1)
+    async with running() as (client, _):
+        await serving(client, 1)
+
+        async def ids(**how: Any) -> list[int]:
+            body = {"prompt": "def main():", "max_tokens": 24, "seed": 1, "temperature": 5, **how}
+            answer = await client.post("/generate", json=body)
+            assert answer.status_code == 200, answer.text
+            return answer.json()["token_ids"]  # type: ignore[no-any-return]
+
+        plain = await ids()
+        assert await ids(**dict.fromkeys(["min_p", "repetition_penalty", "presence_penalty", "logit_bias"])) == plain
+        greedy = await ids(temperature=0)
+        assert await ids(min_p=1) == await ids(top_k=1) == await ids(temperature=5e-38) == greedy != plain
+        assert await ids(repetition_penalty=50) != plain != await ids(frequency_penalty=2)
+        assert await ids(presence_penalty=2) != plain
+        assert set(await ids(logit_bias={"9": 100})) == {9}
+        assert plain[0] not in await ids(logit_bias={str(plain[0]): -100})
+        refused = await client.post("/generate", json={"prompt": "x", "logit_bias": {"1000000": 1}})
+        assert refused.status_code == 400
+        assert refused.json()["error"]["param"] == "logit_bias"
+        assert "names id 1000000" in refused.json()["error"]["message"]
 
 
 async def test_the_schema_says_the_second_name_and_that_null_is_allowed(running: Running) -> None:

@@ -43,7 +43,7 @@ async def test_a_body_of_very_many_values_is_not_even_parsed(
         patched.setattr("latentforge.inference.rest.bodies.json.loads", lambda _: pytest.fail("parsed"))
         response = await client.post("/generate", content=body, headers=JSON)
     assert response.status_code == 422
-    assert "more than 256 strings" in response.json()["error"]["message"]
+    assert "more than 512 strings" in response.json()["error"]["message"]
 
 
 def test_what_stands_in_strings_is_not_counted() -> None:

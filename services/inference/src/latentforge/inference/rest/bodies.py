@@ -10,7 +10,8 @@ from fastapi.routing import APIRoute
 
 from latentforge.inference.rest.errors import RestError
 
-_MOST_STRINGS = 256
+# As many biases as a request may have, and its other fields.
+_MOST_STRINGS = 512
 _MOST_BETWEEN = 16 * 1024
 
 
