@@ -207,6 +207,10 @@ test-fast: $(READY_DEV) ## Tests of a second or so each
 test-e2e: $(READY_DEV) ## Whole services as processes
 	@$(PYTEST) -m "e2e and not docker and not vllm"
 
+.PHONY: test-browser
+test-browser: $(READY_DEV) ## The page in Debian's headless Chromium (apt-get install chromium): clicked, seen, heard
+	@$(PYTEST) -m browser
+
 .PHONY: test-vllm
 test-vllm: $(READY_DEV) ## The gateway before a real vLLM (its CPU build, installed into .venv-vllm; Linux x86-64, Python 3.11)
 	@$(BIN)/python -m tools.vllm_env

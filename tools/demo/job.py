@@ -27,6 +27,7 @@ _START_SECONDS = 120.0
 _STOP_SECONDS = 20.0
 _FEWEST_CHECKPOINTS = 3
 _SAMPLE_TOKENS = 48
+_OF_OTHERS = ("GATEWAY_TARGET", "INFERENCE_TRAINER_STATUS_URL")
 
 
 class Demo:
@@ -44,6 +45,7 @@ class Demo:
             "EMBEDDED_TEACHER_PATH": str(TEACHER),
             "TOKENIZER_PATH": str(TEACHER),
             "INFERENCE_PORT": str(settings.inference_port),
+            "INFERENCE_TRAINER_STATUS_URL": f"http://127.0.0.1:{settings.status_port}",
             "CHECKPOINT_RUN": self.run_name,
             "CHECKPOINTS_DIR": "checkpoints",
             "RUNS_DIR": "runs",
@@ -95,6 +97,7 @@ class Demo:
             lambda: gateway_answers(target, tls_ca), "starting the teacher-gateway", seconds=_START_SECONDS
         )
         children.wait_until(watch.is_up, "starting inference", seconds=_START_SECONDS)
+        self._say(f"page at {watch.url}/, with the run's curves while it trains")
         return watch
 
     def _train(self, children: Children, watch: InferenceWatch) -> RunSummary:
@@ -187,11 +190,13 @@ class Demo:
 
     def _leave_serving(self, watch: InferenceWatch) -> None:
         """A server that outlives us: the one that was watched ended with the demo."""
-        with Children(self.logs, cwd=self.settings.demo_folder, env=self._environment) as children:
+        # Gateway and trainer are gone, and with them what the page shows of them.
+        environment = {k: v for k, v in self._environment.items() if k not in _OF_OTHERS}
+        with Children(self.logs, cwd=self.settings.demo_folder, env=environment) as children:
             server = children.start("inference-serve", [_program("inference"), "serve"], leashed=False)
             children.wait_until(watch.is_ready, "starting inference", seconds=_START_SECONDS)
             children.leave(server)
-        self._say(f"inference stays up at {watch.url} (kill {server.pid} stops it); ask it:")
+        self._say(f"inference stays up at {watch.url} (kill {server.pid} stops it); page at {watch.url}/; ask it:")
         body = json.dumps({"prompt": "def main():", "max_tokens": 64, "seed": 1})
         self._say(f"curl -s {watch.url}/generate -H 'content-type: application/json' -d '{body}'")
 

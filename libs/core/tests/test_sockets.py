@@ -4,7 +4,7 @@ import socket
 
 import pytest
 
-from latentforge.core.sockets import host_port, http_address, listening_socket
+from latentforge.core.sockets import browser_address, host_port, http_address, listening_socket
 
 
 def has_ipv6() -> bool:
@@ -75,3 +75,14 @@ def test_a_host_that_is_not_this_machine_is_an_os_error(host: str) -> None:
 )
 def test_an_ipv6_address_has_brackets_before_its_port(host: str, expected: str) -> None:
     assert host_port(host, 80) == expected
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::"])
+def test_a_browser_is_sent_to_this_machine_where_every_address_listens(host: str) -> None:
+    with listening_socket(host, 0) as server:
+        assert browser_address(server) == f"http://localhost:{server.getsockname()[1]}"
+
+
+def test_a_browser_is_sent_to_the_address_that_listens() -> None:
+    with listening_socket("127.0.0.1", 0) as server:
+        assert browser_address(server) == http_address(server)

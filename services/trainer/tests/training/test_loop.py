@@ -181,6 +181,9 @@ def test_the_status_has_the_curves_of_the_run_and_the_wait_for_its_teacher(
     status = run.status
     assert [point["step"] for point in status.train] == list(range(1, result.steps + 1))
     assert {"step", "loss", "ce", "kd", "tokens_per_s"} <= status.train[-1].keys()
-    assert status.held_out == [point.model_dump(exclude_none=True) for point in result.curve]
+    # What is measured for publishing alone is there too.
+    validated = [point.model_dump(exclude_none=True) for point in result.curve]
+    assert [point for point in status.held_out if point in validated] == validated
+    assert {point["step"] for point in status.held_out} == {point.step for point in result.curve} | set(PUBLISHED)
     assert status.teacher_wait_seconds is not None
     assert status.teacher_wait_seconds > 0

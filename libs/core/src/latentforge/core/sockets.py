@@ -48,6 +48,12 @@ def http_address(server: socket.socket) -> str:
     return f"http://{host_port(host, port)}"
 
 
+def browser_address(server: socket.socket) -> str:
+    """The same for a browser of this machine, which cannot open ``0.0.0.0``: there it is ``http://localhost:7860``."""
+    host, port = server.getsockname()[:2]
+    return f"http://localhost:{port}" if host in ("0.0.0.0", "::") else http_address(server)
+
+
 def bare_host(host: str) -> str:
     """A host without the brackets that an IPv6 address may have."""
     return host.removeprefix("[").removesuffix("]")

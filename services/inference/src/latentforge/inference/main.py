@@ -11,7 +11,7 @@ from fastapi import FastAPI
 
 from latentforge.core.devices import choose_device
 from latentforge.core.settings import SettingsError
-from latentforge.core.sockets import http_address, listening_socket
+from latentforge.core.sockets import browser_address, http_address, listening_socket
 from latentforge.core.tracing import Tracing
 from latentforge.inference.checkpoints.registry import Registry
 from latentforge.inference.edge.bodies import BodyLimits
@@ -21,6 +21,7 @@ from latentforge.inference.edge.server import DrainingServer
 from latentforge.inference.generation_pool import GenerationPool
 from latentforge.inference.operation.drain import Drain
 from latentforge.inference.operation.metrics import InferenceMetrics
+from latentforge.inference.page.routes import add_page
 from latentforge.inference.rest.app import create_app
 from latentforge.inference.settings import InferenceSettings
 
@@ -62,6 +63,7 @@ def build(settings: InferenceSettings) -> Service:
         return registry.current.max_prompt_bytes if registry.current else None
 
     app = create_app(settings, registry, engine, drain)
+    add_page(app, settings, registry)
     limits = BodyLimits(settings.inference_max_body_bytes, settings.inference_body_seconds, longest_prompt)
     install(app, settings, limits, drain, metrics, tracing)
     return Service(app, registry, engine, drain, metrics, tracing)
@@ -101,6 +103,7 @@ def serve(settings: InferenceSettings) -> None:
         service.app, service.drain, settings.inference_shutdown_seconds, service.engine.close, limits
     )
     logger.info("listening on %s, watching %s", http_address(server_socket), settings.checkpoints_dir)
+    logger.info("page at %s/", browser_address(server_socket))
     try:
         server.run(sockets=[server_socket])
     finally:

@@ -7,12 +7,12 @@ from typing import Literal
 from pydantic import Field, SecretStr, field_validator
 
 from latentforge.core.devices import DeviceName
-from latentforge.core.settings import ServiceSettings
+from latentforge.teacher_client.access import GatewayAccess
 
 _KEY = re.compile(r"[!-~]+")
 
 
-class InferenceSettings(ServiceSettings):
+class InferenceSettings(GatewayAccess):
     """Read from the environment, over ``.env``, over these defaults. Names are upper-case in the environment."""
 
     prefixes = ("INFERENCE_",)
@@ -71,6 +71,16 @@ class InferenceSettings(ServiceSettings):
     )
     otel_exporter_otlp_endpoint: str | None = Field(
         None, pattern=r"^https?://\S+$", description="Where traces go, as http://localhost:4317; unset makes none."
+    )
+    gateway_target: str | None = Field(
+        None,
+        pattern=r"^\S+:\d+$",
+        description="host:port of a teacher-gateway; the page shows its teacher beside a student. Unset shows none.",
+    )
+    inference_trainer_status_url: str | None = Field(
+        None,
+        pattern=r"^https?://\S+$",
+        description="Where a trainer serves its status, as http://localhost:7861: the page's curves while it trains.",
     )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="Least level that is logged.")
     log_json: bool | None = Field(None, description="JSON lines; unset is JSON when stderr is not a terminal.")

@@ -1,0 +1,101 @@
+"""GET / and what the page asks for besides the API that every client speaks."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import APIRouter, FastAPI
+from fastapi.responses import FileResponse
+from pydantic import BaseModel
+
+from latentforge.inference.checkpoints.registry import Registry
+from latentforge.inference.checkpoints.snapshot import Snapshot
+from latentforge.inference.page import assets, checkpoints
+from latentforge.inference.page.guard import PageRoute
+from latentforge.inference.page.teacher import Teacher, TeacherAnswer, TeacherRequest
+from latentforge.inference.page.training import TrainerStatus, TrainingStatus
+from latentforge.inference.rest.errors import RestError
+from latentforge.inference.settings import InferenceSettings
+
+
+class PageConfig(BaseModel):
+    """Which panels the page has: the teacher's and the running training's."""
+
+    teacher: bool
+    training: bool
+
+
+def add_page(app: FastAPI, settings: InferenceSettings, registry: Registry) -> None:
+    """Serves the page and its own API from an application."""
+    app.include_router(page_router(settings, registry))
+    app.mount("/page", assets.PageFiles(), name="page")
+
+
+def page_router(settings: InferenceSettings, registry: Registry) -> APIRouter:
+    """The page's routes; with its life ends the connection to the teacher."""
+    teacher = (
+        Teacher(settings.gateway_target, settings.gateway_api_key, settings.gateway_tls_ca)
+        if settings.gateway_target
+        else None
+    )
+    trainer = TrainerStatus(settings.inference_trainer_status_url)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        try:
+            yield
+        finally:
+            if teacher is not None:
+                await teacher.close()
+
+    router = APIRouter(route_class=PageRoute, lifespan=lifespan)
+
+    @router.get("/", include_in_schema=False)
+    @router.head("/", include_in_schema=False)
+    async def page() -> FileResponse:
+        return assets.document()
+
+    @router.get("/page/config")
+    async def config() -> PageConfig:
+        """Which panels the page shows."""
+        return PageConfig(teacher=teacher is not None, training=trainer.url is not None)
+
+    @router.get("/checkpoints")
+    async def list_checkpoints() -> checkpoints.CheckpointListing:
+        """Every published checkpoint, with its metrics and what is done with it."""
+        return await asyncio.to_thread(checkpoints.listing, registry)
+
+    @router.post("/checkpoints/pin")
+    async def pin(body: checkpoints.PinRequest) -> checkpoints.PinAnswer:
+        """Pins a run to one of its checkpoints; the server follows at its next look at the folder."""
+        return await asyncio.to_thread(checkpoints.pin, registry, body.checkpoint)
+
+    @router.post("/checkpoints/unpin")
+    async def unpin(body: checkpoints.UnpinRequest) -> checkpoints.PinAnswer:
+        """Lets a run be served at its newest checkpoint again."""
+        return await asyncio.to_thread(checkpoints.unpin, registry, body.run)
+
+    @router.get("/training")
+    async def training() -> TrainingStatus:
+        """What the trainer says of the run that it trains now."""
+        return await trainer.get()
+
+    @router.post("/teacher")
+    async def judge(body: TeacherRequest) -> TeacherAnswer:
+        """What the teacher makes of a student's text, token by token."""
+        if teacher is None:
+            raise RestError(
+                404, "not_configured", "GATEWAY_TARGET is not set: set it to a teacher-gateway, as localhost:50051"
+            )
+        return await teacher.judge(await _snapshot(registry, body.model), body)
+
+    return router
+
+
+async def _snapshot(registry: Registry, name: str | None) -> Snapshot:
+    current = registry.current
+    if current is None:
+        raise RestError(503, "no_checkpoint", f"nothing is loaded yet: the server waits for {registry.waiting_for}")
+    if name not in (None, "latentforge", current.id, current.manifest.run):
+        raise RestError(404, "model_not_found", f"{name!r} is not served; {current.id} is", param="model")
+    return current

@@ -1,0 +1,65 @@
+"""No other site can make a visitor's browser pin a checkpoint or ask the teacher."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+JSON = {"content-type": "application/json"}
+PIN = '{"checkpoint": "demo/step-00000001"}'
+PATHS = [("/checkpoints/pin", {"checkpoint": "demo/step-00000001"}), ("/checkpoints/unpin", {"run": "demo"})]
+
+
+@pytest.mark.parametrize(("path", "body"), PATHS)
+@pytest.mark.parametrize(
+    ("headers", "status", "code"),
+    [
+        ({"content-type": "text/plain"}, 415, "unsupported_media_type"),
+        ({"content-type": "application/x-www-form-urlencoded"}, 415, "unsupported_media_type"),
+        (JSON | {"origin": "https://elsewhere.test"}, 403, "other_origin"),
+        (JSON | {"origin": "null"}, 403, "other_origin"),
+        (JSON | {"origin": "http://page.test:81"}, 403, "other_origin"),
+        (JSON | {"sec-fetch-site": "cross-site"}, 403, "origin_not_allowed"),
+        (JSON | {"sec-fetch-site": "same-site"}, 403, "origin_not_allowed"),
+    ],
+)
+async def test_other_sites_are_refused(
+    page_server: Any, publish: Any, checkpoints: Path, path: str, body: Any, headers: Any, status: int, code: str
+) -> None:
+    publish(1)
+    async with page_server() as (client, _):
+        answer = await client.post(path, content=json.dumps(body), headers=headers)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
+        assert not (checkpoints / "demo" / "pinned").exists()
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        {"origin": "http://page.test"},
+        # Behind a proxy that speaks TLS.
+        {"origin": "https://page.test", "sec-fetch-site": "same-origin"},
+        {"content-type": "application/json; charset=utf-8"},
+    ],
+)
+async def test_its_own_page_and_programs_are_not(
+    page_server: Any, publish: Any, checkpoints: Path, headers: Any
+) -> None:
+    publish(1)
+    async with page_server() as (client, _):
+        answer = await client.post("/checkpoints/pin", content=PIN, headers=JSON | headers)
+        assert answer.status_code == 200, answer.text
+        assert (checkpoints / "demo" / "pinned").exists()
+
+
+async def test_origins_that_may_call_the_api_may_still_not_pin(
+    page_server: Any, publish: Any, checkpoints: Path
+) -> None:
+    publish(1)
+    async with page_server(inference_cors_origins="*") as (client, _):
+        headers = JSON | {"origin": "https://elsewhere.test", "sec-fetch-site": "cross-site"}
+        answer = await client.post("/checkpoints/pin", json={"checkpoint": "demo/step-00000001"}, headers=headers)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (403, "other_origin")
+        assert not (checkpoints / "demo" / "pinned").exists()
