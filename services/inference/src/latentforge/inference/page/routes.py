@@ -12,7 +12,7 @@ from latentforge.inference.checkpoints.registry import Registry
 from latentforge.inference.checkpoints.snapshot import Snapshot
 from latentforge.inference.page import assets, checkpoints
 from latentforge.inference.page.guard import PageRoute
-from latentforge.inference.page.teacher import Teacher, TeacherAnswer, TeacherRequest
+from latentforge.inference.page.teacher import TeacherAnswer, TeacherJudge, TeacherRequest
 from latentforge.inference.page.training import TrainerStatus, TrainingStatus
 from latentforge.inference.rest.errors import RestError
 from latentforge.inference.settings import InferenceSettings
@@ -34,7 +34,7 @@ def add_page(app: FastAPI, settings: InferenceSettings, registry: Registry) -> N
 def page_router(settings: InferenceSettings, registry: Registry) -> APIRouter:
     """The page's routes; with its life ends the connection to the teacher."""
     teacher = (
-        Teacher(settings.gateway_target, settings.gateway_api_key, settings.gateway_tls_ca)
+        TeacherJudge(settings.gateway_target, settings.gateway_api_key, settings.gateway_tls_ca)
         if settings.gateway_target
         else None
     )

@@ -71,7 +71,7 @@ class TeacherAnswer(BaseModel):
     tokens: list[JudgedToken | None]
 
 
-class Teacher:
+class TeacherJudge:
     """A teacher behind a gateway; the connection is made when it is first asked.
 
     Args:
