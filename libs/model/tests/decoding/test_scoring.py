@@ -12,7 +12,7 @@ from latentforge.model.decoding.build import batch_decoding
 from latentforge.model.decoding.scoring import score_pieces
 from latentforge.model.heads import EnergyHead
 from latentforge.model.latent_model import LatentModel
-from latentforge.model.sampling import SamplingParams
+from latentforge.model.sampling import SamplingParams, logprobs_of
 from latentforge.model.token_level import TokenLevelModel
 
 AnyModel = LatentModel | TokenLevelModel
@@ -86,13 +86,12 @@ def test_work_is_done_in_bounded_pieces(make_any: Any, monkeypatch: pytest.Monke
     monkeypatch.setattr(scoring, "_TOKENS_AT_ONCE", 8)
     model = make_any("induction")
     most: list[int] = []
-    log_softmax = torch.Tensor.log_softmax
 
-    def counted(logits: Tensor, dim: int) -> Tensor:
+    def counted(logits: Tensor, ids: Tensor, num_likeliest: int) -> tuple[Tensor, Tensor, Tensor]:
         most.append(len(logits))
-        return log_softmax(logits, dim)
+        return logprobs_of(logits, ids, num_likeliest)
 
-    monkeypatch.setattr(torch.Tensor, "log_softmax", counted)
+    monkeypatch.setattr(scoring, "logprobs_of", counted)
     # 16 chunks: 4 passes of the backbone, of 5, 5, 5 and 1 chunks, and output layers of 2 chunks: 3 + 3 + 3 + 1.
     assert run(score_pieces(model, text_of(62)))[1] == 4 + 10
     assert max(most) == 8

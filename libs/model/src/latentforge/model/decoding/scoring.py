@@ -12,6 +12,7 @@ from latentforge.model.decoding.batch import TextLogprobs, TokenLogprob
 from latentforge.model.decoding.parts import DecodingParts, decoding_parts
 from latentforge.model.latent_model import LatentModel
 from latentforge.model.layers import TABLE_SCALE
+from latentforge.model.sampling import logprobs_of
 from latentforge.model.token_level import TokenLevelModel
 
 # At most so many chunks by the backbone at once, and tokens and logits by the output layer.
@@ -55,13 +56,9 @@ def score_pieces(
             some = hidden[first : first + at_once]
             logits = _logits(parts, ids, begin + first, some, noise)
             targets = ids[(begin + first) * k :][: len(logits)]
-            rows = logits.float().log_softmax(-1)
-            logprobs += rows.gather(1, targets[:, None])[:, 0].tolist()
-            if likeliest:
-                values, at = rows.topk(min(likeliest, rows.shape[1]))
-                best += [list(zip(i, v, strict=True)) for i, v in zip(at.tolist(), values.tolist(), strict=True)]
-            else:
-                best += [[] for _ in targets]
+            own, at, values = logprobs_of(logits, targets, likeliest)
+            logprobs += own.tolist()
+            best += [list(zip(i, v, strict=True)) for i, v in zip(at.tolist(), values.tolist(), strict=True)]
             yield
     return TextLogprobs(logprobs[pads:], best[pads:])
 

@@ -203,9 +203,8 @@ class SlotDecoding(BatchDecoding):
             logits = self._writer.logits(place, found)
             if not whole:
                 logits = logits[rows]
-            logprobs.see(logits)
             tokens = sampler.draw(logits, None if forced_kn is None else forced_kn[place])
-            logprobs.drawn(tokens)
+            logprobs.add(logits, tokens)
             drawn_kn[place] = tokens
             if not whole:
                 every_kn[place, rows] = tokens
