@@ -68,9 +68,9 @@ class Services:
         teacher = SimpleNamespace(tokenizer=tokenizer, description=about)
         self._gateway = TeacherServicer(max_tokens_in_flight=1)
         self._gateway.open(teacher)  # type: ignore[arg-type]
-        generator: Any = SimpleNamespace(max_prompt_tokens=10**6, model=SimpleNamespace(max_tokens=10**6))
+        decoding: Any = SimpleNamespace(max_tokens=10**6, chunk_size=1, vocab_size=10**6, eos_id=0)
         manifest: Any = SimpleNamespace(chunk_size=1, id="run/step", end_ids=())
-        self.snapshot = Snapshot(folder, manifest, tokenizer, generator, "")
+        self.snapshot = Snapshot(folder, manifest, tokenizer, SimpleNamespace(), decoding, "")  # type: ignore[arg-type]
 
     def gateways_prompt(self, text: str) -> list[int]:
         """What a Generate request's text becomes."""
@@ -84,7 +84,7 @@ class Services:
         return list(answer.token_ids)
 
     def inference(self, **request: Any) -> list[int]:
-        return list(prepare(self.snapshot, GenerateRequest(max_tokens=1, **request)).prompt_ids)
+        return list(prepare(self.snapshot, GenerateRequest(max_tokens=1, **request)).generation.prompt_ids)
 
 
 async def test_a_text_has_the_same_ids_in_all_services(folder: Path, tmp_path: Path) -> None:

@@ -57,7 +57,7 @@ def test_the_shipped_student_makes_of_its_golden_text_what_it_does_on_a_cpu() ->
     golden = read_manifest(place).golden
     # Loading compares what it draws there, step by step, with reading it at once.
     snapshot = load_snapshot(place, torch.device("cuda"))
-    logprobs = finite_logits(snapshot.generator.model, golden.token_ids).log_softmax(1).cpu()
+    logprobs = finite_logits(snapshot.model, golden.token_ids).log_softmax(1).cpu()
     found = logprobs.gather(1, torch.tensor(golden.token_ids)[:, None])[:, 0]
     np.testing.assert_allclose(found, golden.logprobs, atol=0.05)
 

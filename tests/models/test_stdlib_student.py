@@ -127,7 +127,7 @@ def test_it_predicts_held_out_code_about_as_well_as_its_card_says() -> None:
     with torch.inference_mode():
         for text in texts:
             tokens = torch.tensor(tokenizer.encode(text, add_special_tokens=False)[:1024]).view(1, -1, 8)
-            logits = snapshot.generator.model.logits(tokens).logits
+            logits = snapshot.model.logits(tokens).logits
             losses.append(float(cross_entropy(logits.flatten(0, 2), tokens.flatten())))
     # Six files, and another Python's differ a little.
     assert sum(losses) / len(losses) == pytest.approx(said, abs=1.0)

@@ -28,7 +28,7 @@ Running = Callable[..., AsyncEngine]
 @pytest.fixture
 def decoding(publish: Publish) -> SerialDecoding:
     """Of two slots."""
-    return SerialDecoding(load_snapshot(publish(1, max_chunks=1024), torch.device("cpu")).generator.model, 2)
+    return SerialDecoding(load_snapshot(publish(1, max_chunks=1024), torch.device("cpu")).model, 2)
 
 
 @pytest.fixture

@@ -32,7 +32,7 @@ def test_what_others_put_into_the_environment_is_not_ours(monkeypatch: pytest.Mo
         ("INFERENCE_PORT", "70000", "INFERENCE_PORT is '70000': .*65535"),
         ("INFERENCE_POLL_SECONDS", "0", "INFERENCE_POLL_SECONDS is '0': .*greater than 0"),
         ("INFERENCE_DEVICE", "tpu", "INFERENCE_DEVICE is 'tpu': use auto, cpu, cuda or cuda:N"),
-        ("INFERENCE_MAX_CONCURRENT", "many", "INFERENCE_MAX_CONCURRENT is 'many': .*integer"),
+        ("INFERENCE_SLOTS", "many", "INFERENCE_SLOTS is 'many': .*integer"),
     ],
 )
 def test_a_wrong_value_names_itself_and_what_is_allowed(

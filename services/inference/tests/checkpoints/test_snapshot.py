@@ -14,8 +14,8 @@ import torch
 
 from latentforge.core.checkpoint_files import read_manifest
 from latentforge.core.manifest import MANIFEST, CheckpointError, FileRecord
-from latentforge.inference.checkpoints.snapshot import load_snapshot
-from latentforge.model.generation import ChunkGenerator
+from latentforge.inference.checkpoints.snapshot import DecodingMemory, load_snapshot
+from latentforge.model.decoding.slot_decoding import SlotDecoding
 from latentforge.model.student import Student
 from latentforge.text.tokenizer import TextTokenizer
 
@@ -125,12 +125,12 @@ def test_a_decoder_that_computes_something_else_is_not_served(
     publish: Publish, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     place = publish(1)
-    generate = ChunkGenerator.generate
+    open_text = SlotDecoding.open
 
-    def forget(self: ChunkGenerator, prompt_ids: list[int], *args: Any, **options: Any) -> Any:
-        return generate(self, prompt_ids[::-1], *args, **options)
+    def forget(self: SlotDecoding, prompt_ids: list[int], *args: Any) -> Any:
+        return open_text(self, prompt_ids[::-1], *args)
 
-    monkeypatch.setattr(ChunkGenerator, "generate", forget)
+    monkeypatch.setattr(SlotDecoding, "open", forget)
     with pytest.raises(CheckpointError, match="a fault of the server"):
         load_snapshot(place, CPU)
 
@@ -187,9 +187,14 @@ def test_weights_that_do_not_fit_their_config_are_refused(publish: Publish) -> N
         load_snapshot(place, CPU)
 
 
+def test_memory_that_there_is_not_refuses_the_checkpoint(publish: Publish) -> None:
+    with pytest.raises(CheckpointError, match=r"no memory for 1000000000000 texts of 1024 tokens.*INFERENCE_SLOTS"):
+        load_snapshot(publish(1), CPU, DecodingMemory(num_slots=10**12))
+
+
 def test_a_snapshot_is_freed_with_its_last_reference(publish: Publish) -> None:
     snapshot = load_snapshot(publish(1), CPU)
-    model = weakref.ref(snapshot.generator.model)
+    model = weakref.ref(snapshot.model)
     gc.disable()
     try:
         del snapshot

@@ -12,9 +12,9 @@ from typer.testing import CliRunner
 from latentforge.inference.checkpoints.snapshot import load_snapshot
 from latentforge.inference.cli.bench import BenchResults
 from latentforge.inference.cli.main import app
-from latentforge.inference.generation_pool import generate_ids
 from latentforge.inference.rest.completion import prepare
 from latentforge.inference.rest.schemas import GenerateRequest
+from latentforge.model.engine import offline
 
 Publish = Callable[..., Path]
 runner = CliRunner()
@@ -35,7 +35,7 @@ def taken_port() -> Iterator[int]:
 def test_infer_prints_the_text_and_where_it_comes_from(publish: Publish) -> None:
     snapshot = load_snapshot(publish(3), torch.device("cpu"))
     request = GenerateRequest(prompt="def", max_tokens=12, temperature=0.9, top_p=0.9, seed=4)
-    text = snapshot.decode(generate_ids(prepare(snapshot, request)).token_ids)
+    text = snapshot.decode(offline.run([prepare(snapshot, request).generation])[0].token_ids)
     options = ["--prompt", "def", "--max-tokens", "12", "--temp", "0.9", "--top-p", "0.9", "--seed", "4"]
     result = runner.invoke(app, ["infer", *options])
     assert result.exit_code == 0, result.output

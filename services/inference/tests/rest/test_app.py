@@ -17,7 +17,7 @@ from latentforge.inference.main import Service, build
 from latentforge.inference.settings import InferenceSettings
 
 Publish = Callable[..., Path]
-Hold = Callable[[Service], "Gate"]
+Hold = Callable[..., "Gate"]
 Running = Callable[..., AbstractAsyncContextManager[tuple[httpx.AsyncClient, Service]]]
 HELD = {"prompt": "def", "max_tokens": 40, "seed": 5}
 
@@ -29,22 +29,25 @@ class Gate(threading.Event):
 
 
 @pytest.fixture
-def hold(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Service], Gate]]:
-    """Makes the current snapshot's requests stop before their third step until the gate is set."""
+def hold(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hold]:
+    """Makes the current snapshot's texts stop before their third step until the gate is set.
+
+    With ``seconds``, every step from the third on takes so long until then: others step beside them.
+    """
     gate = Gate()
 
-    def hold_now(service: Service) -> Gate:
+    def hold_now(service: Service, seconds: float | None = None) -> Gate:
         assert service.registry.current is not None
-        generator = service.registry.current.generator
-        write_step = generator._step
+        decoding = service.registry.current.decoding
+        step = decoding.step
 
-        def held(*args: Any) -> Any:
+        def held(texts: Any) -> Any:
             gate.steps += 1
             if gate.steps > 2:
-                assert gate.wait(20)
-            return write_step(*args)
+                assert gate.wait(seconds or 20) or seconds
+            return step(texts)
 
-        monkeypatch.setattr(generator, "_step", held)
+        monkeypatch.setattr(decoding, "step", held)
         return gate
 
     yield hold_now
@@ -150,12 +153,13 @@ async def test_a_newer_checkpoint_answers_without_a_restart(running: Running, pu
 async def test_a_request_in_flight_ends_on_the_snapshot_it_began_with(
     running: Running, publish: Publish, hold: Hold
 ) -> None:
-    alone = load_snapshot(publish(1), torch.device("cpu"))
+    alone = load_snapshot(publish(1, max_chunks=1024), torch.device("cpu"))
+    asked = HELD | {"max_tokens": 2000}
     async with running() as (client, service):
         await serving(client, 1)
-        expected = await ask(client, **HELD)
-        gate = hold(service)
-        pending = asyncio.create_task(ask(client, **HELD))
+        expected = await ask(client, **asked)
+        gate = hold(service, seconds=0.02)
+        pending = asyncio.create_task(ask(client, **asked))
         await until(lambda: service.engine.running == 1)
         publish(2)
         await serving(client, 2)
@@ -209,7 +213,7 @@ async def test_a_tiny_temperature_takes_the_likeliest(running: Running, publish:
 async def test_five_at_once_get_what_they_get_one_by_one(running: Running, publish: Publish) -> None:
     publish(1)
     bodies = [{"prompt": prompt, "seed": seed} for seed, prompt in enumerate(["", "a", "def f(", "x = [1,", "#"])]
-    async with running(max_concurrent=5) as (client, _):
+    async with running(slots=5) as (client, _):
         await serving(client, 1)
         alone = [await ask(client, max_tokens=40, **body) for body in bodies]
         together = await asyncio.gather(*(ask(client, max_tokens=40, **body) for body in bodies))
@@ -412,11 +416,13 @@ async def test_a_prompt_is_refused_by_its_bytes_before_it_is_tokenised(
 
 async def test_a_full_queue_answers_429_with_retry_after(running: Running, publish: Publish, hold: Hold) -> None:
     publish(1)
-    async with running(max_concurrent=1, queue_limit=1) as (client, service):
+    async with running(slots=1, queue_limit=1) as (client, service):
         await serving(client, 1)
         gate = hold(service)
         pending = [asyncio.create_task(ask(client, **HELD)) for _ in range(2)]
-        await until(lambda: service.engine.is_full)
+        snapshot = service.registry.current
+        assert snapshot is not None
+        await until(lambda: gate.steps == 3 and service.engine.is_full(snapshot.decoding))
         refused = await client.post("/generate", json={"prompt": "x"})
         assert refused.status_code == 429
         assert int(refused.headers["retry-after"]) >= 1

@@ -1,43 +1,42 @@
+from collections.abc import Sequence
+from pathlib import Path
+
 import pytest
 
-from latentforge.inference.rest.completion import cut_at_stop, stop_rule
+from latentforge.inference.rest.completion import StopWatch
+from latentforge.text.tokenizer import TextTokenizer
 
 
-def decode(token_ids: list[int]) -> str:
-    return bytes(token_ids).decode("utf-8", errors="replace")
+@pytest.fixture
+def tokenizer(tokenizer_json: str, tmp_path: Path) -> TextTokenizer:
+    (tmp_path / "tokenizer.json").write_text(tokenizer_json, encoding="utf-8")
+    return TextTokenizer(tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("text", "stop", "kept", "num_ids"),
+    ("text", "stop", "kept"),
     [
-        ("hello world", [], "hello world", 11),
-        ("hello world", ["xyz"], "hello world", 11),
-        ("hello world", ["o"], "hell", 5),
-        ("hello world", ["world", "lo"], "he" + "l", 5),
-        ("hello", ["h"], "", 1),
-        ("né!", ["é"], "n", 3),
+        ("hello world", ["xyz"], "hello world"),
+        ("hello world", ["o"], "hell"),
+        ("hello world", ["world", "lo"], "hel"),
+        ("hello", ["h"], ""),
+        ("né!", ["é"], "n"),
+        ("né!", ["!"], "né"),
+        ("def main():\n    return\n\n\ndef x", ["\n\n"], "def main():\n    return"),
+        ("aab aabb", ["aabb"], "aab "),
     ],
 )
+@pytest.mark.parametrize("step", [1, 4, 100])
 def test_text_ends_before_its_first_stop_string_and_ids_with_it(
-    text: str, stop: list[str], kept: str, num_ids: int
+    tokenizer: TextTokenizer, text: str, stop: Sequence[str], kept: str, step: int
 ) -> None:
-    ids = list(text.encode())
-    assert cut_at_stop(decode, ids, stop) == (kept, ids[:num_ids])
-
-
-def test_an_end_id_ends_text_and_ids_before_it_and_what_follows_is_not_looked_at() -> None:
-    ids = list(b"ab\x00cd")
-    assert cut_at_stop(decode, ids, [], frozenset({0, 99})) == ("ab", ids[:2])
-    assert cut_at_stop(decode, ids, ["d"], frozenset({0})) == ("ab", ids[:2])
-    assert cut_at_stop(decode, ids, ["b"], frozenset({0})) == ("a", ids[:2])
-    rule = stop_rule(decode, [], frozenset({0}))
-    assert rule is not None
-    assert (rule(list(b"ab")), rule(ids)) == (False, True)
-
-
-def test_there_is_no_rule_without_stop_strings() -> None:
-    assert stop_rule(decode, []) is None
-    rule = stop_rule(decode, ["ab"])
-    assert rule is not None
-    assert not rule(list(b"xa"))
-    assert rule(list(b"xab"))
+    ids = tokenizer.encode(text)
+    watch = StopWatch(tokenizer, stop)
+    num_kept = len(ids)
+    for first in range(0, len(ids), step):
+        if (count := watch(ids[first : first + step])) is not None:
+            num_kept = first + count
+            break
+    assert watch.finish() == kept
+    fewest = (num for num in range(len(ids) + 1) if any(word in tokenizer.decode(ids[:num]) for word in stop))
+    assert num_kept == next(fewest, len(ids))

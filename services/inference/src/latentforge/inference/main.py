@@ -14,16 +14,18 @@ from latentforge.core.settings import SettingsError
 from latentforge.core.sockets import browser_address, http_address, listening_socket
 from latentforge.core.tracing import Tracing
 from latentforge.inference.checkpoints.registry import Registry
+from latentforge.inference.checkpoints.snapshot import DecodingMemory
 from latentforge.inference.edge.bodies import BodyLimits
 from latentforge.inference.edge.install import install
 from latentforge.inference.edge.protocol import ConnectionLimits
 from latentforge.inference.edge.server import DrainingServer
-from latentforge.inference.generation_pool import GenerationPool
+from latentforge.inference.engine import AsyncEngine
 from latentforge.inference.operation.drain import Drain
 from latentforge.inference.operation.metrics import InferenceMetrics
 from latentforge.inference.page.routes import add_page
 from latentforge.inference.rest.app import create_app
 from latentforge.inference.settings import InferenceSettings
+from latentforge.model.engine.limits import EngineLimits
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +34,7 @@ logger = logging.getLogger(__name__)
 class Service:
     app: FastAPI
     registry: Registry
-    engine: GenerationPool
+    engine: AsyncEngine
     drain: Drain
     metrics: InferenceMetrics
     tracing: Tracing | None
@@ -43,16 +45,20 @@ def build_registry(settings: InferenceSettings) -> Registry:
     if settings.torch_threads:
         torch.set_num_threads(settings.torch_threads)
     device = torch.device(choose_device("INFERENCE_DEVICE", settings.inference_device, torch.cuda.device_count()))
-    return Registry(settings.checkpoints_dir, settings.checkpoint_run, device, fallback=settings.fallback_run)
+    memory = DecodingMemory(settings.inference_slots, settings.inference_exact)
+    return Registry(settings.checkpoints_dir, settings.checkpoint_run, device, settings.fallback_run, memory)
 
 
 def build(settings: InferenceSettings) -> Service:
     """Wires the service; nothing is loaded or started yet."""
     registry = build_registry(settings)
-    engine = GenerationPool(
-        max_concurrent=settings.inference_max_concurrent,
-        queue_limit=settings.inference_queue_limit,
-        request_timeout=settings.inference_request_timeout,
+    engine = AsyncEngine(
+        EngineLimits(
+            queue_limit=settings.inference_queue_limit,
+            queue_tokens=settings.inference_queue_tokens,
+            prefill_tokens=settings.inference_prefill_tokens,
+            request_seconds=settings.inference_request_timeout,
+        )
     )
     drain, metrics = Drain(), InferenceMetrics()
     tracing = None

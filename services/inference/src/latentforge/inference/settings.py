@@ -35,11 +35,29 @@ class InferenceSettings(GatewayAccess):
     # More than one pays off for wide students on idle machines only: threads that wait for a busy core cost far more
     # than they bring.
     torch_threads: int = Field(
-        1, ge=0, le=1024, description="CPU threads of one request; 0 takes as many as there are cores."
+        1, ge=0, le=1024, description="CPU threads that write texts; 0 takes as many as there are cores."
     )
-    inference_max_concurrent: int = Field(4, ge=1, le=256, description="Requests that generate at the same time.")
+    inference_slots: int = Field(
+        16, ge=1, le=1024, description="Texts that are written at the same time; memory for so many is taken."
+    )
     inference_queue_limit: int = Field(
         32, ge=0, le=100_000, description="Requests that may be queued beside those; more are answered 429."
+    )
+    inference_queue_tokens: int = Field(
+        262_144,
+        ge=1,
+        description="Tokens, of prompts and max_tokens together, that queued requests may come to; more is answered "
+        "429.",
+    )
+    inference_prefill_tokens: int = Field(
+        512,
+        ge=1,
+        description="Tokens of prompts that are read between two steps: how long a long prompt holds others up.",
+    )
+    inference_exact: bool = Field(
+        False,
+        description="The same seed gives the same text to the last bit whatever is written beside it; as slow as one "
+        "text after the other.",
     )
     inference_request_timeout: float = Field(
         300.0, gt=0, description="Seconds that one request may take, time in the queue included."

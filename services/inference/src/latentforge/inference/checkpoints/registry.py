@@ -13,7 +13,7 @@ import torch
 from latentforge.core.checkpoints import chosen_checkpoint, list_checkpoints, newest_runs
 from latentforge.core.manifest import CheckpointError
 from latentforge.core.pins import PINNED
-from latentforge.inference.checkpoints.snapshot import Snapshot, load_snapshot
+from latentforge.inference.checkpoints.snapshot import DEFAULT_MEMORY, DecodingMemory, Snapshot, load_snapshot
 
 logger = logging.getLogger(__name__)
 
@@ -48,13 +48,22 @@ class Registry:
         run: serves this run only; None follows the run that published last.
         device: where models run.
         fallback: a run's folder that is served while ``root`` has nothing.
+        memory: what each snapshot decodes with.
     """
 
-    def __init__(self, root: Path, run: str | None, device: torch.device, fallback: Path | None = None) -> None:
+    def __init__(
+        self,
+        root: Path,
+        run: str | None,
+        device: torch.device,
+        fallback: Path | None = None,
+        memory: DecodingMemory = DEFAULT_MEMORY,
+    ) -> None:
         self.root = root
         self.run = run
         self.device = device
         self.fallback = fallback
+        self.memory = memory
         self.problem: str | None = None
         self.swaps: deque[Swap] = deque(maxlen=_KEPT_SWAPS)
         # Place, stamp and snapshot change together, in one assignment.
@@ -122,7 +131,7 @@ class Registry:
     def _load(self, place: Path, stamp: Stamp) -> bool:
         logger.info("loading %s", place)
         try:
-            snapshot = load_snapshot(place, self.device)
+            snapshot = load_snapshot(place, self.device, self.memory)
         except CheckpointError as error:
             self._quarantine[place] = Quarantined(_name(place), str(error), _now(), stamp)
             logger.warning("quarantined %s: %s", _name(place), error)

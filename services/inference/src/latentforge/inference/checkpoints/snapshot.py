@@ -8,16 +8,35 @@ import torch
 from latentforge.core.checkpoint_files import CheckpointFiles
 from latentforge.core.manifest import CheckpointError, Manifest
 from latentforge.model.checkpoint import check_golden_text, load_checkpoint
+from latentforge.model.decoding.batch import BatchDecoding
+from latentforge.model.decoding.build import batch_decoding
+from latentforge.model.engine import offline
+from latentforge.model.engine.requests import GenerationRequest
 from latentforge.model.finite import finite_logits
-from latentforge.model.generation import ChunkGenerator, store_for_one_request
 from latentforge.model.golden import TOLERANCE
+from latentforge.model.latent_model import LatentModel
 from latentforge.model.sampling import SamplingParams
 from latentforge.text.tokenizer import TextTokenizer
 
-_NO_EOS = -1
 _CHECKED_CHUNKS = 2
 # On a GPU matrix products may round their operands to 10 bits.
 _GPU_TOLERANCE = 0.1
+
+
+@dataclass(frozen=True)
+class DecodingMemory:
+    """What a snapshot decodes with.
+
+    Attributes:
+        num_slots: texts that it writes at the same time.
+        exact: a text is bit for bit the same whatever is written beside it, and takes as long as alone.
+    """
+
+    num_slots: int = 16
+    exact: bool = False
+
+
+DEFAULT_MEMORY = DecodingMemory()
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,13 +47,15 @@ class Snapshot:
     reference.
 
     Attributes:
+        decoding: writes many texts at once, in memory of its own.
         digest: sha256 of the manifest's bytes, in hex; what has the same is the same to the last bit.
     """
 
     place: Path
     manifest: Manifest
     tokenizer: TextTokenizer
-    generator: ChunkGenerator
+    model: LatentModel
+    decoding: BatchDecoding
     digest: str
 
     @property
@@ -44,12 +65,17 @@ class Snapshot:
     @property
     def max_context_tokens(self) -> int:
         """Tokens of prompt, padded to whole chunks, and answer together."""
-        return self.generator.model.max_tokens
+        return self.decoding.max_tokens
+
+    @property
+    def max_prompt_tokens(self) -> int:
+        """The longest prompt that leaves room for a step."""
+        return self.decoding.max_tokens - self.decoding.chunk_size
 
     @property
     def max_prompt_bytes(self) -> int:
         """A text of more bytes in UTF-8 has more tokens than a prompt may have, without any need to count them."""
-        return self.generator.max_prompt_tokens * self.tokenizer.longest_token_bytes
+        return self.max_prompt_tokens * self.tokenizer.longest_token_bytes
 
     @property
     def end_ids(self) -> frozenset[int]:
@@ -68,7 +94,7 @@ class Snapshot:
         return self.tokenizer.decode(token_ids, skip_special=True, goes_on=True)
 
 
-def load_snapshot(place: Path, device: torch.device) -> Snapshot:
+def load_snapshot(place: Path, device: torch.device, memory: DecodingMemory = DEFAULT_MEMORY) -> Snapshot:
     """Reads a checkpoint's folder, every file of it once, and checks what it is and what it computes.
 
     Only safetensors, JSON and our own classes are read; nothing in the folder is ever executed. Nothing of it is read
@@ -84,30 +110,37 @@ def load_snapshot(place: Path, device: torch.device) -> Snapshot:
     # On the CPU, wherever it is served: that is where the publisher computed it.
     check_golden_text(files, loaded)
     tokenizer, model = loaded
-    snapshot = Snapshot(place, files.manifest, tokenizer, ChunkGenerator(model), files.digest)
-    store_for_one_request(model.to(device))
+    try:
+        decoding = batch_decoding(model.to(device), memory.num_slots, exact=memory.exact)
+    # What torch raises where there is too little memory.
+    except RuntimeError as error:
+        raise CheckpointError(
+            f"{place}: no memory for {memory.num_slots} texts of {model.max_tokens} tokens: {error}; "
+            "lower INFERENCE_SLOTS"
+        ) from error
+    snapshot = Snapshot(place, files.manifest, tokenizer, model, decoding, files.digest)
     _check_decoding(snapshot)
     return snapshot
 
 
 def _check_decoding(snapshot: Snapshot) -> None:
     """What answers requests, step by step with its memory and on its device, agrees with reading the whole at once."""
-    model, place = snapshot.generator.model, snapshot.place
+    model, place = snapshot.model, snapshot.place
     # The latents of an energy head are drawn, and twice they are not the same.
     if model.student.config.head == "energy":
         return
     num_drawn = min(_CHECKED_CHUNKS * model.chunk_size, model.max_tokens - model.chunk_size)
     prompt_ids = list(snapshot.manifest.golden.token_ids)[: model.max_tokens - num_drawn - model.chunk_size]
     try:
-        chunks = list(snapshot.generator.generate(prompt_ids, num_drawn, SamplingParams(seed=0), eos_id=_NO_EOS))
-        drawn = [token_id for chunk in chunks for token_id in chunk.token_ids]
-        logits = finite_logits(model, [*prompt_ids, *drawn])[-len(drawn) :].double().cpu()
+        request = GenerationRequest(snapshot.decoding, prompt_ids, num_drawn, SamplingParams(seed=0), logprobs=0)
+        [result] = offline.run([request])
+        logits = finite_logits(model, [*prompt_ids, *result.token_ids])[-num_drawn:].double().cpu()
     except (ValueError, RuntimeError) as error:
         raise CheckpointError(f"{place}: the golden text cannot be continued: {error}") from error
     # Which is never written.
     logits[:, model.student.config.pad_id] = -torch.inf
-    found = logits.log_softmax(1).gather(1, torch.tensor(drawn)[:, None])[:, 0]
-    said = torch.tensor([logprob for chunk in chunks for logprob in chunk.logprobs], dtype=torch.float64)
+    found = logits.log_softmax(1).gather(1, torch.tensor(result.token_ids)[:, None])[:, 0]
+    said = torch.tensor(result.logprobs, dtype=torch.float64)
     off = float((found - said).abs().max())
     if not off <= (TOLERANCE if model.device.type == "cpu" else _GPU_TOLERANCE):
         raise CheckpointError(

@@ -11,9 +11,12 @@ from rich.table import Table
 
 from latentforge.core.results import Result, ResultsFile
 from latentforge.inference.checkpoints.snapshot import Snapshot
-from latentforge.inference.generation_pool import NO_EOS, GenerationJob, PooledResult, generate_ids
+from latentforge.model.decoding.batch import BatchDecoding
+from latentforge.model.decoding.build import batch_decoding
 from latentforge.model.devices import device_description
-from latentforge.model.generation import ChunkGenerator, TokenGenerator, store_for_one_request
+from latentforge.model.engine import offline
+from latentforge.model.engine.offline import GenerationResult
+from latentforge.model.engine.requests import GenerationRequest
 from latentforge.model.sampling import SamplingParams
 from latentforge.model.token_level import TokenLevelModel, token_level_config
 
@@ -127,14 +130,12 @@ def measure(
     Raises:
         ValueError: a prompt and max_tokens do not fit into the context.
     """
-    config = snapshot.generator.config
-    baseline_model = TokenLevelModel(token_level_config(config)).to(snapshot.generator.model.student.start.device)
-    store_for_one_request(baseline_model)
-    baseline = TokenGenerator(baseline_model)
+    baseline_model = TokenLevelModel(token_level_config(snapshot.model.student.config)).to(snapshot.model.device)
+    baseline = batch_decoding(baseline_model, 1)
     prompt_ids = [snapshot.encode(prompt) for prompt in prompts]
 
-    def run(generator: ChunkGenerator | TokenGenerator, ids: list[int], tokens: int) -> PooledResult:
-        generation = generate_ids(GenerationJob(generator, ids, tokens, params, eos_id=NO_EOS))
+    def run(decoding: BatchDecoding, ids: list[int], tokens: int) -> GenerationResult:
+        [generation] = offline.run([GenerationRequest(decoding, ids, tokens, params)])
         if len(generation.token_ids) != tokens:
             raise ValueError(
                 f"MAX_TOKENS is {tokens}, but after a prompt of {len(ids)} tokens there is room for "
@@ -142,16 +143,16 @@ def measure(
             )
         return generation
 
-    for generator in (snapshot.generator, baseline):
-        run(generator, prompt_ids[0], min(max_tokens, _WARM_UP_TOKENS))
+    for decoding in (snapshot.decoding, baseline):
+        run(decoding, prompt_ids[0], min(max_tokens, _WARM_UP_TOKENS))
     ours: list[Pace] = []
     theirs: list[Pace] = []
     for repeat in range(repeats):
-        order: list[tuple[ChunkGenerator | TokenGenerator, list[PooledResult]]]
-        order = [(snapshot.generator, []), (baseline, [])]
+        order: list[tuple[BatchDecoding, list[GenerationResult]]]
+        order = [(snapshot.decoding, []), (baseline, [])]
         for index, ids in enumerate(prompt_ids):
-            for generator, done in order if (repeat + index) % 2 == 0 else reversed(order):
-                done.append(run(generator, ids, max_tokens))
+            for decoding, done in order if (repeat + index) % 2 == 0 else reversed(order):
+                done.append(run(decoding, ids, max_tokens))
                 on_run()
         ours.append(_pace(order[0][1]))
         theirs.append(_pace(order[1][1]))
@@ -175,7 +176,7 @@ def write(
 ) -> Path:
     """Writes ``bench_<time>.json``; ``how`` are max_tokens, repeats and num_prompts."""
     assert params.seed is not None
-    device = snapshot.generator.model.student.start.device
+    device = snapshot.model.device
     return BenchResults(
         name="bench",
         command=command,
@@ -194,7 +195,9 @@ def _alone(id: str, values: Sequence[float], unit: str) -> Result:  # noqa: A002
     return Result(id=id, value=statistics.median(values), unit=unit, low=min(values), high=max(values))
 
 
-def _pace(runs: Sequence[PooledResult]) -> Pace:
+def _pace(runs: Sequence[GenerationResult]) -> Pace:
     return Pace(
-        sum(len(run.token_ids) for run in runs), sum(run.steps for run in runs), sum(run.seconds for run in runs)
+        sum(len(run.token_ids) for run in runs),
+        sum(run.timings.steps for run in runs),
+        sum(run.timings.running_seconds for run in runs),
     )

@@ -18,12 +18,12 @@ from latentforge.core.proxies import is_loopback, proxy_hint, unusable_proxy
 from latentforge.core.settings import load_settings
 from latentforge.inference.checkpoints.snapshot import Snapshot
 from latentforge.inference.cli import bench as benchmark
-from latentforge.inference.generation_pool import generate_ids
 from latentforge.inference.main import build_registry
 from latentforge.inference.main import serve as run_server
 from latentforge.inference.rest.completion import PromptError, answer, prepare
 from latentforge.inference.rest.schemas import GenerateRequest, GenerateResponse
 from latentforge.inference.settings import InferenceSettings
+from latentforge.model.engine import offline
 from latentforge.model.sampling import SamplingParams
 
 app = typer.Typer(
@@ -90,8 +90,9 @@ def infer(
     else:
         snapshot = _newest(checkpoints, run)
         with errors_reported(PromptError):
-            job = prepare(snapshot, request)
-        answered = answer(snapshot, job, generate_ids(job), request)
+            planned = prepare(snapshot, request)
+        [result] = offline.run([planned.generation])
+        answered = answer(snapshot, planned, result)
     typer.echo(answered.text)
     usage = answered.usage
     typer.echo(

@@ -10,7 +10,7 @@ from fastapi import FastAPI, Request, Response
 from latentforge.core.manifest import describe
 from latentforge.inference.checkpoints.registry import Registry
 from latentforge.inference.checkpoints.watcher import watch
-from latentforge.inference.generation_pool import GenerationPool
+from latentforge.inference.engine import AsyncEngine
 from latentforge.inference.operation.drain import Drain
 from latentforge.inference.rest.bodies import BoundedRoute
 from latentforge.inference.rest.completion import PromptError, complete
@@ -34,11 +34,12 @@ class ClientGoneError(Exception):
     """The client hung up before its answer was ready."""
 
 
-def create_app(settings: InferenceSettings, registry: Registry, engine: GenerationPool, drain: Drain) -> FastAPI:
+def create_app(settings: InferenceSettings, registry: Registry, engine: AsyncEngine, drain: Drain) -> FastAPI:
     """The application; while it runs it watches the checkpoints folder, and it closes the engine at its end."""
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        engine.start()
         watching = asyncio.create_task(watch(registry, settings.inference_poll_seconds))
         try:
             yield

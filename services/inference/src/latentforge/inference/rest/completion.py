@@ -1,16 +1,20 @@
 """Text in, text out: the edge around the engine, where prompts become ids and ids become text."""
 
-import asyncio
 import secrets
-from collections.abc import Callable, Sequence
-from itertools import takewhile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
 
 from latentforge.inference.checkpoints.snapshot import Snapshot
-from latentforge.inference.generation_pool import GenerationJob, GenerationPool, PooledResult
+from latentforge.inference.engine import AsyncEngine
 from latentforge.inference.operation.request_record import note_request
 from latentforge.inference.rest.schemas import GenerateRequest, GenerateResponse, TokenUsage
 from latentforge.model.chunks import left_pad_count
+from latentforge.model.engine.offline import GenerationResult
+from latentforge.model.engine.requests import GenerationRequest
 from latentforge.model.sampling import SamplingParams
+from latentforge.text.stopping_text import StoppingText
+from latentforge.text.vocabulary import Vocabulary
 
 
 class PromptError(ValueError):
@@ -21,30 +25,67 @@ class PromptError(ValueError):
         self.param = param
 
 
-async def complete(engine: GenerationPool, snapshot: Snapshot, request: GenerateRequest) -> GenerateResponse:
+class StopWatch:
+    """Looks for stop strings in a text as it is written, and keeps the text up to the first.
+
+    Attributes:
+        text: what is certain so far, without a stop string.
+    """
+
+    def __init__(self, tokenizer: Vocabulary, stop: Sequence[str]) -> None:
+        self._text = StoppingText(tokenizer, stop)
+        self._pieces: list[str] = []
+
+    def __call__(self, new_ids: Sequence[int]) -> int | None:
+        """The fewest of the new ids with which a stop string is complete; None without one."""
+        for count, token_id in enumerate(new_ids, 1):
+            self._pieces.append(self._text.push(token_id))
+            if self._text.is_over:
+                return count
+        return None
+
+    def finish(self) -> str:
+        """All of the text, once no more ids come."""
+        self._pieces.append(self._text.flush())
+        return "".join(self._pieces)
+
+
+@dataclass(frozen=True)
+class PlannedGeneration:
+    """What one snapshot is to write for a request.
+
+    Attributes:
+        generation: for the engine.
+        watch: looks for stop strings; None where there are none.
+    """
+
+    generation: GenerationRequest
+    watch: StopWatch | None
+
+
+async def complete(engine: AsyncEngine, snapshot: Snapshot, request: GenerateRequest) -> GenerateResponse:
     """Answers a request with one snapshot, from its tokenizer to its last token.
 
     Raises:
         PromptError: prompt or max_tokens do not fit into the model's context.
-        EngineFullError, DeadlineError, GenerationCancelledError: from the engine.
+        EngineFullError, DeadlineError, GenerationCancelledError, GenerationFailedError: from the engine.
     """
-    # A long prompt takes long enough to hold up every other request.
     note_request(checkpoint=snapshot.id)
-    job = await asyncio.to_thread(prepare, snapshot, request)
-    note_request(prompt_tokens=len(job.prompt_ids))
-    generation = await engine.generate(job)
-    answered = answer(snapshot, job, generation, request)
+    deadline = engine.new_deadline()
+    planned = await engine.prepare(snapshot.decoding, partial(prepare, snapshot, request), deadline)
+    note_request(prompt_tokens=len(planned.generation.prompt_ids))
+    answered = answer(snapshot, planned, await engine.generate(planned.generation, deadline))
     note_request(completion_tokens=len(answered.token_ids))
     return answered
 
 
-def prepare(snapshot: Snapshot, request: GenerateRequest) -> GenerationJob:
-    """The job that a request is for a snapshot; a request without a seed gets one.
+def prepare(snapshot: Snapshot, request: GenerateRequest) -> PlannedGeneration:
+    """What a request is to a snapshot; a request without a seed gets one.
 
     Raises:
         PromptError: prompt or max_tokens do not fit into the model's context, or a biased id into its vocabulary.
     """
-    longest, num_bytes = snapshot.generator.max_prompt_tokens, len(request.prompt.encode())
+    longest, num_bytes = snapshot.max_prompt_tokens, len(request.prompt.encode())
     if num_bytes > snapshot.max_prompt_bytes:
         raise PromptError(
             "prompt",
@@ -68,13 +109,16 @@ def prepare(snapshot: Snapshot, request: GenerateRequest) -> GenerationJob:
     # Fields of a request are checked already.
     params = SamplingParams.model_construct(**{name: getattr(request, name) for name in SamplingParams.model_fields})
     params = params.model_copy(update={"seed": seed})
-    vocab_size = snapshot.generator.model.vocab_size
+    vocab_size = snapshot.decoding.vocab_size
     if params.logit_bias and (most := max(params.logit_bias)) >= vocab_size:
         raise PromptError(
             "logit_bias", f"logit_bias names id {most}, but {snapshot.id} has a vocabulary of {vocab_size} ids"
         )
-    stop = stop_rule(snapshot.decode, *stops(snapshot, request))
-    return GenerationJob(snapshot.generator, prompt_ids, request.max_tokens, params, stop=stop)
+    words, end_ids = stops(snapshot, request)
+    watch = StopWatch(snapshot.tokenizer, words) if words else None
+    end_ids |= {snapshot.decoding.eos_id}
+    generation = GenerationRequest(snapshot.decoding, prompt_ids, request.max_tokens, params, end_ids, stop=watch)
+    return PlannedGeneration(generation, watch)
 
 
 def stops(snapshot: Snapshot, request: GenerateRequest) -> tuple[list[str], frozenset[int]]:
@@ -87,62 +131,24 @@ def stops(snapshot: Snapshot, request: GenerateRequest) -> tuple[list[str], froz
     return words, ids | snapshot.end_ids if request.parse_special_tokens else ids
 
 
-def stop_rule(
-    decode: Callable[[list[int]], str], stop: Sequence[str], end_ids: frozenset[int] = frozenset()
-) -> Callable[[list[int]], bool] | None:
-    """Whether some ids hold an end id, or their text a stop string; None where there are none to look for."""
-    if not stop and not end_ids:
-        return None
-
-    def is_over(token_ids: list[int]) -> bool:
-        if not end_ids.isdisjoint(token_ids):
-            return True
-        text = decode(token_ids) if stop else ""
-        return any(word in text for word in stop)
-
-    return is_over
-
-
-def cut_at_stop(
-    decode: Callable[[list[int]], str],
-    token_ids: list[int],
-    stop: Sequence[str],
-    end_ids: frozenset[int] = frozenset(),
-) -> tuple[str, list[int]]:
-    """The text before its first stop string or end id, and the fewest ids whose text holds that string."""
-    token_ids = list(takewhile(lambda i: i not in end_ids, token_ids))
-    text = decode(token_ids)
-    found = [text.find(word) for word in stop if word in text]
-    if not found:
-        return text, token_ids
-    is_over = stop_rule(decode, stop)
-    assert is_over is not None
-    # The string ended in the last chunk, so its end is near.
-    count = len(token_ids)
-    while count > 1 and is_over(token_ids[: count - 1]):
-        count -= 1
-    return text[: min(found)], token_ids[:count]
-
-
-def answer(
-    snapshot: Snapshot, job: GenerationJob, generation: PooledResult, request: GenerateRequest
-) -> GenerateResponse:
-    """What a caller gets for a finished job."""
-    text, token_ids = cut_at_stop(snapshot.decode, generation.token_ids, *stops(snapshot, request))
-    assert generation.finish_reason != "cancelled"
-    assert job.params.seed is not None
+def answer(snapshot: Snapshot, planned: PlannedGeneration, result: GenerationResult) -> GenerateResponse:
+    """What a caller gets for all that was written."""
+    seed = planned.generation.params.seed
+    assert seed is not None
+    text = snapshot.decode(result.token_ids) if planned.watch is None else planned.watch.finish()
+    num_tokens, steps, seconds = len(result.token_ids), result.timings.steps, result.timings.running_seconds
     return GenerateResponse(
         text=text,
-        token_ids=token_ids,
+        token_ids=result.token_ids,
         checkpoint=snapshot.id,
-        finish_reason=generation.finish_reason,
+        finish_reason=result.finish_reason,
         usage=TokenUsage(
-            prompt_tokens=len(job.prompt_ids),
-            completion_tokens=len(token_ids),
-            latent_steps=generation.steps,
+            prompt_tokens=len(planned.generation.prompt_ids),
+            completion_tokens=num_tokens,
+            latent_steps=steps,
         ),
-        seed=job.params.seed,
-        milliseconds=1000 * generation.seconds,
-        latent_steps_per_second=generation.steps / generation.seconds,
-        tokens_per_second=len(token_ids) / generation.seconds,
+        seed=seed,
+        milliseconds=1000 * seconds,
+        latent_steps_per_second=steps / seconds,
+        tokens_per_second=num_tokens / seconds,
     )
