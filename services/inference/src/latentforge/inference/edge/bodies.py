@@ -20,7 +20,7 @@ _LEAST_LIMIT_BYTES = 2**20
 _ONE_PROMPT = {"/generate", "/v1/chat/completions"}
 # JSON writes a character of one byte with up to six, as \u0041.
 _MOST_JSON_BYTES = 6
-_LINGER_PAUSE_SECONDS = 0.005
+_LINGER_PAUSE_SECONDS = 0.02
 
 
 @dataclass(frozen=True)
