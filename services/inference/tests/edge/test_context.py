@@ -87,7 +87,7 @@ async def test_a_request_is_one_line_with_what_it_was(running: Running, publish:
             "completion_tokens": usage["completion_tokens"],
         }
         assert line.items() >= expected.items()
-        assert line["milliseconds"] > 0
+        assert line["milliseconds"] >= line["first_token_milliseconds"] >= line["queue_milliseconds"] >= 0
         assert line["message"].startswith("POST /generate 200 in ")
         assert line["message"].endswith(" tokens (r-1)")
         assert SECRET not in json.dumps(line)
@@ -157,9 +157,49 @@ async def test_known_traffic_gives_known_figures(running: Running, publish: Publ
         # However many paths there are not, they are one label.
         (("endpoint", "other"), ("status", "404")): 3,
     }
+    assert found["inference_texts_total", (("outcome", "length"),)] == 3
+    assert found["inference_tokens_drawn_total", ()] == 24
+    assert found["inference_prompt_tokens_total", ()] == 3 * 4  # pads to a whole chunk are read, too
+    assert found["inference_swaps_total", ()] == 1
+    for name in ("time_to_first_token_seconds", "time_per_output_token_seconds", "queue_seconds"):
+        assert found[f"inference_{name}_count", ()] == 3
+        assert found[f"inference_{name}_sum", ()] > 0
+    # Two steps of a single text each.
+    assert (found["inference_batch_size_count", ()], found["inference_batch_size_sum", ()]) == (6, 6)
+    assert found["inference_slots", ()] > 0
+    for name in ("queued", "running", "slots_used", "quarantined"):
+        assert found[f"inference_{name}", ()] == 0
     http = (("method", "POST"), ("path", "/generate"), ("status", "200"))
     assert found["inference_http_seconds_count", http] == 3
     assert found["inference_http_seconds_sum", http] > 0
+
+
+async def test_load_and_quarantine_are_shown_while_they_are(running: Running, publish: Publish) -> None:
+    publish(1, max_chunks=1024)
+    async with running() as (client, service):
+        body = {"prompt": "x", "max_tokens": 4000, "temperature": 0}
+        pending = [asyncio.create_task(client.post("/generate", json=body)) for _ in range(2)]
+
+        async def figures() -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
+            return samples((await client.get("/metrics")).text)
+
+        async def figures_with(slots_used: int) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
+            async with asyncio.timeout(30):
+                while True:
+                    found = await figures()
+                    if found["inference_slots_used", ()] == slots_used:
+                        return found
+
+        found = await figures_with(slots_used=2)
+        assert found["inference_running", ()] == 2
+        assert found["inference_slots", ()] >= 2
+        for task in pending:
+            task.cancel()
+        found = await figures_with(slots_used=0)
+        assert found["inference_texts_total", (("outcome", "cancelled"),)] == 2
+        publish(2, tokenizer_fingerprint="0000")
+        await asyncio.to_thread(service.registry.refresh)
+        assert (await figures())["inference_quarantined", ()] == 1
 
 
 async def test_an_id_is_on_every_answer(running: Running) -> None:
@@ -184,6 +224,13 @@ async def test_a_request_continues_its_callers_trace(running: Running, publish: 
         server = collector.named("HTTP POST")
         assert server.kind == Span.SPAN_KIND_SERVER
         assert (server.trace_id.hex(), server.parent_span_id.hex()) == (TRACE, CALLER)
+        for name in ("queue", "prefill", "decode"):
+            child = collector.named(name)
+            assert child.parent_span_id == server.span_id
+            assert server.start_time_unix_nano <= child.start_time_unix_nano <= child.end_time_unix_nano
+            # The clocks of engine and spans are compared once a text.
+            assert child.end_time_unix_nano <= server.end_time_unix_nano + 5_000_000
+        assert collector.named("queue").end_time_unix_nano == collector.named("prefill").start_time_unix_nano
         expected = {
             "http.request.method": "POST",
             "http.route": "/generate",

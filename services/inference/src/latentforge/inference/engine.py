@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import TypeVar
 
+from latentforge.inference.operation.text_timings import note_timings
 from latentforge.model.decoding.batch import BatchDecoding, TextLogprobs
 from latentforge.model.engine.engine import Engine
 from latentforge.model.engine.errors import DeadlineError, EngineFullError, GenerationCancelledError
@@ -115,6 +116,7 @@ class AsyncEngine:
             event = await inbox.next()
         finally:
             inbox.cancel()
+            note_timings(inbox.timings)
         assert isinstance(event, TextLogprobs)
         return event
 
@@ -188,7 +190,9 @@ class GenerationStream:
             self.cancel()
             raise
         assert isinstance(event, Written)
-        self._is_over = event.finish_reason is not None
+        if event.finish_reason is not None:
+            self._is_over = True
+            note_timings(self.timings)
         return event
 
     async def wait(self, seconds: float) -> bool:
@@ -196,7 +200,9 @@ class GenerationStream:
         return await self._inbox.wait(seconds)
 
     def cancel(self) -> None:
-        self._is_over = True
+        if not self._is_over:
+            self._is_over = True
+            note_timings(self.timings)
         self._inbox.cancel()
 
     async def __aenter__(self) -> "GenerationStream":

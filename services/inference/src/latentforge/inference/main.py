@@ -21,6 +21,7 @@ from latentforge.inference.edge.protocol import ConnectionLimits
 from latentforge.inference.edge.server import DrainingServer
 from latentforge.inference.engine import AsyncEngine
 from latentforge.inference.operation.drain import Drain
+from latentforge.inference.operation.engine_metrics import EngineMetrics
 from latentforge.inference.operation.metrics import InferenceMetrics
 from latentforge.inference.page.routes import add_page
 from latentforge.inference.rest.app import create_app
@@ -52,15 +53,17 @@ def build_registry(settings: InferenceSettings) -> Registry:
 def build(settings: InferenceSettings) -> Service:
     """Wires the service; nothing is loaded or started yet."""
     registry = build_registry(settings)
+    drain, metrics = Drain(), InferenceMetrics()
     engine = AsyncEngine(
         EngineLimits(
             queue_limit=settings.inference_queue_limit,
             queue_tokens=settings.inference_queue_tokens,
             prefill_tokens=settings.inference_prefill_tokens,
             request_seconds=settings.inference_request_timeout,
-        )
+        ),
+        EngineMetrics(metrics),
     )
-    drain, metrics = Drain(), InferenceMetrics()
+    _watch(metrics, registry, engine)
     tracing = None
     if settings.otel_exporter_otlp_endpoint is not None:
         tracing = Tracing(settings.otel_exporter_otlp_endpoint, "inference", version("latentforge-inference"))
@@ -73,6 +76,16 @@ def build(settings: InferenceSettings) -> Service:
     limits = BodyLimits(settings.inference_max_body_bytes, settings.inference_body_seconds, longest_prompt)
     install(app, settings, limits, drain, metrics, tracing)
     return Service(app, registry, engine, drain, metrics, tracing)
+
+
+def _watch(metrics: InferenceMetrics, registry: Registry, engine: AsyncEngine) -> None:
+    """Shows the load and what is served at every scrape."""
+    metrics.gauge("inference_queued", "Texts without a slot.", lambda: engine.queued)
+    metrics.gauge("inference_running", "Texts that are written or scored.", lambda: engine.running)
+    metrics.gauge("inference_slots_used", "Slots that texts have.", lambda: engine.engine.slots_used)
+    metrics.gauge("inference_slots", "Slots of all loaded checkpoints in use.", lambda: engine.engine.slots_total)
+    metrics.gauge("inference_quarantined", "Checkpoints that failed their checks.", lambda: len(registry.quarantined))
+    metrics.counter("inference_swaps", "Changes of what is served.", lambda: len(registry.swaps))
 
 
 def listen(host: str, port: int) -> socket.socket:

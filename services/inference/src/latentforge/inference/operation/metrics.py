@@ -1,6 +1,6 @@
 """What inference counts, in a registry of its own."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from prometheus_client import (
     CONTENT_TYPE_LATEST,
@@ -12,6 +12,8 @@ from prometheus_client import (
     ProcessCollector,
     generate_latest,
 )
+from prometheus_client.core import CounterMetricFamily
+from prometheus_client.registry import Collector
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 
@@ -56,6 +58,12 @@ class InferenceMetrics:
             "inference_queue_seconds", "Time of a text until it has a slot.", buckets=_SECONDS, registry=self.registry
         )
         self.batch_size = Histogram("inference_batch_size", "Texts of a step.", buckets=_BATCH, registry=self.registry)
+        self.texts = Counter(
+            "inference_texts",
+            "Texts that ended: stop, length, scored, cancelled, deadline or failed.",
+            ["outcome"],
+            registry=self.registry,
+        )
         self.tokens_drawn = Counter("inference_tokens_drawn", "Tokens of answers.", registry=self.registry)
         self.prompt_tokens = Counter("inference_prompt_tokens", "Tokens of prompts.", registry=self.registry)
 
@@ -68,6 +76,20 @@ class InferenceMetrics:
         """A figure that is asked for at every scrape."""
         Gauge(name, documentation, registry=self.registry).set_function(value)
 
+    def counter(self, name: str, documentation: str, value: Callable[[], int]) -> None:
+        """What somebody else counts, asked for at every scrape; ``name`` is without its ``_total``."""
+        self.registry.register(_CountedElsewhere(name, documentation, value))
+
     def exposition(self) -> bytes:
         """All of it, in Prometheus's text format (:data:`CONTENT_TYPE`)."""
         return generate_latest(self.registry)
+
+
+class _CountedElsewhere(Collector):
+    def __init__(self, name: str, documentation: str, value: Callable[[], int]) -> None:
+        self._name = name
+        self._documentation = documentation
+        self._value = value
+
+    def collect(self) -> Iterator[CounterMetricFamily]:
+        yield CounterMetricFamily(self._name, self._documentation, value=self._value())

@@ -14,7 +14,7 @@ class RequestRecord:
         prompt_tokens: of all its prompts.
         completion_tokens: of all its choices.
         queue_seconds: the longest time that one of its texts waited for a slot.
-        first_token_seconds: from its arrival to its first token.
+        first_token_seconds: the shortest time from the submission of one of its texts to its first tokens.
     """
 
     request_id: str
@@ -57,6 +57,11 @@ def note_request(*, checkpoint: str | None = None, prompt_tokens: int = 0, compl
     record.completion_tokens = (record.completion_tokens or 0) + completion_tokens
 
 
-def current_record() -> RequestRecord | None:
-    """That of the request that is being answered; None outside of every request."""
-    return _current.get()
+def note_seconds(*, queue: float, first_token: float | None) -> None:
+    """Says of the request that is being answered how long one of its texts was queued, and took to its first token."""
+    record = _current.get()
+    if record is None:
+        return
+    record.queue_seconds = max(record.queue_seconds or 0.0, queue)
+    if first_token is not None:
+        record.first_token_seconds = min(first_token, record.first_token_seconds or first_token)
