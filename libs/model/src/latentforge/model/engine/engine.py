@@ -35,7 +35,7 @@ class Engine:
         steps: steps of decodings.
         iterations: rounds of the loop.
         tokens_drawn: ids that requests have been given.
-        prompt_tokens_read: tokens of prompts that were read.
+        prompt_tokens_read: tokens of prompts that were read, pads of their first chunks included.
     """
 
     def __init__(
@@ -183,23 +183,23 @@ class Engine:
             self._end(ticket, error.with_traceback(None), "failed")
 
     def _prefill(self) -> int:
-        """Reads one piece, whosever prompts they are: that is how long the texts that are read wait for their step."""
+        """Reads as much as may be between two steps, whosever prompts they are."""
         # Two orders take turns: one is fair to short prompts, the other to long ones.
         oldest_first = bool(self.iterations % 2)
         left = self.limits.prefill_tokens
-        runners = [runner for runner in self._runners.values() if runner.unread]
-        for runner in sorted(runners, key=lambda runner: runner.urgency(oldest_first=oldest_first)):
-            if left <= 0:
-                break
+        while left > 0 and (runners := [runner for runner in self._runners.values() if runner.unread]):
+            runner = min(runners, key=lambda runner: runner.urgency(oldest_first=oldest_first))
             try:
                 num = runner.prefill(left, oldest_first=oldest_first)
             except Exception as error:
                 self._fail(runner, error)
                 continue
+            if not num:
+                break
             left -= num
             self.prompt_tokens_read += num
             self.observer.on_prefill(num)
-        return len(runners)
+        return left < self.limits.prefill_tokens
 
     def _step(self) -> int:
         num = 0
