@@ -14,6 +14,7 @@ from latentforge.core.checkpoints import (
     newest_runs,
     some,
 )
+from latentforge.core.errors import shortened
 from latentforge.core.manifest import CheckpointError, Manifest
 from latentforge.core.pins import HOW_TO_PIN, PINNED, read_pin, remove_pin, write_pin
 
@@ -26,7 +27,7 @@ class PublishedCheckpoint:
         place: its folder.
         manifest: None where ``problem`` says why it has none that can be read.
         is_pinned: its run is pinned to it.
-        is_wanted: what a server that follows all runs serves, if it passes its checks.
+        is_wanted: what a server serves, if it passes its checks.
         problem: what is wrong with its manifest, or with its run's pin.
     """
 
@@ -41,14 +42,22 @@ class PublishedCheckpoint:
         return f"{self.place.parent.name}/{self.place.name}"
 
 
-def published_checkpoints(root: Path, on_error: OnError = log_passed_over) -> list[PublishedCheckpoint]:
+def published_checkpoints(
+    root: Path, on_error: OnError = log_passed_over, *, followed: str | None = None
+) -> list[PublishedCheckpoint]:
     """Every checkpoint of the folder; the run that published last and newest steps come first.
+
+    Args:
+        root: the checkpoints folder; it may not exist.
+        on_error: gets the error of everything that is passed over.
+        followed: the only run that is served; None is the one that published last.
 
     Raises:
         OSError: the checkpoints folder itself cannot be read.
     """
     found: list[PublishedCheckpoint] = []
-    for folder in newest_runs(root, on_error):
+    runs = newest_runs(root, on_error)
+    for folder in runs:
         try:
             places = list_checkpoints(folder, on_error)[::-1]
             pin, pin_problem = _pin_of(folder, places)
@@ -58,8 +67,8 @@ def published_checkpoints(root: Path, on_error: OnError = log_passed_over) -> li
         for at, place in enumerate(places):
             manifest, problem = _manifest_of(place)
             is_pinned = place.name == pin
-            is_first_run = not found or found[0].place.parent == folder
-            is_wanted = is_first_run and (is_pinned if pin else at == 0 and pin_problem is None)
+            is_followed = folder.name == (followed or runs[0].name)
+            is_wanted = is_followed and (is_pinned if pin else at == 0 and pin_problem is None)
             problem = problem or (pin_problem if at == 0 else None)
             found.append(PublishedCheckpoint(place, manifest, is_pinned, is_wanted, problem))
     return found
@@ -88,7 +97,7 @@ def unpin_run(root: Path, run: str) -> bool:
     if not is_run_name(run) or not (root / run).is_dir():
         runs = some([folder.name for folder in newest_runs(root)])
         raise UnknownCheckpointError(
-            f"there is no run {run!r}; " + (f"there are {runs}" if runs else f"{root} has none")
+            f"there is no run {shortened(run)!r}; " + (f"there are {runs}" if runs else f"{root} has none")
         )
     return remove_pin(root / run)
 

@@ -130,18 +130,19 @@ def file_names(place: Path) -> list[str]:
     """
     found = []
     for folder, folders, names in os.walk(place, onerror=_raise):
-        folders[:] = [name for name in folders if not _is_litter(name)]
+        folders[:] = [name for name in folders if not is_litter(name)]
         for name in [*folders, *names]:
             path = Path(folder, name)
-            if path.is_symlink() and not _is_litter(name):
+            if path.is_symlink() and not is_litter(name):
                 raise CheckpointError(
                     f"{place}: {path.relative_to(place)} is a symbolic link; put the file itself there"
                 )
-        found += [Path(folder, name).relative_to(place).as_posix() for name in names if not _is_litter(name)]
+        found += [Path(folder, name).relative_to(place).as_posix() for name in names if not is_litter(name)]
     return sorted(found)
 
 
-def _is_litter(name: str) -> bool:
+def is_litter(name: str) -> bool:
+    """Whether a file of this name is none of a checkpoint's, wherever it lies."""
     return name.startswith(".") or name in _LITTER
 
 

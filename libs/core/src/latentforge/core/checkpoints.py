@@ -10,11 +10,14 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from latentforge.core.errors import shortened
 from latentforge.core.manifest import LONGEST_MANIFEST, MANIFEST, STEP_FOLDER, CheckpointError, parse_time, step_folder
 from latentforge.core.pins import HOW_TO_PIN, PINNED, read_pin
 
 # Clocks of machines that share a volume are at most so far apart, in seconds, where they are set at all.
 MOST_SKEW = 300
+# Bytes of a folder's name that file systems take.
+_LONGEST_NAME = 255
 
 logger = logging.getLogger(__name__)
 
@@ -131,14 +134,15 @@ def find_checkpoint(root: Path, name: str) -> Path:
     """
     run, _, step = name.rpartition("/")
     step = step_folder(int(step)) if step.isascii() and step.isdecimal() else step
-    places = {place.name: place for place in list_checkpoints(root / run)} if is_run_name(run) else {}
+    is_run = is_run_name(run) and not (root / run).is_symlink()
+    places = {place.name: place for place in list_checkpoints(root / run)} if is_run else {}
     if step in places:
         return places[step]
     if places:
-        raise UnknownCheckpointError(f"run {run!r} has no {step!r}; it has {some(list(places)[::-1])}")
+        raise UnknownCheckpointError(f"run {run!r} has no {shortened(step)!r}; it has {some(list(places)[::-1])}")
     runs = some([f"{folder.name}/{list_checkpoints(folder)[-1].name}" for folder in newest_runs(root)])
     raise UnknownCheckpointError(
-        f"no checkpoint is published as {name!r}; " + (f"published are {runs}" if runs else f"{root} has none")
+        f"no checkpoint is published as {shortened(name)!r}; {f'published are {runs}' if runs else f'{root} has none'}"
     )
 
 
@@ -155,8 +159,8 @@ def _published_at(place: Path, on_error: OnError) -> float:
     if said > now + MOST_SKEW:
         on_error(
             CheckpointError(
-                f"{path} was written {said - now:.0f} s from now by its own account, and counts as written when its "
-                "file was; set the clocks of the machines that share the volume"
+                f"{path} says that it was created at a time that is yet to come, so the time of its file counts; set "
+                "the clocks of the machines that share the volume"
             )
         )
         return written
@@ -165,7 +169,7 @@ def _published_at(place: Path, on_error: OnError) -> float:
 
 def is_run_name(run: str) -> bool:
     """Whether a run may be called so: the name of a folder, of printable characters."""
-    return run.isprintable() and "/" not in run and run not in ("", ".", "..")
+    return run.isprintable() and "/" not in run and run not in ("", ".", "..") and len(run.encode()) <= _LONGEST_NAME
 
 
 def some(names: list[str]) -> str:

@@ -12,6 +12,11 @@ _LONGEST_PIN = 1024
 HOW_TO_PIN = "write a folder's name, like step-00001200, in UTF-8, or delete the file"
 
 
+def is_pinned(run_folder: Path) -> bool:
+    """Whether something stands where a run's pin does."""
+    return os.path.lexists(run_folder / PINNED)
+
+
 def read_pin(run_folder: Path) -> str | None:
     """What a run is pinned to, which may not exist; None where nothing is pinned.
 
@@ -23,7 +28,7 @@ def read_pin(run_folder: Path) -> str | None:
     path = run_folder / PINNED
     try:
         # A pipe would be waited for, and a link to a step's folder is a pin that somebody took for granted.
-        if not os.path.lexists(path):
+        if not is_pinned(run_folder):
             return None
         if not path.is_file():
             raise CheckpointError(f"{path} is not a file; {HOW_TO_PIN}")
@@ -54,8 +59,7 @@ def remove_pin(run_folder: Path) -> bool:
     Raises:
         OSError: the file cannot be removed.
     """
-    path = run_folder / PINNED
-    if not os.path.lexists(path):
+    if not is_pinned(run_folder):
         return False
-    path.unlink()
+    (run_folder / PINNED).unlink()
     return True
