@@ -1,17 +1,23 @@
 import logging
 import os
 import shutil
+import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from latentforge.core.manifest import MANIFEST
+from latentforge.core.checkpoints import UnknownCheckpointError
+from latentforge.core.manifest import MANIFEST, CheckpointError
 from latentforge.core.pins import PINNED
-from latentforge.inference.checkpoints.registry import Registry
-from latentforge.inference.checkpoints.snapshot import Snapshot
+from latentforge.inference.checkpoints import loader
+from latentforge.inference.checkpoints.loader import QuarantinedError
+from latentforge.inference.checkpoints.registry import NothingServedError, Registry
+from latentforge.inference.checkpoints.snapshot import Snapshot, load_snapshot
 
 Publish = Callable[..., Path]
 
@@ -291,9 +297,221 @@ def test_a_checkpoint_that_cannot_be_read_now_is_tried_again(
         raise OSError(5, "Input/output error")
 
     with monkeypatch.context() as patched:
-        patched.setattr("latentforge.inference.checkpoints.registry.load_snapshot", fail)
+        patched.setattr("latentforge.inference.checkpoints.loader.load_snapshot", fail)
         assert served(registry) == "demo/step-00000001"
         assert registry.problem is not None
         assert "Input/output error" in registry.problem
     assert served(registry) == "demo/step-00000002"
     assert registry.problem is None
+
+
+@pytest.fixture
+def shipped(publish: Publish, checkpoints: Path, tmp_path: Path) -> Path:
+    """A fallback run."""
+    publish(7, run="shipped")
+    (tmp_path / "models").mkdir()
+    return (checkpoints / "shipped").rename(tmp_path / "models" / "shipped")
+
+
+def test_a_fallback_is_served_while_all_that_is_published_is_bad(
+    checkpoints: Path, publish: Publish, shipped: Path
+) -> None:
+    registry = Registry(checkpoints, None, torch.device("cpu"), fallback=shipped)
+    cut_short(publish(1))
+    assert served(registry) == "shipped/step-00000007"
+    assert [bad.checkpoint for bad in registry.quarantined] == ["demo/step-00000001"]
+    publish(2)
+    assert served(registry) == "demo/step-00000002"
+
+
+@pytest.mark.parametrize("emptied", ["", "demo", "demo/step-00000001"])
+def test_what_was_trained_is_never_given_up_for_the_fallback(
+    checkpoints: Path, publish: Publish, shipped: Path, emptied: str
+) -> None:
+    registry = Registry(checkpoints, None, torch.device("cpu"), fallback=shipped)
+    publish(1)
+    assert served(registry) == "demo/step-00000001"
+    shutil.rmtree(checkpoints / emptied)
+    for _ in range(2):
+        assert served(registry) == "demo/step-00000001"
+    assert len(registry.swaps) == 1
+
+
+def test_a_checkpoint_is_loaded_beside_the_served_one_for_who_names_it(registry: Registry, publish: Publish) -> None:
+    with pytest.raises(NothingServedError, match="the server waits for a first checkpoint"):
+        registry.snapshot_for(None)
+    publish(1)
+    publish(2)
+    registry.refresh()
+    current = registry.current
+    for name in (None, "latentforge", "demo/step-00000002", "demo/2", "demo"):
+        assert registry.snapshot_for(name) is current
+    assert registry.loaded == [current]
+    older = registry.snapshot_for("demo/step-00000001")
+    assert older.id == "demo/step-00000001"
+    assert registry.snapshot_for("demo/step-00000001") is older
+    assert registry.current is current
+    assert registry.loaded == [current, older]
+    assert (registry.counts.loads, registry.counts.quarantines, registry.num_swaps) == (2, 0, 0)
+    assert registry.counts.load_seconds > 0
+
+
+def test_what_was_loaded_beside_is_served_without_another_load_when_it_is_wanted(
+    registry: Registry, publish: Publish
+) -> None:
+    place = publish(1)
+    publish(2)
+    registry.refresh()
+    older = registry.snapshot_for("demo/step-00000001")
+    (place.parent / PINNED).write_text(place.name)
+    registry.refresh()
+    assert registry.current is older
+    assert registry.loaded == [older]
+    assert (registry.counts.loads, registry.num_swaps) == (2, 1)
+
+
+def test_so_many_are_kept_and_the_one_that_was_not_asked_for_longest_goes(checkpoints: Path, publish: Publish) -> None:
+    registry = Registry(checkpoints, None, torch.device("cpu"), num_extra=2)
+    for step in (1, 2, 3, 4):
+        publish(step)
+    registry.refresh()
+    first, second = registry.snapshot_for("demo/1"), registry.snapshot_for("demo/2")
+    assert registry.snapshot_for("demo/1") is first
+    third = registry.snapshot_for("demo/3")
+    assert registry.loaded[1:] == [first, third]
+    assert registry.snapshot_for("demo/2") is not second
+
+
+def test_none_is_kept_where_none_may_be(checkpoints: Path, publish: Publish) -> None:
+    registry = Registry(checkpoints, None, torch.device("cpu"), num_extra=0)
+    publish(1)
+    publish(2)
+    registry.refresh()
+    assert registry.snapshot_for("demo").id == "demo/step-00000002"
+    with pytest.raises(UnknownCheckpointError, match="INFERENCE_EXTRA_CHECKPOINTS=0"):
+        registry.snapshot_for("demo/1")
+
+
+NOBODY = (
+    "",
+    "/",
+    "demo/",
+    "demo/9",
+    "demo/step-1",
+    "demo/step-00000001/",
+    "demo/step-00000001\n",
+    "demo/²",
+    "demo/../demo/1",
+    "../demo/1",
+    "..",
+    "/etc/passwd",
+    "nobody",
+    "nobody/1",
+    "a\0b",
+    "x" * 300,
+    "x" * 300 + "/1",
+    "\ud800/1",
+)
+
+
+@pytest.mark.parametrize("name", NOBODY, ids=repr)
+def test_a_name_that_nothing_has_is_refused_with_what_there_is(registry: Registry, publish: Publish, name: str) -> None:
+    publish(1)
+    publish(2)
+    registry.refresh()
+    with pytest.raises(UnknownCheckpointError, match="step-00000002"):
+        registry.snapshot_for(name)
+    assert registry.quarantined == []
+
+
+def test_one_that_failed_its_checks_is_refused_with_the_reason_and_tried_once(
+    registry: Registry, publish: Publish, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cut_short(publish(1))
+    publish(2)
+    registry.refresh()
+    for _ in range(2):
+        with pytest.raises(QuarantinedError, match="bytes, its manifest says"):
+            registry.snapshot_for("demo/1")
+    assert registry.counts.quarantines == 1
+    assert [bad.checkpoint for bad in registry.quarantined] == ["demo/step-00000001"]
+
+
+def test_a_runs_name_stands_for_what_would_be_served_of_it(registry: Registry, publish: Publish) -> None:
+    publish(1, run="other")
+    publish(2, run="other")
+    cut_short(publish(3, run="other"))
+    publish(1)
+    registry.refresh()
+    assert registry.snapshot_for("other").id == "other/step-00000002"
+    (registry.root / "other" / PINNED).write_text("step-00000001")
+    assert registry.snapshot_for("other").id == "other/step-00000001"
+    (registry.root / "other" / PINNED).write_text("step-00000009")
+    with pytest.raises(CheckpointError, match="names 'step-00000009'"):
+        registry.snapshot_for("other")
+    cut_short(registry.root / "other" / "step-00000002")
+    (registry.root / "other" / PINNED).write_text("step-00000002")
+    with pytest.raises(QuarantinedError):
+        registry.snapshot_for("other")
+
+
+def test_where_one_run_is_served_others_are_not_and_the_fallback_can_be_named(
+    checkpoints: Path, publish: Publish, shipped: Path
+) -> None:
+    publish(1, run="other")
+    publish(1)
+    registry = Registry(checkpoints, "demo", torch.device("cpu"), fallback=shipped)
+    registry.refresh()
+    assert registry.snapshot_for("demo").id == "demo/step-00000001"
+    for name in ("other", "other/1"):
+        with pytest.raises(UnknownCheckpointError, match="not of the run 'demo', the only one that is served here"):
+            registry.snapshot_for(name)
+    assert registry.snapshot_for("shipped").id == "shipped/step-00000007"
+    assert registry.snapshot_for("shipped/7") is registry.snapshot_for("shipped/step-00000007")
+
+
+def test_requests_for_one_checkpoint_at_once_load_it_once(
+    registry: Registry, publish: Publish, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(1)
+    publish(2)
+    registry.refresh()
+    loads = 0
+    everybody_asks = threading.Barrier(9)
+
+    def slow(*arguments: Any) -> Snapshot:
+        nonlocal loads
+        loads += 1
+        everybody_asks.wait(60)
+        return load_snapshot(*arguments)
+
+    monkeypatch.setattr(loader, "load_snapshot", slow)
+    with ThreadPoolExecutor(8) as pool:
+
+        def ask(_: int) -> Snapshot:
+            everybody_asks.wait(60)
+            return registry.snapshot_for("demo/1")
+
+        first = pool.submit(registry.snapshot_for, "demo/1")
+        others = [pool.submit(ask, number) for number in range(7)]
+        everybody_asks.wait(60)
+        found = [future.result(60) for future in (first, *others)]
+    assert loads == 1
+    assert len({id(snapshot) for snapshot in found}) == 1
+
+
+def test_one_that_is_published_anew_is_loaded_anew_and_one_that_is_gone_is_unknown(
+    registry: Registry, publish: Publish
+) -> None:
+    place = publish(1)
+    publish(2)
+    registry.refresh()
+    before = registry.snapshot_for("demo/1")
+    shutil.rmtree(place)
+    registry.refresh()
+    assert registry.loaded == [registry.current]
+    with pytest.raises(UnknownCheckpointError):
+        registry.snapshot_for("demo/1")
+    publish(1, weights=5)
+    after = registry.snapshot_for("demo/1")
+    assert after.digest != before.digest

@@ -46,8 +46,14 @@ def build_registry(settings: InferenceSettings) -> Registry:
     if settings.torch_threads:
         torch.set_num_threads(settings.torch_threads)
     device = torch.device(choose_device("INFERENCE_DEVICE", settings.inference_device, torch.cuda.device_count()))
-    memory = DecodingMemory(settings.inference_slots, settings.inference_exact)
-    return Registry(settings.checkpoints_dir, settings.checkpoint_run, device, settings.fallback_run, memory)
+    return Registry(
+        settings.checkpoints_dir,
+        settings.checkpoint_run,
+        device,
+        settings.fallback_run,
+        DecodingMemory(settings.inference_slots, settings.inference_exact),
+        num_extra=settings.inference_extra_checkpoints,
+    )
 
 
 def build(settings: InferenceSettings) -> Service:

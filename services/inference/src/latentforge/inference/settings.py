@@ -24,6 +24,12 @@ class InferenceSettings(GatewayAccess):
     fallback_run: Path | None = Field(
         None, description="A run's folder, step-00001200/ in it, that is served while CHECKPOINTS_DIR has nothing."
     )
+    inference_extra_checkpoints: int = Field(
+        1,
+        ge=0,
+        le=64,
+        description="Checkpoints that are kept in memory beside the one that is served, for requests that name them.",
+    )
     inference_poll_seconds: float = Field(
         1.0, gt=0, le=3600, description="Seconds between two looks at the checkpoints folder."
     )

@@ -4,20 +4,38 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
 
-from latentforge.core.checkpoints import chosen_checkpoint, list_checkpoints, newest_runs
+from latentforge.core.checkpoints import (
+    UnknownCheckpointError,
+    chosen_checkpoint,
+    find_checkpoint,
+    is_run_name,
+    list_checkpoints,
+    newest_runs,
+)
 from latentforge.core.manifest import CheckpointError
-from latentforge.core.pins import PINNED
-from latentforge.inference.checkpoints.snapshot import DEFAULT_MEMORY, DecodingMemory, Snapshot, load_snapshot
+from latentforge.core.pins import is_pinned
+from latentforge.inference.checkpoints.loader import (
+    LoadCounts,
+    Quarantined,
+    QuarantinedError,
+    SnapshotLoader,
+    Stamp,
+    name_of,
+    now,
+    stamp_of,
+)
+from latentforge.inference.checkpoints.snapshot import DEFAULT_MEMORY, DecodingMemory, Snapshot
 
 logger = logging.getLogger(__name__)
 
-Stamp = tuple[tuple[str, int, int, int], ...]
+# What clients may call whichever checkpoint is served.
+SERVED_NAME = "latentforge"
 _KEPT_SWAPS = 1000
 
 
@@ -30,14 +48,8 @@ class Swap:
     at: str
 
 
-@dataclass(frozen=True)
-class Quarantined:
-    """A checkpoint that failed its checks; it is not tried again until ``stamp`` changes."""
-
-    checkpoint: str
-    reason: str
-    at: str
-    stamp: Stamp
+class NothingServedError(RuntimeError):
+    """No checkpoint is loaded yet; the message says what is waited for."""
 
 
 class Registry:
@@ -47,8 +59,14 @@ class Registry:
         root: the checkpoints folder; it may not exist yet.
         run: serves this run only; None follows the run that published last.
         device: where models run.
-        fallback: a run's folder that is served while ``root`` has nothing.
+        fallback: a run's folder that is served until ``root`` has something that can be.
         memory: what each snapshot decodes with.
+        num_extra: checkpoints that are kept beside the one that is served, for :meth:`snapshot_for`.
+
+    Attributes:
+        problem: what could not be done at the last look, or was passed over; None where nothing was.
+        swaps: the last changes of what is served.
+        num_swaps: how often one checkpoint took another's place since the process began.
     """
 
     def __init__(
@@ -58,17 +76,19 @@ class Registry:
         device: torch.device,
         fallback: Path | None = None,
         memory: DecodingMemory = DEFAULT_MEMORY,
+        *,
+        num_extra: int = 1,
     ) -> None:
         self.root = root
         self.run = run
         self.device = device
         self.fallback = fallback
-        self.memory = memory
         self.problem: str | None = None
         self.swaps: deque[Swap] = deque(maxlen=_KEPT_SWAPS)
+        self.num_swaps = 0
+        self._loader = SnapshotLoader(device, memory, num_extra)
         # Place, stamp and snapshot change together, in one assignment.
         self._served: tuple[Path, Stamp, Snapshot] | None = None
-        self._quarantine: dict[Path, Quarantined] = {}
         self._refreshing = threading.Lock()
 
     @property
@@ -78,8 +98,18 @@ class Registry:
         return served[2] if served else None
 
     @property
+    def loaded(self) -> list[Snapshot]:
+        """The current snapshot and those that are kept beside it."""
+        current = self.current
+        return [*([current] if current else []), *(s for s in self._loader.kept if s is not current)]
+
+    @property
     def quarantined(self) -> list[Quarantined]:
-        return list(self._quarantine.values())
+        return self._loader.quarantined
+
+    @property
+    def counts(self) -> LoadCounts:
+        return self._loader.counts
 
     @property
     def waiting_for(self) -> str:
@@ -89,6 +119,39 @@ class Registry:
         else:
             what = f"a first checkpoint in {self.root / (self.run or '')}"
         return f"{what}; {self.problem}" if self.problem else what
+
+    def snapshot_for(self, name: str | None) -> Snapshot:
+        """The snapshot that a request names; loads it beside the one that is served, where it is another.
+
+        Reads files and may take seconds: not for the event loop.
+
+        Args:
+            name: a checkpoint's id, a run's name, which stands for what would be served of it, or, for what is served,
+                its own name, "latentforge" or None.
+
+        Raises:
+            NothingServedError: what is served is asked for, and nothing is.
+            UnknownCheckpointError: nothing is published under the name; the message says what is.
+            QuarantinedError: it has failed its checks.
+            CheckpointError: its run is pinned to nothing.
+            OSError: it cannot be read now.
+        """
+        current = self.current
+        if name is None or name == SERVED_NAME:
+            if current is None:
+                raise NothingServedError(f"nothing is loaded yet: the server waits for {self.waiting_for}")
+            return current
+        if current is not None and name == current.id:
+            return current
+        refused: QuarantinedError | None = None
+        for place in self._places_named(name):
+            try:
+                return self._beside(place)
+            # Of a run the next that can be served is taken, as where it is followed.
+            except QuarantinedError as error:
+                refused = refused or error
+        assert refused is not None
+        raise refused
 
     def refresh(self) -> None:
         """Looks at the folder once and loads what it wants, while the current snapshot serves on.
@@ -104,14 +167,14 @@ class Registry:
                 problems.append(f"passed over: {error}")
 
             try:
-                self._forget_the_gone(pass_over)
+                self._loader.forget_the_gone(pass_over)
                 for place in self._candidates(pass_over):
                     try:
                         if self._is_settled_by(place):
                             break
                     # Not the checkpoint's fault, so it is not quarantined but tried again at the next look.
                     except OSError as error:
-                        problems.append(f"{_name(place)} cannot be read now: {error}")
+                        problems.append(f"{name_of(place)} cannot be read now: {error}")
             except (CheckpointError, OSError) as error:
                 problems.append(str(error))
             problem = "; ".join(dict.fromkeys(problems)) or None
@@ -121,24 +184,20 @@ class Registry:
 
     def _is_settled_by(self, place: Path) -> bool:
         """Loads a candidate unless that is done or known to be useless; says whether the search ends with it."""
-        served, stamp = self._served, _stamp(place)
+        served, stamp = self._served, stamp_of(place)
         if served and served[:2] == (place, stamp):
             return True
-        known = self._quarantine.get(place)
-        loaded = not (known and known.stamp == stamp) and self._load(place, stamp)
+        loaded = not self._loader.is_quarantined(place, stamp) and self._swap_to(place, stamp)
         return loaded or bool(served and served[0] == place)
 
-    def _load(self, place: Path, stamp: Stamp) -> bool:
-        logger.info("loading %s", place)
+    def _swap_to(self, place: Path, stamp: Stamp) -> bool:
         try:
-            snapshot = load_snapshot(place, self.device, self.memory)
-        except CheckpointError as error:
-            self._quarantine[place] = Quarantined(_name(place), str(error), _now(), stamp)
-            logger.warning("quarantined %s: %s", _name(place), error)
+            snapshot = self._loader.load(place, stamp)
+        except QuarantinedError:
             return False
         before = self.current
-        self._quarantine.pop(place, None)
-        self.swaps.append(Swap(before.id if before else None, snapshot.id, _now()))
+        self.swaps.append(Swap(before.id if before else None, snapshot.id, now()))
+        self.num_swaps += before is not None
         self._served = (place, stamp, snapshot)
         logger.info("serving %s%s", snapshot.id, f" instead of {before.id}" if before else "")
         return True
@@ -154,50 +213,56 @@ class Registry:
             OSError: its folder, or the one of all runs, cannot be read.
         """
         chosen = chosen_checkpoint(self.root, self.run, pass_over)
-        if chosen is None:
-            yield from reversed(list_checkpoints(self.fallback, pass_over) if self.fallback else [])
-            return
-        yield from _of_run(chosen, pass_over)
-        for run in newest_runs(self.root, pass_over) if self.run is None else ():
-            if run == chosen.parent:
-                continue
-            try:
-                wanted = chosen_checkpoint(self.root, run.name, pass_over)
-            except (CheckpointError, OSError) as error:
-                pass_over(error)
-                continue
-            if wanted is not None:
-                yield from _of_run(wanted, pass_over)
+        if chosen is not None:
+            yield from _of_run(chosen, pass_over)
+            for run in newest_runs(self.root, pass_over) if self.run is None else ():
+                if run == chosen.parent:
+                    continue
+                try:
+                    wanted = chosen_checkpoint(self.root, run.name, pass_over)
+                except (CheckpointError, OSError) as error:
+                    pass_over(error)
+                    continue
+                if wanted is not None:
+                    yield from _of_run(wanted, pass_over)
+        # What was trained here is never given up for it, not even when the folder is emptied.
+        if self.fallback and not (self._served and self._served[0].parent.parent == self.root):
+            yield from reversed(list_checkpoints(self.fallback, pass_over))
 
-    def _forget_the_gone(self, pass_over: Callable[[Exception], None]) -> None:
-        # A new dict, since other threads read the old one.
-        kept = {}
-        for place, bad in self._quarantine.items():
-            try:
-                is_gone = not place.is_dir()
-            except OSError as error:
-                pass_over(error)
-                is_gone = False
-            if not is_gone:
-                kept[place] = bad
-        self._quarantine = kept
+    def _beside(self, place: Path) -> Snapshot:
+        """The snapshot of a folder, kept beside the one that is served, where it is not that."""
+        served = self._served
+        if served and served[0] == place:
+            return served[2]
+        if not self._loader.num_kept:
+            raise UnknownCheckpointError(
+                f"{name_of(place)} is not what is served, beside which INFERENCE_EXTRA_CHECKPOINTS=0 keeps nothing"
+            )
+        return self._loader.load_and_keep(place)
+
+    def _places_named(self, name: str) -> list[Path]:
+        """Where a checkpoint's id or a run's name leads, most wanted first; at least one."""
+        run, is_id, _ = name.partition("/")
+        roots = [self.root] if self.run in (None, run) else []
+        if self.fallback is not None and self.fallback.name == run:
+            roots.append(self.fallback.parent)
+        if not roots:
+            raise UnknownCheckpointError(f"{name!r} is not of the run {self.run!r}, the only one that is served here")
+        for root in roots if is_run_name(run) else ():
+            if is_id:
+                with suppress(UnknownCheckpointError):
+                    return [find_checkpoint(root, name)]
+            elif (chosen := chosen_checkpoint(root, run, _ignore)) is not None:
+                return list(_of_run(chosen, _ignore))
+        # It says what there is.
+        return [find_checkpoint(roots[0], name)]
+
+
+def _ignore(error: Exception) -> None:
+    pass
 
 
 def _of_run(chosen: Path, pass_over: Callable[[Exception], None]) -> Iterator[Path]:
     yield chosen
-    if not (chosen.parent / PINNED).is_file():
+    if not is_pinned(chosen.parent):
         yield from (place for place in reversed(list_checkpoints(chosen.parent, pass_over)) if place != chosen)
-
-
-def _stamp(place: Path) -> Stamp:
-    """What changes when a checkpoint's files do: name, size, mtime and inode of each."""
-    stats = [(p.relative_to(place).as_posix(), p.stat()) for p in sorted(place.rglob("*")) if p.is_file()]
-    return tuple((name, stat.st_size, stat.st_mtime_ns, stat.st_ino) for name, stat in stats)
-
-
-def _name(place: Path) -> str:
-    return f"{place.parent.name}/{place.name}"
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="milliseconds")
