@@ -18,6 +18,7 @@ from latentforge.core.proxies import is_loopback, proxy_hint, unusable_proxy
 from latentforge.core.settings import load_settings
 from latentforge.inference.checkpoints.snapshot import Snapshot
 from latentforge.inference.cli import bench as benchmark
+from latentforge.inference.cli import pins
 from latentforge.inference.main import build_registry
 from latentforge.inference.main import serve as run_server
 from latentforge.inference.rest.completion import PromptError, answer, prepare
@@ -29,6 +30,10 @@ from latentforge.model.sampling import SamplingParams
 app = typer.Typer(
     help="Serves the newest checkpoint, asks it, measures it.", no_args_is_help=True, add_completion=False
 )
+
+app.command("list")(pins.list_published)
+app.command("pin")(pins.pin)
+app.command("unpin")(pins.unpin)
 
 Checkpoints = Annotated[Path | None, typer.Option("--checkpoints", help="Checkpoints folder (CHECKPOINTS_DIR).")]
 Run = Annotated[str | None, typer.Option("--run", help="Use this run's only (CHECKPOINT_RUN).")]
