@@ -76,22 +76,6 @@ def test_a_token_changes_nothing_up_to_itself() -> None:
 
 
 @torch.no_grad()
-def test_a_text_that_is_read_piece_by_piece_finds_the_same() -> None:
-    head, (ids, embedded) = make_head(), texts()
-    vectors, logits = run(head, ids, embedded)
-    for pieces in ([1] * (L - 1), [0, 5, 1, 1, 9, 6], [L - 1]):
-        state, end = head.start(B), 0
-        for piece in pieces:
-            head.advance(state, ids[:, end : end + piece], embedded[:, end : end + piece])
-            end += piece
-            found, boosts, at = head.find(state)
-            torch.testing.assert_close(found, vectors[:, end])
-            row = torch.zeros(B, V, dtype=torch.float64).scatter_add_(1, at, boosts)
-            torch.testing.assert_close(row, logits[:, end])
-        assert end == L - 1
-
-
-@torch.no_grad()
 def test_it_raises_what_came_after_the_same_tokens_before() -> None:
     """With tokens of their own directions and a sharp gaze, one token is called for whole, or none."""
     size = 12

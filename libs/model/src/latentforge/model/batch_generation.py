@@ -2,15 +2,15 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from latentforge.model.chunks import left_pad_count
-from latentforge.model.incremental import incremental_decoding
+from latentforge.model.decoding.build import batch_decoding
 from latentforge.model.latent_model import LatentModel
-from latentforge.model.sampling import BatchSampler, SamplingParams, logprobs_of, texts_of_rows
+from latentforge.model.sampling import NonFiniteLogitsError, SamplingParams, texts_of_rows
 from latentforge.model.token_level import TokenLevelModel
 
 
@@ -32,7 +32,6 @@ class BatchGeneration:
     steps: int
 
 
-@torch.inference_mode()
 def generate_batch(
     model: LatentModel | TokenLevelModel,
     prompts: Tensor,
@@ -61,46 +60,54 @@ def generate_batch(
     Raises:
         ValueError: prompts or forced are no int64 [b, L] of ids of the vocabulary, num_tokens is below 1, or prompts
             and tokens are longer than the context.
+        NonFiniteLogitsError: the model's logits are no numbers.
     """
     forced = prompts.new_empty(len(prompts), 0) if forced is None else forced
     _check(model, prompts, num_tokens, forced)
-    model.eval()
-    device, eos_id = model.device, model.eos_id
-    prompts, forced = prompts.to(device), forced.to(device)
-    texts = texts_of_rows(params, prompts, model.vocab_size)
-    sampler = BatchSampler(texts)
-    token_ids = prompts.new_full((len(prompts), num_tokens), eos_id)
-    logprobs = token_ids.new_zeros(token_ids.shape, dtype=torch.float32)
-
-    def pick(first: int, k: int, logits: Tensor) -> Tensor:
-        """Token k of the step that begins at token ``first``, of every text."""
-        at = first + k
-        if at < forced.shape[1]:
-            token_ids[:, at] = forced[:, at]
-        else:
-            token_ids[:, at] = sampler.draw(logits)
-        logprobs[:, at] = logprobs_of(logits, token_ids[:, at])[0]
-        return token_ids[:, at]
-
-    decoding = incremental_decoding(model, prompts, texts[0].noise)
-    ended = torch.zeros_like(token_ids[:, 0], dtype=torch.bool)
+    k, device, eos_id = model.chunk_size, model.device, model.eos_id
+    length = prompts.shape[1] + left_pad_count(prompts.shape[1], k)
+    # Whole chunks, the last of which is cut.
+    decoding = batch_decoding(model, len(prompts), max_tokens=length + num_tokens + left_pad_count(num_tokens, k))
+    rows = texts_of_rows(params, prompts, model.vocab_size)
+    texts = [decoding.open(ids, row.params, logprobs=0) for ids, row in zip(prompts.tolist(), rows, strict=True)]
+    while any(text.num_unread for text in texts):
+        decoding.prefill(texts, length * len(texts))
+    forced_ids = forced.tolist()
+    ids: list[list[int]] = [[] for _ in texts]
+    logprobs: list[list[float]] = [[] for _ in texts]
+    going_on = list(range(len(texts)))
     steps = 0
-    for first in range(0, num_tokens, model.chunk_size):
-        end = min(first + model.chunk_size, num_tokens)
-        written = token_ids[:, first - model.chunk_size : first] if first else None
-        decoding.step(written, end - first, partial(pick, first))
+    for first in range(0, num_tokens, k):
+        chunks = decoding.step([texts[i] for i in going_on], [forced_ids[i][first : first + k] for i in going_on])
         steps += 1
+        for i, chunk in zip(going_on, chunks, strict=True):
+            if not chunk.finite:
+                raise NonFiniteLogitsError(
+                    f"the model's logits for text {i} of {len(texts)} are NaN, inf or all -inf; "
+                    "its weights are not those of a model that was trained without failure"
+                )
+            assert chunk.logprobs is not None
+            ids[i] += chunk.token_ids
+            logprobs[i] += chunk.logprobs
+            if stop_at_eos and eos_id in chunk.token_ids:
+                decoding.close(texts[i])
         if on_step is not None:
             on_step()
         if stop_at_eos:
-            ended |= (token_ids[:, first:end] == eos_id).any(1)
-            if ended.all():
+            going_on = [i for i in going_on if eos_id not in ids[i][first:]]
+            if not going_on:
                 break
-    sampler.check()
+    token_ids = _padded(ids, num_tokens, eos_id, torch.int64).to(device)
+    all_logprobs = _padded(logprobs, num_tokens, 0, torch.float32).to(device)
     if not stop_at_eos:
-        return BatchGeneration(token_ids, logprobs, torch.full_like(token_ids[:, 0], num_tokens), steps)
+        return BatchGeneration(token_ids, all_logprobs, torch.full_like(token_ids[:, 0], num_tokens), steps)
     after = (token_ids == eos_id).cumsum(1) > 0
-    return BatchGeneration(token_ids.masked_fill_(after, eos_id), logprobs, (~after).sum(1), steps)
+    return BatchGeneration(token_ids.masked_fill_(after, eos_id), all_logprobs, (~after).sum(1), steps)
+
+
+def _padded(rows: list[list[Any]], width: int, filler: float, dtype: torch.dtype) -> Tensor:
+    """Lists as the rows of a tensor [b, width], cut or filled up."""
+    return torch.tensor([[*row[:width], *[filler] * (width - len(row))] for row in rows], dtype=dtype)
 
 
 def _check(model: LatentModel | TokenLevelModel, prompts: Tensor, num_tokens: int, forced: Tensor) -> None:

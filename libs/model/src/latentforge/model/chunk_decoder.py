@@ -59,10 +59,6 @@ class ChunkDecoder(nn.Module, ABC):
     def next_state(self, state: Any, embedded: Tensor) -> Any:
         """The state after one more token, from its embedding [n, e]."""
 
-    @abstractmethod
-    def correction(self, state: Any) -> Tensor:
-        """Maps a state to [n, rank], for ``output`` to add to logits."""
-
     def _reduce(self, states: Tensor) -> Tensor:
         reduced: Tensor = self.reduce(states) * self._output_scale
         return reduced
@@ -99,9 +95,6 @@ class GruDecoder(ChunkDecoder):
             embedded = torch.gru_cell(embedded, layer, *weights)
             layers.append(embedded)
         return torch.stack(layers)
-
-    def correction(self, state: Tensor) -> Tensor:
-        return self._reduce(state[-1])
 
     def _start(self, hidden: Tensor) -> Tensor:
         first: Tensor = torch.tanh(self.start(hidden))
@@ -147,9 +140,6 @@ class TransformerDecoder(ChunkDecoder):
     def next_state(self, state: TransformerState, embedded: Tensor) -> TransformerState:
         x = self.read(embedded)[:, None] + self.positions[state.keys[0].shape[2]]
         return self._advance(x, state.keys, state.values)
-
-    def correction(self, state: TransformerState) -> Tensor:
-        return self._reduce(state.output)
 
     def _advance(self, x: Tensor, keys: list[Any], values: list[Any]) -> TransformerState:
         new_keys, new_values = [], []

@@ -5,13 +5,12 @@ from dataclasses import dataclass
 from typing import Generic, Literal, TypeVar
 
 import torch
-from torch import Tensor
 
 from latentforge.model.chunks import left_pad_count
 from latentforge.model.config import StudentConfig
-from latentforge.model.incremental import IncrementalDecoding, incremental_decoding
+from latentforge.model.decoding.build import batch_decoding
 from latentforge.model.latent_model import LatentModel
-from latentforge.model.sampling import BatchSampler, SamplingParams, TextSampling, logprobs_of
+from latentforge.model.sampling import NonFiniteLogitsError, SamplingParams
 from latentforge.model.token_level import TokenLevelModel
 
 FinishReason = Literal["stop", "length", "cancelled"]
@@ -36,7 +35,11 @@ class GeneratedChunk:
 
 
 class _Generator(Generic[_M]):
-    """Generates with a model; calls share nothing but the weights, so threads may run them at once."""
+    """Generates with a model; calls share nothing but the weights, so threads may run them at once.
+
+    Each call takes memory for its own text, as :func:`batch_decoding` does for many, and computes with the weights as
+    they are then.
+    """
 
     def __init__(self, model: _M) -> None:
         """Puts the model in evaluation mode."""
@@ -70,6 +73,7 @@ class _Generator(Generic[_M]):
 
         Raises:
             ValueError: an id is not in the vocabulary, max_tokens is below 1, or the prompt is too long.
+            NonFiniteLogitsError: when the iterator is advanced: the model's logits are no numbers.
         """
         self._check_request(prompt_ids, max_tokens)
         eos_id = self.model.eos_id if eos_id is None else eos_id
@@ -90,7 +94,6 @@ class _Generator(Generic[_M]):
                     "use this model's tokenizer"
                 )
 
-    # Inference mode is entered for each step: held over a yield, it would reach into the caller's own code.
     def _run(
         self,
         prompt_ids: Sequence[int],
@@ -99,55 +102,33 @@ class _Generator(Generic[_M]):
         eos_id: int,
         cancel: Callable[[], bool] | None,
     ) -> Iterator[GeneratedChunk]:
-        model, device = self.model, self.model.device
-        text = TextSampling(params, prompt_ids, model.vocab_size, device)
-        sampler = BatchSampler([text])
-        prompt = torch.tensor([prompt_ids], dtype=torch.int64, device=device)
-        with torch.inference_mode():
-            decoding = incremental_decoding(model, prompt, text.noise)
-        room = model.max_tokens - len(prompt_ids) - left_pad_count(len(prompt_ids), model.chunk_size)
-        left = min(max_tokens, room)
-        last: Tensor | None = None
+        k = self.model.chunk_size
+        length = len(prompt_ids) + left_pad_count(len(prompt_ids), k)
+        # Whole chunks, the last of which is cut.
+        longest = min(self.model.max_tokens, length + max_tokens + left_pad_count(max_tokens, k))
+        decoding = batch_decoding(self.model, 1, max_tokens=longest)
+        text = decoding.open(prompt_ids, params, logprobs=0)
+        left = min(max_tokens, longest - length)
         while True:
             if cancel is not None and cancel():
                 yield GeneratedChunk([], [], "cancelled")
                 return
-            with torch.inference_mode():
-                ids, logprobs, ended = self._step(decoding, last, min(model.chunk_size, left), sampler, eos_id)
+            while text.num_unread:
+                decoding.prefill([text], length)
+            chunk = decoding.step([text])[0]
+            if not chunk.finite:
+                raise NonFiniteLogitsError("the model's logits are NaN, inf or all -inf; its weights are damaged")
+            assert chunk.logprobs is not None
+            ids = chunk.token_ids[:left]
+            ended = eos_id in ids
+            if ended:
+                ids = ids[: ids.index(eos_id)]
             left -= len(ids)
+            logprobs = chunk.logprobs[: len(ids)]
             if ended or not left:
                 yield GeneratedChunk(ids, logprobs, "stop" if ended else "length")
                 return
             yield GeneratedChunk(ids, logprobs)
-            last = torch.tensor([ids], dtype=torch.int64, device=device)
-
-    @staticmethod
-    def _step(
-        decoding: IncrementalDecoding,
-        last: Tensor | None,
-        limit: int,
-        sampler: BatchSampler,
-        eos_id: int,
-    ) -> tuple[list[int], list[float], bool]:
-        """Writes up to ``limit`` tokens; gives them, their log probabilities, and whether the end of text followed."""
-        ids: list[int] = []
-        logprobs: list[float] = []
-        ended = False
-
-        def pick(_: int, logits: Tensor) -> Tensor | None:
-            nonlocal ended
-            token = sampler.draw(logits)
-            token_id = int(token)
-            if token_id == eos_id:
-                ended = True
-                return None
-            ids.append(token_id)
-            logprobs.append(float(logprobs_of(logits, token)[0]))
-            return token
-
-        decoding.step(last, limit, pick)
-        sampler.check()
-        return ids, logprobs, ended
 
 
 class ChunkGenerator(_Generator[LatentModel]):

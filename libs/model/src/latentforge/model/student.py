@@ -1,7 +1,5 @@
 """The student: a causal transformer over chunks, a head that predicts latents, and the decoder inside a chunk."""
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -85,14 +83,14 @@ class Student(nn.Module):
         start: Tensor = self.chunk_norm(self.start)
         return start.expand(batch_size, 1, -1)
 
-    def run_backbone(self, inputs: Tensor, cache: Any = None) -> Tensor:
-        """Runs the transformer over inputs [b, t, h] after what ``cache`` (of transformers) holds; gives [b, t, h]."""
-        return run_qwen3(self.backbone, inputs, cache)
+    def run_backbone(self, inputs: Tensor) -> Tensor:
+        """Runs the transformer over inputs [b, t, h]; gives [b, t, h]."""
+        return run_qwen3(self.backbone, inputs)
 
 
-def run_qwen3(backbone: Qwen3Model, inputs: Tensor, cache: Any = None) -> Tensor:
-    """Last hidden states [b, t, h] of inputs [b, t, h] that follow what ``cache`` (of transformers) holds."""
-    output = backbone(inputs_embeds=inputs, past_key_values=cache, use_cache=cache is not None)
+def run_qwen3(backbone: Qwen3Model, inputs: Tensor) -> Tensor:
+    """Last hidden states [b, t, h] of inputs [b, t, h]."""
+    output = backbone(inputs_embeds=inputs, use_cache=False)
     hidden: Tensor = output.last_hidden_state
     return hidden
 

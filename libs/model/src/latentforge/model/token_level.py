@@ -1,7 +1,5 @@
 """The token-level baseline: a student that writes one token a step, with the backbone of a latent student."""
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 from transformers import Qwen3Model
@@ -71,9 +69,9 @@ class TokenLevelModel(nn.Module):
         """The input of step 0, float [b, 1, h]."""
         return self.start.expand(batch_size, 1, -1)
 
-    def run_backbone(self, inputs: Tensor, cache: Any = None) -> Tensor:
-        """Runs the transformer over inputs [b, L, h] after what ``cache`` (of transformers) holds; gives [b, L, h]."""
-        return run_qwen3(self.backbone, inputs, cache)
+    def run_backbone(self, inputs: Tensor) -> Tensor:
+        """Runs the transformer over inputs [b, L, h]; gives [b, L, h]."""
+        return run_qwen3(self.backbone, inputs)
 
     def output(self, tokens: Tensor) -> OutputLayer:
         """The output layer and what it reads to predict each of tokens [b, L], teacher-forced."""
