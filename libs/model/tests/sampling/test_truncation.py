@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from latentforge.model.sampling import BatchSampler, SamplingParams, TextSampling, truncation
-from latentforge.model.sampling.truncation import draw_kept
+from latentforge.model.sampling.truncation import left_beside
 
 
 def kept_by_sorting(mass: list[float], top_p: float, min_p: float) -> set[int]:
@@ -22,12 +22,15 @@ def kept_by_sorting(mass: list[float], top_p: float, min_p: float) -> set[int]:
     return kept
 
 
-def kept_by_drawing(mass: list[float], top_p: float, min_p: float) -> set[int]:
-    text = TextSampling(SamplingParams(top_p=top_p, min_p=min_p, seed=1), [], len(mass))
-    row = torch.tensor(mass)
-    out = {t: draw_kept(text, row, t, sum(mass), max(mass)) for t in range(len(mass)) if mass[t] > 0}
-    kept = {token for token, got in out.items() if token == got}
-    assert set(out.values()) <= kept
+def kept_by_asking(mass: list[float], top_p: float, min_p: float) -> set[int]:
+    """Tokens that nothing is left beside; beside others all that is kept is left."""
+    params, row = SamplingParams(top_p=top_p, min_p=min_p), torch.tensor(mass)
+    left = {t: left_beside(t, params, row, row, sum(mass), max(mass), 0) for t in range(len(mass)) if mass[t] > 0}
+    kept = {token for token, rest in left.items() if rest is None}
+    for token, rest in left.items():
+        if rest is not None:
+            assert rest[token] == 0
+            assert rest[[*kept]].equal(row[[*kept]])
     return kept
 
 
@@ -41,7 +44,7 @@ def test_every_bound_of_every_small_distribution() -> None:
         if mass[-1] < 0:
             continue
         for top_p in BOUNDS[:: 1 if sum(parts) % 4 == 0 else 5]:
-            assert kept_by_drawing(mass, top_p, 0) == kept_by_sorting(mass, top_p, 0) & kept_by_drawing(mass, 1, 0)
+            assert kept_by_asking(mass, top_p, 0) == kept_by_sorting(mass, top_p, 0) & kept_by_asking(mass, 1, 0)
 
 
 @settings(max_examples=300, deadline=None)
@@ -52,7 +55,7 @@ def test_every_bound_of_every_small_distribution() -> None:
 )
 def test_any_bounds_together(parts: list[int], top_p: float, min_p: float) -> None:
     mass = [float(n) for n in parts]
-    assert kept_by_drawing(mass, top_p, min_p) == kept_by_sorting(mass, top_p, min_p) & kept_by_drawing(mass, 1, 0)
+    assert kept_by_asking(mass, top_p, min_p) == kept_by_sorting(mass, top_p, min_p) & kept_by_asking(mass, 1, 0)
 
 
 def draws(logits: Tensor, params: SamplingParams, num: int = 400) -> list[int]:
@@ -76,7 +79,7 @@ def test_a_narrow_nucleus_of_a_wide_distribution_is_found_without_sorting(monkey
     def refuse(*_: object) -> None:
         raise AssertionError("a row was sorted")
 
-    monkeypatch.setattr(truncation, "_draw_sorted", refuse)
+    monkeypatch.setattr(truncation, "_unless_kept", refuse)
     kept = kept_by_sorting(logits.softmax(0).tolist(), 0.01, 0)
     assert set(draws(logits, SamplingParams(top_p=0.01))) <= kept
 

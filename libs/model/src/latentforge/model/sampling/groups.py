@@ -1,18 +1,18 @@
 """Rows of a batch that are drawn in the same way."""
 
+import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from latentforge.model.sampling.inversion import Inversion
+from latentforge.model.sampling.blocks import places
+from latentforge.model.sampling.inversion import BlockInversion, invert
 from latentforge.model.sampling.likeliest import likeliest, likeliest_one
-from latentforge.model.sampling.text import TextSampling, column, same_place
-from latentforge.model.sampling.truncation import draw_kept, kept_of_sorted
-
-# Draws whose random numbers are moved to another device in one copy.
-_DRAWS_AHEAD = 64
+from latentforge.model.sampling.text import TextSampling, Uniforms, column, same_place
+from latentforge.model.sampling.truncation import kept_of_sorted, left_beside
 
 
 class Group(ABC):
@@ -36,7 +36,7 @@ class GreedyGroup(Group):
 
     def draw(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         values, ids = likeliest_one(logits)
-        return ids, values.isfinite()
+        return ids, values.abs() < torch.inf
 
 
 class _RandomGroup(Group):
@@ -44,52 +44,68 @@ class _RandomGroup(Group):
         super().__init__(texts)
         temperatures = [text.params.temperature for text in texts]
         self._temperature = None if all(t == 1 for t in temperatures) else column(temperatures, self.device)
-        self._ahead = torch.empty(0)
-        self._used = 0
+        # Kept from draw to draw: memory that is new to the process costs more than what is computed into it.
+        shape = len(texts), texts[0].vocab_size
+        self._quotients, self._probabilities = torch.empty(2, *shape, device=self.device)
 
     def _scaled(self, logits: Tensor) -> Tensor:
-        return logits if self._temperature is None else logits / self._temperature
+        if self._temperature is None:
+            return logits
+        return torch.div(logits, self._temperature, out=self._quotients)
 
-    def _uniforms(self) -> Tensor:
-        """Each text's next random number, float64 [g, 1]."""
-        drawn = [text.uniforms.take() for text in self.texts]
-        if self.device.type == "cpu":
-            return torch.tensor(drawn, dtype=torch.float64)[:, None]
-        if self._used == len(self._ahead):
-            coming = [[u, *t.uniforms.peek(_DRAWS_AHEAD - 1)] for u, t in zip(drawn, self.texts, strict=True)]
-            self._ahead, self._used = torch.tensor(coming, dtype=torch.float64).T[:, :, None].to(self.device), 0
-        self._used += 1
-        return self._ahead[self._used - 1]
+    def _mass(self, logits: Tensor) -> Tensor:
+        return torch.softmax(self._scaled(logits), -1, out=self._probabilities)
 
 
 class WholeGroup(_RandomGroup):
-    """From the whole distribution."""
-
-    def draw(self, logits: Tensor) -> tuple[Tensor, Tensor]:
-        inversion = Inversion(self._scaled(logits).softmax(-1))
-        return inversion.find(self._uniforms())[:, 0], inversion.total.isfinite()
-
-
-class RefusingGroup(_RandomGroup):
-    """By top_p and min_p on a CPU: from the whole distribution, and again where that token is not kept."""
+    """From the whole distribution, on any device."""
 
     def __init__(self, texts: Sequence[TextSampling]) -> None:
         super().__init__(texts)
+        self._uniforms = Uniforms(texts)
+
+    def draw(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        ids, total = invert(self._mass(logits), self._uniforms.next())
+        return ids, total > 0
+
+
+class RefusingGroup(_RandomGroup):
+    """On a CPU, by top_p and min_p: from the whole distribution, and again where that token is not kept."""
+
+    def __init__(self, texts: Sequence[TextSampling]) -> None:
+        super().__init__(texts)
+        self._inversion = BlockInversion(self._probabilities)
+        self._rows = list(self._probabilities)
+        self._truncated = [row for row, text in enumerate(texts) if text.params.is_truncated]
         self._has_min_p = any(text.params.min_p for text in texts)
 
     def draw(self, logits: Tensor) -> tuple[Tensor, Tensor]:
-        mass = self._scaled(logits).softmax(-1)
-        inversion = Inversion(mass)
-        ids = inversion.find(self._uniforms())[:, 0]
-        peaks = mass.amax(-1) if self._has_min_p else inversion.total
-        finite = inversion.total.isfinite()
-        kept = [
-            draw_kept(text, row, token, total, peak) if fine else token
-            for text, row, token, total, peak, fine in zip(
-                self.texts, mass, ids.tolist(), inversion.total.tolist(), peaks.tolist(), finite.tolist(), strict=True
-            )
-        ]
-        return torch.tensor(kept), finite
+        mass = self._mass(logits)
+        ids = self._inversion.draw([text.uniforms.take() for text in self.texts])
+        finite = self._inversion.total > 0
+        if self._truncated:
+            self._refuse(ids, mass)
+        return torch.from_numpy(np.array(ids)), torch.from_numpy(finite)
+
+    def _refuse(self, ids: list[int], mass: Tensor) -> None:
+        """Draws again in place of what is not kept."""
+        totals = self._inversion.total.tolist()
+        peaks = mass.amax(-1).tolist() if self._has_min_p else totals
+        left = {row: self._rows[row] for row in self._truncated if totals[row] > 0}
+        for tries in itertools.count():
+            refused = {}
+            for row, rest in left.items():
+                params = self.texts[row].params
+                beside = left_beside(ids[row], params, self._rows[row], rest, totals[row], peaks[row], tries)
+                if beside is not None:
+                    refused[row] = beside
+            if not refused:
+                return
+            uniforms = [self.texts[row].uniforms.take() for row in refused]
+            drawn = BlockInversion(torch.stack([*refused.values()])).draw(uniforms)
+            for row, token in zip(refused, drawn, strict=True):
+                ids[row] = token
+            left = refused
 
 
 class SortedGroup(_RandomGroup):
@@ -102,6 +118,7 @@ class SortedGroup(_RandomGroup):
         self._counts = torch.tensor(counts, device=self.device)[:, None]
         bounds = [[[text.params.top_p], [text.params.min_p]] for text in texts]
         self._top_p, self._min_p = torch.tensor(bounds, dtype=torch.float64, device=self.device).unbind(1)
+        self._uniforms = Uniforms(texts)
         self._truncates = any(text.params.top_p < 1 or text.params.min_p for text in texts)
 
     def draw(self, logits: Tensor) -> tuple[Tensor, Tensor]:
@@ -109,11 +126,11 @@ class SortedGroup(_RandomGroup):
         # How long the rows are depends on the greatest top_k among them, so nothing may that is rounded: each sum is
         # taken in order, which zeros behind it do not change.
         mass = (values - values[:, :1]).exp()
-        mass = mass.masked_fill(torch.arange(self._most, device=self.device) >= self._counts, 0)
+        mass = mass.masked_fill(places(self._most, self.device) >= self._counts, 0)
         if self._truncates:
             mass = mass * kept_of_sorted(mass, self._top_p, self._min_p)
-        inversion = Inversion(mass, in_blocks=False)
-        return ids.gather(1, inversion.find(self._uniforms()))[:, 0], values[:, 0].isfinite()
+        found, total = invert(mass, self._uniforms.next())
+        return ids.gather(1, found[:, None])[:, 0], total > 0
 
 
 def group_of(text: TextSampling) -> type[Group]:
@@ -121,6 +138,6 @@ def group_of(text: TextSampling) -> type[Group]:
     params = text.params
     if params.is_greedy:
         return GreedyGroup
-    if not params.is_truncated:
-        return WholeGroup
-    return RefusingGroup if text.device.type == "cpu" and not params.top_k else SortedGroup
+    if params.top_k or (params.is_truncated and text.device.type != "cpu"):
+        return SortedGroup
+    return RefusingGroup if text.device.type == "cpu" else WholeGroup

@@ -1,60 +1,84 @@
 """Draws from unnormalised probabilities by inversion: the entry in which a uniform share of the whole mass lies."""
 
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from latentforge.model.sampling.blocks import BLOCK, block_entries, block_sums
+from latentforge.model.sampling.blocks import BLOCK
+from latentforge.model.sampling.text import BELOW_ONE
 
 # Shorter rows are quicker summed up at once.
-_WORTH_BLOCKS = 1024
+_WORTH_BLOCKS = 4097
 
 
-class Inversion:
-    """Of mass, float32 [b, n], at least 0, which need not sum to 1.
+def invert(mass: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
+    """The entries at shares of the mass, on any device.
 
-    Long rows are inverted twice: which block of 128 entries, then which entry of that block. Cumulative sums are
-    float64, where the sum of 151,936 small numbers still tells neighbours apart.
+    Args:
+        mass: float32 [b, n], at least 0, which need not sum to 1.
+        uniform: float64 [b], from 0 to BELOW_ONE.
+
+    Returns:
+        int64 [b]: entries that have mass, any entry where there is none; float64 [b]: the whole mass.
+    """
+    # The first entry whose cumulative mass exceeds a share of the whole, where that is below the whole, has mass.
+    ends = mass.cumsum(-1, dtype=torch.float64)
+    total = ends[:, -1:]
+    found = torch.searchsorted(ends, uniform[:, None] * total, right=True).clamp_(max=mass.shape[-1] - 1)
+    return found[:, 0], total[:, 0]
+
+
+class BlockInversion:
+    """The same on a CPU, for mass that stays at its place: which block of 128 entries, then which entry of that block.
+
+    Blocks' sums are float32, which is as exact as the mass is; sums over blocks and in a block are float64, where the
+    sum of 151,936 small numbers still tells neighbours apart. Rows are looked up one by one by NumPy, whose calls on a
+    few numbers cost a third of torch's.
 
     Attributes:
-        total: the mass of each row, float64 [b]; NaN or 0 where nothing can be drawn.
+        total: the mass of each row when it was last drawn from, float64 [b]; NaN or 0 where there is nothing to draw.
     """
 
-    def __init__(self, mass: Tensor, *, in_blocks: bool | None = None) -> None:
-        """``in_blocks`` is a matter of speed, and by default of the rows' length."""
-        self._mass = mass
-        in_blocks = mass.shape[-1] >= _WORTH_BLOCKS if in_blocks is None else in_blocks
-        self._sums = block_sums(mass) if in_blocks else None
-        self._ends = (mass if self._sums is None else self._sums).cumsum(-1, dtype=torch.float64)
-        self.total = self._ends[:, -1]
+    def __init__(self, mass: Tensor) -> None:
+        """Of mass, float32 [b, n], as :func:`invert`; it is read when something is drawn."""
+        num, n = mass.shape
+        self._width = BLOCK if n >= _WORTH_BLOCKS else 1
+        count, rest = divmod(n, self._width)
+        self._sums = mass if self._width == 1 else torch.empty(num, count + (rest > 0))
+        self._ends = torch.empty(self._sums.shape, dtype=torch.float64)
+        # What is summed, and where to.
+        self._parts: list[tuple[Tensor, Tensor]] = []
+        if self._width > 1:
+            self._parts.append((mass[:, : n - rest].unflatten(-1, (count, BLOCK)), self._sums[:, :count]))
+        if rest:
+            self._parts.append((mass[:, n - rest :], self._sums[:, -1]))
+        ends = self._ends.numpy()
+        self.total = ends[:, -1]
+        self._rows = list(zip(mass.numpy(), self._sums.numpy(), ends, strict=True))
 
-    def find(self, uniform: Tensor) -> Tensor:
-        """The entries at shares ``uniform`` of the mass.
+    def draw(self, uniforms: Sequence[float]) -> list[int]:
+        """The entries at shares ``uniforms`` of each row's mass, from 0 to BELOW_ONE."""
+        for entries, sums in self._parts:
+            torch.sum(entries, -1, out=sums)
+        torch.cumsum(self._sums, -1, dtype=torch.float64, out=self._ends)
+        return [self._find(*row, uniform) for row, uniform in zip(self._rows, uniforms, strict=True)]
 
-        Args:
-            uniform: float64 [b, 1], from 0 to 1.
-
-        Returns:
-            int64 [b, 1]: entries that have mass; any entry where a row's total is NaN or 0.
-        """
-        found, threshold = _find(self._ends, uniform)
-        if self._sums is None:
-            return found
-        mass_of_block = self._sums.gather(1, found)
-        start = self._ends.gather(1, found) - mass_of_block
-        within = ((threshold - start) / mass_of_block).clamp_(0, 1)
-        entries = block_entries(self._mass, found).cumsum(-1, dtype=torch.float64)
-        n = self._mass.shape[-1]
-        if not n % BLOCK:
-            return found * BLOCK + _find(entries, within)[0]
-        # What is repeated behind the end of a row is not drawn.
-        last = (n - 1 - found * BLOCK).clamp_(max=BLOCK - 1)
-        entries = entries.minimum(entries.gather(1, last))
-        return (found * BLOCK + _find(entries, within)[0]).clamp_(max=n - 1)
+    def _find(self, mass: "_Row", sums: "_Row", ends: "_Row", uniform: float) -> int:
+        total = float(ends[-1])
+        if not total > 0:
+            return 0
+        threshold = uniform * total
+        block = int(ends.searchsorted(threshold, "right"))
+        if self._width == 1:
+            return block
+        own, first = float(sums[block]), block * BLOCK
+        share = min(max((threshold - float(ends[block]) + own) / own, 0.0), BELOW_ONE)
+        entries = mass[first : first + BLOCK].cumsum(dtype=np.float64)
+        return first + int(entries.searchsorted(share * float(entries[-1]), "right"))
 
 
-def _find(cumulative: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
-    """The entries of cumulative mass [b, n] in which the shares ``uniform`` of it lie, and those shares as mass."""
-    # The first entry whose cumulative mass exceeds the threshold has mass; rounding must not reach the total.
-    threshold = uniform * (cumulative[:, -1:] * (1 - 2**-50))
-    found = torch.searchsorted(cumulative, threshold, right=True)
-    return found.clamp_(max=cumulative.shape[-1] - 1), threshold
+_Row = npt.NDArray[Any]

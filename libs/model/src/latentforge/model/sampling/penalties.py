@@ -16,19 +16,24 @@ _GREATEST = 1e30
 class Adjustments:
     """Those of a batch.
 
-    Ids are kept as they came, one column a draw, rather than as counts over the vocabulary: a text has fewer. Rows are
-    filled up with the id V, a column beside the logits that nothing reads.
+    What a text has is kept as it came, one id a draw, rather than as counts over the vocabulary: a text has fewer ids.
+    Ids are places in the logits of the whole batch, laid out as one row with one place more, which nothing reads and
+    which stands wherever a text has fewer ids than others.
     """
 
     def __init__(self, texts: Sequence[TextSampling]) -> None:
         self._texts = texts
         self._vocab_size, device = same_place(texts)
         params = [text.params for text in texts]
-        self._biases = _stacked([list(p.logit_bias) for p in params], self._vocab_size, device)
-        self._bias_values = torch.zeros(self._biases.shape, device=device)
-        for row, p in enumerate(params):
-            self._bias_values[row, : len(p.logit_bias)] = torch.tensor(list(p.logit_bias.values()))
-        self._penalised = torch.tensor([[p.is_penalised] for p in params], device=device)
+        self._nowhere = len(texts) * self._vocab_size
+        self._memory = torch.empty(self._nowhere + 1, device=device)
+        biases = [
+            (row * self._vocab_size + i, value) for row, p in enumerate(params) for i, value in p.logit_bias.items()
+        ]
+        self._biased = torch.tensor([place for place, _ in biases], dtype=torch.int64, device=device)
+        self._biases = torch.tensor([bias for _, bias in biases], dtype=torch.float32, device=device)
+        self._rows = torch.arange(0, self._nowhere, self._vocab_size, device=device)
+        self._unpenalised = torch.tensor([not p.is_penalised for p in params], device=device)
         self._counts_written = any(p.is_penalised for p in params)
         self._repetition = _if_any([p.repetition_penalty for p in params], 1.0, device)
         self._presence = _if_any([p.presence_penalty for p in params], 0.0, device)
@@ -36,54 +41,50 @@ class Adjustments:
         self._make_room()
 
     def apply(self, logits: Tensor) -> Tensor:
-        """Logits [b, V] with all of it, in memory of their own: float32 [b, V]."""
-        vocab_size = self._vocab_size
-        adjusted = torch.empty(len(logits), vocab_size + 1, device=logits.device)
-        adjusted[:, :vocab_size] = logits
-        adjusted[:, vocab_size] = 0
-        if self._biases.shape[1]:
-            adjusted.scatter_add_(1, self._biases, self._bias_values)
+        """Logits [b, V] with all of it, float32 [b, V], until this is called again."""
+        flat = self._memory
+        adjusted = flat[: self._nowhere].view(logits.shape)
+        adjusted.copy_(logits)
+        flat[self._nowhere] = 0
+        if len(self._biases):
+            flat.index_add_(0, self._biased, self._biases)
         if self._repetition is not None:
-            ids = self._ids[:, : self._end]
-            seen = adjusted.gather(1, ids)
+            places = self._places[: self._end]
+            seen = flat.take(places)
             penalised = torch.where(seen > 0, seen / self._repetition, seen * self._repetition)
-            adjusted.scatter_(1, ids, penalised.clamp_(max=_GREATEST))
-        ids = self._ids[:, self._first : self._end]
+            flat.put_(places, penalised.clamp_(max=_GREATEST))
+        places = self._places[self._first : self._end]
         if self._presence is not None:
-            adjusted.scatter_(1, ids, adjusted.gather(1, ids) - self._presence)
+            flat.put_(places, flat.take(places) - self._presence)
         if self._frequency is not None:
-            adjusted.scatter_add_(1, ids, self._frequency.expand(ids.shape))
-        return adjusted[:, :vocab_size]
+            flat.put_(places, self._frequency.expand(places.shape), accumulate=True)
+        return adjusted
 
     def note(self, ids: Tensor) -> None:
         """Counts what was drawn, int64 [b]."""
         if not self._counts_written:
             return
-        if self._end == self._ids.shape[1]:
+        if self._end == len(self._places):
             self._make_room()
-        self._ids[:, self._end] = ids.where(self._penalised[:, 0], self._vocab_size)
+        torch.add(ids, self._rows, out=self._places[self._end]).masked_fill_(self._unpenalised, self._nowhere)
         self._end += 1
         for row, text in enumerate(self._texts):
             if text.params.is_penalised:
-                text.written = self._ids[row, self._end - len(text.written) - 1 : self._end]
+                text.wrote_one(self._places[:, row], self._end, row * self._vocab_size)
 
     def _make_room(self) -> None:
-        """Lays out what the texts have: prompts from column 0 on, written ids so that all rows end in one column."""
-        texts, vocab_size = self._texts, self._vocab_size
+        """Lays out what the texts have, int64 [n, b]: prompts from 0 on, and written ids so that all end together."""
+        texts = self._texts
         self._first = max(len(text.prompt_ids) for text in texts)
-        self._end = self._first + max(len(text.written) for text in texts)
-        width = self._end + (_ROOM if self._counts_written else 0)
-        self._ids = torch.full((len(texts), width), vocab_size, device=texts[0].device)
+        self._end = self._first + max(text.num_written for text in texts)
+        length = self._end + (_ROOM if self._counts_written else 0)
+        laid_out = torch.full((length, len(texts)), self._nowhere, device=self._memory.device)
         for row, text in enumerate(texts):
-            self._ids[row, : len(text.prompt_ids)] = text.prompt_ids
-            self._ids[row, self._end - len(text.written) : self._end] = text.written
-
-
-def _stacked(rows: Sequence[Sequence[int]], filler: int, device: torch.device) -> Tensor:
-    width = max(len(row) for row in rows)
-    return torch.tensor([[*row] + [filler] * (width - len(row)) for row in rows], dtype=torch.int64, device=device)
+            laid_out[: len(text.prompt_ids), row] = text.prompt_ids + row * self._vocab_size
+            laid_out[self._end - text.num_written : self._end, row] = text.written + row * self._vocab_size
+        self._places = laid_out
 
 
 def _if_any(values: Sequence[float], neutral: float, device: torch.device) -> Tensor | None:
     """One value a row; None where none of them changes anything."""
-    return None if all(value == neutral for value in values) else column(values, device)
+    return None if all(value == neutral for value in values) else column(values, device)[:, 0]

@@ -1,4 +1,4 @@
-"""Which tokens top_p and min_p keep, and a draw from them that sorts nothing.
+"""Which tokens top_p and min_p keep, and how to draw from them without sorting anything.
 
 Tokens are in order of their probability, of equally likely ones lower ids first. top_p keeps a token where those before
 it have less than that share of the mass, and min_p where it has at least that share of the likeliest one's. Both keep
@@ -12,13 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from latentforge.model.sampling.inversion import Inversion
-from latentforge.model.sampling.text import TextSampling
+from latentforge.model.sampling.params import SamplingParams
 
-# Sums of float32 are trusted this far, as a share of the whole; nearer to a bound, it is looked up in float64.
-_TRUSTED = 1e-5
 # Each try leaves half as much to refuse, in the mean. What needs more is sorted.
 _MOST_TRIES = 24
+# Sums of float32 are trusted this far, as a share of the whole; nearer to a bound, it is looked up in float64.
+_TRUSTED = 1e-5
 
 
 def kept_of_sorted(mass: Tensor, top_p: Tensor, min_p: Tensor) -> Tensor:
@@ -34,52 +33,49 @@ def kept_of_sorted(mass: Tensor, top_p: Tensor, min_p: Tensor) -> Tensor:
     return (before < top_p * ends[:, -1:]) & (mass >= min_p * mass[:, :1])
 
 
-def draw_kept(text: TextSampling, mass: Tensor, token: int, total: float, peak: float) -> int:
-    """``token`` if truncation keeps it, else another that it keeps.
+def left_beside(
+    token: int, params: SamplingParams, mass: Tensor, left: Tensor, total: float, peak: float, tries: int
+) -> Tensor | None:
+    """None if truncation keeps a token; else what is left to draw from, float32 [V], which has all that is kept.
 
     Args:
-        text: whose random numbers are used.
-        mass: float32 [V], on a CPU.
-        token: drawn from all of it.
+        token: drawn from ``left``.
+        params: its truncation.
+        mass: float32 [V], unnormalised, on a CPU.
+        left: the mass without tokens that were refused.
         total: of the mass.
         peak: the greatest of the mass.
+        tries: tokens that were refused before.
     """
-    top_p, least = text.params.top_p, text.params.min_p * peak
-    target, near = top_p * total, _TRUSTED * total
-    left = mass
-    for _ in range(_MOST_TRIES):
-        own = float(mass[token])
-        if own < least:
-            left = F.threshold(left, _below(least), 0.0)
-        else:
-            # Most tokens are settled by this: what is left beside a likely one cannot reach top_p.
-            if top_p == 1 or own > total - target + near:
-                return token
-            if float(F.threshold(left, _below(own), 0.0).sum()) - own < target - near:
-                return token
-            left = F.threshold(left, own, 0.0)
-            if float(left.sum()) <= target + near:
-                # Ties, or sums so near to top_p that their rounding decides.
-                break
-        token = int(Inversion(left[None]).find(_uniform(text)))
-    return _draw_sorted(text, mass, token)
+    own, least = mass[token].item(), params.min_p * peak
+    if tries >= _MOST_TRIES:
+        return _unless_kept(token, params, mass)
+    if own < least:
+        return F.threshold(left, _below(least), 0.0)
+    # Most tokens are settled by this: what is left beside a likely one cannot reach top_p.
+    target, near = params.top_p * total, _TRUSTED * total
+    if params.top_p == 1 or own > total - target + near:
+        return None
+    if F.threshold(left, _below(own), 0.0).sum().item() - own < target - near:
+        return None
+    likelier = F.threshold(left, own, 0.0)
+    if likelier.sum().item() > target + near:
+        return likelier
+    # Ties, or sums so near to top_p that their rounding decides.
+    return _unless_kept(token, params, mass)
 
 
-def _draw_sorted(text: TextSampling, mass: Tensor, token: int) -> int:
-    """The same by sorting."""
+def _unless_kept(token: int, params: SamplingParams, mass: Tensor) -> Tensor | None:
+    """The same by sorting: what is left is what is kept."""
     ordered, ids = mass.sort(descending=True, stable=True)
-    bounds = torch.tensor([text.params.top_p, text.params.min_p], dtype=torch.float64)[:, None, None]
-    kept = kept_of_sorted(ordered[None], bounds[0], bounds[1])
-    if kept[0, ids == token].all():
-        return token
-    return int(ids[Inversion(ordered * kept).find(_uniform(text))])
+    bounds = torch.tensor([[params.top_p], [params.min_p]], dtype=torch.float64)
+    kept = kept_of_sorted(ordered[None], bounds[:1], bounds[1:])[0]
+    if kept[ids == token].all():
+        return None
+    return torch.zeros_like(mass).scatter_(0, ids, ordered * kept)
 
 
 def _below(value: float) -> float:
     """The greatest float32 below a value from 0."""
     single = np.float32(value)
     return float(single if single < value else np.nextafter(single, np.float32(-1)))
-
-
-def _uniform(text: TextSampling) -> Tensor:
-    return torch.tensor([[text.uniforms.take()]], dtype=torch.float64)
