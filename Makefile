@@ -155,6 +155,12 @@ bench-gateway: $(READY_DEV) ## Measure the gateway beside vLLM asked directly an
 	@$(BIN)/python -m tools.litellm_env
 	@$(BIN)/python -m benchmarks.gateway $(ARGS)
 
+.PHONY: bench-inference
+bench-inference: $(READY_DEV) ## Measure inference beside transformers, vLLM and its token-level twin: results/bench_inference_<time>.json
+#: ARGS=   such as '--only decode_1,http_ms', --quick, '--device cuda'; python -m benchmarks.inference --help lists them
+	@$(BIN)/python -m tools.vllm_env
+	@$(BIN)/python -m benchmarks.inference $(ARGS)
+
 .PHONY: pareto speed compare autoencoders
 pareto: $(READY_DEV) ## Quality against speed, latent students beside token-level ones: results/pareto_<time>.json and .png
 #: SCALE=cpu   smoke: minutes; cpu: one to two hours of two cores; gpu: larger. Stopped, the same command resumes

@@ -56,9 +56,9 @@ def build_registry(settings: InferenceSettings) -> Registry:
     )
 
 
-def build(settings: InferenceSettings) -> Service:
-    """Wires the service; nothing is loaded or started yet."""
-    registry = build_registry(settings)
+def build(settings: InferenceSettings, registry: Registry | None = None) -> Service:
+    """Wires the service, around a registry that is given, or else made; nothing is loaded or started yet."""
+    registry = registry or build_registry(settings)
     drain, metrics = Drain(), InferenceMetrics()
     engine = AsyncEngine(
         EngineLimits(
@@ -114,14 +114,18 @@ def listen(host: str, port: int) -> socket.socket:
         ) from None
 
 
-def serve(settings: InferenceSettings) -> None:
+def serve(settings: InferenceSettings, registry: Registry | None = None) -> None:
     """Serves until SIGTERM or Ctrl-C, then refuses new requests, lets those that run end, and returns.
+
+    Args:
+        settings: of everything.
+        registry: says what is served; the settings' own by default.
 
     Raises:
         SettingsError: the address or the device is unavailable.
     """
     server_socket = listen(settings.inference_host, settings.inference_port)
-    service = build(settings)
+    service = build(settings, registry)
     seconds = settings.inference_body_seconds
     limits = ConnectionLimits(settings.inference_max_connections, seconds, seconds)
     server = DrainingServer(

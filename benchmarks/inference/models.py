@@ -1,0 +1,124 @@
+"""The models: the shipped student, one with random weights, and their token-level twins, ours and transformers'."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import Qwen3Config, Qwen3ForCausalLM
+
+from benchmarks.inference.plan import Size
+from latentforge.core.checkpoints import list_checkpoints
+from latentforge.model.autoencoder import Autoencoder
+from latentforge.model.config import AutoencoderConfig, ChunkDecoderConfig, StudentConfig, TokenLevelConfig
+from latentforge.model.latent_model import LatentModel
+from latentforge.model.student import Student, backbone_config
+from latentforge.model.token_level import TokenLevelModel, token_level_config
+
+SHIPPED = Path("models/stdlib-student")
+_EOS, _PAD = 0, 1
+# Of the autoencoder, as the shipped student's has them.
+_LATENT_SIZE, _TOKEN_WIDTH, _CHUNK_WIDTH = 256, 64, 256
+# Corrected by the fastest chunk decoder, as in the students of 32,768 ids in docs/results.
+_FREQUENT_IDS = 2048
+_CONTEXT_TOKENS = 2048
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """A chunk decoder: how its student is called, and how it is configured."""
+
+    name: str
+    config: ChunkDecoderConfig
+
+
+DEFAULT_DECODER = Decoder("default chunk decoder: a GRU that corrects all ids", ChunkDecoderConfig())
+
+
+def fast_decoder(vocab_size: int) -> Decoder:
+    """The fastest one that there is: it corrects the most frequent ids alone."""
+    frequent = min(_FREQUENT_IDS, vocab_size // 2)
+    config = ChunkDecoderConfig(width=128, rank=64, frequent_ids=frequent)
+    return Decoder(f"fast chunk decoder: a GRU of width 128 that corrects the {frequent} most frequent ids", config)
+
+
+def shipped_checkpoint() -> Path:
+    """Its folder."""
+    return list_checkpoints(SHIPPED)[-1]
+
+
+def random_student(size: Size, decoder: Decoder, device: torch.device, seed: int = 0) -> LatentModel:
+    """A student of a size, without induction heads, which no other library's model has either."""
+    torch.manual_seed(seed)
+    heads = max(2, size.width // 64)
+    config = StudentConfig(
+        vocab_size=size.vocab_size,
+        pad_id=_PAD,
+        eos_id=_EOS,
+        hidden_size=size.width,
+        num_layers=size.layers,
+        num_heads=heads,
+        num_kv_heads=heads // 2,
+        head_dim=64,
+        intermediate_size=3 * size.width,
+        chunk_size=size.chunk_size,
+        latent_size=_LATENT_SIZE,
+        max_chunks=_CONTEXT_TOKENS // size.chunk_size,
+        chunk_decoder=decoder.config,
+    )
+    autoencoder = AutoencoderConfig(
+        vocab_size=size.vocab_size,
+        chunk_size=size.chunk_size,
+        latent_size=_LATENT_SIZE,
+        hidden_size=_TOKEN_WIDTH,
+        chunk_hidden_size=_CHUNK_WIDTH,
+        intermediate_size=_CHUNK_WIDTH,
+        pad_id=_PAD,
+    )
+    return LatentModel(Autoencoder(autoencoder), Student(config)).to(device).eval()
+
+
+@torch.no_grad()
+def sharpened(model: LatentModel, nats: float) -> LatentModel:
+    """Gives a random student's next token about the entropy of a trained one's, by a bias of independent normal logits.
+
+    Args:
+        model: its logits are small beside those; changed and given back.
+        nats: the entropy; what is above ln V leaves the model as it is.
+    """
+    bias = model.student.bias
+    normal = torch.randn(bias.shape, generator=torch.Generator().manual_seed(1))
+    low, high = 0.0, 100.0
+    if nats >= math.log(model.vocab_size):
+        return model
+    # The entropy falls as the logits spread.
+    for _ in range(40):
+        spread = (low + high) / 2
+        logprobs = (spread * normal).log_softmax(0)
+        low, high = (spread, high) if -float((logprobs.exp() * logprobs).sum()) > nats else (low, spread)
+    bias.copy_(low * normal)
+    return model
+
+
+def twin_of(model: LatentModel, device: torch.device, seed: int = 0) -> TokenLevelModel:
+    """A token-level student with the model's backbone, in width, depth and induction heads."""
+    torch.manual_seed(seed)
+    return TokenLevelModel(token_level_config(model.student.config)).to(device).eval()
+
+
+def transformers_config(config: TokenLevelConfig) -> Qwen3Config:
+    """The same backbone with its tables, for transformers and vLLM; it ends no text."""
+    qwen = backbone_config(config, config.max_tokens, config.vocab_size)
+    qwen.tie_word_embeddings = False
+    qwen.architectures = ["Qwen3ForCausalLM"]
+    qwen.eos_token_id = qwen.bos_token_id = None
+    qwen.pad_token_id = config.pad_id
+    return qwen
+
+
+def transformers_twin(config: TokenLevelConfig, device: torch.device, seed: int = 0) -> Any:
+    """A Qwen3ForCausalLM of transformers with random weights, as large as the token-level student of a config."""
+    torch.manual_seed(seed)
+    model: Any = Qwen3ForCausalLM(transformers_config(config))
+    return model.to(device).eval()
