@@ -18,7 +18,7 @@ def test_an_answer_streams_and_the_next_turn_knows_of_it(page: Page, server: str
 
     page.on("request", note)
     page.goto(f"{server}/#chat")
-    page.get_by_label("Max tokens").locator("visible=true").fill("24")
+    page.locator("#chat").get_by_label("Max tokens").fill("24")
     message = page.get_by_label("Message")
     message.fill("Write a loop.")
     message.press("Enter")
@@ -47,8 +47,8 @@ def test_an_answer_streams_and_the_next_turn_knows_of_it(page: Page, server: str
 
 def test_stop_ends_an_answer(page: Page, server: str) -> None:
     page.goto(f"{server}/#chat")
-    page.get_by_label("Max tokens").locator("visible=true").fill("1800")
-    page.get_by_label("Temperature").locator("visible=true").fill("1.5")
+    page.locator("#chat").get_by_label("Max tokens").fill("1800")
+    page.locator("#chat").get_by_label("Temperature").fill("1.5")
     page.get_by_label("Message").fill("Go on for long.")
     page.get_by_role("button", name="Send").click()
     expect(page.locator("#chat [role=option]").nth(8)).to_be_visible()

@@ -90,7 +90,7 @@ def test_the_teacher_judges_each_token_and_says_what_it_would_have_written(page:
 
 def test_a_teacher_of_another_tokenizer_says_so(browser: Browser, server: str) -> None:
     with opened(browser, server, expected_complaints=("Failed to load resource",)) as page:
-        page.get_by_label("Checkpoint", exact=True).select_option(STRANGER)
+        page.locator("#write").get_by_label("Checkpoint", exact=True).select_option(STRANGER)
         write(page, Max_tokens="16", Seed="2")
         wait_for_end(page)
         page.get_by_role("button", name="Ask the teacher").click()

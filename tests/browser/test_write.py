@@ -15,10 +15,11 @@ PROMPT = "def main(argv=None):\n"
 
 
 def write(page: Page, prompt: str = PROMPT, **controls: str) -> None:
-    page.get_by_label("Prompt", exact=True).fill(prompt)
+    panel = page.locator("#write")
+    panel.get_by_label("Prompt", exact=True).fill(prompt)
     for name, value in controls.items():
-        page.get_by_label(name.replace("_", " "), exact=True).fill(value)
-    page.get_by_role("button", name="Write", exact=True).click()
+        panel.get_by_label(name.replace("_", " "), exact=True).fill(value)
+    panel.get_by_role("button", name="Write", exact=True).click()
 
 
 def wait_for_end(page: Page) -> None:

@@ -23,7 +23,7 @@ export class Chart {
       element("summary", {}, "as a table"), this.figures);
     this.empty = element("p", { class: "muted small" }, "Nothing is measured yet.");
     this.root = element("figure", { class: "card chart" },
-      element("figcaption", {}, element("h3", {}, `${title}, ${unit}`)), this.empty, this.place, this.details);
+      element("figcaption", {}, element("h2", {}, `${title}, ${unit}`)), this.empty, this.place, this.details);
     new ResizeObserver(() => this.fit()).observe(this.place);
     dark.addEventListener("change", () => this.draw());
     this.draw();
