@@ -47,7 +47,7 @@ def test_an_answer_streams_and_the_next_turn_knows_of_it(page: Page, server: str
 
 def test_stop_ends_an_answer(page: Page, server: str) -> None:
     page.goto(f"{server}/#chat")
-    page.locator("#chat").get_by_label("Max tokens").fill("1800")
+    page.locator("#chat").get_by_label("Max tokens").fill("1500")
     page.locator("#chat").get_by_label("Temperature").fill("1.5")
     page.get_by_label("Message").fill("Go on for long.")
     page.get_by_role("button", name="Send").click()

@@ -147,20 +147,21 @@ def test_the_same_seed_gives_the_same_text_and_another_another(page: Page) -> No
 
 
 def test_stop_ends_an_answer_and_keeps_what_is_there(page: Page) -> None:
-    write(page, Max_tokens="1900", Seed="1", Temperature="1")
+    # The likeliest continuation repeats itself, and does not end.
+    write(page, Max_tokens="1500", Temperature="0")
     expect(page.locator("[role=option]").nth(8)).to_be_visible()
     page.get_by_role("button", name="Stop", exact=True).click()
     expect(page.locator("article").get_by_role("status").first).to_contain_text("stopped by you")
     count = page.locator("[role=option]").count()
-    assert 8 < count < 1900
+    assert 8 < count < 1500
     page.wait_for_timeout(300)
     assert page.locator("[role=option]").count() == count
 
 
 def test_what_the_server_refuses_is_said_in_its_words(browser: Browser, server: str) -> None:
     with opened(browser, server, expected_complaints=("Failed to load resource",)) as page:
-        write(page, prompt="x = 1\n" * 4000)
-        problem = page.locator("article").get_by_role("alert")
+        write(page, Max_tokens="99999")
+        problem = page.locator("article").get_by_role("alert").first
         expect(problem).to_contain_text("tokens")
         expect(page.locator("article").get_by_role("status").first).to_contain_text("failed")
 
@@ -169,7 +170,7 @@ def test_a_server_that_is_gone_is_said_so(browser: Browser, server: str) -> None
     with opened(browser, server, expected_complaints=("Failed to load resource", "net::ERR")) as page:
         page.route("**/v1/completions", lambda route: route.abort())
         write(page)
-        expect(page.locator("article").get_by_role("alert")).to_contain_text("The server does not answer")
+        expect(page.locator("article").get_by_role("alert").first).to_contain_text("The server does not answer")
         page.route("**/status", lambda route: route.abort())
         expect(page.locator("#served")).to_have_text("not reachable")
 
@@ -182,7 +183,7 @@ def test_an_answer_that_breaks_off_is_said_so(page: Page) -> None:
 
     page.route("**/v1/completions", cut)
     write(page, Max_tokens="64", Seed="1")
-    expect(page.locator("article").get_by_role("alert")).to_contain_text("broke off")
+    expect(page.locator("article").get_by_role("alert").first).to_contain_text("broke off")
     assert page.locator("[role=option]").count() > 0
 
 
@@ -220,9 +221,9 @@ def test_markup_in_every_place_of_an_event_is_text(page: Page) -> None:
 
     page.route("**/v1/completions", spoil)
     write(page, Max_tokens="64", Seed="1")
-    expect(page.locator("article").get_by_role("alert")).to_have_text(bad)
+    expect(page.locator("article").get_by_role("alert").first).to_have_text(bad)
     page.locator("[role=option]").first.hover()
-    expect(page.get_by_role("tooltip").locator("tr").nth(1)).to_contain_text(bad)
+    expect(page.get_by_role("tooltip").locator("tr").nth(1)).to_contain_text(bad.replace(" ", "␣"))
     expect(page.locator("article h2")).to_have_text(bad)
     assert page.locator("main img, .alternatives img").count() == 0
     assert page.title() == "Write · LatentForge"

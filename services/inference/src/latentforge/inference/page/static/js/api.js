@@ -71,6 +71,13 @@ export async function get(path, { signal, isQuiet = true } = {}) {
   return (await send(path, { signal }, isQuiet)).json();
 }
 
+/** The figures of GET /metrics that have no labels, by name. */
+export async function getMetrics() {
+  const lines = (await (await send("metrics", {}, true)).text()).split("\n");
+  return new Map(lines.map((line) => line.split(" ")).filter(([name, value]) => name && name !== "#" && value)
+    .map(([name, value]) => [name, Number(value)]));
+}
+
 export async function post(path, body, { signal } = {}) {
   return (await send(path, posted(body, signal), false)).json();
 }

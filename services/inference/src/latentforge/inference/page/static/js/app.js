@@ -1,7 +1,7 @@
 // The page: which view is shown, and what all views know of the server.
 
 import { install } from "./alternatives.js";
-import { get, onKeyNeeded } from "./api.js";
+import { get, getMetrics, onKeyNeeded } from "./api.js";
 import { ChatPanel } from "./chat.js";
 import { element, fill, labelled, notice } from "./dom.js";
 import { RunsPanel } from "./runs.js";
@@ -67,17 +67,18 @@ class App {
 
   /** Asks the server how it is, and draws the view that is shown. */
   async refresh() {
-    const [status, listing, training] = await Promise.allSettled([
-      get("status"), get("checkpoints"), this.config.training ? get("training") : null,
+    const [status, listing, training, metrics] = await Promise.allSettled([
+      get("status"), get("checkpoints"), this.config.training ? get("training") : null, getMetrics(),
     ]);
     const problems = [];
-    if (status.status === "fulfilled") Object.assign(this.state, { status: status.value, statusAt: Date.now() });
+    if (status.status === "fulfilled") this.state.status = status.value;
     else problems.push(status.reason.message);
     if (listing.status === "fulfilled") {
       Object.assign(this.state, { checkpoints: listing.value.checkpoints, follows: listing.value.follows });
     } else if (!problems.length) {
       problems.push(listing.reason.message);
     }
+    if (metrics.status === "fulfilled") Object.assign(this.state, { metrics: metrics.value, metricsAt: Date.now() });
     this.state.training = training.status === "fulfilled" ? training.value : null;
     this.state.trainingProblem = training.status === "rejected" ? training.reason.message : null;
     fill(this.notices, ...problems.map((text) => notice(text, true)));

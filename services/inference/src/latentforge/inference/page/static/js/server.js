@@ -17,14 +17,15 @@ export class ServerPanel {
     place.append(this.load, this.speed.root, element("br"), this.swaps, this.quarantine);
   }
 
-  update({ status, statusAt }) {
+  update({ status, metrics, metricsAt }) {
+    if (metrics) this.sample(metrics.get("inference_tokens_drawn_total"), metricsAt);
     if (!status) return;
-    this.sample(status, statusAt);
+    const slots = metrics?.get("inference_slots");
     const speed = this.samples.length ? this.samples[this.samples.length - 1].y : null;
     fill(this.load, ...(status.problem ? [notice(status.problem)] : []), tiles([
       ["Running", String(status.running), "requests"],
       ["Queued", String(status.queued), "requests"],
-      ...(status.slots === undefined ? [] : [["Slots used", `${status.slots_used} of ${status.slots}`]]),
+      ...(slots === undefined ? [] : [["Slots used", `${metrics.get("inference_slots_used")} of ${slots}`]]),
       ["Speed", rounded(speed), "tokens/s"],
       ["Swaps", String(status.swaps.length)],
       ["Quarantined", String(status.quarantined.length)],
@@ -41,16 +42,16 @@ export class ServerPanel {
       : element("p", { class: "muted" }, "No checkpoint is in quarantine."));
   }
 
-  sample(status, at) {
-    if (status.tokens_drawn === undefined || at === this.lastAt) return;
+  sample(drawn, at) {
+    if (drawn === undefined || at === this.lastAt) return;
     if (this.lastAt !== undefined) {
-      const speed = 1000 * (status.tokens_drawn - this.lastDrawn) / (at - this.lastAt);
+      const speed = 1000 * (drawn - this.lastDrawn) / (at - this.lastAt);
       this.samples.push({ x: Math.round((at - this.firstAt) / 1000), y: Math.max(0, speed) });
       this.samples = this.samples.slice(-KEPT);
       this.speed.set([{ name: "tokens/s", points: this.samples }]);
     }
     this.firstAt ??= at;
     this.lastAt = at;
-    this.lastDrawn = status.tokens_drawn;
+    this.lastDrawn = drawn;
   }
 }
