@@ -18,6 +18,7 @@ def test_writing_needs_no_mouse(page: Page) -> None:
     def focused() -> str:
         return page.evaluate("document.activeElement.ariaLabel || document.activeElement.textContent.trim()")  # type: ignore[no-any-return]
 
+    expect(page.get_by_label("Prompt", exact=True)).to_be_visible()
     page.keyboard.press("Tab")
     assert focused() == "Skip to the content"
     page.keyboard.press("Enter")
@@ -38,6 +39,16 @@ def test_writing_needs_no_mouse(page: Page) -> None:
     # All tokens are one stop.
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.getAttribute('role')") != "option"
+
+
+def test_skipping_to_the_content_stays_in_the_view(page: Page, server: str) -> None:
+    page.goto(f"{server}/#server")
+    expect(page.locator("#server .tile").first).to_be_visible()
+    page.locator("a.skip").focus()
+    page.keyboard.press("Enter")
+    expect(page.locator("#main")).to_be_focused()
+    expect(page.locator("#server")).to_be_visible()
+    expect(page.get_by_role("link", name="Server")).to_have_attribute("aria-current", "page")
 
 
 def test_a_checkpoint_can_be_opened_and_left_without_a_mouse(page: Page, server: str) -> None:

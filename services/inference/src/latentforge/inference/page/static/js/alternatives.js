@@ -9,9 +9,9 @@ const box = element("div", { class: "alternatives", role: "tooltip", id: "altern
 let shownFor = null;
 let timer = 0;
 
-/** Puts the window into the page; called once. */
-export function install() {
-  document.body.append(box);
+/** Puts the window into a part of the page; called once. */
+export function install(part) {
+  part.append(box);
   // The pointer may go into the window, to read it or to copy from it.
   box.addEventListener("pointerenter", () => clearTimeout(timer));
   box.addEventListener("pointerleave", () => hideSoon());

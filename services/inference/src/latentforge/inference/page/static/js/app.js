@@ -20,7 +20,7 @@ class App {
   }
 
   async start() {
-    install();
+    install(document.getElementById("main"));
     onKeyNeeded(askForKey);
     try {
       this.config = this.state.config = await get("page/config");
@@ -48,7 +48,8 @@ class App {
   }
 
   show() {
-    const view = VIEWS.includes(location.hash.slice(1)) ? location.hash.slice(1) : VIEWS[0];
+    // Other fragments, as that of the skip link, name places in the view that is there.
+    const view = VIEWS.find((name) => `#${name}` === location.hash) ?? this.view ?? VIEWS[0];
     for (const name of VIEWS) document.getElementById(name).hidden = name !== view;
     for (const link of document.querySelectorAll("#views a")) {
       if (link.hash === `#${view}`) link.setAttribute("aria-current", "page");
