@@ -52,7 +52,8 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
         published(root, RUN, step, metrics=metrics)
     weights = published(root, RUN, 3000) / "student" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-64])
-    with_another_tokenizer(published(root, "stranger", 1))
+    # Older: the run that published last is served.
+    with_another_tokenizer(published(root, "stranger", 1, created="2026-11-01T00:00:00.000+00:00"))
     return root
 
 
@@ -76,8 +77,8 @@ def gateway(children: Children) -> str:
 
 
 @pytest.fixture(scope="session")
-def training(children: Children, gateway: str, checkpoints: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A run that trains for as long as the tests take, and publishes now and then: its status's URL."""
+def training(children: Children, gateway: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    """A run that trains for as long as the tests take, and publishes now and then: its status's URL, and where."""
     folder = tmp_path_factory.mktemp("training")
     data = folder / "data.jsonl"
     texts = [file.text for file in source_files(stdlib_root(), "train") if len(file.text) < 8000][:60]
@@ -89,7 +90,7 @@ def training(children: Children, gateway: str, checkpoints: Path, tmp_path_facto
     with environment(
         GATEWAY_TARGET=gateway,
         TOKENIZER_PATH=TEACHER,
-        CHECKPOINTS_DIR=checkpoints,
+        CHECKPOINTS_DIR=folder / "checkpoints",
         RUNS_DIR=folder / "runs",
         TRAINER_THREADS=1,
     ):
@@ -104,13 +105,13 @@ def training(children: Children, gateway: str, checkpoints: Path, tmp_path_facto
         return bool(status["stage"] == "student" and status["step"] > 20)
 
     children.wait_until(has_published, "training", seconds=START_SECONDS)
-    return url
+    return url, folder / "checkpoints"
 
 
 @pytest.fixture(scope="session")
 def server(children: Children, gateway: str, checkpoints: Path) -> Iterator[str]:
     """Everything but a trainer: the run ``library``, and the teacher."""
-    with serving(children, "inference", CHECKPOINTS_DIR=checkpoints, CHECKPOINT_RUN=RUN, GATEWAY_TARGET=gateway) as url:
+    with serving(children, "inference", CHECKPOINTS_DIR=checkpoints, GATEWAY_TARGET=gateway) as url:
         yield url
 
 

@@ -95,10 +95,9 @@ def test_a_quarantined_one_cannot_be_pinned_and_says_why(runs: Page) -> None:
     expect(dialog.get_by_role("button", name="Write with it")).to_have_count(0)
 
 
-def test_a_run_is_followed_while_it_trains(
-    browser: Browser, children: Children, checkpoints: Path, gateway: str, training: str
-) -> None:
-    variables = {"CHECKPOINTS_DIR": checkpoints, "CHECKPOINT_RUN": RUN, "INFERENCE_TRAINER_STATUS_URL": training}
+def test_a_run_is_followed_while_it_trains(browser: Browser, children: Children, training: tuple[str, Path]) -> None:
+    status, folder = training
+    variables = {"CHECKPOINTS_DIR": folder, "INFERENCE_TRAINER_STATUS_URL": status}
     with serving(children, "inference-training", **variables) as url, opened(browser, f"{url}/#runs") as page:
         expect(page.get_by_label("Run", exact=True)).to_have_value("live")
         expect(tile(page, "Stage")).to_have_text("student")
@@ -118,7 +117,6 @@ def test_a_run_is_followed_while_it_trains(
 def test_a_trainer_that_is_gone_is_said_so(browser: Browser, children: Children, checkpoints: Path) -> None:
     variables = {
         "CHECKPOINTS_DIR": checkpoints,
-        "CHECKPOINT_RUN": RUN,
         "INFERENCE_TRAINER_STATUS_URL": "http://127.0.0.1:9",
     }
     with (

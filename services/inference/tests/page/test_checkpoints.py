@@ -139,3 +139,16 @@ def test_it_says_which_can_chat(name: str, content: str, expected: bool, tmp_pat
     (tmp_path / "tokenizer" / name).write_text(content)
     record = FileRecord(size=len(content), sha256=f"{content}-{name}")
     assert has_template(tmp_path, {f"tokenizer/{name}": record}) is expected
+
+
+async def test_it_says_which_a_request_may_name_and_which_are_in_memory(page_server: Any, publish: Any) -> None:
+    publish(1, run="other")
+    publish(1)
+    publish(2)
+    async with page_server(checkpoint_run="demo") as (client, registry):
+        registry.snapshot_for("demo/step-00000001")
+        found = await listed(client)
+        assert {name for name, each in found.items() if each["usable"]} == {"demo/step-00000001", "demo/step-00000002"}
+        assert [name for name, each in found.items() if each["loaded"]] == ["demo/step-00000001"]
+    async with page_server() as (client, _):
+        assert all(each["usable"] for each in (await listed(client)).values())

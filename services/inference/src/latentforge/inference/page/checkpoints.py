@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,8 @@ class ListedCheckpoint(BaseModel):
         metrics: of the manifest, those that are finite.
         chat: its tokenizer has a chat template.
         served: requests that name no checkpoint are answered from it.
+        loaded: it is in memory beside the one that is served.
+        usable: a request may name it.
         pinned: its run is pinned to it.
         shipped: it is the fallback, in another folder, and cannot be pinned.
         problem: why it was quarantined, or what is wrong with its manifest or its run's pin.
@@ -42,6 +44,8 @@ class ListedCheckpoint(BaseModel):
     chat: bool = False
     metrics: dict[str, float] = {}
     served: bool = False
+    loaded: bool = False
+    usable: bool = False
     pinned: bool = False
     shipped: bool = False
     quarantined: bool = False
@@ -85,12 +89,13 @@ def listing(registry: Registry) -> CheckpointListing:
     """Reads the folder."""
     problems: list[str] = []
     try:
-        found = published_checkpoints(registry.root, lambda error: problems.append(str(error)))
+        found = published_checkpoints(registry.root, lambda error: problems.append(str(error)), followed=registry.run)
     except OSError as error:
         found, problems = [], [str(error)]
     reasons = {bad.checkpoint: bad.reason for bad in registry.quarantined}
     served = registry.current
-    listed = [_listed(each, reasons, served.id if served else None) for each in found[:_MOST_LISTED]]
+    loaded = {snapshot.id for snapshot in registry.loaded}
+    listed = [_listed(each, registry, reasons, loaded) for each in found[:_MOST_LISTED]]
     if served is not None and not any(each.served for each in listed):
         manifest = served.manifest
         listed.append(
@@ -103,6 +108,7 @@ def listing(registry: Registry) -> CheckpointListing:
                 chat=has_template(served.place, manifest.files),
                 metrics=_finite(manifest.metrics),
                 served=True,
+                usable=True,
                 shipped=True,
             )
         )
@@ -142,8 +148,12 @@ def unpin(registry: Registry, run: str) -> PinAnswer:
     return PinAnswer(run=run, pinned=None, note=_not_followed(registry, run))
 
 
-def _listed(published: PublishedCheckpoint, reasons: dict[str, str], served: str | None) -> ListedCheckpoint:
+def _listed(
+    published: PublishedCheckpoint, registry: Registry, reasons: Mapping[str, str], loaded: Set[str]
+) -> ListedCheckpoint:
     values: dict[str, Any] = {}
+    served, run = registry.current, published.place.parent.name
+    is_served = served is not None and served.id == published.id
     if (manifest := published.manifest) is not None:
         values = {
             "created": manifest.created,
@@ -153,9 +163,11 @@ def _listed(published: PublishedCheckpoint, reasons: dict[str, str], served: str
         }
     return ListedCheckpoint(
         id=published.id,
-        run=published.place.parent.name,
+        run=run,
         step=int(published.place.name.rpartition("-")[2]),
-        served=published.id == served,
+        served=is_served,
+        loaded=published.id in loaded and not is_served,
+        usable=published.manifest is not None and published.id not in reasons and registry.run in (None, run),
         pinned=published.is_pinned,
         quarantined=published.id in reasons,
         problem=reasons.get(published.id) or published.problem,

@@ -8,7 +8,9 @@ from fastapi import APIRouter, FastAPI
 from fastapi.responses import FileResponse
 from pydantic import BaseModel
 
-from latentforge.inference.checkpoints.registry import Registry
+from latentforge.core.checkpoints import UnknownCheckpointError
+from latentforge.core.manifest import CheckpointError
+from latentforge.inference.checkpoints.registry import NothingServedError, Registry
 from latentforge.inference.checkpoints.snapshot import Snapshot
 from latentforge.inference.page import assets, checkpoints
 from latentforge.inference.page.guard import PageRoute
@@ -93,9 +95,14 @@ def page_router(settings: InferenceSettings, registry: Registry) -> APIRouter:
 
 
 async def _snapshot(registry: Registry, name: str | None) -> Snapshot:
-    current = registry.current
-    if current is None:
-        raise RestError(503, "no_checkpoint", f"nothing is loaded yet: the server waits for {registry.waiting_for}")
-    if name not in (None, "latentforge", current.id, current.manifest.run):
-        raise RestError(404, "model_not_found", f"{name!r} is not served; {current.id} is", param="model")
-    return current
+    """The checkpoint of a name; one that is not served is loaded beside it."""
+    try:
+        return await asyncio.to_thread(registry.snapshot_for, name)
+    except NothingServedError as error:
+        raise RestError(503, "no_checkpoint", str(error)) from None
+    except UnknownCheckpointError as error:
+        raise RestError(404, "model_not_found", str(error), param="model") from None
+    except CheckpointError as error:
+        raise RestError(409, "checkpoint_refused", str(error), param="model") from None
+    except OSError as error:
+        raise RestError(503, "checkpoint_unreadable", f"{name} cannot be read now: {error}", param="model") from None

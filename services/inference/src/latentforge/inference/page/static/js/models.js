@@ -14,7 +14,7 @@ export class ModelChoice {
 
   update(checkpoints) {
     const chosen = this.select.value;
-    const usable = checkpoints.filter((c) => !c.quarantined && c.created !== null);
+    const usable = checkpoints.filter((c) => c.usable);
     const options = [
       ...this.first.map(([value, name]) => element("option", { value }, name)),
       ...usable.map((c) => element("option", { value: c.id }, c.served ? `${c.id} (served)` : c.id)),

@@ -110,8 +110,8 @@ export class RunsPanel {
     const close = () => this.dialog.close();
     const action = (name, work, isMain) => element("button", { type: "button", class: isMain && "main", on: { click: work } }, name);
     const actions = [];
-    if (!checkpoint.quarantined) {
-      actions.push(action("Write with it", () => { close(); this.app.writeWith(id); }, true));
+    if (checkpoint.usable) actions.push(action("Write with it", () => { close(); this.app.writeWith(id); }, true));
+    if (!checkpoint.quarantined && checkpoint.created) {
       if (!checkpoint.shipped && !checkpoint.pinned) actions.push(action("Serve it (pin)", () => this.act("pin", { checkpoint: id })));
     }
     if (checkpoint.pinned) actions.push(action("Unpin", () => this.act("unpin", { run: checkpoint.run })));
