@@ -213,6 +213,11 @@ test-fast: $(READY_DEV) ## Tests of a second or so each
 test-e2e: $(READY_DEV) ## Whole services as processes
 	@$(PYTEST) -m "e2e and not docker and not vllm"
 
+.PHONY: soak
+soak: $(READY_DEV) ## Twice the requests that a server takes: 429s, no failure, flat memory
+#: SECONDS=600   swaps and clients that hang up among them; make test does 20 s of it
+	@SOAK_SECONDS=$(or $(SECONDS),600) $(PYTEST) services/inference/tests/serving/test_soak.py
+
 .PHONY: test-browser
 test-browser: $(READY_DEV) ## The page in Debian's headless Chromium (apt-get install chromium): clicked, seen, heard
 	@$(PYTEST) -m browser
