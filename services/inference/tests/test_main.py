@@ -130,6 +130,22 @@ def test_a_second_signal_ends_at_once(server: tuple[str, "subprocess.Popen[bytes
         assert isinstance(pending.exception(), httpx.TransportError)
 
 
+@pytest.mark.e2e
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="this machine has no IPv6")
+@pytest.mark.parametrize(
+    "server", [{"INFERENCE_HOST": "::1"}, {"INFERENCE_HOST": "[::1]"}], indirect=True, ids=["bare", "brackets"]
+)
+def test_an_ipv6_address_is_served_with_brackets_or_without(
+    server: tuple[str, "subprocess.Popen[bytes]"], publish: Publish, tmp_path: Path
+) -> None:
+    port = server[0].rpartition(":")[2]
+    url = f"http://[::1]:{port}"
+    publish(1)
+    wait_for(url, "/health", lambda health: health["checkpoint"] is not None)
+    assert httpx.post(f"{url}/generate", json={"prompt": "x", "max_tokens": 4}).status_code == 200
+    assert f"listening on {url}, " in (tmp_path / "log").read_text()
+
+
 def test_a_taken_port_is_named() -> None:
     with (
         socket.create_server(("127.0.0.1", 0)) as taken,

@@ -120,6 +120,24 @@ def test_infer_asks_a_server_of_this_machine_past_every_proxy(host: str) -> None
     assert result.stdout.startswith("from afar\n")
 
 
+def test_infer_sends_the_key_that_the_server_wants(monkeypatch: pytest.MonkeyPatch) -> None:
+    received: list[str | None] = []
+
+    class Noting(_AnswersGenerate):
+        def do_POST(self) -> None:
+            received.append(self.headers["authorization"])
+            super().do_POST()
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Noting) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        for keys in ("", "k-1", "k-2,k-3"):
+            monkeypatch.setenv("INFERENCE_API_KEY", keys)
+            result = runner.invoke(app, ["infer", "--url", f"http://127.0.0.1:{server.server_address[1]}"])
+            assert result.exit_code == 0, result.output
+        server.shutdown()
+    assert received == [None, "Bearer k-1", "Bearer k-2"]
+
+
 UNUSABLE = [
     ("all_proxy", "socks5://127.0.0.1:9"),
     ("https_proxy", "foo://127.0.0.1:9"),

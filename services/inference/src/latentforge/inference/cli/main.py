@@ -19,6 +19,7 @@ from latentforge.core.settings import load_settings
 from latentforge.inference.checkpoints.snapshot import Snapshot
 from latentforge.inference.cli import bench as benchmark
 from latentforge.inference.cli import pins
+from latentforge.inference.cli.access import key_headers
 from latentforge.inference.main import build_registry
 from latentforge.inference.main import serve as run_server
 from latentforge.inference.rest.completion import PromptError, answer, prepare
@@ -164,7 +165,7 @@ def _request(**values: Any) -> GenerateRequest:
 
 
 def _ask(url: str, request: GenerateRequest) -> GenerateResponse:
-    body = request.model_dump(exclude_none=True)
+    body, headers = request.model_dump(exclude_none=True), key_headers()
     try:
         # The context is made here since a client without the environment's proxies ignores its SSL_CERT_FILE as well.
         client = httpx.Client(trust_env=not is_loopback(url), verify=httpx.create_ssl_context(), timeout=600)
@@ -172,7 +173,7 @@ def _ask(url: str, request: GenerateRequest) -> GenerateResponse:
         fail(unusable_proxy(error), code=WRONG_USAGE)
     try:
         with client:
-            response = client.post(f"{url.rstrip('/')}/generate", json=body)
+            response = client.post(f"{url.rstrip('/')}/generate", json=body, headers=headers)
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         fail(
             f"no inference server answers at {url} ({error}); start one with `make serve`, or leave --url out"
