@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import Qwen3Model
 
-from latentforge.model.decoding.fusion import fused_weight
+from latentforge.model.decoding.fusion import FusedSwiGLU, fused_weight
 
 # What a layer's attention gives for queries [n, heads, d], keys and values [n, kv_heads, d]: float [n, heads·d]; None
 # ends the pass, where only the keys and values are wanted.
@@ -34,9 +34,7 @@ class _Layer:
     qkv: Tensor
     qk_norm: Tensor
     out: Tensor
-    post_norm: Tensor
-    gate_up: Tensor
-    down: Tensor
+    mlp: FusedSwiGLU
 
 
 class SlotBackbone:
@@ -163,9 +161,7 @@ class SlotBackbone:
             seen = attend(index, qk[:, :heads], qk[:, heads:], qkv[:, num_rotated:])
             if seen is None:
                 return None
-            x = torch.addmm(x, seen, layer.out.T)
-            gate, up = F.linear(self._normed(x, layer.post_norm), layer.gate_up).chunk(2, -1)
-            x = torch.addmm(x, F.silu(gate).mul_(up), layer.down.T)
+            x = layer.mlp(torch.addmm(x, seen, layer.out))
         return self._normed(x, self._norm)
 
     def _normed(self, x: Tensor, weight: Tensor) -> Tensor:
@@ -179,10 +175,14 @@ def _layer(layer: Any, heads: int, kv_heads: int) -> _Layer:
         input_norm=layer.input_layernorm.weight.detach(),
         qkv=fused_weight([attention.q_proj, attention.k_proj, attention.v_proj]),
         qk_norm=torch.cat([q_norm.expand(heads, -1), k_norm.expand(kv_heads, -1)]),
-        out=attention.o_proj.weight.detach(),
-        post_norm=layer.post_attention_layernorm.weight.detach(),
-        gate_up=fused_weight([mlp.gate_proj, mlp.up_proj]),
-        down=mlp.down_proj.weight.detach(),
+        out=attention.o_proj.weight.detach().T,
+        mlp=FusedSwiGLU(
+            layer.post_attention_layernorm.weight,
+            layer.post_attention_layernorm.variance_epsilon,
+            mlp.gate_proj,
+            mlp.up_proj,
+            mlp.down_proj,
+        ),
     )
 
 

@@ -48,7 +48,7 @@ class SlotInduction:
     def __init__(self, head: InductionHead, num_slots: int, max_tokens: int, chunk_size: int, pad_id: int) -> None:
         self._heads, self._size, self._context, self._k = head.heads, head.size, head.context, chunk_size
         value, weight = head.value.weight.detach(), head.read.weight.detach()
-        embed_size = value.shape[1]
+        self._embed_size = embed_size = value.shape[1]
         # The value is a map of the last of the context's tokens: padded, it is made by the same product as the key.
         padded = F.pad(value, ((self._context - 1) * embed_size, 0))
         by_head = [part.unflatten(0, (self._heads, self._size)) for part in (weight, padded)]
@@ -120,26 +120,29 @@ class SlotInduction:
         self._num, self._slots, self._end = len(lengths), slots, self._k + 1 + max(lengths)
         flat = len(lengths) * self._heads
         # Of n texts and h heads as one batch: views, made once a chunk.
-        self._flat_entries = self.entries[slots].view(flat, -1, 2 * self._size)
+        entries = self.entries[slots].view(flat, -1, 2 * self._size)
+        self._keys, self._values = entries[..., : self._size], entries[..., self._size :]
+        # The chunk's own, its last token first.
+        self._own_keys, self._own_values = (part[:, : self._k].unbind(1) for part in (self._keys, self._values))
         self._flat_base = self.base[slots].view(flat, -1, 1)
         self._flat_sharpness = self._sharpness[:flat]
-        self._chunk_ids, self._chunk_gain, self._chunk_tail = self.ids[slots], self._gain[slots], self.tail[slots]
+        self._chunk_ids, self._chunk_gain = self.ids[slots], self._gain[slots]
+        self._chunk_tail = self.tail[slots].flatten(1)
         self._read_window(0)
 
     def find(self, k: int) -> FoundTokens:
         """What is found before token k of the chunk, when the tokens before it have been read."""
-        begin, end, size = self._k - k, self._end, self._size
-        entries = self._flat_entries
-        queries = entries[:, begin - 1, :size, None]
-        scores = torch.baddbmm(self._flat_base[:, begin:end], entries[:, begin:end, :size], queries)
-        shares = scores.softmax(1)
-        values = torch.bmm(shares.mT, entries[:, begin:end, size:]).view(self._num, -1)
-        boosts = torch.bmm(self._chunk_gain, shares.view(self._num, self._heads, -1))
-        return FoundTokens(values, boosts[:, 0], self._chunk_ids[:, begin:end])
+        begin = self._k - k
+        num = self._end - begin
+        keys, base = self._keys.narrow(1, begin, num), self._flat_base.narrow(1, begin, num)
+        shares = torch.baddbmm(base, keys, self._own_keys[begin - 1][:, :, None]).softmax(1)
+        values = torch.bmm(shares.mT, self._values.narrow(1, begin, num)).view(self._num, -1)
+        boosts = torch.bmm(self._chunk_gain, shares.view(self._num, self._heads, num))
+        return FoundTokens(values, boosts.view(self._num, num), self._chunk_ids.narrow(1, begin, num))
 
     def read_token(self, k: int, ids: Tensor) -> None:
         """Reads token k of the chunk, int64 [n], whose embeddings are in ``tail``."""
-        self._chunk_ids[:, self._k - 1 - k] = ids
+        self._chunk_ids.select(1, self._k - 1 - k).copy_(ids)
         self._read_window(k + 1)
 
     def end(self, rows: Tensor, row_ids: Sequence[int], lengths: Sequence[int]) -> None:
@@ -162,14 +165,12 @@ class SlotInduction:
 
     def _read_window(self, k: int) -> None:
         """Makes the key of place k and the value of the token before it, of the chunk that is being written."""
-        window = self._chunk_tail[:, k : k + self._context].flatten(1)
-        made = F.linear(window, self._read_weight).view(-1, 2 * self._size)
+        window = self._chunk_tail.narrow(1, k * self._embed_size, self._context * self._embed_size)
+        places, values = F.linear(window, self._read_weight).view(-1, 2 * self._size).split(self._size, 1)
         if k < self._k:
-            places = made[:, : self._size]
-            key = self._flat_entries[:, self._k - 1 - k, : self._size]
-            torch.mul(places, _factor(places, self._flat_sharpness), out=key)
+            torch.mul(places, _factor(places, self._flat_sharpness), out=self._own_keys[self._k - 1 - k])
         if k:
-            self._flat_entries[:, self._k - k, self._size :] = made[:, self._size :]
+            self._own_values[self._k - k].copy_(values)
 
 
 def _factor(places: Tensor, sharpness: Tensor) -> Tensor:

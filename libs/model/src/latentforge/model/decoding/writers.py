@@ -6,11 +6,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from latentforge.model.autoencoder import Autoencoder
 from latentforge.model.decoding.chunk_states import ChunkStates, chunk_states
+from latentforge.model.decoding.fusion import FusedSwiGLU
 from latentforge.model.decoding.induction import FoundTokens
 from latentforge.model.heads import EnergyHead
 from latentforge.model.latent_model import LatentModel
-from latentforge.model.layers import output_scale
+from latentforge.model.layers import SwiGLU, output_scale
 from latentforge.model.token_level import TokenLevelModel
 
 
@@ -78,6 +80,7 @@ class LatentWriter(ChunkWriter):
         self._output_weight, self._bias = model.output_weight.detach(), _without_pad(student.bias, config.pad_id)
         size = num_slots * self._k, config.vocab_size
         self._buffer = torch.empty(size, dtype=self._bias.dtype, device=self._bias.device)
+        self._features = _FusedDecoder(model.autoencoder) if model.writes_from_latents else None
         self._states: ChunkStates | None = None
         if student.chunk_decoder is not None:
             self._states = chunk_states(student.chunk_decoder)
@@ -90,11 +93,15 @@ class LatentWriter(ChunkWriter):
         return self._student.chunk_inputs(embedded)
 
     def begin(self, hidden: Tensor, previous: Tensor, noise: Tensor | None) -> None:
-        features = self._model.logit_features(hidden, self._latents(hidden, noise))
         # Token after token: a token's logits of all texts lie side by side.
-        rows = self._buffer[: features.shape[0] * self._k]
-        torch.addmm(self._bias, features.transpose(0, 1).flatten(0, 1), self._output_weight.T, out=rows)
-        self._logits = rows.view(self._k, len(hidden), -1)
+        latents = self._latents(hidden, noise)
+        if self._features is not None:
+            features = self._features(latents)
+        else:
+            features = self._model.logit_features(hidden, latents).transpose(0, 1).flatten(0, 1)
+        rows = self._buffer[: len(features)]
+        torch.addmm(self._bias, features, self._output_weight.T, out=rows)
+        self._logits = rows.view(self._k, len(hidden), -1).unbind()
         if self._states is not None:
             self._output = self._states.begin(hidden, previous)
 
@@ -133,6 +140,25 @@ class LatentWriter(ChunkWriter):
             return self._head.from_noise(hidden, noise)
         latents: Tensor = self._head(hidden)[0]
         return latents
+
+
+class _FusedDecoder:
+    """An autoencoder's decoder, of latents [n, D] to features [K·n, w], token after token."""
+
+    def __init__(self, autoencoder: Autoencoder) -> None:
+        self._decoder = decoder = autoencoder.decoder
+        self._decode_chunk, self._decode_tokens = _fused(decoder.decode_chunk), _fused(decoder.decode_tokens)
+
+    def __call__(self, latents: Tensor) -> Tensor:
+        decoder = self._decoder
+        x = decoder.expand(self._decode_chunk(decoder.from_latent(latents)))
+        tokens = x.unflatten(1, decoder.slots).transpose(0, 1).flatten(0, 1)
+        return self._decode_tokens(tokens).mul_(decoder.log_scale.exp())
+
+
+def _fused(block: SwiGLU) -> FusedSwiGLU:
+    assert block.norm.eps is not None
+    return FusedSwiGLU(block.norm.weight, block.norm.eps, block.gate, block.up, block.down)
 
 
 class TokenWriter(ChunkWriter):
