@@ -8,10 +8,11 @@ from huggingface_hub import ModelCard
 from latentforge.core.checkpoint_files import read_manifest, verify_checkpoint
 from latentforge.core.manifest import TeacherId
 from latentforge.model.io import load_autoencoder
+from latentforge.text.tokenizer import TextTokenizer
 from latentforge.trainer.config.sections import StudentRecipe
 from latentforge.trainer.errors import TrainerError
-from latentforge.trainer.training.learners import latent_learner
-from latentforge.trainer.training.publish import is_published, publish, publish_steps, published
+from latentforge.trainer.training.learners import latent_learner, token_level_learner
+from latentforge.trainer.training.publish import golden_text, is_published, publish, publish_steps, published
 
 TEACHER = TeacherId(backend="none", model="none", revision="none")
 TEXT = "def"
@@ -83,3 +84,33 @@ def test_what_is_published_is_found(make_run: Any, autoencoder: Path) -> None:
     assert published(run, model) == ["tiny/step-00000007"]
     assert is_published(run, model, 7)
     assert not is_published(run, model, 8)
+
+
+def test_a_golden_text_is_the_first_one_that_is_held_out_and_fits(tokenizer_folder: Path) -> None:
+    tokenizer = TextTokenizer(tokenizer_folder)
+    special = tokenizer.special_id("<|endoftext|>")
+    assert special is not None
+    ids = tokenizer.encode("def main():\n    return naïve 東京")
+    whole = golden_text(tokenizer, [[special] * 4, [special, *ids], ids], 1000)
+    assert whole == tokenizer.decode(ids)
+    for most in range(1, len(ids) + 1):
+        try:
+            text = golden_text(tokenizer, [ids], most)
+        except TrainerError:
+            # Not even one character is whole.
+            assert most < 4
+            continue
+        assert whole.startswith(text)
+        assert 0 < len(tokenizer.encode(text)) <= most
+    with pytest.raises(TrainerError, match="no text, only control tokens"):
+        golden_text(tokenizer, [[special] * 4], 10)
+
+
+def test_a_token_level_student_that_is_not_finite_is_not_published(make_run: Any) -> None:
+    run = make_run()
+    model: Any = token_level_learner(run, torch.ones(260, dtype=torch.int64)).model
+    with torch.no_grad():
+        model.start[0] = float("nan")
+    with pytest.raises(TrainerError, match="the weights start are not finite"):
+        publish(run, model, TEACHER, 7, {}, TEXT)
+    assert published(run, model) == []

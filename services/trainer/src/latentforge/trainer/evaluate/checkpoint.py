@@ -1,15 +1,17 @@
 """From what a user names to a model with its tokenizer, and to held-out data."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
 
-from latentforge.core.checkpoint_files import verify_checkpoint
+from latentforge.core.checkpoint_files import CheckpointFiles
 from latentforge.core.checkpoints import chosen_checkpoint, list_checkpoints
 from latentforge.core.manifest import MANIFEST
-from latentforge.model.io import CONFIG_FILE, load_autoencoder, load_student, load_token_level
+from latentforge.model.checkpoint import load_checkpoint
+from latentforge.model.io import CONFIG_FILE, load_token_level
 from latentforge.model.latent_model import LatentModel
 from latentforge.model.token_level import TokenLevelModel
 from latentforge.text.held_out import split_tail
@@ -84,13 +86,15 @@ def load_subject(
         )
     place, fallback = _find(name, settings)
     if (place / MANIFEST).is_file():
-        manifest = verify_checkpoint(place)
-        latent = LatentModel(load_autoencoder(place / "autoencoder"), load_student(place / "student"))
+        # Wherever it was copied to.
+        files = CheckpointFiles(place, anywhere=True)
+        manifest, latent = files.manifest, load_checkpoint(files).model
+        files.check_rest()
         held_out = settings.runs_dir / manifest.run / "data" / "held-out"
         return Subject(
             manifest.id,
             latent,
-            _tokenizer(place / "tokenizer", latent, bos=manifest.bos_id is not None),
+            _tokenizer(place / "tokenizer", latent, manifest.bos_id is not None, files.read_folder("tokenizer")),
             held_out,
             fallback,
         )
@@ -130,9 +134,11 @@ def _is_token_level(place: Path) -> bool:
     return isinstance(config, dict) and config.get("kind") == "token-level"
 
 
-def _tokenizer(folder: Path, model: Model, bos: bool | None = None) -> TextTokenizer:
+def _tokenizer(
+    folder: Path, model: Model, bos: bool | None = None, contents: Mapping[str, bytes] | None = None
+) -> TextTokenizer:
     config = model.config if isinstance(model, TokenLevelModel) else model.student.config
-    return TextTokenizer(folder, eos_id=config.eos_id, pad_id=config.pad_id, bos=bos)
+    return TextTokenizer(folder, eos_id=config.eos_id, pad_id=config.pad_id, bos=bos, contents=contents)
 
 
 def load_data(
