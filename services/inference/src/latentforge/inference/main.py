@@ -91,7 +91,9 @@ def _watch(metrics: InferenceMetrics, registry: Registry, engine: AsyncEngine) -
     metrics.gauge("inference_slots_used", "Slots that texts have.", lambda: engine.engine.slots_used)
     metrics.gauge("inference_slots", "Slots of all loaded checkpoints in use.", lambda: engine.engine.slots_total)
     metrics.gauge("inference_quarantined", "Checkpoints that failed their checks.", lambda: len(registry.quarantined))
-    metrics.counter("inference_swaps", "Changes of what is served.", lambda: len(registry.swaps))
+    metrics.counter("inference_swaps", "Changes of what is served.", lambda: registry.num_swaps)
+    metrics.counter("inference_loads", "Checkpoints that passed their checks.", lambda: registry.counts.loads)
+    metrics.counter("inference_load_seconds", "What their loads took.", lambda: registry.counts.load_seconds)
 
 
 def listen(host: str, port: int) -> socket.socket:

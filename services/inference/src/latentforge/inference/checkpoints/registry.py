@@ -66,7 +66,7 @@ class Registry:
     Attributes:
         problem: what could not be done at the last look, or was passed over; None where nothing was.
         swaps: the last changes of what is served.
-        num_swaps: how often one checkpoint took another's place since the process began.
+        num_swaps: how many there were since the process began, the first load among them.
     """
 
     def __init__(
@@ -197,7 +197,7 @@ class Registry:
             return False
         before = self.current
         self.swaps.append(Swap(before.id if before else None, snapshot.id, now()))
-        self.num_swaps += before is not None
+        self.num_swaps += 1
         self._served = (place, stamp, snapshot)
         logger.info("serving %s%s", snapshot.id, f" instead of {before.id}" if before else "")
         return True

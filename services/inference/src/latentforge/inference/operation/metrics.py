@@ -76,7 +76,7 @@ class InferenceMetrics:
         """A figure that is asked for at every scrape."""
         Gauge(name, documentation, registry=self.registry).set_function(value)
 
-    def counter(self, name: str, documentation: str, value: Callable[[], int]) -> None:
+    def counter(self, name: str, documentation: str, value: Callable[[], float]) -> None:
         """What somebody else counts, asked for at every scrape; ``name`` is without its ``_total``."""
         self.registry.register(_CountedElsewhere(name, documentation, value))
 
@@ -86,7 +86,7 @@ class InferenceMetrics:
 
 
 class _CountedElsewhere(Collector):
-    def __init__(self, name: str, documentation: str, value: Callable[[], int]) -> None:
+    def __init__(self, name: str, documentation: str, value: Callable[[], float]) -> None:
         self._name = name
         self._documentation = documentation
         self._value = value
