@@ -18,9 +18,9 @@ from rich.console import Console
 
 from benchmarks.gateway.servers import machine
 from benchmarks.inference import inprocess, rest
-from benchmarks.inference.bench import Bench
+from benchmarks.inference.bench import InferenceBench
 from benchmarks.inference.clients import LoadError
-from benchmarks.inference.plan import QUICK, Plan
+from benchmarks.inference.plan import QUICK, InferencePlan
 from benchmarks.inference.progress import BenchProgress
 from benchmarks.inference.report import BARS, NOTES, InferenceBenchResults, table
 from benchmarks.inference.servers import InferenceServers
@@ -33,7 +33,7 @@ from tools.processes import ChildError, StoppedError, stop_on_signals
 _LOGS = Path("runs") / "logs" / "bench-inference"
 
 # In the order in which they run, each with its figures for each repeat and besides.
-MEASUREMENTS: dict[str, tuple[Callable[[Bench], Result], int, int]] = {
+MEASUREMENTS: dict[str, tuple[Callable[[InferenceBench], Result], int, int]] = {
     "step_over_floor": (inprocess.step_over_floor, 1, 0),
     "decode_16_vs_vllm": (inprocess.decode_16_vs_vllm, 1, 2),
     "decode_16_vs_hf": (inprocess.decode_16_vs_hf, 2, 0),
@@ -67,7 +67,7 @@ def main(
     Starts servers and stops them. On a CPU vLLM's figures need .venv-vllm (python -m tools.vllm_env); on a GPU what
     needs a server is left out.
     """
-    plan = QUICK if quick else Plan()
+    plan = QUICK if quick else InferencePlan()
     if repeats is not None:
         plan = replace(plan, repeats=repeats)
     failures = ChildError, OSError, TimeoutError, ValueError
@@ -89,7 +89,7 @@ def _chosen(only: str | None, device: str) -> list[str]:
     return [name for name in ids if name in asked]
 
 
-def _run(plan: Plan, ids: list[str], device: str, results: Path) -> None:
+def _run(plan: InferencePlan, ids: list[str], device: str, results: Path) -> None:
     started = time.monotonic()
     before = machine() | {"torch": torch.__version__, "transformers": transformers.__version__}
     chosen = torch.device(choose_device("--device", device, torch.cuda.device_count()))
@@ -98,7 +98,7 @@ def _run(plan: Plan, ids: list[str], device: str, results: Path) -> None:
     with ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-inference-")))
         progress = stack.enter_context(BenchProgress(total))
-        bench = Bench(
+        bench = InferenceBench(
             plan=plan,
             device=chosen,
             threads=tuple(dict.fromkeys((1, len(os.sched_getaffinity(0))))) if chosen.type == "cpu" else (1,),
@@ -117,7 +117,9 @@ def _run(plan: Plan, ids: list[str], device: str, results: Path) -> None:
     _report(bench, found, before, results, seconds=time.monotonic() - started)
 
 
-def _report(bench: Bench, found: list[Result], machine: dict[str, Any], results: Path, *, seconds: float) -> None:
+def _report(
+    bench: InferenceBench, found: list[Result], machine: dict[str, Any], results: Path, *, seconds: float
+) -> None:
     shown = table(found, bench.plan, bench.notes)
     path = InferenceBenchResults(
         name="bench_inference",

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 
 from benchmarks.inference.decoding import alternated
-from benchmarks.inference.plan import Plan
+from benchmarks.inference.plan import InferencePlan
 from benchmarks.inference.servers import InferenceServer, InferenceServers
 from latentforge.core.results import Result
 
@@ -25,7 +25,7 @@ class Report(Protocol):
 
 
 @dataclass
-class Bench:
+class InferenceBench:
     """One run of the benchmark.
 
     Attributes:
@@ -39,7 +39,7 @@ class Bench:
         notes: about what was chosen or could not be measured.
     """
 
-    plan: Plan
+    plan: InferencePlan
     device: torch.device
     threads: tuple[int, ...]
     servers: InferenceServers

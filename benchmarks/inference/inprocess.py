@@ -8,7 +8,7 @@ from functools import partial
 import torch
 
 from benchmarks.inference import floor
-from benchmarks.inference.bench import Bench
+from benchmarks.inference.bench import InferenceBench
 from benchmarks.inference.decoding import engine_pace, fastest_threads, step_cpu_seconds
 from benchmarks.inference.models import (
     DEFAULT_DECODER,
@@ -20,7 +20,7 @@ from benchmarks.inference.models import (
     transformers_twin,
     twin_of,
 )
-from benchmarks.inference.plan import Size
+from benchmarks.inference.plan import ModelSize
 from benchmarks.inference.transformers_baseline import generated
 from benchmarks.inference.vllm_baseline import VllmDtype, VllmError, vllm_paces
 from benchmarks.inference.workload import NUCLEUS, PLAIN, random_prompt_ids, text_prompt_ids
@@ -36,7 +36,7 @@ _NATS = 3.0
 _DTYPES: tuple[VllmDtype, ...] = ("float32", "bfloat16")
 
 
-def step_over_floor(bench: Bench) -> Result:
+def step_over_floor(bench: InferenceBench) -> Result:
     """CPU time of a step of the shipped student over that of its matrix products."""
     plan = bench.plan
     torch.set_num_threads(1)
@@ -63,22 +63,22 @@ def step_over_floor(bench: Bench) -> Result:
     return result
 
 
-def decode_1(bench: Bench) -> Result:
+def decode_1(bench: InferenceBench) -> Result:
     """One request, default chunk decoder."""
     return _beside_transformers(bench, "decode_1", DEFAULT_DECODER, 1)
 
 
-def decode_1_fast(bench: Bench) -> Result:
+def decode_1_fast(bench: InferenceBench) -> Result:
     """One request, the fastest chunk decoder."""
     return _beside_transformers(bench, "decode_1_fast", fast_decoder(bench.plan.large.vocab_size), 1)
 
 
-def decode_16_vs_hf(bench: Bench) -> Result:
+def decode_16_vs_hf(bench: InferenceBench) -> Result:
     """Many at once beside a static batch of transformers."""
     return _beside_transformers(bench, "decode_16_vs_hf", DEFAULT_DECODER, bench.plan.clients)
 
 
-def decode_1_vs_twin(bench: Bench) -> Result:
+def decode_1_vs_twin(bench: InferenceBench) -> Result:
     """One request beside the token-level twin in this engine."""
     model = random_student(bench.plan.large, DEFAULT_DECODER, bench.device)
     twin = twin_of(model, bench.device)
@@ -86,7 +86,7 @@ def decode_1_vs_twin(bench: Bench) -> Result:
     return _best_of_both(bench, "decode_1_vs_twin", ours, baseline, "the token-level twin in this engine")
 
 
-def decode_16_vs_vllm(bench: Bench) -> Result:
+def decode_16_vs_vllm(bench: InferenceBench) -> Result:
     """Many at once beside vLLM's CPU build, in whichever format that is faster in."""
     plan = bench.plan
     model = random_student(plan.large, DEFAULT_DECODER, bench.device)
@@ -117,14 +117,14 @@ def decode_16_vs_vllm(bench: Bench) -> Result:
     return result
 
 
-def top_p(bench: Bench) -> Result:
+def top_p(bench: InferenceBench) -> Result:
     """Tokens per second with the seed's sampling over those at temperature 1, at many ids.
 
     The model is as large as the shipped one. Its next tokens are about as uncertain as that one's; in ``measured`` is
     one beside it whose random weights leave nearly every id likely. Of one text and many at once the worse counts.
     """
     plan = bench.plan
-    size = Size(layers=3, width=192, vocab_size=plan.sampling_vocab)
+    size = ModelSize(layers=3, width=192, vocab_size=plan.sampling_vocab)
     torch.set_num_threads(1)
     ratios: dict[int, list[float]] = {}
     for name, nats in (("flat", math.inf), ("trained", _NATS)):
@@ -141,7 +141,7 @@ def top_p(bench: Bench) -> Result:
     return bench.alone("top_p", ratios[worse], unit="times")
 
 
-def _beside_transformers(bench: Bench, id: str, decoder: Decoder, at_once: int) -> Result:  # noqa: A002
+def _beside_transformers(bench: InferenceBench, id: str, decoder: Decoder, at_once: int) -> Result:  # noqa: A002
     plan = bench.plan
     model = random_student(plan.large, decoder, bench.device)
     theirs = transformers_twin(token_level_config(model.student.config), bench.device)
@@ -153,7 +153,7 @@ def _beside_transformers(bench: Bench, id: str, decoder: Decoder, at_once: int) 
 
 
 def _best_of_both(
-    bench: Bench,
+    bench: InferenceBench,
     id: str,  # noqa: A002
     ours: Callable[[], float],
     baseline: Callable[[], float],
@@ -173,12 +173,12 @@ def _best_of_both(
 
 
 def _engine(
-    bench: Bench, model: LatentModel | TokenLevelModel, at_once: int, params: SamplingParams = PLAIN
+    bench: InferenceBench, model: LatentModel | TokenLevelModel, at_once: int, params: SamplingParams = PLAIN
 ) -> Callable[[], float]:
     prompts = random_prompt_ids(at_once, bench.plan.prompt_tokens, model.vocab_size)
     return partial(engine_pace, batch_decoding(model, at_once), prompts, bench.plan.new_tokens, params)
 
 
-def _told(bench: Bench, what: str, figure: float) -> float:
+def _told(bench: InferenceBench, what: str, figure: float) -> float:
     bench.report.figure(f"{what}: {figure:,.0f} tokens/s")
     return figure

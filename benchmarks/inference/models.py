@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from benchmarks.inference.plan import Size
+from benchmarks.inference.plan import ModelSize
 from latentforge.core.checkpoints import list_checkpoints
 from latentforge.model.autoencoder import Autoencoder
 from latentforge.model.config import AutoencoderConfig, ChunkDecoderConfig, StudentConfig, TokenLevelConfig
@@ -48,7 +48,7 @@ def shipped_checkpoint() -> Path:
     return list_checkpoints(SHIPPED)[-1]
 
 
-def random_student(size: Size, decoder: Decoder, device: torch.device, seed: int = 0) -> LatentModel:
+def random_student(size: ModelSize, decoder: Decoder, device: torch.device, seed: int = 0) -> LatentModel:
     """A student of a size, without induction heads, which no other library's model has either."""
     torch.manual_seed(seed)
     heads = max(2, size.width // 64)

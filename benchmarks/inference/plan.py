@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Size:
+class ModelSize:
     """A student's sizes; heads have 64 dimensions, half as many of them are keys' and values'."""
 
     layers: int
@@ -14,7 +14,7 @@ class Size:
 
 
 @dataclass(frozen=True)
-class Plan:
+class InferencePlan:
     """What every measurement is made of.
 
     Attributes:
@@ -34,7 +34,7 @@ class Plan:
     prompt_tokens: int = 64
     new_tokens: int = 128
     window: float = 5.0
-    large: Size = Size(layers=12, width=768, vocab_size=32_000)
+    large: ModelSize = ModelSize(layers=12, width=768, vocab_size=32_000)
     sampling_vocab: int = 32_768
     swaps: int = 20
     flooding: int = 8
@@ -43,13 +43,13 @@ class Plan:
 
 
 # A look whether everything works: seconds each, and no figure worth knowing.
-QUICK = Plan(
+QUICK = InferencePlan(
     repeats=1,
     clients=4,
     prompt_tokens=16,
     new_tokens=16,
     window=0.5,
-    large=Size(layers=2, width=128, vocab_size=2048),
+    large=ModelSize(layers=2, width=128, vocab_size=2048),
     sampling_vocab=4096,
     swaps=2,
     flooding=2,

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from rich.table import Table
 
-from benchmarks.inference.plan import Plan
+from benchmarks.inference.plan import InferencePlan
 from latentforge.core.results import Result, ResultsFile
 
 # Of the ratio where there is a baseline, else of the value.
@@ -76,7 +76,7 @@ def meets_bar(result: Result) -> Literal["yes", "no", ""]:
     return "yes" if (figure <= bar if result.id in SMALLER_IS_BETTER else figure >= bar) else "no"
 
 
-def table(results: Sequence[Result], plan: Plan, notes: Sequence[str]) -> Table:
+def table(results: Sequence[Result], plan: InferencePlan, notes: Sequence[str]) -> Table:
     """The results for a terminal."""
     title = f"{plan.clients} clients, prompts of {plan.prompt_tokens} tokens, {plan.new_tokens} new ones, "
     title += f"{plan.repeats} repeats"

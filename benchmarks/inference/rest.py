@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 
-from benchmarks.inference.bench import Bench
+from benchmarks.inference.bench import InferenceBench
 from benchmarks.inference.clients import (
     ClientProcess,
     ask,
@@ -30,13 +30,13 @@ _SMALL_PROMPT = 8
 _SHARE = 0.99
 
 
-def rest_16(bench: Bench) -> Result:
+def rest_16(bench: InferenceBench) -> Result:
     """Many clients beside one."""
     many, one = (_pace(bench, bench.student(), clients) for clients in (bench.plan.clients, 1))
     return bench.compare("rest_16", many, one, name="one client of the same server")
 
 
-def rest_16_vs_token_level(bench: Bench) -> Result:
+def rest_16_vs_token_level(bench: InferenceBench) -> Result:
     """The shipped student beside its token-level twin in the same server."""
     ours = _pace(bench, bench.student(), bench.plan.clients)
     bench.report.begin("starting the server of the token-level twin")
@@ -45,7 +45,7 @@ def rest_16_vs_token_level(bench: Bench) -> Result:
     return bench.compare("rest_16_vs_token_level", ours, _pace(bench, twin, bench.plan.clients), name=name)
 
 
-def rest_16_vs_hf(bench: Bench) -> Result:
+def rest_16_vs_hf(bench: InferenceBench) -> Result:
     """The shipped student over REST beside transformers without a server."""
     plan = bench.plan
     config = token_level_config(load_student(shipped_checkpoint() / "student").config)
@@ -59,7 +59,7 @@ def rest_16_vs_hf(bench: Bench) -> Result:
     return bench.compare("rest_16_vs_hf", ours, baseline, name=name)
 
 
-def http_ms(bench: Bench) -> Result:
+def http_ms(bench: InferenceBench) -> Result:
     """What a small request costs beside the engine's own time."""
     job = _small_requests(bench, bench.student(), clients=1)
 
@@ -71,7 +71,7 @@ def http_ms(bench: Bench) -> Result:
     return bench.repeated("http_ms", measure, unit="ms")
 
 
-def hostile(bench: Bench) -> Result:
+def hostile(bench: InferenceBench) -> Result:
     """Small requests while others post large prompts and hold bodies open."""
     plan, server = bench.plan, bench.student()
     seconds = 2 * plan.window
@@ -96,7 +96,7 @@ def hostile(bench: Bench) -> Result:
     return bench.repeated("hostile", measure, unit="ms")
 
 
-def swap_p99(bench: Bench) -> Result:
+def swap_p99(bench: InferenceBench) -> Result:
     """Latencies while checkpoints are swapped, over those without."""
     plan = bench.plan
     root = bench.scratch / "swapped"
@@ -145,7 +145,7 @@ def swap_p99(bench: Bench) -> Result:
     return bench.alone("swap_p99", [a / b for a, b in zip(swapping, calm, strict=True)], unit="times")
 
 
-def _pace(bench: Bench, server: InferenceServer, clients: int) -> Callable[[], float]:
+def _pace(bench: InferenceBench, server: InferenceServer, clients: int) -> Callable[[], float]:
     """Tokens per second of so many clients of a server together."""
     plan = bench.plan
     prompts = text_prompts(bench.plan.clients, plan.prompt_tokens)
@@ -154,6 +154,8 @@ def _pace(bench: Bench, server: InferenceServer, clients: int) -> Callable[[], f
     return lambda: tokens_per_second(checked(ask(job)), warm_up)
 
 
-def _small_requests(bench: Bench, server: InferenceServer, *, clients: int, seconds: float | None = None) -> LoadJob:
+def _small_requests(
+    bench: InferenceBench, server: InferenceServer, *, clients: int, seconds: float | None = None
+) -> LoadJob:
     prompts = text_prompts(16, _SMALL_PROMPT)
     return LoadJob(_HOST, server.port, bodies(prompts, _SMALL_TOKENS, PLAIN), clients, seconds or bench.plan.window)

@@ -20,7 +20,7 @@ from benchmarks.inference.models import (
     transformers_twin,
     twin_of,
 )
-from benchmarks.inference.plan import QUICK, Size
+from benchmarks.inference.plan import QUICK, ModelSize
 from benchmarks.inference.report import BARS, InferenceBenchResults, meets_bar
 from benchmarks.inference.swaps import publish_copies
 from benchmarks.inference.workload import text_prompts
@@ -32,7 +32,7 @@ from latentforge.model.latent_model import LatentModel
 from latentforge.model.token_level import token_level_config
 
 CPU = torch.device("cpu")
-TINY = Size(layers=2, width=128, vocab_size=2048, chunk_size=4)
+TINY = ModelSize(layers=2, width=128, vocab_size=2048, chunk_size=4)
 
 
 def test_tokens_count_by_the_time_that_they_share_with_the_window() -> None:
@@ -121,7 +121,7 @@ def test_the_floor_of_a_longer_text_has_more_to_attend_to() -> None:
 
 
 def test_the_floor_of_a_larger_model_takes_longer() -> None:
-    small, large = (random_student(Size(2, width, 2048), DEFAULT_DECODER, CPU) for width in (64, 1024))
+    small, large = (random_student(ModelSize(2, width, 2048), DEFAULT_DECODER, CPU) for width in (64, 1024))
     assert sum(p.multiplications for p in step_products(large, 64)) > 4 * sum(
         p.multiplications for p in step_products(small, 64)
     )
@@ -141,7 +141,7 @@ def test_twins_are_as_large_as_the_backbone_that_they_stand_beside() -> None:
 
 
 def test_a_sharpened_model_is_about_as_uncertain_as_asked_for() -> None:
-    model = sharpened(random_student(Size(2, 64, 32_768), DEFAULT_DECODER, CPU), 3.0)
+    model = sharpened(random_student(ModelSize(2, 64, 32_768), DEFAULT_DECODER, CPU), 3.0)
     logprobs = model.student.bias.detach().log_softmax(0)
     assert float(-(logprobs.exp() * logprobs).sum()) == pytest.approx(3.0, abs=0.01)
 

@@ -98,6 +98,7 @@ def publish(tokenizer_json: str, tmp_path: Path) -> Publish:
         max_chunks: int = 256,
         spoil: Callable[[Student], object] = lambda _: None,
         golden: Golden | None = None,
+        chat_template: str | None = None,
         **changes: Any,
     ) -> Path:
         autoencoder, student = make_pair(
@@ -112,6 +113,8 @@ def publish(tokenizer_json: str, tmp_path: Path) -> Publish:
         tokenizer_folder = tmp_path / "tokenizer"
         tokenizer_folder.mkdir(exist_ok=True)
         (tokenizer_folder / "tokenizer.json").write_text(tokenizer_json, encoding="utf-8")
+        if chat_template is not None:
+            (tokenizer_folder / "chat_template.jinja").write_text(chat_template, encoding="utf-8")
         values: dict[str, Any] = {
             "chunk_size": student.config.chunk_size,
             "latent_size": student.config.latent_size,
@@ -126,6 +129,8 @@ def publish(tokenizer_json: str, tmp_path: Path) -> Publish:
             save_pretrained(student, folder / "student")
             (folder / "tokenizer").mkdir()
             (folder / "tokenizer" / "tokenizer.json").write_text(tokenizer_json, encoding="utf-8")
+            if chat_template is not None:
+                (folder / "tokenizer" / "chat_template.jinja").write_text(chat_template, encoding="utf-8")
 
         return publish_checkpoint(tmp_path / "checkpoints", run, step, ManifestDraft(**values | changes), write)
 

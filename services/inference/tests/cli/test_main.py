@@ -1,20 +1,23 @@
 import json
+import re
 import socket
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
 import torch
 from typer.testing import CliRunner
 
 from latentforge.inference.checkpoints.snapshot import load_snapshot
-from latentforge.inference.cli.bench import BenchResults
+from latentforge.inference.cli.decode_speed import BenchResults
 from latentforge.inference.cli.main import app
 from latentforge.inference.rest.completion import prepare
 from latentforge.inference.rest.schemas import GenerateRequest
 from latentforge.model.engine import offline
+from latentforge.model.engine.requests import Written
 
 Publish = Callable[..., Path]
 runner = CliRunner()
@@ -22,7 +25,8 @@ runner = CliRunner()
 
 @pytest.fixture(autouse=True)
 def _plain_logging_and_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("latentforge.inference.cli.main.configure_logging", lambda *_, **__: None)
+    for command in ("serve", "local"):
+        monkeypatch.setattr(f"latentforge.inference.cli.{command}.configure_logging", lambda *_, **__: None)
     monkeypatch.chdir(tmp_path)
 
 
@@ -72,10 +76,44 @@ def test_infer_says_when_no_server_answers(taken_port: int) -> None:
     assert f"no inference server answers at {url}" in result.stderr
 
 
-class _AnswersGenerate(BaseHTTPRequestHandler):
+class _Answers(BaseHTTPRequestHandler):
+    """Answers POST /generate at once, and /v1/completions in two events, to those who have the key if there is one."""
+
+    key: str | None = None
+    asked: ClassVar[list[dict[str, Any]]] = []
+
     def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        self.asked.append({"path": self.path, **body})
+        if self.key and self.headers["authorization"] != f"Bearer {self.key}":
+            self._send(401, {"error": {"message": "no key"}})
+        elif self.path == "/generate":
+            self._send(200, self._whole())
+        else:
+            self.send_response(200)
+            self.send_header("content-type", "text/event-stream")
+            self.end_headers()
+            self.wfile.write(b": nothing new yet\n\n")
+            for event in self._events():
+                self.wfile.write(b"data: " + json.dumps(event).encode() + b"\n\n")
+            self.wfile.write(b"data: [DONE]\n\n")
+
+    @staticmethod
+    def _events() -> list[dict[str, Any]]:
+        model = {"model": "demo/step-00000001", "usage": None}
+        first = {"index": 0, "text": "from ", "token_ids": [2, 3], "finish_reason": None}
+        second = {"index": 0, "text": "afar", "token_ids": [4], "finish_reason": "length"}
+        usage = {"prompt_tokens": 1, "completion_tokens": 3, "total_tokens": 4}
+        return [
+            model | {"choices": [first]},
+            model | {"choices": [second]},
+            model | {"choices": [], "usage": usage},
+        ]
+
+    @staticmethod
+    def _whole() -> dict[str, Any]:
         usage = {"prompt_tokens": 1, "completion_tokens": 2, "latent_steps": 1}
-        answer = {
+        return {
             "text": "from afar",
             "token_ids": [2, 3],
             "checkpoint": "demo/step-00000001",
@@ -86,9 +124,10 @@ class _AnswersGenerate(BaseHTTPRequestHandler):
             "latent_steps_per_second": 1.0,
             "tokens_per_second": 2.0,
         }
+
+    def _send(self, status: int, answer: dict[str, Any]) -> None:
         body = json.dumps(answer).encode()
-        self.rfile.read(int(self.headers["content-length"]))
-        self.send_response(200)
+        self.send_response(status)
         self.send_header("content-length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
@@ -112,7 +151,7 @@ def proxied(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("proxied")
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
 def test_infer_asks_a_server_of_this_machine_past_every_proxy(host: str) -> None:
-    with ThreadingHTTPServer(("127.0.0.1", 0), _AnswersGenerate) as server:
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Answers) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         result = runner.invoke(app, ["infer", "--url", f"http://{host}:{server.server_address[1]}"])
         server.shutdown()
@@ -120,10 +159,80 @@ def test_infer_asks_a_server_of_this_machine_past_every_proxy(host: str) -> None
     assert result.stdout.startswith("from afar\n")
 
 
+@pytest.fixture
+def server() -> Iterator[str]:
+    """A server's address; what it was asked is in ``_Answers.asked``."""
+    _Answers.asked.clear()
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Answers) as running:
+        threading.Thread(target=running.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{running.server_address[1]}"
+        running.shutdown()
+
+
+def test_infer_shows_a_servers_text_as_it_comes_and_what_is_known_at_its_end(server: str) -> None:
+    result = runner.invoke(app, ["infer", "--url", server, "--prompt", "p", "--max-tokens", "3", "--seed", "9"])
+    assert result.exit_code == 0, result.output
+    first, second = result.stdout.splitlines()
+    assert first == "from afar"
+    assert re.fullmatch(r"\[demo/step-00000001, 3 tokens in 2 latent steps, [\d.]+ tokens/s, seed 9, length\]", second)
+    (asked,) = _Answers.asked
+    assert asked["path"] == "/v1/completions"
+    assert (asked["prompt"], asked["max_tokens"], asked["seed"], asked["stream"]) == ("p", 3, 9, True)
+
+
+def test_infer_waits_for_the_whole_text_where_it_is_told_to(server: str) -> None:
+    result = runner.invoke(app, ["infer", "--url", server, "--no-stream"])
+    assert result.stdout.startswith("from afar\n[demo/step-00000001, 2 tokens in 1 latent steps, 2000.0 tokens/s")
+    runner.invoke(app, ["infer", "--url", server, "--parse-special-tokens"])
+    assert [asked["path"] for asked in _Answers.asked] == ["/generate", "/generate"]
+
+
+def test_infer_sends_the_key_of_the_environment_and_never_shows_it(
+    server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_Answers, "key", "k3y-of-the-server")
+    result = runner.invoke(app, ["infer", "--url", server])
+    assert result.exit_code == 1
+    assert result.stderr == f"error: {server} answered 401: no key\n"
+    monkeypatch.setenv("INFERENCE_API_KEY", "k3y-of-the-server,another")
+    result = runner.invoke(app, ["infer", "--url", server])
+    assert result.exit_code == 0, result.output
+    assert "k3y" not in result.output
+
+
+def test_infer_says_what_failed_while_a_server_wrote(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_Answers, "_events", lambda _: [{"error": {"message": "it took too long"}}])
+    result = runner.invoke(app, ["infer", "--url", server])
+    assert result.exit_code == 1
+    assert result.stderr == f"error: {server} failed while it wrote: it took too long\n"
+
+
+@pytest.mark.parametrize("stream", ["--stream", "--no-stream"])
+def test_a_text_is_the_same_streamed_or_not(publish: Publish, stream: str) -> None:
+    publish(3)
+    options = ["--prompt", "def", "--max-tokens", "12", "--seed", "4"]
+    texts = {runner.invoke(app, ["infer", *options, flag]).stdout.rpartition("[")[0] for flag in (stream, "--stream")}
+    assert len(texts) == 1
+
+
+def test_ctrl_c_ends_infer_with_130(publish: Publish, monkeypatch: pytest.MonkeyPatch) -> None:
+    publish(3)
+
+    def interrupted(*_: object) -> Iterator[Written]:
+        yield Written([5])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("latentforge.inference.cli.local.offline.stream", interrupted)
+    result = runner.invoke(app, ["infer", "--prompt", "def"])
+    assert result.exit_code == 130
+    assert result.stderr == ""
+    assert result.stdout.endswith("\n")
+
+
 def test_infer_sends_the_key_that_the_server_wants(monkeypatch: pytest.MonkeyPatch) -> None:
     received: list[str | None] = []
 
-    class Noting(_AnswersGenerate):
+    class Noting(_Answers):
         def do_POST(self) -> None:
             received.append(self.headers["authorization"])
             super().do_POST()
@@ -151,7 +260,7 @@ def test_infer_asks_past_proxies_that_cannot_be_used_or_says_which(
     variable: str, proxy: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(variable, proxy)
-    with ThreadingHTTPServer(("127.0.0.1", 0), _AnswersGenerate) as server:
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Answers) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         result = runner.invoke(app, ["infer", "--url", f"http://127.0.0.1:{server.server_address[1]}"])
         server.shutdown()
@@ -192,7 +301,12 @@ def test_bench_prints_a_table_and_writes_the_same_results(publish: Publish, tmp_
     [path] = (tmp_path / "results").glob("bench_*.json")
     record = BenchResults.read(path)
     results = record.by_id
-    assert set(results) == {"decode_tokens_per_s", "latent_steps_per_s", "compression_ratio"}
+    names = {"decode_tokens_per_s", "latent_steps_per_s", "compression_ratio"}
+    assert set(results) == names | {f"{name}_nucleus" for name in names}
+    assert {suffix: (s["temperature"], s["top_p"]) for suffix, s in record.sampling.items()} == {
+        "": (1.0, 1.0),
+        "_nucleus": (0.8, 0.95),
+    }
     decode = results["decode_tokens_per_s"]
     assert decode.value is not None
     assert decode.baseline_value is not None
@@ -206,6 +320,17 @@ def test_bench_prints_a_table_and_writes_the_same_results(publish: Publish, tmp_
     for entry in results.values():
         assert f"{entry.value:.2f}" in result.stdout
     assert "weights are random" in result.stdout
+
+
+def test_bench_measures_one_sampling_where_it_is_told_one(publish: Publish, tmp_path: Path) -> None:
+    publish(1)
+    (tmp_path / "prompts.txt").write_text("def f(\n")
+    result = runner.invoke(app, ["bench", "--max-tokens", "8", "--repeats", "1", "--temp", "0.5"])
+    assert result.exit_code == 0, result.output
+    [path] = (tmp_path / "results").glob("bench_*.json")
+    record = BenchResults.read(path)
+    assert set(record.by_id) == {"decode_tokens_per_s", "latent_steps_per_s", "compression_ratio"}
+    assert record.sampling[""]["temperature"] == 0.5
 
 
 def test_bench_without_prompts_names_the_file(publish: Publish) -> None:

@@ -29,7 +29,7 @@ from latentforge.text.tokenizer import TextTokenizer
 _MOST_AT_ONCE = 16
 
 
-class ScoredToken(NamedTuple):
+class TextToken(NamedTuple):
     """A token of a text, how it is written, and its log probability behind those before it, in nats."""
 
     token_id: int
@@ -183,7 +183,7 @@ class LatentStudent(
             run([text.request(self._decoding(at_once)) for text in texts])
         return [text.text() for text in texts]
 
-    def logprobs(self, text: str) -> list[ScoredToken]:
+    def logprobs(self, text: str) -> list[TextToken]:
         """The exact, teacher-forced log probability of each token of a text behind those before it.
 
         Raises:
@@ -198,7 +198,7 @@ class LatentStudent(
                 next(scoring)
             except StopIteration as done:
                 pieces = self.tokenizer.decode_each(ids)
-                return [ScoredToken(*each) for each in zip(ids, pieces, done.value.logprobs, strict=True)]
+                return [TextToken(*each) for each in zip(ids, pieces, done.value.logprobs, strict=True)]
 
     def encode(self, text: str) -> list[int]:
         """A prompt's ids, as the student was trained on them."""

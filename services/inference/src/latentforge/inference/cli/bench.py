@@ -1,203 +1,76 @@
-"""Decode speed: the student beside a token-level model with the same backbone, one request at a time."""
+"""inference bench: decode speed beside a token-level model."""
 
-import statistics
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import shlex
+import sys
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
-import torch
-from rich.table import Table
+import typer
+from rich.console import Console
+from rich.progress import Progress
 
-from latentforge.core.results import Result, ResultsFile
-from latentforge.inference.checkpoints.snapshot import Snapshot
-from latentforge.model.decoding.batch import BatchDecoding
-from latentforge.model.decoding.build import batch_decoding
-from latentforge.model.devices import device_description
-from latentforge.model.engine import offline
-from latentforge.model.engine.offline import GenerationResult
-from latentforge.model.engine.requests import GenerationRequest
+from latentforge.core.command_line import errors_reported
+from latentforge.inference.cli import decode_speed
+from latentforge.inference.cli.local import newest_snapshot
+from latentforge.inference.cli.options import Checkpoints, MaxTokens, Run, TopK, request_of
+from latentforge.inference.cli.writing import interruptible
 from latentforge.model.sampling import SamplingParams
-from latentforge.model.token_level import TokenLevelModel, token_level_config
 
-BASELINE = "token-level model, same backbone width and depth, KV cache"
-BASELINE_NOTE = (
-    "The token-level model's weights are random: its speed depends on its sizes alone, since both are made to write "
-    "exactly max_tokens tokens (no end of text), drawn with the same settings."
-)
-_WARM_UP_TOKENS = 16
+_PLAIN, _NUCLEUS = (1.0, 1.0), (0.8, 0.95)
 
 
-@dataclass(frozen=True)
-class Pace:
-    """One repeat over all prompts: tokens, steps and seconds in total, prompts' own processing included."""
-
-    tokens: int
-    steps: int
-    seconds: float
-
-    @property
-    def tokens_per_second(self) -> float:
-        return self.tokens / self.seconds
-
-    @property
-    def steps_per_second(self) -> float:
-        return self.steps / self.seconds
-
-
-@dataclass(frozen=True)
-class BenchPaces:
-    """Paces of all repeats, ours and the baseline's at the same index taken one right after the other."""
-
-    ours: list[Pace]
-    baseline: list[Pace]
-
-    def results(self) -> list[Result]:
-        """What the file says; low and high bound the ratio where there is a baseline, else the value."""
-        ratios = [a.tokens_per_second / b.tokens_per_second for a, b in zip(self.ours, self.baseline, strict=True)]
-        steps = [pace.steps_per_second for pace in self.ours]
-        compression = [pace.tokens / pace.steps for pace in self.ours]
-        return [
-            Result.compared(
-                "decode_tokens_per_s",
-                statistics.median(pace.tokens_per_second for pace in self.ours),
-                "tokens/s",
-                baseline=BASELINE,
-                baseline_value=statistics.median(pace.tokens_per_second for pace in self.baseline),
-                low=min(ratios),
-                high=max(ratios),
-            ),
-            _alone("latent_steps_per_s", steps, "steps/s"),
-            _alone("compression_ratio", compression, "tokens/step"),
-        ]
-
-
-class BenchResults(ResultsFile):
-    """``bench_<time>.json``.
-
-    Attributes:
-        checkpoint: whose student it was.
-        chunk_size: its K.
-        torch_threads: of torch.
-        sampling: how tokens were drawn.
-        note: about the baseline.
-        max_tokens, repeats, num_prompts: how much was written.
-    """
-
-    checkpoint: str
-    chunk_size: int
-    torch_threads: int
-    sampling: dict[str, Any]
-    note: str = BASELINE_NOTE
-    max_tokens: int
-    repeats: int
-    num_prompts: int
+def bench(
+    prompts_file: Annotated[Path, typer.Option(help="One prompt a line.")] = Path("prompts.txt"),
+    max_tokens: MaxTokens = 128,
+    repeats: Annotated[int, typer.Option(min=1, help="Times that every prompt is run.")] = 5,
+    temperature: Annotated[
+        float | None, typer.Option("--temp", min=0, max=100, help="Of the sampling; default: see --top-p.")
+    ] = None,
+    top_p: Annotated[
+        float | None, typer.Option(help="Without it and --temp both 1 / 1 and 0.8 / 0.95 are measured.")
+    ] = None,
+    top_k: TopK = 0,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    results: Annotated[Path, typer.Option(help="Folder for bench_<time>.json.")] = Path("results"),
+    checkpoints: Checkpoints = None,
+    run: Run = None,
+) -> None:
+    """Measure decode speed beside a token-level model with the same backbone."""
+    samplings = {
+        suffix: _params(one_temperature, one_top_p, top_k, seed)
+        for suffix, (one_temperature, one_top_p) in _settings(temperature, top_p).items()
+    }
+    with interruptible(), errors_reported(ValueError):
+        prompts = decode_speed.read_prompts(prompts_file)
+        snapshot = newest_snapshot(checkpoints, run)
+        found = []
+        with Progress(console=Console(stderr=True), transient=True) as progress:
+            task = progress.add_task("decoding", total=2 * repeats * len(prompts) * len(samplings))
+            for suffix, params in samplings.items():
+                measured = decode_speed.measure(
+                    snapshot, prompts, max_tokens, repeats, params, lambda: progress.advance(task)
+                )
+                found += measured.results(suffix)
+    command = f"inference {shlex.join(sys.argv[1:])}"
+    how = {"max_tokens": max_tokens, "repeats": repeats, "num_prompts": len(prompts)}
+    path = decode_speed.write(results, snapshot, found, command, samplings, seed, **how)
+    console = Console()
+    # Figures are compared by eye, so a narrow pipe must not fold them.
+    console.width = max(console.width, 110)
+    title = f"{snapshot.id}: {len(prompts)} prompts, {max_tokens} tokens each, {repeats} repeats"
+    console.print(decode_speed.table(found, title))
+    for suffix, params in samplings.items():
+        typer.echo(f"decode_tokens_per_s{suffix}: temperature {params.temperature:g}, top_p {params.top_p:g}")
+    typer.echo(f"written to {path}")
 
 
-def read_prompts(path: Path) -> list[str]:
-    """One prompt a line, empty lines left out.
-
-    Raises:
-        ValueError: the file cannot be read, or holds no prompt.
-    """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(
-            f"PROMPTS_FILE {path} cannot be read: {error}; give a text file with one prompt a line"
-        ) from None
-    prompts = [line for line in lines if line.strip()]
-    if not prompts:
-        raise ValueError(f"PROMPTS_FILE {path} holds no prompt; write one a line")
-    return prompts
+def _settings(temperature: float | None, top_p: float | None) -> dict[str, tuple[float, float]]:
+    """Temperature and top_p of every measurement, by the suffix of its results."""
+    if temperature is None and top_p is None:
+        return {"": _PLAIN, "_nucleus": _NUCLEUS}
+    return {"": (1.0 if temperature is None else temperature, 1.0 if top_p is None else top_p)}
 
 
-def measure(
-    snapshot: Snapshot,
-    prompts: Sequence[str],
-    max_tokens: int,
-    repeats: int,
-    params: SamplingParams,
-    on_run: Callable[[], None] = lambda: None,
-) -> BenchPaces:
-    """Runs every prompt ``repeats`` times with both models, one request at a time.
-
-    The two alternate, and who goes first alternates too, so that neither has the cooler or quieter machine.
-
-    Args:
-        on_run: called after every request, 2 · repeats · len(prompts) times.
-
-    Raises:
-        ValueError: a prompt and max_tokens do not fit into the context.
-    """
-    baseline_model = TokenLevelModel(token_level_config(snapshot.model.student.config)).to(snapshot.model.device)
-    baseline = batch_decoding(baseline_model, 1)
-    prompt_ids = [snapshot.encode(prompt) for prompt in prompts]
-
-    def run(decoding: BatchDecoding, ids: list[int], tokens: int) -> GenerationResult:
-        [generation] = offline.run([GenerationRequest(decoding, ids, tokens, params)])
-        if len(generation.token_ids) != tokens:
-            raise ValueError(
-                f"MAX_TOKENS is {tokens}, but after a prompt of {len(ids)} tokens there is room for "
-                f"{len(generation.token_ids)} of {snapshot.max_context_tokens}; set it lower"
-            )
-        return generation
-
-    for decoding in (snapshot.decoding, baseline):
-        run(decoding, prompt_ids[0], min(max_tokens, _WARM_UP_TOKENS))
-    ours: list[Pace] = []
-    theirs: list[Pace] = []
-    for repeat in range(repeats):
-        order: list[tuple[BatchDecoding, list[GenerationResult]]]
-        order = [(snapshot.decoding, []), (baseline, [])]
-        for index, ids in enumerate(prompt_ids):
-            for decoding, done in order if (repeat + index) % 2 == 0 else reversed(order):
-                done.append(run(decoding, ids, max_tokens))
-                on_run()
-        ours.append(_pace(order[0][1]))
-        theirs.append(_pace(order[1][1]))
-    return BenchPaces(ours, theirs)
-
-
-def table(results: Sequence[Result], title: str) -> Table:
-    """The results for a terminal."""
-    out = Table(title=title, caption=BASELINE_NOTE, caption_justify="left")
-    for name in ("id", "value", "unit", "token-level", "ratio", "low", "high"):
-        out.add_column(name, justify="left" if name in ("id", "unit") else "right", no_wrap=True)
-    for result in results:
-        numbers = (result.baseline_value, result.ratio, result.low, result.high)
-        cells = ("" if n is None else f"{n:.2f}" for n in numbers)
-        out.add_row(result.id, f"{result.value:.2f}", result.unit, *cells)
-    return out
-
-
-def write(
-    folder: Path, snapshot: Snapshot, results: Sequence[Result], command: str, params: SamplingParams, **how: int
-) -> Path:
-    """Writes ``bench_<time>.json``; ``how`` are max_tokens, repeats and num_prompts."""
-    assert params.seed is not None
-    device = snapshot.model.device
-    return BenchResults(
-        name="bench",
-        command=command,
-        device=device_description(device),
-        seed=params.seed,
-        results=tuple(results),
-        checkpoint=snapshot.id,
-        chunk_size=snapshot.manifest.chunk_size,
-        torch_threads=torch.get_num_threads(),
-        sampling=params.model_dump(exclude={"seed"}),
-        **how,
-    ).write(folder)
-
-
-def _alone(id: str, values: Sequence[float], unit: str) -> Result:  # noqa: A002
-    return Result(id=id, value=statistics.median(values), unit=unit, low=min(values), high=max(values))
-
-
-def _pace(runs: Sequence[GenerationResult]) -> Pace:
-    return Pace(
-        sum(len(run.token_ids) for run in runs),
-        sum(run.timings.steps for run in runs),
-        sum(run.timings.running_seconds for run in runs),
-    )
+def _params(temperature: float, top_p: float, top_k: int, seed: int) -> SamplingParams:
+    request = request_of(prompt="", temperature=temperature, top_p=top_p, top_k=top_k, seed=seed)
+    return SamplingParams.model_validate(request.model_dump(include=set(SamplingParams.model_fields)))

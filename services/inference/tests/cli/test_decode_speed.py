@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from latentforge.inference.checkpoints.snapshot import load_snapshot
-from latentforge.inference.cli.bench import BenchPaces, Pace, measure, read_prompts
+from latentforge.inference.cli.decode_speed import BenchPaces, Pace, measure, read_prompts
 from latentforge.model.sampling import SamplingParams
 
 Publish = Callable[..., Path]
