@@ -57,6 +57,9 @@ def test_the_whole_job_then_again_from_the_cache_and_left_serving(demo: DemoProc
         assert f"{second['cache']['rows']:,} teacher rows came from it" in " ".join(demo.output.split())
         answer = httpx.post(f"{served[1]}/generate", json={"prompt": "import os", "max_tokens": 8}, timeout=60).json()
         assert answer["checkpoint"] == second["checkpoints"][-1]
+        assert f"page at {served[1]}/;" in demo.output
+        page = httpx.get(f"{served[1]}/")
+        assert (page.status_code, page.headers["content-type"]) == (200, "text/html; charset=utf-8")
     finally:
         os.kill(int(served[2]), signal.SIGTERM)
 

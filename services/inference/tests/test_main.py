@@ -144,6 +144,7 @@ def test_an_ipv6_address_is_served_with_brackets_or_without(
     wait_for(url, "/health", lambda health: health["checkpoint"] is not None)
     assert httpx.post(f"{url}/generate", json={"prompt": "x", "max_tokens": 4}).status_code == 200
     assert f"listening on {url}, " in (tmp_path / "log").read_text()
+    assert f"page at {url}/" in (tmp_path / "log").read_text()
 
 
 def test_a_taken_port_is_named() -> None:
