@@ -16,7 +16,8 @@ from rich.progress import track
 from experiments.operations import student_flops
 from latentforge.core.checkpoints import list_checkpoints
 from latentforge.model.batch_generation import generate_batch
-from latentforge.model.generation import ChunkGenerator, TokenGenerator, store_for_one_request
+from latentforge.model.decoding.tables import store_for_decoding
+from latentforge.model.generation import ChunkGenerator, TokenGenerator
 from latentforge.model.io import load_autoencoder, load_student, load_token_level
 from latentforge.model.latent_model import LatentModel
 from latentforge.model.sampling import SamplingParams
@@ -102,7 +103,7 @@ def measure_speed(
 
     many = rounds(_many, "16 at once")
     for model in models.values():
-        store_for_one_request(model)
+        store_for_decoding(model, one_by_one=True)
     one = rounds(_one, "one request")
     return {
         name: Speed(one[name], many[name], flops[name], sum(p.numel() for p in model.parameters()))

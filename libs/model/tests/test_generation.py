@@ -8,7 +8,7 @@ import torch
 
 from latentforge.model.chunks import to_chunks
 from latentforge.model.config import InductionConfig, LogitFeaturesConfig, StudentConfig
-from latentforge.model.generation import ChunkGenerator, GeneratedChunk, TokenGenerator, store_for_one_request
+from latentforge.model.generation import ChunkGenerator, GeneratedChunk, TokenGenerator
 from latentforge.model.latent_model import LatentModel
 from latentforge.model.sampling import SamplingParams
 from latentforge.model.token_level import TokenLevelModel, token_level_config
@@ -162,25 +162,3 @@ def test_the_baseline_has_the_same_backbone_and_contract(student_config: Callabl
     assert first == again != other
     with pytest.raises(ValueError, match="the prompt has 32 tokens, but this model takes at most 31"):
         generator.generate([5] * 32, 1)
-
-
-def test_tables_stored_for_one_request_hold_and_write_the_same(make_model: MakeModel) -> None:
-    model = make_model()
-    baseline = TokenLevelModel(token_level_config(model.student.config)).eval()
-    assert model.student.chunk_decoder is not None
-    tables = [model.student.chunk_decoder.output.weight, baseline.output_table.weight, model.output_weight]
-    before = [table.clone() for table in tables]
-    generators = ChunkGenerator(model), TokenGenerator(baseline)
-    params = SamplingParams(seed=1)
-    wanted = [ids_of(run(generator, [5, 6, 7], 24, params)) for generator in generators]
-    store_for_one_request(model)
-    store_for_one_request(baseline)
-    assert all(table.stride(0) == 1 for table in tables)
-    assert all(table.equal(old) for table, old in zip(tables, before, strict=True))
-    assert [ids_of(run(generator, [5, 6, 7], 24, params)) for generator in generators] == wanted
-
-
-def test_tables_in_other_formats_are_left_as_they_are(make_model: MakeModel) -> None:
-    model = make_model().bfloat16()
-    store_for_one_request(model)
-    assert all(parameter.is_contiguous() for parameter in model.parameters())

@@ -276,8 +276,10 @@ def test_texts_that_cannot_be_opened_are_refused(make_any: Any) -> None:
             batch_decoding(make_any("gru-window1"), 1, max_tokens=bad)
 
 
-def test_weights_are_held_once_and_train_on(make_any: Any) -> None:
-    model = make_any("induction")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_weights_are_held_once_and_train_on(make_any: Any, dtype: torch.dtype) -> None:
+    """Stored column by column in float32, row by row in other formats."""
+    model = make_any("induction").to(dtype)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     batch_decoding(model, 1)
     attention = model.student.backbone.layers[0].self_attn
@@ -297,4 +299,4 @@ def test_weights_are_held_once_and_train_on(make_any: Any) -> None:
     with torch.no_grad():
         logits = model.logits(tokens).logits[0, -1]
     logits[:, PAD] = -torch.inf
-    torch.testing.assert_close(torch.stack(text.rows), logits.log_softmax(-1), rtol=0, atol=2e-4)
+    torch.testing.assert_close(torch.stack(text.rows), logits.log_softmax(-1).float(), rtol=0, atol=2e-4)

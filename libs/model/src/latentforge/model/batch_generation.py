@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from latentforge.model.chunks import left_pad_count
-from latentforge.model.decoding.build import batch_decoding
+from latentforge.model.decoding.slot_decoding import SlotDecoding
 from latentforge.model.latent_model import LatentModel
 from latentforge.model.sampling import NonFiniteLogitsError, SamplingParams, texts_of_rows
 from latentforge.model.token_level import TokenLevelModel
@@ -67,7 +67,8 @@ def generate_batch(
     k, device, eos_id = model.chunk_size, model.device, model.eos_id
     length = prompts.shape[1] + left_pad_count(prompts.shape[1], k)
     # Whole chunks, the last of which is cut.
-    decoding = batch_decoding(model, len(prompts), max_tokens=length + num_tokens + left_pad_count(num_tokens, k))
+    # Weights stay stored as they are: the model may be in training.
+    decoding = SlotDecoding(model.eval(), len(prompts), length + num_tokens + left_pad_count(num_tokens, k))
     rows = texts_of_rows(params, prompts, model.vocab_size)
     texts = [decoding.open(ids, row.params, logprobs=0) for ids, row in zip(prompts.tolist(), rows, strict=True)]
     while any(text.num_unread for text in texts):

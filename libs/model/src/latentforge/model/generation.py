@@ -4,11 +4,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Generic, Literal, TypeVar
 
-import torch
-
 from latentforge.model.chunks import left_pad_count
 from latentforge.model.config import StudentConfig
-from latentforge.model.decoding.build import batch_decoding
+from latentforge.model.decoding.slot_decoding import SlotDecoding
 from latentforge.model.latent_model import LatentModel
 from latentforge.model.sampling import NonFiniteLogitsError, SamplingParams
 from latentforge.model.token_level import TokenLevelModel
@@ -37,7 +35,7 @@ class GeneratedChunk:
 class _Generator(Generic[_M]):
     """Generates with a model; calls share nothing but the weights, so threads may run them at once.
 
-    Each call takes memory for its own text, as :func:`batch_decoding` does for many, and computes with the weights as
+    Each call takes memory for its own text, as a :class:`SlotDecoding` of one text, and computes with the weights as
     they are then.
     """
 
@@ -106,7 +104,8 @@ class _Generator(Generic[_M]):
         length = len(prompt_ids) + left_pad_count(len(prompt_ids), k)
         # Whole chunks, the last of which is cut.
         longest = min(self.model.max_tokens, length + max_tokens + left_pad_count(max_tokens, k))
-        decoding = batch_decoding(self.model, 1, max_tokens=longest)
+        # Weights stay stored as they are: the model may be in training.
+        decoding = SlotDecoding(self.model, 1, longest)
         text = decoding.open(prompt_ids, params, logprobs=0)
         left = min(max_tokens, longest - length)
         while True:
@@ -141,22 +140,3 @@ class ChunkGenerator(_Generator[LatentModel]):
 
 class TokenGenerator(_Generator[TokenLevelModel]):
     """Generates with a token-level student: each step writes one token, with the same sampling."""
-
-
-@torch.no_grad()
-def store_for_one_request(model: LatentModel | TokenLevelModel) -> None:
-    """Stores float32 output tables column by column; values and shapes stay.
-
-    MKL multiplies a table that is larger than the caches with one vector two to four times as fast when it is stored
-    so, and with the K vectors of a chunk 1.5 times as fast on a processor with AVX-512 (on one without, a little
-    slower); with the many vectors of a batch it is slower, and other number formats are much slower. For a CPU model
-    that from now on only answers single requests: safetensors does not save such a table.
-    """
-    if isinstance(model, TokenLevelModel):
-        tables = [model.output_table.weight]
-    else:
-        decoder = model.student.chunk_decoder
-        tables = [model.output_weight] if decoder is None else [model.output_weight, decoder.output.weight]
-    for table in tables:
-        if table.dtype == torch.float32 and table.device.type == "cpu":
-            table.data = table.data.T.contiguous().T

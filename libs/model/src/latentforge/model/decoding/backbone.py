@@ -45,14 +45,14 @@ class SlotBackbone:
     finite numbers of no meaning, which the mask hides.
     """
 
-    def __init__(self, backbone: Qwen3Model, num_slots: int, max_positions: int) -> None:
+    def __init__(self, backbone: Qwen3Model, num_slots: int, max_positions: int, *, by_column: bool = False) -> None:
         """Fuses the backbone's weights in place (see :func:`fused_weight`)."""
         config: Any = backbone.config
         self._heads: int
         self._kv_heads: int
         self._heads, self._kv_heads = config.num_attention_heads, config.num_key_value_heads
         self._size, self._eps = config.head_dim, config.rms_norm_eps
-        self._layers = [_layer(layer, self._heads, self._kv_heads) for layer in backbone.layers]
+        self._layers = [_layer(layer, self._heads, self._kv_heads, by_column) for layer in backbone.layers]
         self._norm = backbone.norm.weight.detach()
         device, dtype = self._norm.device, self._norm.dtype
         # Keys, values: [2, layers, slots, kv_heads, 1 + positions, d].
@@ -168,12 +168,12 @@ class SlotBackbone:
         return F.rms_norm(x, (x.shape[-1],), weight, self._eps)
 
 
-def _layer(layer: Any, heads: int, kv_heads: int) -> _Layer:
+def _layer(layer: Any, heads: int, kv_heads: int, by_column: bool) -> _Layer:
     attention, mlp = layer.self_attn, layer.mlp
     q_norm, k_norm = attention.q_norm.weight.detach(), attention.k_norm.weight.detach()
     return _Layer(
         input_norm=layer.input_layernorm.weight.detach(),
-        qkv=fused_weight([attention.q_proj, attention.k_proj, attention.v_proj]),
+        qkv=fused_weight([attention.q_proj, attention.k_proj, attention.v_proj], by_column=by_column),
         qk_norm=torch.cat([q_norm.expand(heads, -1), k_norm.expand(kv_heads, -1)]),
         out=attention.o_proj.weight.detach().T,
         mlp=FusedSwiGLU(
@@ -182,6 +182,7 @@ def _layer(layer: Any, heads: int, kv_heads: int) -> _Layer:
             mlp.gate_proj,
             mlp.up_proj,
             mlp.down_proj,
+            by_column=by_column,
         ),
     )
 

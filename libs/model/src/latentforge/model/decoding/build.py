@@ -1,6 +1,7 @@
 """From a model to the decoding of many texts with it."""
 
 from latentforge.model.decoding.slot_decoding import SlotDecoding
+from latentforge.model.decoding.tables import store_for_decoding
 from latentforge.model.latent_model import LatentModel
 from latentforge.model.token_level import TokenLevelModel
 
@@ -10,9 +11,10 @@ def batch_decoding(
 ) -> SlotDecoding:
     """The decoding of up to ``num_slots`` texts at once, on the model's device; puts the model in evaluation mode.
 
-    Memory is taken here and not later. Weights are held once: the model's are fused in place, and go on being the
-    model's, so that changes made in place are seen, but for those of norms, biases and induction heads, which are
-    copied. Whoever trains on makes a new decoding, or moves the model to another device.
+    Memory is taken here and not later. Weights are held once: the model's are fused, and stored as decoding reads them
+    best, in place. They go on being the model's, so that changes made in place are seen, but for those of biases,
+    induction heads and the chunk decoder's map to corrections, which are copied. Whoever moves the model to another
+    device makes a new decoding.
 
     Args:
         model: a latent or a token-level student.
@@ -31,4 +33,5 @@ def batch_decoding(
     if not k <= longest <= model.max_tokens:
         raise ValueError(f"max_tokens={max_tokens} is not in {k}..{model.max_tokens}, this model's context")
     model.eval()
-    return SlotDecoding(model, num_slots, longest, exact=exact)
+    store_for_decoding(model, one_by_one=exact or num_slots == 1)
+    return SlotDecoding(model, num_slots, longest, exact=exact, by_column=True)

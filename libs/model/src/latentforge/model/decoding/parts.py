@@ -25,8 +25,13 @@ class DecodingParts(NamedTuple):
     context: int
 
 
-def decoding_parts(model: LatentModel | TokenLevelModel, num_slots: int, max_tokens: int) -> DecodingParts:
-    """The parts of a model, with memory for so many texts of up to so many tokens, a multiple of K."""
+def decoding_parts(
+    model: LatentModel | TokenLevelModel, num_slots: int, max_tokens: int, *, by_column: bool = False
+) -> DecodingParts:
+    """The parts of a model, with memory for so many texts of up to so many tokens, a multiple of K.
+
+    ``by_column`` is how fused weights are stored, see :func:`fused_weight`.
+    """
     student: Student | TokenLevelModel = model if isinstance(model, TokenLevelModel) else model.student
     config, k = student.config, model.chunk_size
     induction = None
@@ -37,6 +42,6 @@ def decoding_parts(model: LatentModel | TokenLevelModel, num_slots: int, max_tok
     if isinstance(model, TokenLevelModel):
         writer = TokenWriter(model, found_map)
     else:
-        writer = LatentWriter(model, num_slots, found_map)
-    backbone = SlotBackbone(student.backbone, num_slots, max_tokens // k)
+        writer = LatentWriter(model, num_slots, found_map, by_column=by_column)
+    backbone = SlotBackbone(student.backbone, num_slots, max_tokens // k, by_column=by_column)
     return DecodingParts(backbone, induction, writer, k, config.pad_id, config.induction.context)

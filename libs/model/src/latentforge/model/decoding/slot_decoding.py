@@ -31,13 +31,27 @@ class SlotDecoding(BatchDecoding):
     """
 
     def __init__(
-        self, model: LatentModel | TokenLevelModel, num_slots: int, max_tokens: int, *, exact: bool = False
+        self,
+        model: LatentModel | TokenLevelModel,
+        num_slots: int,
+        max_tokens: int,
+        *,
+        exact: bool = False,
+        by_column: bool = False,
     ) -> None:
-        """As :func:`latentforge.model.decoding.build.batch_decoding`, which checks; max_tokens is a multiple of K."""
+        """As :func:`latentforge.model.decoding.build.batch_decoding`, which checks.
+
+        Args:
+            model: in evaluation mode.
+            num_slots: at least 1.
+            max_tokens: a multiple of K, up to the model's.
+            exact: computes every text by itself.
+            by_column: how fused weights are stored, see :func:`fused_weight`.
+        """
         self.num_slots, self.max_tokens, self.chunk_size = num_slots, max_tokens, model.chunk_size
         self.vocab_size, self.eos_id = model.vocab_size, model.eos_id
         self._model, self._exact, self._device = model, exact, model.device
-        parts = decoding_parts(model, num_slots, max_tokens)
+        parts = decoding_parts(model, num_slots, max_tokens, by_column=by_column)
         self._backbone, self._induction, self._writer = parts.backbone, parts.induction, parts.writer
         self._pad_id, self._context = parts.pad_id, parts.context
         self._texts: list[SlotText] = []

@@ -69,8 +69,10 @@ class ChunkWriter(ABC):
 class LatentWriter(ChunkWriter):
     """Of a latent student."""
 
-    def __init__(self, model: LatentModel, num_slots: int, found_map: Tensor | None) -> None:
-        """``found_map`` is an induction cache's ``out``."""
+    def __init__(
+        self, model: LatentModel, num_slots: int, found_map: Tensor | None, *, by_column: bool = False
+    ) -> None:
+        """``found_map`` is the induction memory's ``out``; ``by_column`` as in :func:`fused_weight`."""
         student, config = model.student, model.student.config
         self._model, self._student, self._k = model, student, config.chunk_size
         self.table, self.start = student.embedding.weight.detach(), student.start_inputs(1).detach()[0, 0]
@@ -80,7 +82,7 @@ class LatentWriter(ChunkWriter):
         self._output_weight, self._bias = model.output_weight.detach(), _without_pad(student.bias, config.pad_id)
         size = num_slots * self._k, config.vocab_size
         self._buffer = torch.empty(size, dtype=self._bias.dtype, device=self._bias.device)
-        self._features = _FusedDecoder(model.autoencoder) if model.writes_from_latents else None
+        self._features = _FusedDecoder(model.autoencoder, by_column) if model.writes_from_latents else None
         self._states: ChunkStates | None = None
         if student.chunk_decoder is not None:
             self._states = chunk_states(student.chunk_decoder)
@@ -145,9 +147,10 @@ class LatentWriter(ChunkWriter):
 class _FusedDecoder:
     """An autoencoder's decoder, of latents [n, D] to features [K·n, w], token after token."""
 
-    def __init__(self, autoencoder: Autoencoder) -> None:
+    def __init__(self, autoencoder: Autoencoder, by_column: bool) -> None:
         self._decoder = decoder = autoencoder.decoder
-        self._decode_chunk, self._decode_tokens = _fused(decoder.decode_chunk), _fused(decoder.decode_tokens)
+        self._decode_chunk = _fused(decoder.decode_chunk, by_column)
+        self._decode_tokens = _fused(decoder.decode_tokens, by_column)
 
     def __call__(self, latents: Tensor) -> Tensor:
         decoder = self._decoder
@@ -156,9 +159,9 @@ class _FusedDecoder:
         return self._decode_tokens(tokens).mul_(decoder.log_scale.exp())
 
 
-def _fused(block: SwiGLU) -> FusedSwiGLU:
+def _fused(block: SwiGLU, by_column: bool) -> FusedSwiGLU:
     assert block.norm.eps is not None
-    return FusedSwiGLU(block.norm.weight, block.norm.eps, block.gate, block.up, block.down)
+    return FusedSwiGLU(block.norm.weight, block.norm.eps, block.gate, block.up, block.down, by_column=by_column)
 
 
 class TokenWriter(ChunkWriter):
