@@ -75,6 +75,11 @@ class TextTokenizer(Vocabulary):
             raise TextError(f"{self.folder}: the tokenizer defines no pad_id; {_say('pad')}")
         return self._pad_id
 
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether chats can be encoded."""
+        return self._template is not None
+
     def check_ids(self) -> None:
         """Raises TextError unless there are an end-of-text id and a pad id, and they are two."""
         if self.eos_id == self.pad_id:

@@ -68,6 +68,12 @@ class InferenceSettings(GatewayAccess):
     inference_request_timeout: float = Field(
         300.0, gt=0, description="Seconds that one request may take, time in the queue included."
     )
+    inference_max_choices: int = Field(
+        64, ge=1, le=4096, description="Texts that one request may ask for: its prompts times n."
+    )
+    inference_heartbeat_seconds: float = Field(
+        10.0, gt=0, le=3600, description="Seconds of silence after which a stream says that it is still there."
+    )
     inference_shutdown_seconds: int = Field(
         60, ge=1, description="Seconds that running requests get to end after SIGTERM."
     )

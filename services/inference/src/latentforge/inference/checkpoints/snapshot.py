@@ -82,6 +82,11 @@ class Snapshot:
         """Ids that end an assistant's answer besides the student's own end of text."""
         return frozenset(self.manifest.end_ids) | self.tokenizer.end_ids
 
+    @property
+    def has_likelihood(self) -> bool:
+        """Whether log probabilities are exact: an energy head's are those of one drawn latent."""
+        return self.model.student.config.head != "energy"
+
     def encode(self, text: str, *, parse_special_tokens: bool = False) -> list[int]:
         """The ids that the student was trained on for ``text``, with bos before them where its sequences begin so.
 

@@ -24,7 +24,7 @@ from latentforge.inference.cli.options import (
 )
 from latentforge.inference.cli.remote import RemoteServer
 from latentforge.inference.cli.writing import Writing, interruptible, show
-from latentforge.inference.rest.schemas import GenerateRequest
+from latentforge.inference.rest.schemas.generate import GenerateRequest
 from latentforge.text.chat_template import Message
 from latentforge.text.errors import ChatError
 

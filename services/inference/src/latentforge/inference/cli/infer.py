@@ -20,8 +20,8 @@ from latentforge.inference.cli.options import (
 )
 from latentforge.inference.cli.remote import RemoteServer
 from latentforge.inference.cli.writing import Summary, Writing, interruptible, show
-from latentforge.inference.rest.completion import PromptError
-from latentforge.inference.rest.schemas import GenerateRequest, GenerateResponse
+from latentforge.inference.rest.prompts import PromptError
+from latentforge.inference.rest.schemas.generate import GenerateRequest, GenerateResponse
 
 
 def infer(

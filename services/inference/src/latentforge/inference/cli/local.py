@@ -12,7 +12,7 @@ from latentforge.inference.checkpoints.snapshot import Snapshot
 from latentforge.inference.cli.writing import Summary, Writing
 from latentforge.inference.main import build_registry
 from latentforge.inference.rest.completion import prepare, stops
-from latentforge.inference.rest.schemas import GenerateRequest
+from latentforge.inference.rest.schemas.generate import GenerateRequest
 from latentforge.inference.settings import InferenceSettings
 from latentforge.model.engine import offline
 from latentforge.model.engine.requests import GenerationRequest

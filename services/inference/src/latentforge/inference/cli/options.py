@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from latentforge.core.command_line import WRONG_USAGE, fail
 from latentforge.core.errors import describe_errors
-from latentforge.inference.rest.schemas import GenerateRequest
+from latentforge.inference.rest.schemas.generate import GenerateRequest
 
 Checkpoints = Annotated[Path | None, typer.Option("--checkpoints", help="Checkpoints folder (CHECKPOINTS_DIR).")]
 Run = Annotated[str | None, typer.Option("--run", help="Use this run's only (CHECKPOINT_RUN).")]

@@ -13,7 +13,7 @@ from latentforge.core.command_line import WRONG_USAGE, fail
 from latentforge.core.proxies import is_loopback, proxy_hint, unusable_proxy
 from latentforge.inference.cli.access import key_headers
 from latentforge.inference.cli.writing import Summary, Writing
-from latentforge.inference.rest.schemas import GenerateRequest, GenerateResponse
+from latentforge.inference.rest.schemas.generate import GenerateRequest, GenerateResponse
 from latentforge.text.chat_template import Message
 
 _SECONDS = 600

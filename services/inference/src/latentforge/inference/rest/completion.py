@@ -8,21 +8,17 @@ from functools import partial
 from latentforge.inference.checkpoints.snapshot import Snapshot
 from latentforge.inference.engine import AsyncEngine
 from latentforge.inference.operation.request_record import note_request
-from latentforge.inference.rest.schemas import GenerateRequest, GenerateResponse, TokenUsage
-from latentforge.model.chunks import left_pad_count
+from latentforge.inference.rest.prompts import encode_text, sampling_of, tokens_to_write
+from latentforge.inference.rest.schemas.generate import (
+    DEFAULT_MAX_TOKENS,
+    GenerateRequest,
+    GenerateResponse,
+    TokenUsage,
+)
 from latentforge.model.engine.offline import GenerationResult
 from latentforge.model.engine.requests import GenerationRequest
-from latentforge.model.sampling import SamplingParams
 from latentforge.text.stopping_text import StoppingText
 from latentforge.text.vocabulary import Vocabulary
-
-
-class PromptError(ValueError):
-    """A request that does not fit the model; ``param`` names the field."""
-
-    def __init__(self, param: str, message: str) -> None:
-        super().__init__(message)
-        self.param = param
 
 
 class StopWatch:
@@ -85,39 +81,13 @@ def prepare(snapshot: Snapshot, request: GenerateRequest) -> PlannedGeneration:
     Raises:
         PromptError: prompt or max_tokens do not fit into the model's context, or a biased id into its vocabulary.
     """
-    longest, num_bytes = snapshot.max_prompt_tokens, len(request.prompt.encode())
-    if num_bytes > snapshot.max_prompt_bytes:
-        raise PromptError(
-            "prompt",
-            f"prompt has {num_bytes} bytes, but {snapshot.id} takes at most {longest} tokens, which are at most "
-            f"{snapshot.max_prompt_bytes} bytes; shorten it",
-        )
-    prompt_ids = snapshot.encode(request.prompt, parse_special_tokens=request.parse_special_tokens)
-    if len(prompt_ids) > longest:
-        raise PromptError(
-            "prompt", f"prompt has {len(prompt_ids)} tokens, but {snapshot.id} takes at most {longest}; shorten it"
-        )
-    padded = len(prompt_ids) + left_pad_count(len(prompt_ids), snapshot.manifest.chunk_size)
-    room = snapshot.max_context_tokens - padded
-    if request.max_tokens > room:
-        raise PromptError(
-            "max_tokens",
-            f"max_tokens is {request.max_tokens}, but after a prompt of {len(prompt_ids)} tokens {snapshot.id} "
-            f"has room for {room} of its {snapshot.max_context_tokens}; ask for at most {room}",
-        )
-    seed = secrets.randbelow(2**32) if request.seed is None else request.seed
-    # Fields of a request are checked already.
-    params = SamplingParams.model_construct(**{name: getattr(request, name) for name in SamplingParams.model_fields})
-    params = params.model_copy(update={"seed": seed})
-    vocab_size = snapshot.decoding.vocab_size
-    if params.logit_bias and (most := max(params.logit_bias)) >= vocab_size:
-        raise PromptError(
-            "logit_bias", f"logit_bias names id {most}, but {snapshot.id} has a vocabulary of {vocab_size} ids"
-        )
+    prompt = encode_text(snapshot, request.prompt, parse_special_tokens=request.parse_special_tokens)
+    most = tokens_to_write(snapshot, prompt, request.max_tokens, DEFAULT_MAX_TOKENS)
+    params = sampling_of(snapshot, request, secrets.randbelow(2**32) if request.seed is None else request.seed)
     words, end_ids = stops(snapshot, request)
     watch = StopWatch(snapshot.tokenizer, words) if words else None
     end_ids |= {snapshot.decoding.eos_id}
-    generation = GenerationRequest(snapshot.decoding, prompt_ids, request.max_tokens, params, end_ids, stop=watch)
+    generation = GenerationRequest(snapshot.decoding, prompt.ids, most, params, end_ids, stop=watch)
     return PlannedGeneration(generation, watch)
 
 

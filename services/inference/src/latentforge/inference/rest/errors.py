@@ -6,6 +6,7 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from pydantic_core import PydanticCustomError
 from starlette.exceptions import HTTPException
 
 from latentforge.core.errors import describe_error, shortened
@@ -13,6 +14,8 @@ from latentforge.core.errors import describe_error, shortened
 _MOST_NAMED = 10
 # The type of validation errors of two fields that contradict each other; their message names both.
 CONFLICT = "conflict"
+# Where a route says what its wrong values are answered with.
+INVALID_STATUS = "latentforge.invalid_status"
 
 
 class RestError(HTTPException):
@@ -31,6 +34,11 @@ class RestError(HTTPException):
     def response(self) -> JSONResponse:
         headers = dict(self.headers or {})
         return error_response(self.status_code, self.code, self.detail, param=self.param, headers=headers)
+
+
+def conflict(param: str, message: str) -> PydanticCustomError:
+    """For validators: fields that contradict each other, of which ``param`` is to blame."""
+    return PydanticCustomError(CONFLICT, "{said}", {"said": message, "param": param})
 
 
 def error_response(
@@ -56,7 +64,7 @@ async def _on_rest_error(_: Request, error: Exception) -> JSONResponse:
     return error.response()
 
 
-async def _on_invalid_request(_: Request, error: Exception) -> JSONResponse:
+async def _on_invalid_request(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
     entries = error.errors()
     if any(entry["type"] == "json_invalid" for entry in entries):
@@ -65,7 +73,7 @@ async def _on_invalid_request(_: Request, error: Exception) -> JSONResponse:
     if len(entries) > _MOST_NAMED:
         message += f"; and {len(entries) - _MOST_NAMED} more"
     param = _field(entries[0]["loc"]) or entries[0].get("ctx", {}).get("param")
-    return error_response(422, "invalid_value", message, param=param)
+    return error_response(request.scope.get(INVALID_STATUS, 422), "invalid_value", message, param=param)
 
 
 async def _on_http_error(request: Request, error: Exception) -> JSONResponse:

@@ -1,0 +1,22 @@
+"""POST /generate: one prompt, one text."""
+
+from fastapi import APIRouter, Request
+
+from latentforge.inference.rest.bodies import BoundedRoute
+from latentforge.inference.rest.completion import complete
+from latentforge.inference.rest.disconnects import while_connected
+from latentforge.inference.rest.openapi import GENERATE_ANSWERS
+from latentforge.inference.rest.schemas.generate import GenerateRequest, GenerateResponse
+from latentforge.inference.rest.services import Services
+
+
+def generate_router(services: Services) -> APIRouter:
+    router = APIRouter(route_class=BoundedRoute)
+
+    @router.post("/generate", responses=GENERATE_ANSWERS)
+    async def generate(body: GenerateRequest, request: Request) -> GenerateResponse:
+        """Continues a prompt with the checkpoint that is served when the request arrives."""
+        snapshot = await services.snapshot()
+        return await while_connected(request, complete(services.engine, snapshot, body))
+
+    return router
