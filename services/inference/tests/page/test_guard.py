@@ -63,3 +63,12 @@ async def test_origins_that_may_call_the_api_may_still_not_pin(
         answer = await client.post("/checkpoints/pin", json={"checkpoint": "demo/step-00000001"}, headers=headers)
         assert (answer.status_code, answer.json()["error"]["code"]) == (403, "other_origin")
         assert not (checkpoints / "demo" / "pinned").exists()
+
+
+async def test_the_description_says_what_the_pages_own_requests_may_be_answered(page_server: Any) -> None:
+    async with page_server() as (client, _):
+        paths = (await client.get("/openapi.json")).json()["paths"]
+    for path, _ in PATHS:
+        assert {"200", "401", "403", "404", "409", "413", "415", "422"} <= paths[path]["post"]["responses"].keys()
+    assert {"404", "409", "415", "502", "503", "504"} <= paths["/teacher"]["post"]["responses"].keys()
+    assert {"404", "502", "503"} <= paths["/training"]["get"]["responses"].keys()

@@ -25,6 +25,7 @@ from latentforge.inference.operation.engine_metrics import EngineMetrics
 from latentforge.inference.operation.metrics import InferenceMetrics
 from latentforge.inference.page.routes import add_page
 from latentforge.inference.rest.app import create_app
+from latentforge.inference.rest.services import Services
 from latentforge.inference.settings import InferenceSettings
 from latentforge.model.engine.limits import EngineLimits
 
@@ -78,7 +79,7 @@ def build(settings: InferenceSettings, registry: Registry | None = None) -> Serv
         return registry.current.max_prompt_bytes if registry.current else None
 
     app = create_app(settings, registry, engine, drain)
-    add_page(app, settings, registry)
+    add_page(app, Services(settings, registry, engine))
     limits = BodyLimits(settings.inference_max_body_bytes, settings.inference_body_seconds, longest_prompt)
     install(app, settings, limits, drain, metrics, tracing)
     return Service(app, registry, engine, drain, metrics, tracing)
