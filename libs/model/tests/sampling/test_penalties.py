@@ -28,7 +28,7 @@ SETTINGS: list[dict[str, Any]] = [
 def test_they_are_what_the_reference_says_after_every_token(num_draws: int) -> None:
     """With every setting in one batch; 200 tokens are more than there was room for at first."""
     rng = np.random.default_rng(0)
-    prompts = [rng.integers(V, size=rng.integers(6)).tolist() for _ in SETTINGS]
+    prompts = [rng.integers(V, size=rng.integers(1, 6)).tolist() for _ in SETTINGS]
     params = [SamplingParams(**setting) for setting in SETTINGS]
     texts = [TextSampling(p, prompt, V) for p, prompt in zip(params, prompts, strict=True)]
     adjustments = Adjustments(texts)

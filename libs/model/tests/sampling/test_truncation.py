@@ -45,6 +45,8 @@ def test_every_bound_of_every_small_distribution() -> None:
             continue
         for top_p in BOUNDS[:: 1 if sum(parts) % 4 == 0 else 5]:
             assert kept_by_asking(mass, top_p, 0) == kept_by_sorting(mass, top_p, 0) & kept_by_asking(mass, 1, 0)
+        for min_p in (0.25, 0.5, 1):
+            assert kept_by_asking(mass, 0.9, min_p) == kept_by_sorting(mass, 0.9, min_p) & kept_by_asking(mass, 1, 0)
 
 
 @settings(max_examples=300, deadline=None)

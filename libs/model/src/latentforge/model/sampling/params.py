@@ -1,20 +1,13 @@
 """How a caller wants tokens drawn."""
 
-from typing import Annotated, Any
+from typing import Annotated
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 # Lower temperatures take the likeliest token, as vLLM's do: the quotients of a very low one are infinite.
 LEAST_TEMPERATURE = 1e-5
 # As OpenAI's.
 _MOST_BIASES = 300
-
-
-def _few(value: Any) -> Any:
-    # One too many is enough to be refused; a million are not looked at.
-    if isinstance(value, dict) and len(value) > _MOST_BIASES:
-        return dict(list(value.items())[: _MOST_BIASES + 1])
-    return value
 
 
 class SamplingParams(BaseModel):
@@ -49,7 +42,6 @@ class SamplingParams(BaseModel):
     logit_bias: Annotated[
         dict[Annotated[int, Field(ge=0)], Annotated[float, Field(ge=-100, le=100)]],
         Field(max_length=_MOST_BIASES),
-        BeforeValidator(_few),
     ] = {}
     seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
 

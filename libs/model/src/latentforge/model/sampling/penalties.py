@@ -33,7 +33,6 @@ class Adjustments:
         self._biased = torch.tensor([place for place, _ in biases], dtype=torch.int64, device=device)
         self._biases = torch.tensor([bias for _, bias in biases], dtype=torch.float32, device=device)
         self._rows = torch.arange(0, self._nowhere, self._vocab_size, device=device)
-        self._unpenalised = torch.tensor([not p.is_penalised for p in params], device=device)
         self._counts_written = any(p.is_penalised for p in params)
         self._repetition = _if_any([p.repetition_penalty for p in params], 1.0, device)
         self._presence = _if_any([p.presence_penalty for p in params], 0.0, device)
@@ -66,7 +65,8 @@ class Adjustments:
             return
         if self._end == len(self._places):
             self._make_room()
-        torch.add(ids, self._rows, out=self._places[self._end]).masked_fill_(self._unpenalised, self._nowhere)
+        # Of rows without penalties as well: they are divided by 1, and 0 is taken from them.
+        torch.add(ids, self._rows, out=self._places[self._end])
         self._end += 1
         for row, text in enumerate(self._texts):
             if text.params.is_penalised:
