@@ -62,8 +62,8 @@ class SlotInduction:
         device, zeros = value.device, value.new_zeros
         self.entries = zeros(num_slots, self._heads, columns, 2 * self._size)
         self.ids = torch.full((num_slots, columns), pad_id, device=device)
-        self.base = zeros(num_slots, self._heads, columns, 1)
-        self.base[:, :, chunk_size] = head.nothing.detach()[:, None]
+        self.base = zeros(num_slots, self._heads, 1, columns)
+        self.base[..., chunk_size] = head.nothing.detach()[:, None]
         self.tail = zeros(num_slots, self._context + chunk_size, embed_size)
         self._places = torch.arange(chunk_size, device=device)
         for slot in range(num_slots):
@@ -72,7 +72,7 @@ class SlotInduction:
     def clear(self, slot: int) -> None:
         """Forgets what a slot's last text left."""
         self.entries[slot].zero_()
-        self.base[slot, :, self._k + 1 :] = -torch.inf
+        self.base[slot, ..., self._k + 1 :] = -torch.inf
 
     def move(self, source: int, target: int) -> None:
         """Takes a text to another slot."""
@@ -97,7 +97,7 @@ class SlotInduction:
         columns = slice(begin, begin + len(ids))
         self.entries[slot, :, columns] = torch.cat([keys, values], -1).transpose(0, 1)
         self.ids[slot, columns] = ids
-        self.base[slot, :, columns] = 0
+        self.base[slot, ..., columns] = 0
 
     def find_all(self, slot: int, first: int, end: int) -> FoundTokens:
         """What is found before each of a text's tokens ``first`` … ``end - 1``, all of which have been read."""
@@ -106,7 +106,7 @@ class SlotInduction:
         queries = self.entries[slot, :, begin + first : begin + end, : self._size]
         known = slice(self._k, begin + end - 1)
         keys, values = self.entries[slot, :, known].split(self._size, -1)
-        scores = torch.baddbmm(self.base[slot, :, known].mT, queries, keys.mT)
+        scores = torch.baddbmm(self.base[slot, ..., known], queries, keys.mT)
         # Column j ≥ 1 is token j - 1, and token i is found out of those before it.
         later = torch.ones(scores.shape[1:], dtype=torch.bool, device=scores.device).triu_(first + 1)
         shares = scores.masked_fill_(later, -torch.inf).softmax(-1)
@@ -124,7 +124,7 @@ class SlotInduction:
         self._keys, self._values = entries[..., : self._size], entries[..., self._size :]
         # The chunk's own, its last token first.
         self._own_keys, self._own_values = (part[:, : self._k].unbind(1) for part in (self._keys, self._values))
-        self._flat_base = self.base[slots].view(flat, -1, 1)
+        self._flat_base = self.base[slots].view(flat, 1, -1)
         self._flat_sharpness = self._sharpness[:flat]
         self._chunk_ids, self._chunk_gain = self.ids[slots], self._gain[slots]
         self._chunk_tail = self.tail[slots].flatten(1)
@@ -134,9 +134,10 @@ class SlotInduction:
         """What is found before token k of the chunk, when the tokens before it have been read."""
         begin = self._k - k
         num = self._end - begin
-        keys, base = self._keys.narrow(1, begin, num), self._flat_base.narrow(1, begin, num)
-        shares = torch.baddbmm(base, keys, self._own_keys[begin - 1][:, :, None]).softmax(1)
-        values = torch.bmm(shares.mT, self._values.narrow(1, begin, num)).view(self._num, -1)
+        keys, base = self._keys.narrow(1, begin, num), self._flat_base.narrow(2, begin, num)
+        # One query for each text and head.
+        shares = torch.baddbmm(base, self._own_keys[begin - 1][:, None], keys.mT).softmax(-1)
+        values = torch.bmm(shares, self._values.narrow(1, begin, num)).view(self._num, -1)
         boosts = torch.bmm(self._chunk_gain, shares.view(self._num, self._heads, num))
         return FoundTokens(values, boosts.view(self._num, num), self._chunk_ids.narrow(1, begin, num))
 
@@ -154,14 +155,14 @@ class SlotInduction:
             columns = slice(first + lengths[row], first + lengths[row] + self._k)
             entries[row, :, columns] = entries[row, :, : self._k]
             ids[row, columns] = ids[row, : self._k]
-            base[row, :, columns] = 0
+            base[row, ..., columns] = 0
             return
         begins = torch.tensor([lengths[row] for row in row_ids], device=rows.device) + first
         columns_rk = begins[:, None] + self._places
         rows_r1 = rows[:, None]
         entries[rows_r1, :, columns_rk] = entries[rows, :, : self._k].transpose(1, 2)
         ids[rows_r1, columns_rk] = ids[rows, : self._k]
-        base[rows_r1, :, columns_rk] = 0
+        base[rows_r1, :, 0, columns_rk] = 0
 
     def _read_window(self, k: int) -> None:
         """Makes the key of place k and the value of the token before it, of the chunk that is being written."""
