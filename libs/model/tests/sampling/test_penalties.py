@@ -79,7 +79,7 @@ def test_the_least_repetition_penalty_and_temperature_stay_finite() -> None:
     sampler = BatchSampler([TextSampling(params, [3], 50)])
     logits = torch.zeros(1, 50).index_fill_(1, torch.tensor([3]), 5)
     assert sampler.draw(logits).tolist() == [3]
-    sampler.check()
+    assert sampler.take_finite().all()
 
 
 def test_a_text_is_not_told_of_its_neighbours_tokens() -> None:

@@ -72,16 +72,3 @@ class BatchSampler:
         """
         finite, self._finite = self._finite, torch.ones_like(self._finite)
         return finite
-
-    def check(self) -> None:
-        """Waits for the device; for once a step.
-
-        Raises:
-            NonFiniteLogitsError: a draw since :meth:`take_finite` or this means nothing.
-        """
-        finite = self.take_finite().tolist()
-        if not all(finite):
-            raise NonFiniteLogitsError(
-                f"the model's logits for text {finite.index(False)} of {len(finite)} are NaN, inf or all -inf; "
-                "its weights are not those of a model that was trained without failure"
-            )

@@ -61,7 +61,8 @@ class Uniforms:
         if self._used == len(self._ahead):
             coming = [[u, *t.uniforms.peek(_NUMBERS_AHEAD - 1)] for u, t in zip(drawn, self._texts, strict=True)]
             ahead = torch.tensor(coming, dtype=torch.float64).T.contiguous()
-            self._ahead, self._used = ahead.to(self._texts[0].device), 0
+            # From pinned memory the copy is not waited for.
+            self._ahead, self._used = ahead.pin_memory().to(self._texts[0].device, non_blocking=True), 0
         self._used += 1
         return self._ahead[self._used - 1]
 
