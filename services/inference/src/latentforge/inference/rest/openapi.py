@@ -52,8 +52,14 @@ def streamed(item: type[BaseModel]) -> Responses:
             "data": {
                 "type": "string",
                 "description": f"A {item.__name__}, an error as elsewhere, or [DONE] at the end.",
-                "contentMediaType": "application/json",
-                "contentSchema": {"$ref": f"#/components/schemas/{item.__name__}"},
+                "anyOf": [
+                    {
+                        "contentMediaType": "application/json",
+                        "contentSchema": {"$ref": f"#/components/schemas/{item.__name__}"},
+                        "not": {"const": "[DONE]"},
+                    },
+                    {"const": "[DONE]"},
+                ],
             }
         },
     }
