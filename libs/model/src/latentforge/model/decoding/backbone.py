@@ -20,7 +20,7 @@ from latentforge.model.decoding.fusion import FusedSwiGLU, fused_weight
 _Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor | None]
 
 
-class Piece(NamedTuple):
+class PromptPiece(NamedTuple):
     """Positions ``first`` … ``first + length - 1`` of the text in a slot."""
 
     slot: int
@@ -111,7 +111,7 @@ class SlotBackbone:
             slots[:, :, rows, :, 1 + at[rows]] = slots[:, :, rows, :, 0].permute(2, 0, 1, 3, 4)
         return hidden
 
-    def read(self, inputs: Tensor, pieces: Sequence[Piece], *, want_hidden: bool = False) -> Tensor | None:
+    def read(self, inputs: Tensor, pieces: Sequence[PromptPiece], *, want_hidden: bool = False) -> Tensor | None:
         """Reads pieces of texts at once: inputs [n, h] are those of all pieces' positions, one behind the other.
 
         Returns:

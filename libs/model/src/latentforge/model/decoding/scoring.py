@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from latentforge.model.chunks import left_pad_count
-from latentforge.model.decoding.backbone import Piece
+from latentforge.model.decoding.backbone import PromptPiece
 from latentforge.model.decoding.batch import TextLogprobs, TokenLogprob
 from latentforge.model.decoding.parts import DecodingParts, decoding_parts
 from latentforge.model.latent_model import LatentModel
@@ -90,7 +90,7 @@ def _read(parts: DecodingParts, ids: Tensor, begin: int, end: int) -> Tensor:
     inputs = parts.writer.inputs(_embedded(parts, ids, (begin - 1) * k, (end - 1) * k).unflatten(0, (-1, k)))
     if begin == 0:
         inputs[0] = parts.writer.start
-    hidden = parts.backbone.read(inputs, [Piece(0, begin, end - begin)], want_hidden=True)
+    hidden = parts.backbone.read(inputs, [PromptPiece(0, begin, end - begin)], want_hidden=True)
     assert hidden is not None
     if parts.induction is not None:
         known = _embedded(parts, ids, begin * k - context, end * k)

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from latentforge.model.chunks import left_pad_count
-from latentforge.model.decoding.backbone import Piece
+from latentforge.model.decoding.backbone import PromptPiece
 from latentforge.model.decoding.batch import BatchDecoding, OpenText, TextLogprobs, WrittenChunk
 from latentforge.model.decoding.logprobs import StepLogprobs
 from latentforge.model.decoding.parts import decoding_parts
@@ -160,7 +160,7 @@ class SlotDecoding(BatchDecoding):
                 known[: max(0, context - text.num_read)] = 0
                 self._induction.read(text.slot, text.num_read, ids[before:], known)
         self._backbone.read(
-            torch.cat(inputs), [Piece(text.slot, text.num_read // k, length // k) for text, length in pieces]
+            torch.cat(inputs), [PromptPiece(text.slot, text.num_read // k, length // k) for text, length in pieces]
         )
         for text, length in pieces:
             text.num_read += length
