@@ -201,17 +201,17 @@ env-example: $(READY_DEV) ## Make .env.example anew, of the settings' descriptio
 	@$(BIN)/python -m tools.env_example
 
 .PHONY: test
-test: $(READY_DEV) ## Every test that needs no Docker engine and no vLLM; test-compose and test-vllm have the others
+test: $(READY_DEV) ## Every test that needs no Docker engine, vLLM or lm_eval; test-compose, test-vllm and test-lm-eval have the others
 #: ARGS=   passed to pytest
-	@$(PYTEST) -m "not docker and not vllm"
+	@$(PYTEST) -m "not docker and not vllm and not lm_eval"
 
 .PHONY: test-fast
 test-fast: $(READY_DEV) ## Tests of a second or so each
-	@$(PYTEST) -m "not docker and not vllm and not e2e and not slow"
+	@$(PYTEST) -m "not docker and not vllm and not lm_eval and not e2e and not slow"
 
 .PHONY: test-e2e
 test-e2e: $(READY_DEV) ## Whole services as processes
-	@$(PYTEST) -m "e2e and not docker and not vllm"
+	@$(PYTEST) -m "e2e and not docker and not vllm and not lm_eval"
 
 .PHONY: soak
 soak: $(READY_DEV) ## Twice the requests that a server takes: 429s, no failure, flat memory
@@ -227,6 +227,11 @@ test-vllm: $(READY_DEV) ## The gateway before a real vLLM (its CPU build, instal
 	@$(BIN)/python -m tools.vllm_env
 	@$(PYTEST) -m vllm
 
+.PHONY: test-lm-eval
+test-lm-eval: $(READY_DEV) ## lm-evaluation-harness on a server (installed into .venv-lm-eval), beside trainer evaluate
+	@$(BIN)/python -m tools.lm_eval_env
+	@$(PYTEST) -m lm_eval
+
 .PHONY: test-cuda
 test-cuda: $(READY_DEV) ## Scoring, training and writing on a GPU beside the CPU; skipped without one
 	@$(PYTEST) -m cuda
@@ -236,8 +241,9 @@ test-compose: $(READY_DEV) engine ## The default stack in a Docker engine: up, g
 	@$(PYTEST) -m docker
 
 .PHONY: test-all
-test-all: $(READY_DEV) engine ## Every test there is, in one run: those of test-compose and test-vllm too
+test-all: $(READY_DEV) engine ## Every test there is, in one run: those of test-compose, test-vllm and test-lm-eval too
 	@$(BIN)/python -m tools.vllm_env
+	@$(BIN)/python -m tools.lm_eval_env
 	@$(PYTEST)
 
 .PHONY: engine
