@@ -66,6 +66,8 @@ def test_queued_tokens_are_bounded_but_one_long_request_is_taken(serial: Serial)
         other.ask(ask(decoding, 6))
     with pytest.raises(EngineFullError, match="queue_tokens"):
         other.ask(ask(decoding, 6))
+    # What has a slot is not queued.
+    other.ask(ask(serial(), 40))
 
 
 def test_texts_to_score_have_places_of_their_own(serial: Serial) -> None:

@@ -124,7 +124,7 @@ def test_a_short_prompt_waits_for_one_piece_of_a_long_one_at_most(serial: Serial
         assert short.ended == "length"
     # Short prompts without end do not keep the long ones from being read either.
     for i in range(60):
-        Client(engine).ask(ask(decoding, 4, prompt=[3] * 12, seed=i))
+        Client(engine).ask(ask(decoding, 4, prompt=[3] * 16, seed=i))
         engine.run_once()
     assert [client.ended for client in long] == ["length"] * 2
 
@@ -241,11 +241,14 @@ def test_logits_that_are_no_numbers_fail_the_text(serial: Serial) -> None:
     diverged = serial()
     with torch.no_grad():
         diverged.model.student.bias[3] = torch.nan
-    client = Client(Engine()).ask(ask(diverged))
-    run(client.engine)
+    engine = Engine()
+    client = Client(engine).ask(ask(diverged))
+    scoring = Client(engine).ask(ScoringRequest(diverged, PROMPT))
+    run(engine)
     assert isinstance(client.events[-1], GenerationFailedError)
     assert "not finite" in str(client.events[-1])
     assert client.token_ids == []
+    assert "no numbers" in str(scoring.events[-1])
 
 
 def test_a_text_ends_before_an_end_id_and_what_stands_behind_it_is_cut(serial: Serial) -> None:
