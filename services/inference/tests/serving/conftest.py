@@ -89,11 +89,13 @@ def make_server(checkpoints: Path, tmp_path: Path) -> Iterator[Callable[..., Ser
             server.kill()
 
 
-async def until_served(url: str, step: int, seconds: float = 120) -> None:
-    """Waits until the server serves this step of run "demo"."""
+async def until_served(server: ServerProcess, step: int, seconds: float = 120) -> None:
+    """Waits until it serves this step of run "demo"."""
     end = time.monotonic() + seconds
-    async with httpx.AsyncClient(base_url=url) as client:
+    async with httpx.AsyncClient(base_url=server.url) as client:
         while True:
+            assert server.process is not None
+            assert server.process.poll() is None, server.log.read_text()
             try:
                 served = (await client.get("/health")).json()["checkpoint"]
             except httpx.TransportError:

@@ -61,7 +61,7 @@ async def test_kills_at_random_leave_nothing_half_written(
         (checkpoints / f"source{weights}").rmdir()
     publish(1)
     server = make_server(exact=True, slots=4, queue_limit=100)
-    await until_served(server.url, 1)
+    await until_served(server, 1)
     clients = Clients(server.url)
     clients.start(8)
     for kill in range(8):
@@ -77,7 +77,7 @@ async def test_kills_at_random_leave_nothing_half_written(
             await asyncio.to_thread(server.kill)
             server.start()
         newest = read_manifest(list_checkpoints(checkpoints / "demo")[-1]).step
-        await until_served(server.url, newest)
+        await until_served(server, newest)
         # Some answers of it.
         await asyncio.sleep(0.3)
     await clients.stop()

@@ -46,7 +46,7 @@ async def test_twice_the_capacity_is_answered_429_and_memory_stays_flat(
 ) -> None:
     publish(1)
     server = make_server(exact=True, slots=4, queue_limit=4)
-    await until_served(server.url, 1)
+    await until_served(server, 1)
     clients = Clients(server.url, max_tokens=200)
     clients.start(16)
     chance, loop = random.Random(1), asyncio.get_running_loop()
@@ -63,7 +63,7 @@ async def test_twice_the_capacity_is_answered_429_and_memory_stays_flat(
         if loop.time() > begin + _SECONDS * (step + 1) / 8:
             step += 1
             await asyncio.to_thread(publish, step)
-            await until_served(server.url, step)
+            await until_served(server, step)
         if warm is None and loop.time() > begin + _SECONDS / 2:
             warm = server.resident_bytes()
     assert warm is not None

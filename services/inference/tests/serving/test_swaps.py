@@ -18,7 +18,7 @@ async def test_swaps_under_load_change_no_answer_and_fail_none(
 ) -> None:
     publish(1)
     server = make_server(exact=True, slots=6, queue_limit=100)
-    await until_served(server.url, 1)
+    await until_served(server, 1)
     clients = Clients(server.url)
     clients.start(24)
     for step in range(2, 12):
@@ -28,12 +28,12 @@ async def test_swaps_under_load_change_no_answer_and_fail_none(
             await asyncio.sleep(0.3)
         else:
             await asyncio.to_thread(publish, step)
-            await until_served(server.url, step)
+            await until_served(server, step)
     pin = checkpoints / "demo" / "pinned"
     pin.write_text("step-00000003")
-    await until_served(server.url, 3)
+    await until_served(server, 3)
     pin.unlink()
-    await until_served(server.url, 11)
+    await until_served(server, 11)
     await clients.stop()
     assert clients.lost == 0
     answered = check_each_is_what_its_checkpoint_writes_alone(clients.asked, checkpoints)
