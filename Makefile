@@ -136,7 +136,7 @@ serve: $(READY) ## Serve the newest checkpoint over REST until Ctrl-C; the shipp
 
 .PHONY: bench
 bench: $(READY) ## Measure decoding beside a token-level model: results/bench_<time>.json
-#: PROMPTS_FILE=prompts.txt MAX_TOKENS=128 TEMP=1.0 TOP_P=1.0 SEED=0
+#: PROMPTS_FILE=prompts.txt MAX_TOKENS=128 SEED=0   TEMP= TOP_P=   default: 1 and 1, then 0.8 and 0.95
 	@$(BIN)/inference bench --prompts-file '$(or $(PROMPTS_FILE),prompts.txt)' $(call option,--max-tokens,$(MAX_TOKENS)) \
 		$(call option,--temp,$(TEMP)) $(call option,--top-p,$(TOP_P)) $(call option,--seed,$(SEED))
 
