@@ -16,8 +16,9 @@ import orjson
 
 from latentforge.gateway.backends.vllm.command import vllm_command, vllm_environment
 from latentforge.gateway.settings import GatewaySettings
-from tools import litellm_env, vllm_env
+from tools import vllm_env
 from tools.gateway import gateway_answers, gateway_command
+from tools.litellm_env import LITELLM
 from tools.processes import Child, Children
 
 MODEL_NAME = "teacher"
@@ -175,12 +176,12 @@ class Servers:
         return server
 
     def start_litellm(self, vllm: Server, redis: Server, model_names: Mapping[str, str]) -> Server:
-        if not litellm_env.is_ready():
-            raise MissingError(f"{litellm_env.VENV.name} is not ready; run python -m tools.litellm_env")
+        if not LITELLM.is_ready():
+            raise MissingError(f"{LITELLM.folder.name} is not ready; run python -m tools.litellm_env")
         port = free_port()
         config = self._scratch / "litellm.yaml"
         config.write_bytes(orjson.dumps(litellm_config(vllm.url, redis.port, model_names)))
-        command = [str(litellm_env.COMMAND), "--config", str(config), "--host", "127.0.0.1", "--port", str(port)]
+        command = [str(LITELLM.command), "--config", str(config), "--host", "127.0.0.1", "--port", str(port)]
         command += ["--num_workers", "1"]
         environment = {
             "LITELLM_LOG": "ERROR",

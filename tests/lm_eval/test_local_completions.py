@@ -19,7 +19,8 @@ from latentforge.model.checkpoint import load_checkpoint
 from latentforge.text.tokenizer import TextTokenizer
 from latentforge.trainer.evaluate.likelihood import evaluate_likelihood
 from latentforge.trainer.targets.batches import held_out_batch
-from tools.lm_eval_env import COMMAND, ROOT
+from tools.lm_eval_env import LM_EVAL
+from tools.pip_env import ROOT
 
 pytestmark = [pytest.mark.lm_eval, pytest.mark.timeout(600)]
 
@@ -89,7 +90,7 @@ def _run(url: str, task: str, out: Path) -> tuple[dict[str, Any], list[dict[str,
         "num_concurrent": "2",
     }
     given = ",".join(f"{name}={value}" for name, value in arguments.items())
-    command = [str(COMMAND), "run", "--model", "local-completions", "--model_args", given, "--tasks", task]
+    command = [str(LM_EVAL.command), "run", "--model", "local-completions", "--model_args", given, "--tasks", task]
     command += ["--include_path", str(_FOLDER), "--output_path", str(out), "--log_samples", "--batch_size", "3"]
     offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HOME": str(out / "hf"), "NO_PROXY": "*"}
     done = subprocess.run(
