@@ -85,6 +85,33 @@ def test_generate_answers_from_a_checkpoint_that_the_trainer_published(stack: Co
 
 
 @pytest.mark.usefixtures("stack")
+def test_the_image_of_inference_holds_the_page_and_the_documentation(url: str) -> None:
+    page = httpx.get(url).raise_for_status().text
+    files = re.findall(r'(?:href|src)="(page/[^"]+)"', page)
+    assert {Path(file).suffix for file in files} >= {".css", ".js"}
+    for file in (*files, "page/vendor/uplot/LICENSE", "docs"):
+        assert httpx.get(f"{url}/{file}").raise_for_status().content
+
+
+@pytest.mark.usefixtures("stack")
+def test_inference_shows_the_trainer_and_asks_the_teacher(url: str) -> None:
+    assert httpx.get(f"{url}/page/config").raise_for_status().json() == {"teacher": True, "training": True}
+    assert httpx.get(f"{url}/training").raise_for_status().json()["run"] == "compose-smoke"
+    written = httpx.post(f"{url}/generate", json={"prompt": "def", "max_tokens": 8}, timeout=60).json()
+    body = {"prompt": "def", "token_ids": written["token_ids"], "top": 3, "model": written["checkpoint"]}
+    judged = httpx.post(f"{url}/teacher", json=body, timeout=60).raise_for_status().json()
+    assert len(judged["tokens"]) == len(written["token_ids"])
+
+
+def test_a_pin_is_written_where_the_trainer_publishes(stack: Compose, url: str) -> None:
+    checkpoint = httpx.get(f"{url}/health").raise_for_status().json()["checkpoint"]
+    httpx.post(f"{url}/checkpoints/pin", json={"checkpoint": checkpoint}).raise_for_status()
+    run, step = checkpoint.split("/")
+    assert stack("exec", "-T", "trainer", "cat", f"checkpoints/{run}/pinned").strip() == step
+    httpx.post(f"{url}/checkpoints/unpin", json={"run": run}).raise_for_status()
+
+
+@pytest.mark.usefixtures("stack")
 def test_clients_of_this_machine_reach_the_gateway(gateway_port: int) -> None:
     assert gateway_answers(f"127.0.0.1:{gateway_port}")
 
