@@ -12,10 +12,11 @@ from pydantic import BaseModel
 
 from latentforge.inference.checkpoints.snapshot import Snapshot
 from latentforge.inference.operation.request_record import note_request
-from latentforge.inference.rest.continuations import TextPiece
+from latentforge.inference.rest.continuations import TextPiece, joined
 from latentforge.inference.rest.disconnects import while_connected
 from latentforge.inference.rest.errors import error_body
 from latentforge.inference.rest.failures import rest_error_of
+from latentforge.inference.rest.generation import Choice, OpenChoices
 from latentforge.inference.rest.schemas.common import CompletionUsage, ErrorAnswer
 from latentforge.inference.rest.sse import DONE, EventStream, event
 
@@ -43,10 +44,13 @@ class Answer:
         self.id = f"{self.prefix}-{uuid.uuid4().hex}"
         note_request(checkpoint=self.snapshot.id, prompt_tokens=self.prompt_tokens)
 
-    def count(self, piece: TextPiece) -> None:
-        """Adds what a step wrote."""
-        self.completion_tokens += len(piece.token_ids)
-        note_request(completion_tokens=len(piece.token_ids))
+    async def counted(self, choices: OpenChoices) -> AsyncGenerator[tuple[Choice, TextPiece]]:
+        """What steps write, counted; raises as :meth:`OpenChoices.pieces`."""
+        async with aclosing(choices.pieces()) as pieces:
+            async for choice, piece in pieces:
+                self.completion_tokens += len(piece.token_ids)
+                note_request(completion_tokens=len(piece.token_ids))
+                yield choice, piece
 
     @property
     def usage(self) -> CompletionUsage:
@@ -64,6 +68,15 @@ class Answer:
             "system_fingerprint": fingerprint(self.snapshot),
             "seed": self.seed,
         }
+
+
+async def whole_texts(pieces: AsyncGenerator[tuple[Choice, TextPiece]]) -> list[tuple[Choice, TextPiece]]:
+    """All that is written for each choice, in their order."""
+    found: dict[int, tuple[Choice, list[TextPiece]]] = {}
+    async with aclosing(pieces):
+        async for choice, piece in pieces:
+            found.setdefault(choice.index, (choice, []))[1].append(piece)
+    return [(choice, joined(of_choice)) for _, (choice, of_choice) in sorted(found.items())]
 
 
 class AnswerWriter(Protocol):

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from fastapi import APIRouter, Request, Response
 
 from latentforge.inference.checkpoints.snapshot import Snapshot
-from latentforge.inference.rest.answers import Answer, respond
+from latentforge.inference.rest.answers import Answer, respond, whole_texts
 from latentforge.inference.rest.bodies import bounded_route
-from latentforge.inference.rest.continuations import PlacedToken, TextPiece, joined
+from latentforge.inference.rest.continuations import PlacedToken, TextPiece
 from latentforge.inference.rest.generation import Choice, OpenChoices, choices_of, ends_of
 from latentforge.inference.rest.limits import check_choices, check_exact
 from latentforge.inference.rest.logprobs import chat_logprobs
@@ -82,13 +82,8 @@ class ChatWriter:
 
     async def whole(self) -> ChatAnswer:
         """The answer at once."""
-        pieces: list[list[TextPiece]] = [[] for _ in self._plan.choices]
-        async with aclosing(self._pieces()) as written:
-            async for choice, piece in written:
-                pieces[choice.index].append(piece)
         choices = []
-        for choice, of_choice in zip(self._plan.choices, pieces, strict=True):
-            text = joined(of_choice)
+        for choice, text in await whole_texts(self._answer.counted(self._choices)):
             assert text.finish_reason is not None
             choices.append(
                 ChatAnswerChoice(
@@ -105,17 +100,11 @@ class ChatWriter:
         """The answer step by step; first of all it is said whose turn it is."""
         for choice in self._plan.choices:
             yield self._chunk(choice, ChatDelta(role="assistant", content=""), TextPiece("", [], []))
-        async with aclosing(self._pieces()) as written:
+        async with aclosing(self._answer.counted(self._choices)) as written:
             async for choice, piece in written:
                 yield self._chunk(choice, ChatDelta(content=piece.text), piece)
         if self._plan.body.includes_usage:
             yield ChatChunk(**self._answer.fields, choices=[], usage=self._answer.usage)
-
-    async def _pieces(self) -> AsyncGenerator[tuple[Choice, TextPiece]]:
-        async with aclosing(self._choices.pieces()) as pieces:
-            async for choice, piece in pieces:
-                self._answer.count(piece)
-                yield choice, piece
 
     def _chunk(self, choice: Choice, delta: ChatDelta, piece: TextPiece) -> ChatChunk:
         one = ChatChunkChoice(

@@ -8,9 +8,9 @@ from fastapi import APIRouter, Request, Response
 
 from latentforge.inference.checkpoints.snapshot import Snapshot
 from latentforge.inference.engine import AsyncEngine
-from latentforge.inference.rest.answers import Answer, respond
+from latentforge.inference.rest.answers import Answer, respond, whole_texts
 from latentforge.inference.rest.bodies import bounded_route
-from latentforge.inference.rest.continuations import PlacedToken, TextPiece, joined
+from latentforge.inference.rest.continuations import PlacedToken, TextPiece
 from latentforge.inference.rest.generation import Choice, OpenChoices, choices_of, ends_of, score_all
 from latentforge.inference.rest.limits import check_choices, check_exact
 from latentforge.inference.rest.logprobs import completion_logprobs, prompt_tokens
@@ -111,13 +111,7 @@ class CompletionWriter:
 
     async def whole(self) -> CompletionAnswer:
         """The answer at once."""
-        pieces: list[list[TextPiece]] = [[] for _ in self._plan.choices]
-        async with aclosing(self._pieces()) as written:
-            async for choice, piece in written:
-                pieces[choice.index].append(piece)
-        choices = []
-        for choice, of_choice in zip(self._plan.choices, pieces, strict=True):
-            choices.append(self._choice(choice, joined(of_choice)))
+        choices = [self._choice(choice, text) for choice, text in await whole_texts(self._pieces())]
         return CompletionAnswer(**self._answer.fields, choices=choices, usage=self._answer.usage)
 
     async def events(self) -> AsyncGenerator[CompletionAnswer]:
@@ -132,9 +126,8 @@ class CompletionWriter:
         if self._echoes is not None:
             for choice in self._plan.choices:
                 yield choice, self._echoes[choice.index // self._plan.body.n]
-        async with aclosing(self._choices.pieces()) as pieces:
+        async with aclosing(self._answer.counted(self._choices)) as pieces:
             async for choice, piece in pieces:
-                self._answer.count(piece)
                 yield choice, piece
 
     def _choice(self, choice: Choice, piece: TextPiece) -> CompletionChoice:
