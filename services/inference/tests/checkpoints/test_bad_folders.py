@@ -17,6 +17,8 @@ from latentforge.core import checkpoint_files
 from latentforge.core.manifest import MANIFEST
 from latentforge.inference.checkpoints.registry import Registry
 
+from .conftest import served
+
 Publish = Callable[..., Path]
 Spoil = Callable[[Path], object]
 WEIGHTS = "student/model.safetensors"
@@ -202,16 +204,6 @@ KINDS: dict[str, tuple[Spoil, str | None]] = {
     "golden text without log probabilities": (golden(logprobs=[]), "0 logprobs of"),
     "no golden text": (golden(token_ids=[], logprobs=[], uniforms=[], drawn_ids=[]), "golden.token_ids"),
 }
-
-
-@pytest.fixture
-def registry(checkpoints: Path) -> Registry:
-    return Registry(checkpoints, None, torch.device("cpu"))
-
-
-def served(registry: Registry) -> str | None:
-    registry.refresh()
-    return registry.current.id if registry.current else None
 
 
 def told(registry: Registry) -> str:

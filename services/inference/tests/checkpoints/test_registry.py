@@ -19,17 +19,9 @@ from latentforge.inference.checkpoints.loader import QuarantinedError
 from latentforge.inference.checkpoints.registry import NothingServedError, Registry
 from latentforge.inference.checkpoints.snapshot import Snapshot, load_snapshot
 
+from .conftest import served
+
 Publish = Callable[..., Path]
-
-
-@pytest.fixture
-def registry(checkpoints: Path) -> Registry:
-    return Registry(checkpoints, None, torch.device("cpu"))
-
-
-def served(registry: Registry) -> str | None:
-    registry.refresh()
-    return registry.current.id if registry.current else None
 
 
 def cut_short(place: Path) -> None:

@@ -12,7 +12,7 @@ from typing import TypeVar
 from latentforge.inference.operation.text_timings import note_timings
 from latentforge.model.decoding.batch import BatchDecoding, TextLogprobs
 from latentforge.model.engine.engine import Engine
-from latentforge.model.engine.errors import DeadlineError, EngineFullError, GenerationCancelledError
+from latentforge.model.engine.errors import DeadlineError, EngineFullError
 from latentforge.model.engine.limits import EngineLimits
 from latentforge.model.engine.observer import EngineObserver
 from latentforge.model.engine.offline import GenerationResult, collected
@@ -55,14 +55,6 @@ class AsyncEngine:
     def queued(self) -> int:
         """Requests that have not begun, those whose texts are still being tokenised among them."""
         return self.engine.queued + self.preparing
-
-    def is_full(self, decoding: BatchDecoding) -> bool:
-        """Whether the next request for it would be refused."""
-        try:
-            self.engine.check_room(decoding, self.preparing)
-        except (EngineFullError, GenerationCancelledError):
-            return True
-        return False
 
     def new_deadline(self) -> float:
         """For a request that arrives now: until when it may take, of the monotonic clock."""
