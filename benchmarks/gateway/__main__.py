@@ -7,13 +7,11 @@ import time
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
-from types import TracebackType
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
 import httpx
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from benchmarks.gateway import report
 from benchmarks.gateway.clients import ClientError, Clients, CompletionsServer
@@ -21,6 +19,7 @@ from benchmarks.gateway.litellm import WAYS, ProxyFinding, best_way, try_ways
 from benchmarks.gateway.measures import Bench, GatewayMeasures, Plan, vocab_size_of
 from benchmarks.gateway.servers import Dtype, MissingError, Servers, cpu_flags, fast_dtype, machine, wait_for_vllm
 from benchmarks.gateway.workload import held_out_sequences, tokenizer_of
+from benchmarks.progress import BenchProgress
 from latentforge.core.command_line import errors_reported
 from latentforge.core.results import ResultsFile, cpu_description
 from latentforge.teacher_client.errors import TeacherError
@@ -122,7 +121,7 @@ def _run(plan: Plan, model: Path, dtype: Dtype, results: Path, *, with_litellm: 
     vocab_size = vocab_size_of(model)
     with ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-gateway-")))
-        progress = stack.enter_context(_Progress(plan.loads))
+        progress = stack.enter_context(BenchProgress(plan.loads))
         servers = Servers(stack, _LOGS, scratch)
         clients = stack.enter_context(Clients(plan.clients))
         progress.begin("starting Redis and vLLM")
@@ -142,7 +141,7 @@ def _run(plan: Plan, model: Path, dtype: Dtype, results: Path, *, with_litellm: 
             findings = try_ways(proxy.url, vllm.url, ids[0], tokenizer_of(model), plan.top_k)
             if (way := best_way(findings)) is not None:
                 asked = CompletionsServer(proxy.url, way.way, vocab_size, plan.top_k)
-        bench = Bench(plan, ids, clients, vocab_size, scratch, progress.done)
+        bench = Bench(plan, ids, clients, vocab_size, scratch, progress.figure)
         progress.begin("comparing answers")
         bench.compare_answers(vllm, plain)
         bench.measure_wire(vllm, cached)
@@ -191,39 +190,6 @@ def _report(
     notes = [*report.note_on_misses(measured), *report.notes_on_litellm(findings), *report.NOTES]
     console.print(report.table(found, title, "\n".join(notes)))
     typer.echo(f"written to {path} after {seconds:.0f} s")
-
-
-class _Progress:
-    """A bar on a terminal, a line for each thing elsewhere."""
-
-    def __init__(self, loads: int) -> None:
-        self._console = Console(stderr=True)
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        self._bar = Progress(*columns, console=self._console, disable=not self._console.is_terminal)
-        self._task = self._bar.add_task("", total=loads)
-
-    def __enter__(self) -> Self:
-        self._bar.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._bar.stop()
-
-    def begin(self, what: str) -> None:
-        self._bar.update(self._task, description=what)
-        self._say(what)
-
-    def done(self, what: str, figure: str = "") -> None:
-        """One load is over, with its figure."""
-        text = f"{what}: {figure}" if figure else what
-        self._bar.update(self._task, advance=1, description=text)
-        self._say(text)
-
-    def _say(self, text: str) -> None:
-        if not self._console.is_terminal:
-            self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

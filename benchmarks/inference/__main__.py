@@ -21,9 +21,9 @@ from benchmarks.inference import inprocess, rest
 from benchmarks.inference.bench import InferenceBench
 from benchmarks.inference.clients import LoadError
 from benchmarks.inference.plan import QUICK, InferencePlan
-from benchmarks.inference.progress import BenchProgress
 from benchmarks.inference.report import BARS, NOTES, InferenceBenchResults, table
 from benchmarks.inference.servers import InferenceServers
+from benchmarks.progress import BenchProgress
 from latentforge.core.command_line import WRONG_USAGE, errors_reported, fail
 from latentforge.core.devices import choose_device
 from latentforge.core.results import Result

@@ -40,10 +40,11 @@ class BenchProgress:
         self._bar.update(self._task, description=what)
         self._say(what)
 
-    def figure(self, what: str) -> None:
+    def figure(self, what: str, value: str = "") -> None:
         """One figure is there."""
-        self._bar.update(self._task, advance=1, description=what)
-        self._say(what)
+        text = f"{what}: {value}" if value else what
+        self._bar.update(self._task, advance=1, description=text)
+        self._say(text)
 
     def _say(self, text: str) -> None:
         if not self._console.is_terminal:
