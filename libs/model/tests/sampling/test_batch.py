@@ -14,6 +14,7 @@ from latentforge.model.sampling import (
     SamplingParams,
     TextSampling,
 )
+from latentforge.model.sampling.blocks import places
 from latentforge.model.sampling.text import Uniforms
 
 SETTINGS: list[dict[str, Any]] = [
@@ -157,6 +158,19 @@ def test_forced_tokens_are_taken_and_counted(setting: dict[str, Any]) -> None:
     assert again == wrote
     other = BatchSampler([TextSampling(params, [1], 300)])
     assert other.draw(logits[0], forced=torch.tensor([299])).tolist() == [299]
+
+
+def test_settings_that_callers_choose_leave_nothing_behind() -> None:
+    logits = torch.randn(1, 200)
+
+    def draw(top_k: int) -> None:
+        BatchSampler([TextSampling(SamplingParams(top_k=top_k, seed=0), [], 200)]).draw(logits)
+
+    draw(100)
+    kept = places.cache_info().currsize
+    for top_k in range(101, 200):
+        draw(top_k)
+    assert places.cache_info().currsize == kept
 
 
 def test_logits_stay_as_they_are() -> None:

@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from latentforge.model.sampling.blocks import places
 from latentforge.model.sampling.inversion import BlockInversion, invert
 from latentforge.model.sampling.likeliest import likeliest, likeliest_one
 from latentforge.model.sampling.text import TextSampling, Uniforms, column, same_place
@@ -115,7 +114,9 @@ class SortedGroup(_RandomGroup):
         super().__init__(texts)
         counts = [min(text.params.top_k or text.vocab_size, text.vocab_size) for text in texts]
         self._most = max(counts)
-        self._counts = torch.tensor(counts, device=self.device)[:, None]
+        # Not by `places`, which keeps what it gives for ever: callers choose this number.
+        ranks, kept = torch.arange(self._most, device=self.device), torch.tensor(counts, device=self.device)
+        self._refused = ranks >= kept[:, None]
         bounds = [[[text.params.top_p], [text.params.min_p]] for text in texts]
         self._top_p, self._min_p = torch.tensor(bounds, dtype=torch.float64, device=self.device).unbind(1)
         self._uniforms = Uniforms(texts)
@@ -126,7 +127,7 @@ class SortedGroup(_RandomGroup):
         # How long the rows are depends on the greatest top_k among them, so nothing may that is rounded: each sum is
         # taken in order, which zeros behind it do not change.
         mass = (values - values[:, :1]).exp()
-        mass = mass.masked_fill(places(self._most, self.device) >= self._counts, 0)
+        mass = mass.masked_fill(self._refused, 0)
         if self._truncates:
             mass = mass * kept_of_sorted(mass, self._top_p, self._min_p)
         found, total = invert(mass, self._uniforms.next())
