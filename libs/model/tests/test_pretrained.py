@@ -4,6 +4,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,26 @@ def test_pieces_of_a_stream_are_the_text(publish: Publish) -> None:
     assert "".join(pieces) == whole
     assert len(pieces) > 1
     assert all(pieces)
+
+
+def test_texts_may_be_written_while_streams_are_open(publish: Publish) -> None:
+    student = LatentStudent.from_pretrained(publish(3), device="cpu")
+    alone = [student.generate(prompt, max_new_tokens=12, seed=1) for prompt in "abc"]
+    streams = [student.generate(prompt, max_new_tokens=12, seed=1, stream=True) for prompt in "ab"]
+    begun = [next(stream) for stream in streams]
+    assert student.generate(["c", "a"], max_new_tokens=12, seed=1) == [alone[2], alone[0]]
+    assert [text + "".join(stream) for text, stream in zip(begun, streams, strict=True)] == alone[:2]
+
+
+def test_threads_may_share_a_student(publish: Publish) -> None:
+    student = LatentStudent.from_pretrained(publish(3), device="cpu")
+
+    def write(seed: int) -> str:
+        return student.generate("def ", max_new_tokens=24, seed=seed)
+
+    alone = [write(seed) for seed in range(8)]
+    with ThreadPoolExecutor(4) as threads:
+        assert list(threads.map(write, range(8))) == alone
 
 
 def test_a_text_ends_before_a_stop_string_streamed_or_not(publish: Publish) -> None:

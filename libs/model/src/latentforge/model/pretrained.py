@@ -1,7 +1,9 @@
 """A published student in a few lines of Python: load, generate, score, save, share."""
 
 import shutil
+import threading
 from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self, overload
 
@@ -17,6 +19,7 @@ from latentforge.core.manifest import MANIFEST, CheckpointError, Manifest
 from latentforge.model.checkpoint import check_golden_text, load_checkpoint
 from latentforge.model.decoding.batch import BatchDecoding
 from latentforge.model.decoding.build import batch_decoding
+from latentforge.model.decoding.scoring import score_pieces
 from latentforge.model.engine.offline import run, stream
 from latentforge.model.engine.requests import GenerationRequest
 from latentforge.model.hub import download, local_checkpoint
@@ -58,7 +61,8 @@ class LatentStudent(
         self.tokenizer = tokenizer
         self.model = model
         self._files = files
-        self._decodings: dict[int, BatchDecoding] = {}
+        self._idle: BatchDecoding | None = None
+        self._lending = threading.Lock()
 
     @classmethod
     def from_pretrained(  # type: ignore[override]  # one argument more: the device
@@ -180,7 +184,8 @@ class LatentStudent(
         texts = [_Continuation(self, each, max_new_tokens, params, words) for each in prompt]
         at_once = min(len(texts), _MOST_AT_ONCE)
         if at_once:
-            run([text.request(self._decoding(at_once)) for text in texts])
+            with self._decoding(at_once) as decoding:
+                run([text.request(decoding) for text in texts])
         return [text.text() for text in texts]
 
     def logprobs(self, text: str) -> list[TextToken]:
@@ -192,7 +197,7 @@ class LatentStudent(
         ids = self.encode(text)
         if not ids:
             raise ValueError("the text has no token; give some")
-        scoring = self._decoding(1).score(ids)
+        scoring = score_pieces(self.model, ids)
         while True:
             try:
                 next(scoring)
@@ -225,14 +230,20 @@ class LatentStudent(
         if sha256_of(save_directory / MANIFEST) != self._files.digest:
             raise CheckpointError(f"{place / MANIFEST} was changed since it was read; load the student anew")
 
-    def _decoding(self, num_texts: int) -> BatchDecoding:
-        """Slots for so many texts at once; those that were made are kept."""
-        for slots, decoding in self._decodings.items():
-            if slots >= num_texts:
-                return decoding
-        decoding = batch_decoding(self.model, num_texts)
-        self._decodings = {num_texts: decoding}
-        return decoding
+    @contextmanager
+    def _decoding(self, num_texts: int) -> Iterator[BatchDecoding]:
+        """Slots for so many texts at once, which are nobody else's meanwhile; those of most texts are kept."""
+        decoding = None
+        with self._lending:
+            if self._idle is not None and self._idle.num_slots >= num_texts:
+                decoding, self._idle = self._idle, None
+        decoding = decoding or batch_decoding(self.model, num_texts)
+        try:
+            yield decoding
+        finally:
+            with self._lending:
+                if self._idle is None or self._idle.num_slots < decoding.num_slots:
+                    self._idle = decoding
 
 
 class _Continuation:
@@ -258,8 +269,9 @@ class _Continuation:
         )
 
     def pieces(self) -> Iterator[str]:
-        for _ in stream(self.request(self._student._decoding(1))):
-            yield from self._take()
+        with self._student._decoding(1) as decoding, closing(stream(self.request(decoding))) as written:
+            for _ in written:
+                yield from self._take()
         yield from filter(None, [self._stopping.flush()])
 
     def whole(self) -> str:

@@ -1,6 +1,6 @@
 """Generation in the caller's thread: an engine of its own for a list of requests."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -82,7 +82,7 @@ def run(
     return [collected(each, ticket.timings) for each, ticket in zip(written, tickets, strict=True)]
 
 
-def stream(request: GenerationRequest) -> Iterator[Written]:
+def stream(request: GenerationRequest) -> Generator[Written, None, None]:
     """Writes one text step by step, each when the iterator is advanced; raises as :func:`run`."""
     events: list[EngineEvent] = []
     engine = Engine()
