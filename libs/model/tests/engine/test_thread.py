@@ -27,6 +27,21 @@ def until(condition: Callable[[], bool]) -> None:
         time.sleep(0.001)
 
 
+def test_what_is_submitted_just_before_the_loop_sleeps_keeps_it_awake(
+    serial: Serial, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("latentforge.model.engine.admission._RETRY_SECONDS", 3600)
+    engine = Engine()
+    assert not engine.run_once()
+    client = Client(engine).ask(ask(serial()))
+    sleeper = threading.Thread(target=engine.wait, daemon=True)
+    sleeper.start()
+    sleeper.join(10)
+    assert not sleeper.is_alive()
+    while client.ended is None:
+        engine.run_once()
+
+
 @pytest.fixture
 def thread() -> Iterator[EngineThread]:
     thread = EngineThread(Engine())

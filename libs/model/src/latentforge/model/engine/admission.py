@@ -28,6 +28,8 @@ class Admission:
         self._queue = RequestQueue(limits)
         self._cancelled: list[Ticket] = []
         self._known: WeakSet[BatchDecoding] = WeakSet()
+        # Somebody came after the loop last asked who waits.
+        self._has_new = False
         self._is_open = True
         self._is_closed = False
         # Guesses when there is room again.
@@ -83,6 +85,7 @@ class Admission:
             self._check_room(lane, num_slots, ticket.num_tokens)
             self._known.add(request.decoding)
             self._queue.push(ticket, lane, num_slots)
+            self._has_new = True
             self._changed.notify_all()
         return ticket
 
@@ -107,7 +110,7 @@ class Admission:
     def wait(self, timeout: float | None) -> None:
         """Sleeps until the loop has something to do, or for ``timeout`` seconds."""
         with self._changed:
-            if self._cancelled or self._is_closed:
+            if self._cancelled or self._is_closed or self._has_new:
                 return
             if len(self._queue):
                 timeout = _RETRY_SECONDS if timeout is None else min(timeout, _RETRY_SECONDS)
@@ -118,6 +121,7 @@ class Admission:
     def lanes(self) -> list[Hashable]:
         """Where somebody waits."""
         with self._changed:
+            self._has_new = False
             return self._queue.lanes
 
     def take(self, lane: Hashable) -> Ticket | None:
