@@ -1,6 +1,7 @@
 import asyncio
 import gc
 import threading
+import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -196,6 +197,44 @@ async def test_closing_the_engine_tells_what_runs_and_what_waits(running: Runnin
     with pytest.raises(GenerationCancelledError):
         await engine.generate(ask(decoding))
     assert (engine.running, engine.queued, decoding.num_free) == (0, 0, 2)
+
+
+async def test_closing_the_engine_tells_those_whose_texts_wait_to_be_tokenised(
+    running: Running, decoding: SerialDecoding
+) -> None:
+    engine = running()
+    gate, begun = threading.Event(), []
+
+    def work() -> None:
+        begun.append(1)
+        assert gate.wait(60)
+
+    tasks = [asyncio.create_task(engine.prepare(decoding, work)) for _ in range(3)]
+    await until(lambda: len(begun) == 2)
+    await asyncio.to_thread(engine.close)
+    with pytest.raises(GenerationCancelledError):
+        await tasks[2]
+    assert engine.preparing == 2
+    # Who leaves by himself is told nothing else.
+    tasks[1].cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await tasks[1]
+    gate.set()
+    await tasks[0]
+
+
+async def test_a_decoding_is_freed_with_its_last_request(running: Running, publish: Publish) -> None:
+    decoding = SerialDecoding(load_snapshot(publish(1), torch.device("cpu")).model, 2)
+    engine, freed = running(), weakref.ref(decoding)
+    gc.collect()
+    gc.disable()
+    try:
+        await engine.generate(ask(decoding))
+        await engine.score(ScoringRequest(decoding, [5, 6, 7]))
+        del decoding
+        await until(lambda: freed() is None)
+    finally:
+        gc.enable()
 
 
 async def test_a_drain_lets_requests_end(running: Running, decoding: SerialDecoding) -> None:

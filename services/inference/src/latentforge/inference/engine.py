@@ -12,7 +12,7 @@ from typing import TypeVar
 from latentforge.inference.operation.text_timings import note_timings
 from latentforge.model.decoding.batch import BatchDecoding, TextLogprobs
 from latentforge.model.engine.engine import Engine
-from latentforge.model.engine.errors import DeadlineError, EngineFullError
+from latentforge.model.engine.errors import DeadlineError, EngineFullError, GenerationCancelledError
 from latentforge.model.engine.limits import EngineLimits
 from latentforge.model.engine.observer import EngineObserver
 from latentforge.model.engine.offline import GenerationResult, collected
@@ -84,6 +84,12 @@ class AsyncEngine:
                     return await asyncio.get_running_loop().run_in_executor(self._tokenizers, work)
             except TimeoutError:
                 raise DeadlineError("the prompt was not tokenised in the time of its request; try again") from None
+            except asyncio.CancelledError:
+                task = asyncio.current_task()
+                if task is None or task.cancelling():
+                    raise
+                # Not this task was cancelled but the work, by close().
+                raise GenerationCancelledError("the engine was shut down") from None
             finally:
                 self.preparing -= 1
 

@@ -323,6 +323,7 @@ class Engine:
             self._admission.note_seconds(timings.running_seconds)
         ticket.is_over = True
         self._tell(ticket, event)
+        ticket.forget_listener()
         self.observer.on_end(ticket.request, outcome, timings)
 
     def _tell(self, ticket: Ticket, event: Written | TextLogprobs | Exception) -> None:

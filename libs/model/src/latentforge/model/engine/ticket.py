@@ -55,3 +55,11 @@ class Ticket:
     def tell(self, event: EngineEvent) -> None:
         """For the engine: passes an event on."""
         self._listener(event)
+
+    def forget_listener(self) -> None:
+        """For the engine: what listens may hold the ticket, and so its model's memory until such rings are found."""
+        self._listener = _nobody
+
+
+def _nobody(event: EngineEvent) -> None:
+    pass
