@@ -9,6 +9,7 @@ import httpx
 import pytest
 import torch
 
+from latentforge.inference.rest import completions
 from latentforge.inference.rest.logprobs import token_text
 
 COMPLETIONS = "/v1/completions"
@@ -265,8 +266,8 @@ def test_an_end_of_text_ends_it_its_log_probability_is_told_and_it_can_be_ignore
         ({"prompt": "x", "logprobs": 21}, "logprobs", "less than or equal to 20"),
         ({"prompt": "x", "logprobs": True}, "logprobs", "valid integer"),
         ({"prompt": "x", "n": 0}, "n", "greater than or equal to 1"),
-        ({"prompt": "x", "n": 65}, "n", "INFERENCE_MAX_CHOICES"),
-        ({"prompt": ["x"] * 33, "n": 2}, "prompt", "66 texts, but one request may have 64"),
+        ({"prompt": "x", "n": 65}, "n", "INFERENCE_QUEUE_LIMIT"),
+        ({"prompt": ["x"] * 33, "n": 2}, "prompt", "66 texts, but one request may have 48"),
         ({"prompt": "x", "temperature": "1"}, "temperature", "temperature is '1'"),
         ({"prompt": "x", "seed": -1}, "seed", "greater than or equal to 0"),
         ({"prompt": "x", "stream_options": {"include_usage": True}}, "stream_options", "stream is not true"),
@@ -323,10 +324,14 @@ def test_more_values_than_any_request_has_are_refused(api: Any, prompt: list[Any
     assert "which no request has" in api.refusal(COMPLETIONS, prompt=prompt)["message"]
 
 
-def test_all_texts_of_a_request_are_admitted_or_none(serve_api: Any, publish: Callable[..., Path]) -> None:
+def test_all_texts_of_a_request_are_admitted_or_none(
+    serve_api: Any, publish: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     publish(1)
     with serve_api(slots=2, queue_limit=3) as api:
         assert len(api.post(COMPLETIONS, prompt="a", n=5)["choices"]) == 5
+        # So many pass where others leave less room than an idle server has.
+        monkeypatch.setattr(completions, "check_choices", lambda *_, **__: None)
         response = api.client.post(COMPLETIONS, json={"prompt": "a", "n": 6, "max_tokens": 500})
         assert (response.status_code, response.json()["error"]["code"]) == (429, "queue_full")
         assert int(response.headers["retry-after"]) >= 1
@@ -336,6 +341,23 @@ def test_all_texts_of_a_request_are_admitted_or_none(serve_api: Any, publish: Ca
         while api.service.engine.queued or api.service.engine.running:
             time.sleep(0.001)
         assert len(api.post(COMPLETIONS, prompt="a", n=5)["choices"]) == 5
+
+
+def test_more_texts_than_ever_fit_are_no_reason_to_try_again(serve_api: Any, publish: Callable[..., Path]) -> None:
+    publish(1)
+    with serve_api(slots=2, queue_limit=3) as api:
+        for extra in ({}, {"stream": True}):
+            assert api.refusal(COMPLETIONS, prompt="a", n=6, **extra)["code"] == "too_many_choices"
+
+
+def test_as_many_prompts_are_scored_as_a_request_may_have(serve_api: Any, publish: Callable[..., Path]) -> None:
+    publish(1)
+    with serve_api(slots=2, queue_limit=0) as api:
+        answer = api.post(COMPLETIONS, prompt=["ab"] * 20, max_tokens=0, echo=True, logprobs=1)
+        told = [choice["logprobs"]["token_logprobs"] for choice in answer["choices"]]
+    assert len(told) == 20
+    assert all(logprobs == pytest.approx(told[0], abs=1e-4) for logprobs in told)
+    assert told[0][-1] < 0
 
 
 async def test_a_client_that_hangs_up_frees_all_its_slots(api: Any) -> None:

@@ -69,7 +69,10 @@ class InferenceSettings(GatewayAccess):
         300.0, gt=0, description="Seconds that one request may take, time in the queue included."
     )
     inference_max_choices: int = Field(
-        64, ge=1, le=4096, description="Texts that one request may ask for: its prompts times n."
+        64,
+        ge=1,
+        le=4096,
+        description="Texts that one request may ask for: its prompts times n; fewer where slots and queue hold fewer.",
     )
     inference_heartbeat_seconds: float = Field(
         10.0, gt=0, le=3600, description="Seconds of silence after which a stream says that it is still there."

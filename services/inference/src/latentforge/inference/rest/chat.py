@@ -130,7 +130,7 @@ def chat_router(services: Services) -> APIRouter:
     @router.post("/v1/chat/completions", response_model=ChatAnswer, responses=ANSWERS | streamed(ChatChunk))
     async def complete_chat(body: ChatCompletionRequest, request: Request) -> Response:
         """Answers a chat."""
-        check_choices(1, body.n, services.settings.inference_max_choices)
+        check_choices(services.settings, 1, body.n)
         return await respond(
             request,
             lambda: ChatWriter.open(services, body),

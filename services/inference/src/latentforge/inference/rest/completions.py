@@ -147,7 +147,7 @@ def completions_router(services: Services) -> APIRouter:
     @router.post("/v1/completions", response_model=CompletionAnswer, responses=ANSWERS | streamed(CompletionAnswer))
     async def complete_text(body: CompletionRequest, request: Request) -> Response:
         """Continues prompts, or scores them."""
-        check_choices(len(body.prompts), body.n, services.settings.inference_max_choices)
+        check_choices(services.settings, len(body.prompts), body.n, writes=body.max_tokens != 0)
 
         return await respond(
             request,

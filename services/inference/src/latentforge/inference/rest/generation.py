@@ -72,12 +72,17 @@ def choices_of(
 async def score_all(
     engine: AsyncEngine, snapshot: Snapshot, prompts: Sequence[EncodedPrompt], likeliest: int, deadline: float
 ) -> list[TextLogprobs | None]:
-    """Scores prompts, those without a token excepted; raises as :meth:`AsyncEngine.score`, and then for all."""
+    """Scores prompts, those without a token excepted; raises as :meth:`AsyncEngine.score`, and then for all.
+
+    As many at once as the engine scores: so the queue holds none of them, however many there are.
+    """
+    turns = asyncio.Semaphore(engine.engine.limits.scoring_slots)
 
     async def score(prompt: EncodedPrompt) -> TextLogprobs | None:
         if not prompt.ids:
             return None
-        return await engine.score(ScoringRequest(snapshot.decoding, prompt.ids, likeliest), deadline)
+        async with turns:
+            return await engine.score(ScoringRequest(snapshot.decoding, prompt.ids, likeliest), deadline)
 
     tasks = [asyncio.create_task(score(prompt)) for prompt in prompts]
     try:

@@ -2,15 +2,24 @@
 
 from latentforge.inference.checkpoints.snapshot import Snapshot
 from latentforge.inference.rest.prompts import PromptError
+from latentforge.inference.settings import InferenceSettings
 
 
-def check_choices(num_prompts: int, n: int, most: int) -> None:
-    """Raises PromptError where a request asks for more texts than one may."""
+def check_choices(settings: InferenceSettings, num_prompts: int, n: int, *, writes: bool = True) -> None:
+    """Raises PromptError where a request asks for more texts than one may, or than an idle server has room for.
+
+    Args:
+        writes: the texts are written, so that each needs a slot or a place in the queue.
+    """
+    most, bound = settings.inference_max_choices, "INFERENCE_MAX_CHOICES"
+    # The engine admits all or none: told to try again, a client with more would do so for ever.
+    if writes and (room := settings.inference_slots + settings.inference_queue_limit) < most:
+        most, bound = room, "INFERENCE_SLOTS and INFERENCE_QUEUE_LIMIT together"
     if num_prompts * n > most:
         raise PromptError(
             "n" if num_prompts == 1 else "prompt",
             f"{num_prompts} prompts with n={n} ask for {num_prompts * n} texts, but one request may have {most} "
-            "(INFERENCE_MAX_CHOICES); send several requests",
+            f"({bound}); send several requests",
             code="too_many_choices",
         )
 
