@@ -76,6 +76,20 @@ async def test_without_a_key_everybody_is_let_in(client_of: Client) -> None:
         assert (await client.post("/generate", json=BODY)).json()["error"]["code"] == "no_checkpoint"
 
 
+@pytest.mark.parametrize("value", [",", " ", " , ,"])
+def test_keys_that_are_none_let_nobody_in(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    monkeypatch.setenv("INFERENCE_API_KEY", value)
+    with pytest.raises(SettingsError, match=r"INFERENCE_API_KEY.* would let everybody in"):
+        load_settings(InferenceSettings)
+
+
+@pytest.mark.parametrize("origin", ["https://a.example/", "a.example", "https://A.example", "https://*.a.example/x"])
+def test_an_origin_that_no_browser_sends_is_refused(monkeypatch: pytest.MonkeyPatch, origin: str) -> None:
+    monkeypatch.setenv("INFERENCE_CORS_ORIGINS", f"https://b.example:8443,{origin}")
+    with pytest.raises(SettingsError, match=r"INFERENCE_CORS_ORIGINS.*is no origin"):
+        load_settings(InferenceSettings)
+
+
 def test_a_key_that_no_header_can_hold_is_refused_and_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("INFERENCE_API_KEY", "good,s3cret key")
     with pytest.raises(SettingsError, match="INFERENCE_API_KEY") as refused:

@@ -10,6 +10,8 @@ from latentforge.core.devices import DeviceName
 from latentforge.teacher_client.access import GatewayAccess
 
 _KEY = re.compile(r"[!-~]+")
+# As in https://a.example:8443; extensions of browsers have schemes of their own.
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/\sA-Z]+")
 
 
 class InferenceSettings(GatewayAccess):
@@ -121,9 +123,20 @@ class InferenceSettings(GatewayAccess):
     @field_validator("inference_api_key")
     @classmethod
     def _keys_that_a_header_can_hold(cls, value: SecretStr | None) -> SecretStr | None:
-        for key in _listed(value.get_secret_value()) if value else []:
+        keys = _listed(value.get_secret_value()) if value else []
+        if value and value.get_secret_value() and not keys:
+            raise ValueError("there is no key in it, which would let everybody in; write one, or unset it")
+        for key in keys:
             if not _KEY.fullmatch(key):
                 raise ValueError("a key is letters, digits and punctuation of ASCII, without spaces; make another")
+        return value
+
+    @field_validator("inference_cors_origins")
+    @classmethod
+    def _origins_as_browsers_send_them(cls, value: str) -> str:
+        for origin in _listed(value):
+            if origin != "*" and not _ORIGIN.fullmatch(origin):
+                raise ValueError(f"{origin} is no origin: write https://a.example, in lower case and without a path")
         return value
 
     @property
