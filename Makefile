@@ -203,15 +203,16 @@ env-example: $(READY_DEV) ## Make .env.example anew, of the settings' descriptio
 .PHONY: test
 test: $(READY_DEV) ## Every test that needs no Docker engine, vLLM or lm_eval; test-compose, test-vllm and test-lm-eval have the others
 #: ARGS=   passed to pytest
-	@$(PYTEST) -m "not docker and not vllm and not lm_eval"
+	@$(PYTEST) -m "not docker and not vllm and not lm_eval and not browser"
+	@$(BROWSER_TESTS)
 
 .PHONY: test-fast
 test-fast: $(READY_DEV) ## Tests of a second or so each
-	@$(PYTEST) -m "not docker and not vllm and not lm_eval and not e2e and not slow"
+	@$(PYTEST) -m "not docker and not vllm and not lm_eval and not browser and not e2e and not slow"
 
 .PHONY: test-e2e
 test-e2e: $(READY_DEV) ## Whole services as processes
-	@$(PYTEST) -m "e2e and not docker and not vllm and not lm_eval"
+	@$(PYTEST) -m "e2e and not docker and not vllm and not lm_eval and not browser"
 
 .PHONY: soak
 soak: $(READY_DEV) ## Twice the requests that a server takes: 429s, no failure, flat memory
@@ -220,7 +221,7 @@ soak: $(READY_DEV) ## Twice the requests that a server takes: 429s, no failure, 
 
 .PHONY: test-browser
 test-browser: $(READY_DEV) ## The page in Debian's headless Chromium (apt-get install chromium): clicked, seen, heard
-	@$(PYTEST) -m browser
+	@$(BROWSER_TESTS)
 
 .PHONY: test-vllm
 test-vllm: $(READY_DEV) ## The gateway before a real vLLM (its CPU build, installed into .venv-vllm; Linux x86-64, Python 3.11)
@@ -241,10 +242,11 @@ test-compose: $(READY_DEV) engine ## The default stack in a Docker engine: up, g
 	@$(PYTEST) -m docker
 
 .PHONY: test-all
-test-all: $(READY_DEV) engine ## Every test there is, in one run: those of test-compose, test-vllm and test-lm-eval too
+test-all: $(READY_DEV) engine ## Every test there is: those of test-compose, test-vllm and test-lm-eval too
 	@$(BIN)/python -m tools.vllm_env
 	@$(BIN)/python -m tools.lm_eval_env
-	@$(PYTEST)
+	@$(PYTEST) -m "not browser"
+	@$(BROWSER_TESTS)
 
 .PHONY: engine
 engine:
@@ -258,3 +260,6 @@ clean: ## Remove what commands made: caches, data, runs, checkpoints, results (n
 CODE := benchmarks compose experiments libs models proto services tests tools
 # Small matrices: more threads than one only get in each other's way.
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(ARGS)
+# A run of their own: Playwright holds the thread's event loop, and a trainer runs beside them for as long as they do.
+# Exit code 5 is no test, of ARGS that name others.
+BROWSER_TESTS = $(PYTEST) -m browser || test $$? -eq 5

@@ -58,6 +58,7 @@ def test_a_chunk_is_what_one_step_wrote_and_has_a_border(page: Page) -> None:
 
 def test_chunks_come_one_after_another(page: Page) -> None:
     """The list grows while the answer is still being written."""
+    page.locator(".panes").wait_for(state="attached")
     page.evaluate(
         """() => {
           window.sizes = [];
