@@ -53,3 +53,27 @@ def test_it_finds_what_a_search_of_the_whole_text_finds(tokenizer: TextTokenizer
         ends = {text.find(word) + len(word): text.find(word) for word in sorted(stop, key=len) if word in text}
         expected = text[: ends[min(ends)]] if ends else text
         assert _streamed(tokenizer, text, stop)[0] == expected, (text, stop)
+
+
+@pytest.mark.parametrize(
+    ("text", "stop", "before", "num_read"),
+    [
+        ("hello world", ["xyz"], "hello world", None),
+        ("hello world", ["world", "lo"], "hel", 5),
+        ("hello", ["h"], "", 1),
+        ("né!", ["!"], "né", 4),
+        ("aab aabb", ["aabb"], "aab ", 8),
+    ],
+)
+@pytest.mark.parametrize("step", [1, 4, 100])
+def test_tokens_are_read_up_to_a_stop_string_however_many_come_at_once(
+    tokenizer: TextTokenizer, text: str, stop: list[str], before: str, num_read: int | None, step: int
+) -> None:
+    ids, stream, parts, found = tokenizer.encode(text), StoppingText(tokenizer, stop), [], None
+    for first in range(0, len(ids), step):
+        count = stream.read(ids[first : first + step])
+        parts.append(stream.take())
+        if count is not None:
+            found = first + count
+            break
+    assert ("".join(parts) + stream.flush(), found) == (before, num_read)

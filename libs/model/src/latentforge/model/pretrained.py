@@ -258,38 +258,26 @@ class _Continuation:
         self._params = params
         words, self._stop_ids = student.tokenizer.stops(stop)
         self._stopping = StoppingText(student.tokenizer, words)
-        self._pieces: list[str] = []
         if max_tokens < 1:
             raise ValueError(f"max_new_tokens is {max_tokens}; ask for at least 1")
 
     def request(self, decoding: BatchDecoding) -> GenerationRequest:
         end_ids = frozenset({self._student.model.eos_id}) | self._stop_ids
         return GenerationRequest(
-            decoding, self._prompt_ids, self._max_tokens, self._params, end_ids=end_ids, stop=self._read
+            decoding, self._prompt_ids, self._max_tokens, self._params, end_ids=end_ids, stop=self._stopping.read
         )
 
     def pieces(self) -> Iterator[str]:
         with self._student._decoding(1) as decoding, closing(stream(self.request(decoding))) as written:
             for _ in written:
-                yield from self._take()
+                yield from filter(None, [self._stopping.take()])
         yield from filter(None, [self._stopping.flush()])
 
     def whole(self) -> str:
         return "".join(self.pieces())
 
     def text(self) -> str:
-        return "".join([*self._take(), self._stopping.flush()])
-
-    def _take(self) -> list[str]:
-        taken, self._pieces = self._pieces, []
-        return [piece for piece in taken if piece]
-
-    def _read(self, token_ids: Sequence[int]) -> int | None:
-        for count, token_id in enumerate(token_ids, 1):
-            self._pieces.append(self._stopping.push(token_id))
-            if self._stopping.is_over:
-                return count
-        return None
+        return self._stopping.take() + self._stopping.flush()
 
 
 def _params(sampling: dict[str, Any]) -> SamplingParams:

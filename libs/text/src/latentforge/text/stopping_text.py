@@ -1,6 +1,6 @@
 """The text of tokens that arrive one by one, up to the first of some stop strings."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from latentforge.text.text_stream import TextStream
 from latentforge.text.vocabulary import Vocabulary
@@ -25,6 +25,24 @@ class StoppingText:
         self._stream = TextStream(tokenizer)
         self._stop = tuple(stop)
         self._waiting = ""
+        self._read = ""
+
+    def read(self, token_ids: Sequence[int]) -> int | None:
+        """Reads tokens up to the one that completes a stop string; :meth:`take` gives their text.
+
+        Returns:
+            How many they are with that one; None where no stop string is complete.
+        """
+        for count, token_id in enumerate(token_ids, 1):
+            self._read += self.push(token_id)
+            if self.is_over:
+                return count
+        return None
+
+    def take(self) -> str:
+        """The text of what was read that is certain and was not taken before."""
+        text, self._read = self._read, ""
+        return text
 
     def push(self, token_id: int) -> str:
         """The text that is certain with one more token, behind what was given before."""

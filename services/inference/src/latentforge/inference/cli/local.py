@@ -74,28 +74,15 @@ def answer_here(snapshot: Snapshot, messages: Sequence[Message], request: Genera
 
 
 def _written(snapshot: Snapshot, generation: GenerationRequest, stop: Sequence[str]) -> Writing:
-    text, pieces = StoppingText(snapshot.tokenizer, stop), list[str]()
-
-    def read(new_ids: Sequence[int]) -> int | None:
-        for count, token_id in enumerate(new_ids, 1):
-            pieces.append(text.push(token_id))
-            if text.is_over:
-                return count
-        return None
-
-    return _stream(snapshot, replace(generation, stop=read), text, pieces)
-
-
-def _stream(snapshot: Snapshot, generation: GenerationRequest, text: StoppingText, pieces: list[str]) -> Writing:
+    text = StoppingText(snapshot.tokenizer, stop)
     started = time.perf_counter()
     num_tokens = num_steps = 0
     reason = ""
-    for written in offline.stream(generation):
+    for written in offline.stream(replace(generation, stop=text.read)):
         num_tokens += len(written.token_ids)
         num_steps += 1
         reason = written.finish_reason or reason
-        yield from filter(None, pieces)
-        pieces.clear()
+        yield from filter(None, [text.take()])
     yield from filter(None, [text.flush()])
     seed = generation.params.seed
     assert seed is not None

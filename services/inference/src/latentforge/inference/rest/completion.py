@@ -1,7 +1,6 @@
 """Text in, text out: the edge around the engine, where prompts become ids and ids become text."""
 
 import secrets
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -18,32 +17,6 @@ from latentforge.inference.rest.schemas.generate import (
 from latentforge.model.engine.offline import GenerationResult
 from latentforge.model.engine.requests import GenerationRequest
 from latentforge.text.stopping_text import StoppingText
-from latentforge.text.vocabulary import Vocabulary
-
-
-class StopWatch:
-    """Looks for stop strings in a text as it is written, and keeps the text up to the first.
-
-    Attributes:
-        text: what is certain so far, without a stop string.
-    """
-
-    def __init__(self, tokenizer: Vocabulary, stop: Sequence[str]) -> None:
-        self._text = StoppingText(tokenizer, stop)
-        self._pieces: list[str] = []
-
-    def __call__(self, new_ids: Sequence[int]) -> int | None:
-        """The fewest of the new ids with which a stop string is complete; None without one."""
-        for count, token_id in enumerate(new_ids, 1):
-            self._pieces.append(self._text.push(token_id))
-            if self._text.is_over:
-                return count
-        return None
-
-    def finish(self) -> str:
-        """All of the text, once no more ids come."""
-        self._pieces.append(self._text.flush())
-        return "".join(self._pieces)
 
 
 @dataclass(frozen=True)
@@ -52,11 +25,11 @@ class PlannedGeneration:
 
     Attributes:
         generation: for the engine.
-        watch: looks for stop strings; None where there are none.
+        text: looks for stop strings in what is written; None where there are none.
     """
 
     generation: GenerationRequest
-    watch: StopWatch | None
+    text: StoppingText | None
 
 
 async def complete(engine: AsyncEngine, snapshot: Snapshot, request: GenerateRequest) -> GenerateResponse:
@@ -85,10 +58,11 @@ def prepare(snapshot: Snapshot, request: GenerateRequest) -> PlannedGeneration:
     most = tokens_to_write(snapshot, prompt, request.max_tokens, DEFAULT_MAX_TOKENS)
     params = sampling_of(snapshot, request, secrets.randbelow(2**32) if request.seed is None else request.seed)
     words, end_ids = stops(snapshot, request)
-    watch = StopWatch(snapshot.tokenizer, words) if words else None
+    text = StoppingText(snapshot.tokenizer, words) if words else None
     end_ids |= {snapshot.decoding.eos_id}
-    generation = GenerationRequest(snapshot.decoding, prompt.ids, most, params, end_ids, stop=watch)
-    return PlannedGeneration(generation, watch)
+    stop = None if text is None else text.read
+    generation = GenerationRequest(snapshot.decoding, prompt.ids, most, params, end_ids, stop=stop)
+    return PlannedGeneration(generation, text)
 
 
 def stops(snapshot: Snapshot, request: GenerateRequest) -> tuple[list[str], frozenset[int]]:
@@ -105,7 +79,7 @@ def answer(snapshot: Snapshot, planned: PlannedGeneration, result: GenerationRes
     """What a caller gets for all that was written."""
     seed = planned.generation.params.seed
     assert seed is not None
-    text = snapshot.decode(result.token_ids) if planned.watch is None else planned.watch.finish()
+    text = snapshot.decode(result.token_ids) if planned.text is None else planned.text.take() + planned.text.flush()
     num_tokens, steps, seconds = len(result.token_ids), result.timings.steps, result.timings.running_seconds
     return GenerateResponse(
         text=text,
