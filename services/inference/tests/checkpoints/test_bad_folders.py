@@ -169,7 +169,7 @@ KINDS: dict[str, tuple[Spoil, str | None]] = {
     "part is a link": (linked("student"), "student is a symbolic link"),
     "tokenizer missing": (lambda p: shutil.rmtree(p / "tokenizer"), "tokenizer.json is missing"),
     "file that is not named": (written("student/model.bin", b"x"), "'student/model.bin' is not in its manifest"),
-    "pickle for weights": (vouched(written(WEIGHTS, pickle.dumps({"a": 1}))), "header is longer than the file"),
+    "pickle for weights": (vouched(written(WEIGHTS, pickle.dumps({"a": 1}))), "header too large"),
     "weights of no tensors": (vouched(written(WEIGHTS, b"\2\0\0\0\0\0\0\0{}")), "has only 0 "),
     "header beyond the file": (
         vouched(written(WEIGHTS, b'\x3c\0\0\0\0\0\0\0{"a":{"dtype":"F32","shape":[9],"data_offsets":[0,36]}}     ')),

@@ -53,7 +53,7 @@ class CheckpointFiles:
             self._check_presence()
         self._unread = dict(self.manifest.files)
 
-    def read(self, name: str) -> bytearray:
+    def read(self, name: str) -> bytes:
         """A file's bytes.
 
         Raises:
@@ -67,14 +67,14 @@ class CheckpointFiles:
     def read_folder(self, folder: str) -> dict[str, bytes]:
         """The bytes of every file in one of the checkpoint's folders, by its name there; raises as :meth:`read`."""
         prefix = f"{folder}/"
-        return {n.removeprefix(prefix): bytes(self.read(n)) for n in self.manifest.files if n.startswith(prefix)}
+        return {n.removeprefix(prefix): self.read(n) for n in self.manifest.files if n.startswith(prefix)}
 
     def check_rest(self) -> None:
         """Checks what has not been read; raises as :meth:`read`."""
         for name, record in list(self._unread.items()):
             self._checked(name, record, keep=False)
 
-    def _checked(self, name: str, record: FileRecord, *, keep: bool) -> bytearray:
+    def _checked(self, name: str, record: FileRecord, *, keep: bool) -> bytes:
         try:
             content = _read_checked(self.place / name, record, keep=keep, follow=self._anywhere)
         except FileNotFoundError:
@@ -177,7 +177,7 @@ def _read_manifest(place: Path) -> bytes:
     return content
 
 
-def _read_checked(path: Path, record: FileRecord, *, keep: bool, follow: bool) -> bytearray:
+def _read_checked(path: Path, record: FileRecord, *, keep: bool, follow: bool) -> bytes:
     """A file's bytes, or with ``keep`` unset none, when they are what the record says."""
     # Opening a pipe would wait for its writer.
     flags = os.O_RDONLY | os.O_NONBLOCK | (0 if follow else os.O_NOFOLLOW)
@@ -187,20 +187,19 @@ def _read_checked(path: Path, record: FileRecord, *, keep: bool, follow: bool) -
             raise CheckpointError(f"{path} is not a regular file")
         # Before memory is taken for it.
         _check_size(path, about.st_size, record)
+        digest, pieces, left = hashlib.sha256(), list[bytes](), record.size
         try:
-            content = bytearray(record.size if keep else min(record.size, _PIECE))
+            while left:
+                piece = file.read(min(left, _PIECE))
+                if not piece:
+                    _check_size(path, record.size - left, record)
+                digest.update(piece)
+                left -= len(piece)
+                if keep:
+                    pieces.append(piece)
+            content = b"".join(pieces)
         except MemoryError:
             raise CheckpointError(f"{path} has {record.size} bytes, for which there is no memory") from None
-        digest = hashlib.sha256()
-        view = memoryview(content)
-        at = 0
-        while at < record.size:
-            piece = view[at : at + _PIECE] if keep else view[: record.size - at]
-            num_read = file.readinto(piece)
-            if not num_read:
-                _check_size(path, at, record)
-            digest.update(piece[:num_read])
-            at += num_read
     if digest.hexdigest() != record.sha256:
         raise CheckpointError(f"{path} does not have the sha256 that its manifest says")
     return content

@@ -1,25 +1,25 @@
 """Modules on disk: config.json and model.safetensors, no pickle.
 
 Both files are read into memory first. That they fit is known from the names and shapes in them, before any memory is
-taken for the module.
+taken for what the config says.
 """
 
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import torch
 from pydantic import BaseModel, ValidationError
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load, save_file
+from torch import Tensor
 
 from latentforge.core.errors import describe_errors
 from latentforge.model.autoencoder import Autoencoder
 from latentforge.model.config import AutoencoderConfig, StudentConfig, TokenLevelConfig
 from latentforge.model.student import Student
 from latentforge.model.token_level import TokenLevelModel
-from latentforge.model.weights import StoredWeights
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -40,8 +40,8 @@ class ModuleFiles(NamedTuple):
     """What a module's two files hold, and the folder that errors name."""
 
     folder: Path
-    config: bytearray
-    weights: bytearray
+    config: bytes
+    weights: bytes
 
 
 def save_pretrained(module: Autoencoder | Student | TokenLevelModel, directory: Path) -> None:
@@ -96,29 +96,27 @@ def student_from(files: ModuleFiles) -> Student:
     return module
 
 
-def _read(path: Path) -> bytearray:
+def _read(path: Path) -> bytes:
     try:
-        with path.open("rb") as file:
-            content = bytearray(os.fstat(file.fileno()).st_size)
-            del content[file.readinto(content) :]
+        return path.read_bytes()
     except OSError as error:
         raise ValueError(f"{path}: {error}") from error
-    return content
 
 
 def _made(module_class: type[_M], config_class: type[_C], files: ModuleFiles) -> _M:
     config = _config(files, _KINDS[module_class], config_class)
     path = files.folder / WEIGHTS_FILE
     try:
-        weights = StoredWeights(files.weights)
-    except ValueError as error:
+        weights = load(files.weights)
+    # The last two: of what is well-formed but of no type that torch knows.
+    except (SafetensorError, KeyError, ValueError) as error:
         raise ValueError(f"{path}: {error}") from error
     _check_sizes(files.folder / CONFIG_FILE, config, weights)
     make: Any = module_class
     with torch.device("meta"):
         _check_fit(path, make(config), weights)
     module: _M = make(config)
-    module.load_state_dict(weights.tensors(), strict=True)
+    module.load_state_dict(weights, strict=True)
     return module.eval()
 
 
@@ -137,11 +135,11 @@ def _config(files: ModuleFiles, kind: str, config_class: type[_C]) -> _C:
         raise ValueError(f"{path}: {'; '.join(describe_errors(error))}") from error
 
 
-def _check_sizes(path: Path, config: BaseModel, weights: StoredWeights) -> None:
+def _check_sizes(path: Path, config: BaseModel, weights: dict[str, Tensor]) -> None:
     """Refuses sizes that no tensor of the file can have: already a module without memory would take for ever."""
     for name, size in _sizes(config):
         is_depth = name.rpartition(".")[2] in _DEPTHS
-        most = len(weights.shapes) if is_depth else weights.num_numbers
+        most = len(weights) if is_depth else sum(tensor.numel() for tensor in weights.values())
         if size > most:
             what = "tensors" if is_depth else "numbers"
             raise ValueError(
@@ -158,19 +156,20 @@ def _sizes(config: BaseModel, prefix: str = "") -> Iterator[tuple[str, int]]:
             yield prefix + name, value
 
 
-def _check_fit(path: Path, empty: torch.nn.Module, weights: StoredWeights) -> None:
-    wanted, shapes, dtypes = empty.state_dict(), weights.shapes, weights.dtypes
+def _check_fit(path: Path, empty: torch.nn.Module, weights: dict[str, Tensor]) -> None:
+    wanted = empty.state_dict()
     problem = None
-    if missing := sorted(wanted.keys() - shapes.keys()):
+    if missing := sorted(wanted.keys() - weights.keys()):
         problem = f"{missing[0]} is missing"
-    elif strange := sorted(shapes.keys() - wanted.keys()):
+    elif strange := sorted(weights.keys() - wanted.keys()):
         problem = f"{strange[0]!r} is no part of the model"
     else:
         for name, tensor in wanted.items():
-            if shapes[name] != tuple(tensor.shape):
-                problem = f"{name} has the shape {list(shapes[name])}, not {list(tensor.shape)}"
-            elif dtypes[name] != tensor.dtype and not {dtypes[name], tensor.dtype} <= _WIDENED:
-                problem = f"{name} is {dtypes[name]}, not {tensor.dtype}"
+            found = weights[name]
+            if found.shape != tensor.shape:
+                problem = f"{name} has the shape {list(found.shape)}, not {list(tensor.shape)}"
+            elif found.dtype != tensor.dtype and not {found.dtype, tensor.dtype} <= _WIDENED:
+                problem = f"{name} is {found.dtype}, not {tensor.dtype}"
             if problem:
                 break
     if problem:
