@@ -2,6 +2,7 @@
 
 import hmac
 from collections.abc import Sequence
+from urllib.parse import urlsplit
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -10,6 +11,8 @@ from latentforge.inference.rest.errors import error_response
 # What tells nothing of anybody's texts, and what a person needs in order to enter the key.
 _OPEN = {"/", "/health", "/ready", "/docs", "/openapi.json"}
 _OPEN_FOLDERS = ("/page/", "/docs/")
+# What only this server's own page may send: who may write with a model may still not choose it.
+_OWN_PAGE_ALONE = ("/checkpoints/", "/teacher")
 _SAFE_METHODS = {"GET", "HEAD", "OPTIONS"}
 _OTHER_SITES = {b"cross-site", b"same-site"}
 
@@ -17,11 +20,12 @@ _OTHER_SITES = {b"cross-site", b"same-site"}
 class AccessGate:
     """Answers 401 to whoever lacks a key where there are some, and 403 to what a foreign page in a browser sends.
 
-    Browsers let any page send a POST to any server and keep only the answer from it: enough to pin a checkpoint.
+    Browsers let any page send a POST to any server and keep only the answer from it: enough to pin a checkpoint. They
+    say where it comes from, and what is no browser says nothing.
 
     Args:
         keys: one of them must come as ``authorization: Bearer KEY``; none lets everybody in.
-        origins: of pages that may send, as in INFERENCE_CORS_ORIGINS.
+        origins: of pages that may send, as in INFERENCE_CORS_ORIGINS; what the server's own page does they may not.
     """
 
     def __init__(self, app: ASGIApp, keys: Sequence[str], origins: Sequence[str]) -> None:
@@ -32,8 +36,10 @@ class AccessGate:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
             headers = dict(scope["headers"])
-            if self._is_foreign(scope["method"], headers):
-                message = "a page of another site sent this; where it may, add its origin to INFERENCE_CORS_ORIGINS"
+            if self._is_foreign(scope["method"], scope["path"], headers):
+                message = "a page of another site sent this; open this server's own page"
+                if not scope["path"].startswith(_OWN_PAGE_ALONE):
+                    message += ", or add the other one's origin to INFERENCE_CORS_ORIGINS"
                 await error_response(403, "origin_not_allowed", message)(scope, receive, send)
                 return
             if self._keys and not _is_open(scope["path"]) and (problem := self._refusal(headers)):
@@ -43,10 +49,11 @@ class AccessGate:
                 return
         await self.app(scope, receive, send)
 
-    def _is_foreign(self, method: str, headers: dict[bytes, bytes]) -> bool:
-        if method in _SAFE_METHODS or headers.get(b"sec-fetch-site") not in _OTHER_SITES:
+    def _is_foreign(self, method: str, path: str, headers: dict[bytes, bytes]) -> bool:
+        if method in _SAFE_METHODS or not _is_of_another_site(headers):
             return False
-        return b"*" not in self._origins and headers.get(b"origin") not in self._origins
+        is_listed = b"*" in self._origins or headers.get(b"origin") in self._origins
+        return not is_listed or path.startswith(_OWN_PAGE_ALONE)
 
     def _refusal(self, headers: dict[bytes, bytes]) -> str | None:
         given = headers.get(b"authorization")
@@ -56,6 +63,14 @@ class AccessGate:
         # In constant time, and all of them, so that nobody can find a key letter by letter.
         matches = [hmac.compare_digest(key.strip(), known) for known in self._keys]
         return None if scheme.lower() == b"bearer" and any(matches) else "the key is wrong"
+
+
+def _is_of_another_site(headers: dict[bytes, bytes]) -> bool:
+    site, origin = headers.get(b"sec-fetch-site"), headers.get(b"origin")
+    if site is not None:
+        return site in _OTHER_SITES
+    # An older browser. The scheme is not compared: a proxy that speaks TLS changes it, and keeps the host.
+    return origin is not None and urlsplit(origin).netloc.lower() != headers.get(b"host", b"").lower()
 
 
 def _is_open(path: str) -> bool:

@@ -9,15 +9,15 @@ from fastapi.responses import FileResponse
 from pydantic import BaseModel
 
 from latentforge.inference.page import assets, checkpoints
-from latentforge.inference.page.guard import PageRoute
 from latentforge.inference.page.teacher import TeacherAnswer, TeacherJudge, TeacherRequest
 from latentforge.inference.page.training import TrainerStatus, TrainingStatus
+from latentforge.inference.rest.bodies import BoundedRoute
 from latentforge.inference.rest.errors import RestError
 from latentforge.inference.rest.openapi import failures
 from latentforge.inference.rest.services import Services
 
 # What every POST may be answered.
-_POST = (400, 401, 403, 408, 413, 415, 422, 500, 503)
+_POST = (400, 401, 403, 408, 413, 422, 500, 503)
 _PIN_FAILURES = failures(*_POST, 404, 409)
 
 
@@ -52,7 +52,7 @@ def page_router(services: Services) -> APIRouter:
             if teacher is not None:
                 await teacher.close()
 
-    router = APIRouter(route_class=PageRoute, lifespan=lifespan)
+    router = APIRouter(route_class=BoundedRoute, lifespan=lifespan)
 
     @router.get("/", include_in_schema=False)
     @router.head("/", include_in_schema=False)

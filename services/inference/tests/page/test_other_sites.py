@@ -13,24 +13,23 @@ PATHS = [("/checkpoints/pin", {"checkpoint": "demo/step-00000001"}), ("/checkpoi
 
 @pytest.mark.parametrize(("path", "body"), PATHS)
 @pytest.mark.parametrize(
-    ("headers", "status", "code"),
+    "headers",
     [
-        ({"content-type": "text/plain"}, 415, "unsupported_media_type"),
-        ({"content-type": "application/x-www-form-urlencoded"}, 415, "unsupported_media_type"),
-        (JSON | {"origin": "https://elsewhere.test"}, 403, "other_origin"),
-        (JSON | {"origin": "null"}, 403, "other_origin"),
-        (JSON | {"origin": "http://page.test:81"}, 403, "other_origin"),
-        (JSON | {"sec-fetch-site": "cross-site"}, 403, "origin_not_allowed"),
-        (JSON | {"sec-fetch-site": "same-site"}, 403, "origin_not_allowed"),
+        JSON | {"origin": "https://elsewhere.test"},
+        {"content-type": "text/plain", "origin": "https://elsewhere.test"},
+        JSON | {"origin": "null"},
+        JSON | {"origin": "http://page.test:81"},
+        JSON | {"sec-fetch-site": "cross-site"},
+        JSON | {"sec-fetch-site": "same-site"},
     ],
 )
 async def test_other_sites_are_refused(
-    page_server: Any, publish: Any, checkpoints: Path, path: str, body: Any, headers: Any, status: int, code: str
+    page_server: Any, publish: Any, checkpoints: Path, path: str, body: Any, headers: Any
 ) -> None:
     publish(1)
     async with page_server() as (client, _):
         answer = await client.post(path, content=json.dumps(body), headers=headers)
-        assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (403, "origin_not_allowed")
         assert not (checkpoints / "demo" / "pinned").exists()
 
 
@@ -61,7 +60,7 @@ async def test_origins_that_may_call_the_api_may_still_not_pin(
     async with page_server(inference_cors_origins="*") as (client, _):
         headers = JSON | {"origin": "https://elsewhere.test", "sec-fetch-site": "cross-site"}
         answer = await client.post("/checkpoints/pin", json={"checkpoint": "demo/step-00000001"}, headers=headers)
-        assert (answer.status_code, answer.json()["error"]["code"]) == (403, "other_origin")
+        assert (answer.status_code, answer.json()["error"]["code"]) == (403, "origin_not_allowed")
         assert not (checkpoints / "demo" / "pinned").exists()
 
 
@@ -69,6 +68,6 @@ async def test_the_description_says_what_the_pages_own_requests_may_be_answered(
     async with page_server() as (client, _):
         paths = (await client.get("/openapi.json")).json()["paths"]
     for path, _ in PATHS:
-        assert {"200", "401", "403", "404", "409", "413", "415", "422"} <= paths[path]["post"]["responses"].keys()
-    assert {"404", "409", "415", "502", "503", "504"} <= paths["/teacher"]["post"]["responses"].keys()
+        assert {"200", "401", "403", "404", "409", "413", "422"} <= paths[path]["post"]["responses"].keys()
+    assert {"404", "409", "502", "503", "504"} <= paths["/teacher"]["post"]["responses"].keys()
     assert {"404", "502", "503"} <= paths["/training"]["get"]["responses"].keys()
