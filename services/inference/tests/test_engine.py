@@ -2,7 +2,7 @@ import asyncio
 import gc
 import threading
 import weakref
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -114,23 +114,6 @@ async def test_who_leaves_frees_his_slot(running: Running, decoding: SerialDecod
     assert engine.running == 0
 
 
-async def test_waiting_for_an_item_may_be_given_up_and_loses_none(running: Running, decoding: SerialDecoding) -> None:
-    held = threading.Event()
-
-    def hold(_: Sequence[int]) -> int | None:
-        assert held.wait(60)
-        return None
-
-    engine = running()
-    async with engine.stream(ask(decoding, 8, stop=hold)) as stream:
-        assert not await stream.wait(0.01)
-        assert not await stream.wait(0.01)
-        held.set()
-        assert await stream.wait(60)
-        ids = [i async for each in stream for i in each.token_ids]
-    assert ids == written_alone(ask(decoding, 8))[0]
-
-
 async def test_refusals_name_the_setting(running: Running, decoding: SerialDecoding) -> None:
     engine = running(queue_limit=0, request_seconds=0.01)
     late = [asyncio.create_task(engine.generate(ask(decoding, 4000))) for _ in range(2)]
@@ -235,16 +218,6 @@ async def test_a_decoding_is_freed_with_its_last_request(running: Running, publi
         await until(lambda: freed() is None)
     finally:
         gc.enable()
-
-
-async def test_a_drain_lets_requests_end(running: Running, decoding: SerialDecoding) -> None:
-    engine = running()
-    tasks = [asyncio.create_task(engine.generate(ask(decoding, 20, seed))) for seed in range(3)]
-    await until(lambda: engine.running == 2)
-    assert await engine.drain(60)
-    assert [len((await task).token_ids) for task in tasks] == [20] * 3
-    with pytest.raises(GenerationCancelledError):
-        engine.stream(ask(decoding))
 
 
 async def test_the_event_loop_is_woken_once_an_iteration(

@@ -95,18 +95,17 @@ def test_room_is_asked_for_before_a_request_is_made(serial: Serial) -> None:
         client.engine.check_room(decoding)
 
 
-def test_a_drained_engine_takes_nothing_and_ends_what_it_has(serial: Serial) -> None:
+def test_a_closed_engine_takes_nothing_and_ends_what_it_has(serial: Serial) -> None:
     decoding = serial(num_slots=1)
     client = Client(Engine())
     clients = [client.ask(ask(decoding)) for _ in range(2)]
-    client.engine.drain()
+    client.engine.close()
     with pytest.raises(GenerationCancelledError, match="shutting down"):
         client.ask(ask(decoding))
     with pytest.raises(GenerationCancelledError):
         client.engine.check_room(decoding)
-    while not client.engine.is_idle:
-        client.engine.run_once()
-    assert [client.ended for client in clients] == ["length", "length"]
+    client.engine.run_once()
+    assert [client.ended for client in clients] == ["GenerationCancelledError"] * 2
 
 
 def test_nothing_to_write_or_to_score_is_refused(serial: Serial) -> None:

@@ -25,6 +25,16 @@ def test_more_requests_than_slots_are_answered_in_their_order(serial: Serial) ->
     assert (results[0].logprobs, results[0].timings.steps) == (None, 3)
 
 
+def test_slots_that_are_taken_elsewhere_are_not_waited_for(serial: Serial) -> None:
+    decoding = serial(num_slots=1)
+    text = decoding.open([5], SamplingParams())
+    for answer in (lambda: run([ask(decoding, 0)]), lambda: list(stream(ask(decoding, 0)))):
+        with pytest.raises(RuntimeError, match="taken by texts that were opened elsewhere"):
+            answer()
+    decoding.close(text)
+    assert run([ask(decoding, 0)])
+
+
 def test_log_probabilities_are_collected(serial: Serial) -> None:
     [result] = run([ask(serial(), 1, logprobs=2)])
     assert result.logprobs is not None

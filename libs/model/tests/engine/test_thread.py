@@ -73,21 +73,6 @@ def test_requests_of_several_threads_are_answered_and_an_idle_loop_sleeps(thread
     assert engine.iterations <= before + 1
 
 
-def test_draining_ends_what_runs_and_what_is_queued_and_then_stops(thread: EngineThread, serial: Serial) -> None:
-    decoding = serial(num_slots=1)
-    clients = [Client(thread.engine).ask(ask(decoding, 20)) for _ in range(3)]
-    assert thread.drain(60)
-    assert [client.ended for client in clients] == ["length"] * 3
-
-
-def test_a_drain_that_takes_too_long_cancels_the_rest(thread: EngineThread, serial: Serial) -> None:
-    decoding = serial(num_slots=1, max_chunks=1024)
-    clients = [Client(thread.engine).ask(ask(decoding, 4000)) for _ in range(2)]
-    assert not thread.drain(0.05)
-    assert [client.ended for client in clients] == ["GenerationCancelledError"] * 2
-    assert decoding.num_free == 1
-
-
 def test_closing_tells_everybody(thread: EngineThread, serial: Serial) -> None:
     decoding = serial(num_slots=1, max_chunks=1024)
     clients = [Client(thread.engine).ask(ask(decoding, 4000)) for _ in range(2)]
@@ -129,6 +114,29 @@ def test_a_failure_of_the_loop_itself_fails_its_requests_and_the_loop_goes_on(se
     thread.close()
     assert (first.ended, second.ended) == ("GenerationFailedError", "length")
     assert observer.ends == [("failed", 0), ("length", 8)]
+
+
+def test_a_loop_that_cannot_even_tell_of_its_failure_goes_on(serial: Serial) -> None:
+    class Failing(EngineObserver):
+        num_ends = 0
+
+        def on_prefill(self, num_tokens: int) -> None:
+            if not self.num_ends:
+                raise ZeroDivisionError("counting failed")
+
+        def on_end(self, request: object, outcome: Outcome, timings: Timings) -> None:
+            self.num_ends += 1
+            if self.num_ends == 1:
+                raise ZeroDivisionError("counting failed again")
+
+    thread = EngineThread(Engine(observer=Failing()))
+    first = Client(thread.engine).ask(ask(serial()))
+    thread.start()
+    until(lambda: first.ended is not None)
+    second = Client(thread.engine).ask(ask(serial()))
+    until(lambda: second.ended is not None)
+    thread.close()
+    assert (first.ended, second.ended) == ("GenerationFailedError", "length")
 
 
 def test_whoever_wakes_others_is_called_once_an_iteration(serial: Serial) -> None:

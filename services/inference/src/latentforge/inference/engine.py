@@ -118,14 +118,6 @@ class AsyncEngine:
         assert isinstance(event, TextLogprobs)
         return event
 
-    async def drain(self, seconds: float) -> bool:
-        """Takes no more requests, lets those that there are end for ``seconds``, cancels the rest, and stops.
-
-        Returns:
-            Whether all ended by themselves.
-        """
-        return await asyncio.to_thread(self._thread.drain, seconds)
-
     def close(self) -> None:
         """Cancels all requests, tells everybody, and waits for the thread."""
         self._thread.close()
@@ -193,10 +185,6 @@ class GenerationStream:
             note_timings(self.timings)
         return event
 
-    async def wait(self, seconds: float) -> bool:
-        """Waits until the next item is there, but not longer; says whether it is."""
-        return await self._inbox.wait(seconds)
-
     def cancel(self) -> None:
         if not self._is_over:
             self._is_over = True
@@ -235,14 +223,6 @@ class _Inbox:
             with _settings_named():
                 raise event
         return event
-
-    async def wait(self, seconds: float) -> bool:
-        if not self.events:
-            self.arrived.clear()
-            with suppress(TimeoutError):
-                async with asyncio.timeout(seconds):
-                    await self.arrived.wait()
-        return bool(self.events)
 
 
 def _signal(told: list[_Inbox]) -> None:

@@ -30,7 +30,6 @@ class Admission:
         self._known: WeakSet[BatchDecoding] = WeakSet()
         # Somebody came after the loop last asked who waits.
         self._has_new = False
-        self._is_open = True
         self._is_closed = False
         # Guesses when there is room again.
         self._mean_seconds = 1.0
@@ -95,16 +94,10 @@ class Admission:
             self._cancelled.append(ticket)
             self._changed.notify_all()
 
-    def drain(self) -> None:
-        """Lets nobody in any more."""
-        with self._changed:
-            self._is_open = False
-            self._changed.notify_all()
-
     def close(self) -> None:
-        """The same, and has the loop end what there is."""
+        """Lets nobody in any more, and has the loop end what there is."""
         with self._changed:
-            self._is_open, self._is_closed = False, True
+            self._is_closed = True
             self._changed.notify_all()
 
     def wait(self, timeout: float | None) -> None:
@@ -166,7 +159,7 @@ class Admission:
         return request.decoding, request.decoding.num_slots
 
     def _check_room(self, lane: Hashable, num_slots: int, num_tokens: int, num_others: int = 0) -> None:
-        if not self._is_open:
+        if self._is_closed:
             raise GenerationCancelledError("the engine is shutting down and takes no more requests")
         limit = self._queue.full_limit(lane, num_slots, num_tokens, num_others)
         if limit is not None:

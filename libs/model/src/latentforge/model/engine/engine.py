@@ -112,10 +112,6 @@ class Engine:
         """
         return self._admission.submit(request, listener, seconds)
 
-    def drain(self) -> None:
-        """Takes no more requests; what is queued or runs goes on."""
-        self._admission.drain()
-
     def close(self) -> None:
         """Takes no more requests, and has the next iteration cancel all that there are."""
         self._admission.close()

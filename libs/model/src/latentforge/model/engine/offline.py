@@ -59,6 +59,7 @@ def run(
     Raises:
         ValueError: a request is refused.
         GenerationFailedError: a step of the model failed.
+        RuntimeError: a decoding's slots are all taken by others' texts.
     """
     engine = Engine(EngineLimits(queue_limit=len(requests), queue_tokens=2**62, prefill_tokens=prefill_tokens))
     written: list[list[Written]] = [[] for _ in requests]
@@ -74,7 +75,7 @@ def run(
     tickets = [engine.submit(request, partial(listen, index), float("inf")) for index, request in enumerate(requests)]
     try:
         while not failures and not engine.is_idle:
-            engine.run_once()
+            _advance(engine)
     finally:
         _end(engine)
     if failures:
@@ -89,7 +90,7 @@ def stream(request: GenerationRequest) -> Generator[Written, None, None]:
     ticket: Ticket = engine.submit(request, events.append, float("inf"))
     try:
         while not ticket.is_over:
-            engine.run_once()
+            _advance(engine)
             for event in events:
                 if isinstance(event, Exception):
                     raise event
@@ -98,6 +99,11 @@ def stream(request: GenerationRequest) -> Generator[Written, None, None]:
             events.clear()
     finally:
         _end(engine)
+
+
+def _advance(engine: Engine) -> None:
+    if not engine.run_once():
+        raise RuntimeError("every slot is taken by texts that were opened elsewhere; close them, or make more slots")
 
 
 def _end(engine: Engine) -> None:

@@ -2,7 +2,6 @@
 
 import logging
 import threading
-import time
 
 from latentforge.model.engine.engine import Engine
 
@@ -10,7 +9,7 @@ logger = logging.getLogger(__name__)
 
 
 class EngineThread:
-    """Runs an engine from :meth:`start` until it is drained or closed; sleeps while there is nothing to do."""
+    """Runs an engine from :meth:`start` until it is closed; sleeps while there is nothing to do."""
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
@@ -18,22 +17,6 @@ class EngineThread:
 
     def start(self) -> None:
         self._thread.start()
-
-    def drain(self, seconds: float) -> bool:
-        """Takes no more requests, lets those that there are end, and stops.
-
-        Args:
-            seconds: what takes longer is cancelled.
-
-        Returns:
-            Whether all of them ended by themselves.
-        """
-        self.engine.drain()
-        end = time.monotonic() + seconds
-        while not (is_idle := self.engine.is_idle) and time.monotonic() < end:
-            time.sleep(0.01)
-        self.close()
-        return is_idle
 
     def close(self) -> None:
         """Cancels all requests, tells everybody, and waits for the thread."""
@@ -51,4 +34,11 @@ class EngineThread:
                     return
             except Exception:
                 logger.exception("the engine's loop failed; its requests fail, and it goes on")
-                self.engine.fail_all("the engine failed; its log says why")
+                self._fail_all()
+
+    def _fail_all(self) -> None:
+        # A thread that died would leave everybody waiting for ever.
+        try:
+            self.engine.fail_all("the engine failed; its log says why")
+        except Exception:
+            logger.exception("requests could not be told")
