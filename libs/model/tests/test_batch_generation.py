@@ -233,9 +233,9 @@ def test_requests_that_cannot_be_served_are_refused(any_model: Any) -> None:
     with pytest.raises(ValueError, match=f"13 tokens and num_tokens={room + 1} take 65.*context is 64"):
         generate_batch(any_model, make_prompts(2, 13), room + 1, GREEDY)
     for bad in (64, -1):
-        with pytest.raises(ValueError, match=f"prompts hold id {bad}, which is not in the vocabulary of 64 ids"):
+        with pytest.raises(ValueError, match=f"prompts id {bad} is not in the vocabulary of 64 ids"):
             generate_batch(any_model, torch.tensor([[5, 6], [7, bad]]), 4, GREEDY)
-        with pytest.raises(ValueError, match=f"forced hold id {bad}, which"):
+        with pytest.raises(ValueError, match=f"forced id {bad} is"):
             generate_batch(any_model, make_prompts(2, 3), 4, GREEDY, forced=torch.tensor([[5], [bad]]))
     with pytest.raises(ValueError, match="num_tokens=0"):
         generate_batch(any_model, make_prompts(2, 3), 0, GREEDY)

@@ -115,7 +115,7 @@ def test_a_full_context_ends_with_length(make_model: MakeModel) -> None:
 def test_requests_that_cannot_be_served_are_refused_at_once(make_model: MakeModel) -> None:
     generator = ChunkGenerator(make_model(max_chunks=4))
     assert ids_of(run(generator, [5] * 12, 9, GREEDY))
-    with pytest.raises(ValueError, match="the prompt has 13 tokens, but this model takes at most 12"):
+    with pytest.raises(ValueError, match="the prompt has 13 tokens, but at most 12 leave room"):
         generator.generate([5] * 13, 9)
     with pytest.raises(ValueError, match="prompt id 64 is not in the vocabulary of 64 ids"):
         generator.generate([64], 9)
@@ -160,5 +160,5 @@ def test_the_baseline_has_the_same_backbone_and_contract(student_config: Callabl
     assert written == logits.argmax(-1).tolist()
     first, again, other = (ids_of(run(generator, [], 10, SamplingParams(seed=s))) for s in (1, 1, 2))
     assert first == again != other
-    with pytest.raises(ValueError, match="the prompt has 32 tokens, but this model takes at most 31"):
+    with pytest.raises(ValueError, match="the prompt has 32 tokens, but at most 31 leave room"):
         generator.generate([5] * 32, 1)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from latentforge.model.chunks import left_pad_count
+from latentforge.model.chunks import check_ids, left_pad_count
 from latentforge.model.decoding.slot_decoding import SlotDecoding
 from latentforge.model.latent_model import LatentModel
 from latentforge.model.sampling import NonFiniteLogitsError, SamplingParams, texts_of_rows
@@ -66,8 +66,7 @@ def generate_batch(
     _check(model, prompts, num_tokens, forced)
     k, device, eos_id = model.chunk_size, model.device, model.eos_id
     length = prompts.shape[1] + left_pad_count(prompts.shape[1], k)
-    # Whole chunks, the last of which is cut.
-    # Weights stay stored as they are: the model may be in training.
+    # Whole chunks, the last of which is cut. Weights stay stored as they are: the model may be in training.
     decoding = SlotDecoding(model.eval(), len(prompts), length + num_tokens + left_pad_count(num_tokens, k))
     rows = texts_of_rows(params, prompts, model.vocab_size)
     texts = [decoding.open(ids, row.params, logprobs=0) for ids, row in zip(prompts.tolist(), rows, strict=True)]
@@ -115,12 +114,7 @@ def _check(model: LatentModel | TokenLevelModel, prompts: Tensor, num_tokens: in
     for name, ids, num in (("prompts", prompts, "at least 1"), ("forced", forced, str(len(prompts)))):
         if ids.dtype != torch.int64 or ids.ndim != 2 or not len(ids) or len(ids) != len(prompts):
             raise ValueError(f"{name} are {ids.dtype} {list(ids.shape)}; give int64 [b, L] with b of {num}")
-        outside = ids[(ids < 0) | (ids >= model.vocab_size)]
-        if len(outside):
-            raise ValueError(
-                f"{name} hold id {int(outside[0])}, which is not in the vocabulary of {model.vocab_size} ids; "
-                "use this model's tokenizer"
-            )
+        check_ids(ids.flatten().tolist(), model.vocab_size, name)
     if num_tokens < max(1, forced.shape[1]):
         raise ValueError(f"num_tokens={num_tokens}; ask for at least {max(1, forced.shape[1])}")
     k = model.chunk_size

@@ -1,8 +1,19 @@
 """Tokens to chunks: padding on the left, and phases."""
 
+from collections.abc import Iterable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+
+def check_ids(ids: Iterable[int], vocab_size: int, name: str) -> None:
+    """Raises ValueError for an id that a vocabulary has not; ``name`` says what holds it."""
+    for token_id in ids:
+        if not 0 <= token_id < vocab_size:
+            raise ValueError(
+                f"{name} id {token_id} is not in the vocabulary of {vocab_size} ids; use this model's tokenizer"
+            )
 
 
 def left_pad_count(num_tokens: int, chunk_size: int) -> int:

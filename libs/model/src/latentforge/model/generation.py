@@ -6,6 +6,7 @@ from typing import Generic, Literal, TypeVar
 
 from latentforge.model.chunks import left_pad_count
 from latentforge.model.config import StudentConfig
+from latentforge.model.decoding.batch import OpenText
 from latentforge.model.decoding.slot_decoding import SlotDecoding
 from latentforge.model.latent_model import LatentModel
 from latentforge.model.sampling import NonFiniteLogitsError, SamplingParams
@@ -44,11 +45,6 @@ class _Generator(Generic[_M]):
         self.model = model
         model.eval()
 
-    @property
-    def max_prompt_tokens(self) -> int:
-        """The longest prompt that leaves room for a step."""
-        return self.model.max_tokens - self.model.chunk_size
-
     def generate(
         self,
         prompt_ids: Sequence[int],
@@ -73,47 +69,31 @@ class _Generator(Generic[_M]):
             ValueError: an id is not in the vocabulary, max_tokens is below 1, or the prompt is too long.
             NonFiniteLogitsError: when the iterator is advanced: the model's logits are no numbers.
         """
-        self._check_request(prompt_ids, max_tokens)
-        eos_id = self.model.eos_id if eos_id is None else eos_id
-        return self._run(prompt_ids, max_tokens, params or SamplingParams(), eos_id, cancel)
-
-    def _check_request(self, prompt_ids: Sequence[int], max_tokens: int) -> None:
         if max_tokens < 1:
             raise ValueError(f"max_tokens={max_tokens}; ask for at least 1")
-        if len(prompt_ids) > self.max_prompt_tokens:
-            raise ValueError(
-                f"the prompt has {len(prompt_ids)} tokens, but this model takes at most {self.max_prompt_tokens}; "
-                "shorten it"
-            )
-        for token_id in prompt_ids:
-            if not 0 <= token_id < self.model.vocab_size:
-                raise ValueError(
-                    f"prompt id {token_id} is not in the vocabulary of {self.model.vocab_size} ids; "
-                    "use this model's tokenizer"
-                )
+        k = self.model.chunk_size
+        length = len(prompt_ids) + left_pad_count(len(prompt_ids), k)
+        # Whole chunks, the last of which is cut. Weights stay stored as they are: the model may be in training.
+        longest = min(self.model.max_tokens, length + max_tokens + left_pad_count(max_tokens, k))
+        decoding = SlotDecoding(self.model, 1, longest)
+        text = decoding.open(prompt_ids, params or SamplingParams(), logprobs=0)
+        return self._run(decoding, text, min(max_tokens, text.room), eos_id, cancel)
 
     def _run(
         self,
-        prompt_ids: Sequence[int],
-        max_tokens: int,
-        params: SamplingParams,
-        eos_id: int,
+        decoding: SlotDecoding,
+        text: OpenText,
+        left: int,
+        eos_id: int | None,
         cancel: Callable[[], bool] | None,
     ) -> Iterator[GeneratedChunk]:
-        k = self.model.chunk_size
-        length = len(prompt_ids) + left_pad_count(len(prompt_ids), k)
-        # Whole chunks, the last of which is cut.
-        longest = min(self.model.max_tokens, length + max_tokens + left_pad_count(max_tokens, k))
-        # Weights stay stored as they are: the model may be in training.
-        decoding = SlotDecoding(self.model, 1, longest)
-        text = decoding.open(prompt_ids, params, logprobs=0)
-        left = min(max_tokens, longest - length)
+        eos_id = decoding.eos_id if eos_id is None else eos_id
         while True:
             if cancel is not None and cancel():
                 yield GeneratedChunk([], [], "cancelled")
                 return
             while text.num_unread:
-                decoding.prefill([text], length)
+                decoding.prefill([text], text.num_unread)
             chunk = decoding.step([text])[0]
             if not chunk.finite:
                 raise NonFiniteLogitsError("the model's logits are NaN, inf or all -inf; its weights are damaged")

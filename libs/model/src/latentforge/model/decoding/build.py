@@ -26,7 +26,7 @@ def batch_decoding(
             texts than alone (``python -m benchmarks.batch_rounding --tokens 150000``, seed 0, AMD EPYC, 2026-11-28).
 
     Raises:
-        ValueError: num_slots is below 1, or max_tokens is less than two chunks or more than the model's.
+        ValueError: num_slots is below 1, or max_tokens is less than a chunk or more than the model's.
     """
     if num_slots < 1:
         raise ValueError(f"num_slots={num_slots}; set it to at least 1")

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from latentforge.model.chunks import left_pad_count
+from latentforge.model.chunks import check_ids, left_pad_count
 from latentforge.model.decoding.backbone import PromptPiece
 from latentforge.model.decoding.batch import TextLogprobs, TokenLogprob
 from latentforge.model.decoding.parts import DecodingParts, decoding_parts
@@ -70,11 +70,7 @@ def _check(model: LatentModel | TokenLevelModel, token_ids: Sequence[int]) -> No
         raise ValueError(
             f"the text has {len(token_ids)} tokens, but this model reads at most {model.max_tokens}; shorten it"
         )
-    for token_id in token_ids:
-        if not 0 <= token_id < model.vocab_size:
-            raise ValueError(
-                f"id {token_id} is not in the vocabulary of {model.vocab_size} ids; use this model's tokenizer"
-            )
+    check_ids(token_ids, model.vocab_size, "text")
 
 
 def _embedded(parts: DecodingParts, ids: Tensor, first: int, end: int) -> Tensor:

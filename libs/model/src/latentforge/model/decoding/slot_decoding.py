@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from latentforge.model.chunks import left_pad_count
+from latentforge.model.chunks import check_ids, left_pad_count
 from latentforge.model.decoding.backbone import PromptPiece
 from latentforge.model.decoding.batch import BatchDecoding, OpenText, TextLogprobs, WrittenChunk
 from latentforge.model.decoding.logprobs import StepLogprobs
@@ -72,12 +72,7 @@ class SlotDecoding(BatchDecoding):
                 f"the prompt has {len(prompt_ids)} tokens, but at most {self.max_tokens - self.chunk_size} leave room "
                 "for a step; shorten it"
             )
-        for token_id in prompt_ids:
-            if not 0 <= token_id < self.vocab_size:
-                raise ValueError(
-                    f"prompt id {token_id} is not in the vocabulary of {self.vocab_size} ids; "
-                    "use this model's tokenizer"
-                )
+        check_ids(prompt_ids, self.vocab_size, "prompt")
         if not self.num_free:
             raise RuntimeError(f"all {self.num_slots} slots are taken; close a text first")
         sampling = TextSampling(params, prompt_ids, self.vocab_size, self._device)
