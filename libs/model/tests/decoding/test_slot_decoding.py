@@ -117,7 +117,8 @@ def memory_of(decoding: SlotDecoding) -> Iterator[tuple[Tensor, int]]:
     """All that is kept of texts, and the dimension that the slots are."""
     yield decoding._backbone.memory, 2
     if decoding._induction is not None:
-        yield decoding._induction.entries, 0
+        yield decoding._induction.keys, 0
+        yield decoding._induction.values, 0
         yield decoding._induction.tail, 0
 
 
