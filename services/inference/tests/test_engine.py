@@ -162,6 +162,21 @@ async def test_tokenising_is_inside_the_requests_time(running: Running, decoding
     assert engine.preparing == 0
 
 
+async def test_a_short_text_is_tokenised_at_once_and_a_full_engine_refuses_it_too(
+    running: Running, decoding: SerialDecoding
+) -> None:
+    engine = running(queue_limit=0)
+    here = threading.get_ident()
+    assert await engine.prepare(decoding, threading.get_ident, num_characters=1024) == here
+    assert await engine.prepare(decoding, threading.get_ident, num_characters=1025) != here
+    tasks = [asyncio.create_task(engine.generate(ask(decoding, 4000))) for _ in range(2)]
+    await until(lambda: engine.running == 2)
+    with pytest.raises(EngineFullError):
+        await engine.prepare(decoding, lambda: pytest.fail("tokenised"), num_characters=1)
+    for task in tasks:
+        task.cancel()
+
+
 async def test_what_cannot_be_prepared_says_why(running: Running, decoding: SerialDecoding) -> None:
     engine = running()
     with pytest.raises(ZeroDivisionError):
@@ -220,8 +235,9 @@ async def test_a_decoding_is_freed_with_its_last_request(running: Running, publi
         gc.enable()
 
 
-async def test_the_event_loop_is_woken_once_an_iteration(
-    running: Running, decoding: SerialDecoding, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("streams", "woken_for"), [(True, [2, 2, 2]), (False, [2])])
+async def test_the_event_loop_is_woken_once_an_iteration_and_for_whole_texts_once(
+    decoding: SerialDecoding, monkeypatch: pytest.MonkeyPatch, streams: bool, woken_for: list[int]
 ) -> None:
     woken: list[int] = []
 
@@ -232,9 +248,15 @@ async def test_the_event_loop_is_woken_once_an_iteration(
 
     monkeypatch.setattr("latentforge.inference.engine._signal", count)
     engine = AsyncEngine(EngineLimits())
-    tasks = [asyncio.create_task(engine.generate(ask(decoding, 12, seed))) for seed in range(2)]
+
+    async def ids_of(request: GenerationRequest) -> list[int]:
+        if streams:
+            return [i async for each in engine.stream(request) for i in each.token_ids]
+        return (await engine.generate(request)).token_ids
+
+    tasks = [asyncio.create_task(ids_of(ask(decoding, 12, seed))) for seed in range(2)]
     await asyncio.sleep(0)
     engine.start()
-    await asyncio.gather(*tasks)
+    assert [len(ids) for ids in await asyncio.gather(*tasks)] == [12, 12]
     await asyncio.to_thread(engine.close)
-    assert woken == [2, 2, 2]
+    assert woken == woken_for

@@ -3,6 +3,7 @@
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
+from functools import partial
 
 from fastapi import APIRouter, Request, Response
 
@@ -74,7 +75,9 @@ class ChatWriter:
         """
         engine, snapshot = services.engine, await services.snapshot(body.model)
         deadline = engine.new_deadline()
-        plan = await engine.prepare(snapshot.decoding, lambda: plan_chat(snapshot, body), deadline)
+        length = sum(len(message.content) for message in body.messages)
+        work = partial(plan_chat, snapshot, body)
+        plan = await engine.prepare(snapshot.decoding, work, deadline, num_characters=length)
         return cls(plan, OpenChoices(engine, snapshot, plan.choices, [0] * len(plan.choices), deadline))
 
     def cancel(self) -> None:

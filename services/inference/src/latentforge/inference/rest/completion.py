@@ -41,7 +41,8 @@ async def complete(engine: AsyncEngine, snapshot: Snapshot, request: GenerateReq
     """
     note_request(checkpoint=snapshot.id)
     deadline = engine.new_deadline()
-    planned = await engine.prepare(snapshot.decoding, partial(prepare, snapshot, request), deadline)
+    work = partial(prepare, snapshot, request)
+    planned = await engine.prepare(snapshot.decoding, work, deadline, num_characters=len(request.prompt))
     note_request(prompt_tokens=len(planned.generation.prompt_ids))
     answered = answer(snapshot, planned, await engine.generate(planned.generation, deadline))
     note_request(completion_tokens=len(answered.token_ids))

@@ -3,6 +3,7 @@
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
+from functools import partial
 
 from fastapi import APIRouter, Request, Response
 
@@ -87,7 +88,9 @@ class CompletionWriter:
         """
         engine, snapshot = services.engine, await services.snapshot(body.model)
         deadline = engine.new_deadline()
-        plan = await engine.prepare(snapshot.decoding, lambda: plan_completion(snapshot, body), deadline)
+        length = sum(map(len, body.prompts))
+        work = partial(plan_completion, snapshot, body)
+        plan = await engine.prepare(snapshot.decoding, work, deadline, num_characters=length)
         echoes = await cls._echoes_of(plan, engine, deadline) if body.echo else None
         offsets = [len(choice.prompt.text) if body.echo else 0 for choice in plan.choices]
         return cls(plan, OpenChoices(engine, snapshot, plan.choices, offsets, deadline), echoes)

@@ -1,6 +1,6 @@
 """POST /generate: one prompt, one text."""
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Request, Response
 
 from latentforge.inference.rest.bodies import BoundedRoute
 from latentforge.inference.rest.completion import complete
@@ -13,10 +13,11 @@ from latentforge.inference.rest.services import Services
 def generate_router(services: Services) -> APIRouter:
     router = APIRouter(route_class=BoundedRoute)
 
-    @router.post("/generate", responses=GENERATE_ANSWERS)
-    async def generate(body: GenerateRequest, request: Request) -> GenerateResponse:
+    @router.post("/generate", response_model=GenerateResponse, responses=GENERATE_ANSWERS)
+    async def generate(body: GenerateRequest, request: Request) -> Response:
         """Continues a prompt with the checkpoint that is served when the request arrives."""
         snapshot = await services.snapshot()
-        return await while_connected(request, complete(services.engine, snapshot, body))
+        answer = await while_connected(request, complete(services.engine, snapshot, body))
+        return Response(answer.model_dump_json(), media_type="application/json")
 
     return router
