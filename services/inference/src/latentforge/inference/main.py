@@ -31,7 +31,7 @@ from latentforge.inference.settings import InferenceSettings
 from latentforge.model.engine.limits import EngineLimits
 
 # The engine's thread gives up the GIL at every operation of torch, and takes it back from whoever has it then only
-# after this time. With Python's 5 ms a step beside a busy thread takes a third longer.
+# after this time. With Python's 5 ms a step beside a busy thread took 3 to 30 % longer.
 _SWITCH_SECONDS = 0.0002
 
 logger = logging.getLogger(__name__)
