@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from latentforge.model.config import AutoencoderConfig
 from latentforge.model.layers import SwiGLU, init_slots
+from latentforge.model.noise import Noise, RowNoise, normal, uniform
 from latentforge.model.output_loss import OutputLayer, TokenLosses, token_losses
 from latentforge.model.sparse_kd import text_buckets
 
@@ -25,9 +26,11 @@ class Posterior:
     mean: Tensor
     log_std: Tensor
 
-    def sample(self, generator: torch.Generator | None = None) -> Tensor:
+    def sample(self, noise: Noise = None) -> Tensor:
         """One latent each, [..., D], differentiable in mean and log_std."""
-        return self.mean + self.log_std.exp() * _normal_like(self.mean, generator)
+        return self.mean + self.log_std.exp() * normal(
+            self.mean.shape, noise, dtype=self.mean.dtype, device=self.mean.device
+        )
 
     def kl(self) -> Tensor:
         """KL to the standard normal, ½·(mean² + std² - 1) - log std, nats per dimension, [..., D]."""
@@ -120,41 +123,37 @@ class Autoencoder(nn.Module):
         """Maps latents [..., D] to logits [..., K, V]."""
         return F.linear(self.decoder(latents), self.embedding.weight)
 
-    def loss(self, tokens: Tensor, generator: torch.Generator | None = None) -> AutoencoderLoss:
-        """Reconstruction loss of chunks, int64 [n, K], under posterior noise, and under dropout in training mode."""
+    def loss(self, tokens: Tensor, noise: Noise = None) -> AutoencoderLoss:
+        """Reconstruction loss of chunks, int64 [n, K], under posterior noise, and under dropout in training mode.
+
+        Of a part of a batch, as ``noise`` says, all terms are its share of the batch's: they sum to it.
+        """
         x = self.embedding(tokens)
+        share = noise.rows / noise.of if isinstance(noise, RowNoise) else 1.0
         # A mask of its own stands for dropped tokens: an id of the vocabulary would be a token like any other.
         if self.training and self.config.token_dropout:
-            dropped = _uniform(tokens.shape, tokens.device, generator) < self.config.token_dropout
+            dropped = uniform(tokens.shape, noise, device=tokens.device) < self.config.token_dropout
             x = torch.where(dropped[..., None], self.mask_embedding, x)
         posterior = self._encode(x)
-        latents = posterior.sample(generator)
+        latents = posterior.sample(noise)
         if self.training and self.config.latent_dropout:
-            keep = _uniform(latents.shape, latents.device, generator) >= self.config.latent_dropout
+            keep = uniform(latents.shape, noise, device=latents.device) >= self.config.latent_dropout
             latents = latents * keep / (1 - self.config.latent_dropout)
-        losses = self._token_losses(latents, tokens)
+        losses = self._token_losses(latents, tokens, share)
         kl_nd = posterior.kl().flatten(0, -2)
-        floored = kl_nd.clamp(min=self.config.kl_floor).sum(-1).mean()
+        floored = kl_nd.clamp(min=self.config.kl_floor).sum(-1).mean() * share
         with torch.no_grad():
-            token_accuracy = losses.best.float().mean()
+            token_accuracy = losses.best.float().mean() * share
         total = self.config.chunk_size * losses.total + self.config.kl_weight * floored
-        return AutoencoderLoss(total, losses.total, kl_nd.sum(-1).mean(), token_accuracy)
+        return AutoencoderLoss(total, losses.total, kl_nd.sum(-1).mean() * share, token_accuracy)
 
-    def _token_losses(self, latents: Tensor, tokens: Tensor) -> TokenLosses:
-        """Of the decoded latents [..., D], their mean over tokens [..., K] in ``total``."""
+    def _token_losses(self, latents: Tensor, tokens: Tensor, share: float) -> TokenLosses:
+        """Of the decoded latents [..., D], ``share`` of their mean over tokens [..., K] in ``total``."""
         features = self.decoder(latents).flatten(0, -2)
         layer = OutputLayer(features, self.embedding.weight, features.new_zeros(self.config.vocab_size))
-        share = torch.full((len(features),), 1 / len(features), device=features.device)
-        return token_losses(layer, text_buckets(tokens.flatten()), share, torch.zeros_like(share))
+        weights = torch.full((len(features),), share / len(features), device=features.device)
+        return token_losses(layer, text_buckets(tokens.flatten()), weights, torch.zeros_like(weights))
 
     def _encode(self, x: Tensor) -> Posterior:
         x = self.encode_chunk(self.compress(self.encode_tokens(x).flatten(-2)))
         return Posterior(self.to_mean(x), self.to_log_std(x).clamp(-10, 2))
-
-
-def _normal_like(x: Tensor, generator: torch.Generator | None) -> Tensor:
-    return torch.randn(x.shape, dtype=x.dtype, device=x.device, generator=generator)
-
-
-def _uniform(shape: torch.Size, device: torch.device, generator: torch.Generator | None) -> Tensor:
-    return torch.rand(shape, device=device, generator=generator)

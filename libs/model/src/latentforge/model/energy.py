@@ -7,13 +7,12 @@ import torch
 from torch import Tensor
 
 from latentforge.model.autoencoder import Posterior
+from latentforge.model.noise import Noise, normal
 
 _DRAWS_AT_ONCE = 16
 
 
-def energy_loss(
-    samples: Tensor, posterior: Posterior, draws: int = 100, generator: torch.Generator | None = None
-) -> Tensor:
+def energy_loss(samples: Tensor, posterior: Posterior, draws: int = 100, noise: Noise = None) -> Tensor:
     """CALM's loss (arXiv 2510.27688): the energy score of the head's samples z~ against the posterior's z.
 
         2·E|z~ - z| - E|z~ - z~'|
@@ -27,7 +26,7 @@ def energy_loss(
         samples: the head's, float [s, n, D], s >= 2; pairs of a sample with itself are left out.
         posterior: of the true chunks, [n, D]; draws from it are the z and get no gradient.
         draws: how many z.
-        generator: draws them.
+        noise: draws them.
 
     Returns:
         float32 [n].
@@ -39,7 +38,7 @@ def energy_loss(
     if s < 2:
         raise ValueError(f"energy_loss wants at least 2 samples for each latent, got {s}; raise the number of samples")
     mean_distance: Callable[..., Tensor] = _MeanDistance.apply
-    to_data = mean_distance(samples, posterior.mean, posterior.log_std.exp(), draws, generator)
+    to_data = mean_distance(samples, posterior.mean, posterior.log_std.exp(), draws, noise)
     first, second = torch.triu_indices(s, s, offset=1, device=samples.device)
     between: Tensor = torch.linalg.vector_norm(samples[first] - samples[second], dim=-1).mean(0)
     return 2 * to_data - between
@@ -55,9 +54,7 @@ class _MeanDistance(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, samples: Tensor, mean: Tensor, std: Tensor, draws: int, generator: torch.Generator | None
-    ) -> Tensor:
+    def forward(ctx: Any, samples: Tensor, mean: Tensor, std: Tensor, draws: int, noise: Noise) -> Tensor:
         # |a - z|² = |a|² + |z|² - 2·a·z cancels where both are long, so both are relative to the mean.
         a = (samples - mean).transpose(0, 1)
         a_square = a.square().sum(-1, keepdim=True)
@@ -67,7 +64,7 @@ class _MeanDistance(torch.autograd.Function):
         for first in range(0, draws, _DRAWS_AT_ONCE):
             num = min(_DRAWS_AT_ONCE, draws - first)
             shape = (a.shape[0], num, a.shape[2])
-            z = std[:, None] * torch.randn(shape, dtype=a.dtype, device=a.device, generator=generator)
+            z = std[:, None] * normal(shape, noise, dtype=a.dtype, device=a.device)
             distance = (
                 torch.baddbmm(z.square().sum(-1)[:, None] + a_square, a, z.mT, alpha=-2).clamp_(min=1e-12).sqrt_()
             )

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from latentforge.model.config import StudentConfig
+from latentforge.model.noise import Noise, uniform
 
 
 class DeterministicHead(nn.Module):
@@ -18,8 +19,8 @@ class DeterministicHead(nn.Module):
         nn.init.zeros_(self.down.weight)
         nn.init.zeros_(self.down.bias)
 
-    def forward(self, hidden: Tensor, num_samples: int = 1, generator: torch.Generator | None = None) -> Tensor:
-        """Maps [..., h] to [num_samples, ..., D]; all samples are the same latent, and the generator is not used."""
+    def forward(self, hidden: Tensor, num_samples: int = 1, noise: Noise = None) -> Tensor:
+        """Maps [..., h] to [num_samples, ..., D]; all samples are the same latent, and no noise is drawn."""
         latents: Tensor = self.down(F.silu(self.up(self.norm(hidden))))
         return latents.expand(num_samples, *latents.shape)
 
@@ -44,10 +45,10 @@ class EnergyHead(nn.Module):
         nn.init.zeros_(self.down.weight)
         nn.init.zeros_(self.down.bias)
 
-    def forward(self, hidden: Tensor, num_samples: int = 1, generator: torch.Generator | None = None) -> Tensor:
+    def forward(self, hidden: Tensor, num_samples: int = 1, noise: Noise = None) -> Tensor:
         """Maps [..., h] to [num_samples, ..., D], each sample from noise of its own."""
         shape = (num_samples, *hidden.shape[:-1], self.noise_size)
-        return self.from_noise(hidden, torch.rand(shape, device=hidden.device, dtype=hidden.dtype, generator=generator))
+        return self.from_noise(hidden, uniform(shape, noise, dim=1, device=hidden.device, dtype=hidden.dtype))
 
     def from_noise(self, hidden: Tensor, noise: Tensor) -> Tensor:
         """Maps [..., h] and uniform noise, [..., noise_size] from 0 to 1, to [..., D]."""

@@ -9,19 +9,26 @@ from torch import Tensor
 from latentforge.model.autoencoder import Posterior
 from latentforge.model.energy import energy_loss
 from latentforge.model.latent_model import LatentModel
+from latentforge.model.noise import Noise, RowNoise
 from latentforge.model.output_loss import OutputLayer, token_losses
 from latentforge.model.sparse_kd import Buckets, KdTargets, make_buckets, text_buckets
 from latentforge.model.token_level import TokenLevelModel
 
 
-def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
-    """Mean of values [...] where mask [...] is True, a scalar; 0 where it is nowhere."""
-    return torch.where(mask, values, 0).sum() / mask.sum().clamp(min=1)
+def masked_mean(values: Tensor, mask: Tensor, count: Tensor | None = None) -> Tensor:
+    """Mean of values [...] where mask [...] is True, a scalar; 0 where it is nowhere.
+
+    With ``count``, int64 scalar, their sum over that: a part's share of a mean over more.
+    """
+    return torch.where(mask, values, 0).sum() / (mask.sum() if count is None else count).clamp(min=1)
 
 
-def latent_mse(latents: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
-    """Mean squared error per dimension of latents and targets [..., D] over True positions of mask [...]; a scalar."""
-    return masked_mean((latents - targets).square().mean(-1), mask)
+def latent_mse(latents: Tensor, targets: Tensor, mask: Tensor, count: Tensor | None = None) -> Tensor:
+    """Mean squared error per dimension of latents and targets [..., D] over True positions of mask [...]; a scalar.
+
+    ``count`` as in :func:`masked_mean`.
+    """
+    return masked_mean((latents - targets).square().mean(-1), mask, count)
 
 
 @dataclass(frozen=True)
@@ -50,6 +57,8 @@ class StudentBatch:
         chunk_valid: bool [b, t], the chunks of MSE and energy; None takes those with at least one valid token.
         on_policy: the model wrote the tokens itself; all that :func:`loss_of` learns of them is what the teacher would
             have written.
+        first, of: where the sequences begin in the batch that they are a part of, and how many that has; ``of`` is None
+            for a whole batch.
     """
 
     tokens: Tensor
@@ -57,10 +66,43 @@ class StudentBatch:
     kd: KdTargets | None = None
     chunk_valid: Tensor | None = None
     on_policy: bool = False
+    first: int = 0
+    of: int | None = None
+
+    def rows(self, part: slice) -> "StudentBatch":
+        """Some of the sequences, ``part`` with a start and a stop."""
+        kd = None if self.kd is None else self.kd.select(part)
+        chunk_valid = None if self.chunk_valid is None else self.chunk_valid[part]
+        of = len(self.tokens) if self.of is None else self.of
+        first = self.first + part.start
+        return StudentBatch(self.tokens[part], self.valid[part], kd, chunk_valid, self.on_policy, first, of)
+
+    def chunks(self, chunk_size: int) -> Tensor:
+        """The chunks of MSE and energy, bool [b, t]: latents have no padding of their own."""
+        if self.chunk_valid is not None:
+            return self.chunk_valid
+        return self.valid.view(len(self.tokens), -1, chunk_size).any(-1)
+
+
+class LossCounts(NamedTuple):
+    """How many a batch's means are over, int64 scalars: tokens for CE, tokens with a row for KD, chunks for the rest.
+
+    Parts of a batch that all divide by the whole batch's counts have losses, and so gradients, that sum to its own.
+    """
+
+    tokens: Tensor
+    rows: Tensor
+    chunks: Tensor
+
+    @classmethod
+    def of(cls, batch: StudentBatch, chunk_size: int) -> "LossCounts":
+        valid = batch.valid
+        rows = valid.new_zeros(()) if batch.kd is None else valid & batch.kd.has_row
+        return cls(valid.sum(), rows.sum(), batch.chunks(chunk_size).sum())
 
 
 class StudentLoss(NamedTuple):
-    """Scalars; the terms are unweighted means, 0 where they were not computed.
+    """Scalars; the terms are unweighted means, 0 where they were not computed; of a part, its share of them.
 
     Attributes:
         total: the weighted sum.
@@ -83,13 +125,17 @@ def loss_of(
     batch: StudentBatch,
     weights: ObjectiveWeights,
     generator: torch.Generator | None = None,
+    counts: LossCounts | None = None,
 ) -> StudentLoss:
-    """:func:`student_loss` or :func:`token_level_loss`, as the model wants; of on-policy text KD alone."""
+    """:func:`student_loss` or :func:`token_level_loss`, as the model wants; of on-policy text KD alone.
+
+    Of a part of a batch, ``generator`` is as the whole batch would have got it, and ``counts`` are the whole batch's.
+    """
     if batch.on_policy:
         weights = ObjectiveWeights(ce=0, kd=weights.kd, mse=0, energy=0)
     if isinstance(model, TokenLevelModel):
-        return token_level_loss(model, batch, weights)
-    return student_loss(model, batch, weights, generator)
+        return token_level_loss(model, batch, weights, counts)
+    return student_loss(model, batch, weights, generator, counts)
 
 
 def student_loss(
@@ -97,6 +143,7 @@ def student_loss(
     batch: StudentBatch,
     weights: ObjectiveWeights,
     generator: torch.Generator | None = None,
+    counts: LossCounts | None = None,
     *,
     energy_samples: int = 8,
     energy_draws: int = 100,
@@ -110,6 +157,7 @@ def student_loss(
         batch: L is a multiple of K.
         weights: of the terms.
         generator: draws the energy head's noise, then the posterior's.
+        counts: what the means are over; None takes those of the batch itself.
         energy_samples: latents of each chunk that the energy score compares, at least 2.
         energy_draws: samples of the posterior that it compares them with.
 
@@ -124,31 +172,34 @@ def student_loss(
             f"energy weight {weights.energy} with head={model.student.config.head!r}: "
             "set the weight to 0 or head to 'energy'"
         )
+    counts = counts or LossCounts.of(batch, k)
+    noise: Noise = generator
+    if generator is not None and batch.of is not None:
+        noise = RowNoise(generator, batch.first, len(batch.tokens), batch.of)
     tokens_btk = batch.tokens.view(batch.tokens.shape[0], -1, k)
     hidden_bth = model.hidden(tokens_btk)
     num_samples = energy_samples if weights.energy else 1
-    latents_sbtd = model.student.head(hidden_bth, num_samples, generator)
+    latents_sbtd = model.student.head(hidden_bth, num_samples, noise)
     zero = hidden_bth.new_zeros((), dtype=torch.float32)
     total, ce, kd, mse, energy = zero, zero, zero, zero, zero
     if weights.ce or weights.kd:
-        total, ce, kd = _token_terms(model.output(tokens_btk, hidden_bth, latents_sbtd[0]), batch, weights)
+        total, ce, kd = _token_terms(model.output(tokens_btk, hidden_bth, latents_sbtd[0]), batch, weights, counts)
     if weights.mse or weights.energy:
-        # Latents have no padding of their own: a chunk counts if any of its tokens does.
-        chunk_valid = batch.chunk_valid
-        if chunk_valid is None:
-            chunk_valid = batch.valid.view(batch.tokens.shape[0], -1, k).any(-1)
+        chunk_valid = batch.chunks(k)
         with torch.no_grad():
             posterior = model.autoencoder.encode(tokens_btk)
-        mse = latent_mse(latents_sbtd[0], posterior.mean, chunk_valid)
+        mse = latent_mse(latents_sbtd[0], posterior.mean, chunk_valid, counts.chunks)
         if weights.energy:
             flat = Posterior(posterior.mean.flatten(0, 1), posterior.log_std.flatten(0, 1))
-            per_chunk = energy_loss(latents_sbtd.flatten(1, 2), flat, energy_draws, generator)
-            energy = masked_mean(per_chunk, chunk_valid.flatten())
+            per_chunk = energy_loss(latents_sbtd.flatten(1, 2), flat, energy_draws, noise)
+            energy = masked_mean(per_chunk, chunk_valid.flatten(), counts.chunks)
     total = total + weights.mse * mse + weights.energy * energy
     return StudentLoss(total, ce, kd, mse, energy, batch.valid.sum())
 
 
-def token_level_loss(model: TokenLevelModel, batch: StudentBatch, weights: ObjectiveWeights) -> StudentLoss:
+def token_level_loss(
+    model: TokenLevelModel, batch: StudentBatch, weights: ObjectiveWeights, counts: LossCounts | None = None
+) -> StudentLoss:
     """The same objective for a token-level student, which has no latent: CE and KD alone.
 
     Raises:
@@ -159,12 +210,14 @@ def token_level_loss(model: TokenLevelModel, batch: StudentBatch, weights: Objec
             f"mse weight {weights.mse} and energy weight {weights.energy}, but a token-level student has no latent; "
             "set both to 0"
         )
-    total, ce, kd = _token_terms(model.output(batch.tokens), batch, weights)
+    total, ce, kd = _token_terms(model.output(batch.tokens), batch, weights, counts or LossCounts.of(batch, 1))
     zero = ce.new_zeros(())
     return StudentLoss(total, ce, kd, zero, zero, batch.valid.sum())
 
 
-def _token_terms(layer: OutputLayer, batch: StudentBatch, weights: ObjectiveWeights) -> tuple[Tensor, Tensor, Tensor]:
+def _token_terms(
+    layer: OutputLayer, batch: StudentBatch, weights: ObjectiveWeights, counts: LossCounts
+) -> tuple[Tensor, Tensor, Tensor]:
     """The weighted sum of CE and KD, and both of them, from the logits of all of a batch's tokens."""
     if weights.kd and batch.kd is None:
         raise ValueError(
@@ -173,7 +226,7 @@ def _token_terms(layer: OutputLayer, batch: StudentBatch, weights: ObjectiveWeig
     buckets, has_row = _buckets(batch, layer.weight.shape[0])
     # Weights that are shares make one weighted sum over tokens of two means over different tokens.
     valid = batch.valid.flatten()
-    ce_share, kd_share = _share(valid), _share(valid & has_row)
+    ce_share, kd_share = _share(valid, counts.tokens), _share(valid & has_row, counts.rows)
     tokens = token_losses(layer, buckets, weights.ce * ce_share, weights.kd * kd_share)
     return tokens.total, (ce_share * tokens.ce).sum(), (kd_share * tokens.kd).sum()
 
@@ -187,6 +240,6 @@ def _buckets(batch: StudentBatch, vocab_size: int) -> tuple[Buckets, Tensor]:
     return make_buckets(rows, realised, vocab_size), rows.has_row
 
 
-def _share(mask: Tensor) -> Tensor:
-    """Weights [n] that make a sum over True positions their mean."""
-    return mask.float() / mask.sum().clamp(min=1)
+def _share(mask: Tensor, count: Tensor) -> Tensor:
+    """Weights [n] that make a sum over True positions their share of a mean over ``count``."""
+    return mask.float() / count.clamp(min=1)
