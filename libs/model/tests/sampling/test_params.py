@@ -11,7 +11,7 @@ from latentforge.model.sampling import SamplingParams, TextSampling
         {"temperature": float("nan")},
         {"top_p": 0},
         {"top_p": 1.01},
-        {"top_k": -1},
+        {"top_k": -2},
         {"min_p": -0.1},
         {"min_p": 1.1},
         {"min_p": float("nan")},
@@ -33,6 +33,10 @@ from latentforge.model.sampling import SamplingParams, TextSampling
 def test_impossible_values_name_their_field(field: dict[str, object]) -> None:
     with pytest.raises(ValidationError, match=next(iter(field))):
         SamplingParams.model_validate(field)
+
+
+def test_a_top_k_of_minus_one_keeps_all_as_in_vllm() -> None:
+    assert SamplingParams(top_k=-1) == SamplingParams(top_k=0)
 
 
 def test_ids_of_biases_may_be_strings_as_in_json() -> None:

@@ -260,7 +260,7 @@ async def test_a_stop_string_ends_the_text_before_it(running: Running, publish: 
         ({"prompt": "x", "max_tokens": 0}, "max_tokens", "max_tokens is 0: .*greater than or equal to 1"),
         ({"prompt": "x", "temperature": -1}, "temperature", "temperature is -1: .*greater than or equal to 0"),
         ({"prompt": "x", "top_p": 1.5}, "top_p", r"top_p is 1\.5: .*less than or equal to 1"),
-        ({"prompt": "x", "top_k": -1}, "top_k", "top_k is -1"),
+        ({"prompt": "x", "top_k": -2}, "top_k", "top_k is -2"),
         ({"prompt": "x", "min_p": 2}, "min_p", "min_p is 2: .*less than or equal to 1"),
         ({"prompt": "x", "repetition_penalty": 0}, "repetition_penalty", "repetition_penalty is 0: .*greater than 0"),
         ({"prompt": "x", "presence_penalty": 3}, "presence_penalty", "presence_penalty is 3"),

@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 # Lower temperatures take the likeliest token, as vLLM's do: the quotients of a very low one are infinite.
 LEAST_TEMPERATURE = 1e-5
@@ -20,7 +20,7 @@ class SamplingParams(BaseModel):
     Attributes:
         temperature: divides the logits; 0, and what is below LEAST_TEMPERATURE, takes the likeliest token.
         top_p: keeps the likeliest tokens whose mass reaches this share.
-        top_k: keeps this many of the likeliest tokens; 0 keeps all.
+        top_k: keeps this many of the likeliest tokens; 0, or -1 as vLLM has it, keeps all.
         min_p: keeps tokens of at least this share of the likeliest token's probability.
         repetition_penalty: divides positive logits of ids that the prompt or the written text has, and multiplies
             negative ones (Keskar et al., arXiv 1909.05858); 1 changes nothing.
@@ -34,7 +34,7 @@ class SamplingParams(BaseModel):
 
     temperature: Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)] = 1.0
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    top_k: Annotated[int, Field(ge=0)] = 0
+    top_k: Annotated[int, Field(ge=-1), AfterValidator(lambda k: max(k, 0))] = 0
     min_p: Annotated[float, Field(ge=0, le=1)] = 0.0
     repetition_penalty: Annotated[float, Field(gt=0, le=100)] = 1.0
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
