@@ -7,7 +7,7 @@ import torch
 from latentforge.model.energy import energy_loss
 from latentforge.model.latent_model import LatentModel
 from latentforge.model.losses import ObjectiveWeights, StudentBatch, latent_mse, masked_mean, student_loss
-from latentforge.model.sparse_kd import KdTargets, sparse_kd
+from latentforge.model.sparse_kd import KdTargets, sparse_losses
 
 MakeModel = Callable[..., LatentModel]
 V, K, T, B, TOP = 64, 4, 3, 2, 6
@@ -33,21 +33,23 @@ def batch(rng: torch.Generator) -> StudentBatch:
 
 def test_terms_are_means_over_their_own_positions(make_model: MakeModel, batch: StudentBatch) -> None:
     model = make_model()
-    loss = student_loss(model, batch, ObjectiveWeights(ce=0.5, kd=2.0, mse=3.0))
+    loss = student_loss(model, batch, ObjectiveWeights(ce=0.5, kd=2.0, mse=3.0, tv=4.0, reverse_kl=0.25))
     kd = batch.kd
     assert kd is not None
     tokens_btk = batch.tokens.view(B, T, K)
     out = model.logits(tokens_btk)
     logits = out.logits.flatten(1, 2)
     ce = torch.nn.functional.cross_entropy(logits[batch.valid], batch.tokens[batch.valid])
-    per_row = sparse_kd(logits[kd.has_row], kd.select(kd.has_row), batch.tokens[kd.has_row])
+    per_row = sparse_losses(logits[kd.has_row], kd.select(kd.has_row), batch.tokens[kd.has_row])
     chunks = batch.valid.view(B, T, K).any(-1)
     assert chunks.tolist() == [[False, True, True], [True, True, True]]
     mse = (out.latents - model.autoencoder.encode(tokens_btk).mean)[chunks].square().mean()
     torch.testing.assert_close(loss.ce, ce)
-    torch.testing.assert_close(loss.kd, per_row.mean())
+    for name in ("kd", "tv", "reverse_kl"):
+        torch.testing.assert_close(getattr(loss, name), getattr(per_row, name).mean())
     torch.testing.assert_close(loss.mse, mse)
-    torch.testing.assert_close(loss.total, 0.5 * ce + 2 * per_row.mean() + 3 * mse)
+    divergences = 2 * per_row.kd.mean() + 4 * per_row.tv.mean() + 0.25 * per_row.reverse_kl.mean()
+    torch.testing.assert_close(loss.total, 0.5 * ce + divergences + 3 * mse)
     assert loss.tokens == batch.valid.sum()
     assert not loss.ce.requires_grad
 
@@ -65,8 +67,9 @@ def test_what_stands_where_there_is_no_row_does_not_matter(make_model: MakeModel
     )
     for parameter in model.parameters():
         parameter.grad = None
-    loss = student_loss(model, dataclasses.replace(batch, kd=garbled), ObjectiveWeights())
-    wanted = student_loss(model, batch, ObjectiveWeights())
+    weights = ObjectiveWeights(tv=1.0, reverse_kl=1.0)
+    loss = student_loss(model, dataclasses.replace(batch, kd=garbled), weights)
+    wanted = student_loss(model, batch, weights)
     assert loss.total == wanted.total
     loss.total.backward()
     assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
@@ -109,6 +112,8 @@ def test_impossible_requests_say_what_to_set(make_model: MakeModel, batch: Stude
     model = make_model()
     with pytest.raises(ValueError, match=r"kd weight 1\.0, but the batch has no teacher rows"):
         student_loss(model, StudentBatch(batch.tokens, batch.valid), ObjectiveWeights())
+    with pytest.raises(ValueError, match=r"tv weight 0\.5, but the batch has no teacher rows"):
+        student_loss(model, StudentBatch(batch.tokens, batch.valid), ObjectiveWeights(kd=0, tv=0.5))
     with pytest.raises(ValueError, match=r"energy weight 1\.0 with head='deterministic'"):
         student_loss(model, batch, ObjectiveWeights(energy=1.0))
     with pytest.raises(ValueError, match="sequences of 10 tokens are no multiple of K=4"):

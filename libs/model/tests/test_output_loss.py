@@ -4,9 +4,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from latentforge.model import output_loss
-from latentforge.model.output_loss import OutputLayer, token_losses
+from latentforge.model.output_loss import OutputLayer, TokenWeights, token_losses
 from latentforge.model.pointer_logits import PointerLogits
-from latentforge.model.sparse_kd import Buckets, KdTargets, make_buckets, sparse_kd
+from latentforge.model.sparse_kd import Buckets, KdTargets, make_buckets, sparse_losses
 
 N, V, K, W = 70, 40, 5, 9
 FIXED = 6
@@ -38,13 +38,13 @@ def test_values_and_gradients_are_those_of_autograd(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(output_loss, "_LOGITS_AT_ONCE_CPU", at_once)
     (inputs, learned, bias, fixed), rows, ce_w, kd_w = make_inputs(v)
     layer = OutputLayer(inputs, torch.cat([fixed, learned], 1), bias, FIXED)
-    got = token_losses(layer, make_buckets(*rows, v), ce_w, kd_w)
+    got = token_losses(layer, make_buckets(*rows, v), TokenWeights(ce_w, kd_w))
     logits = inputs @ torch.cat([fixed, learned], 1).T + bias
     ce = F.cross_entropy(logits, rows[1], reduction="none")
-    kd = sparse_kd(logits, *rows)
+    kd = sparse_losses(logits, *rows).kd
     total = (ce_w * ce + kd_w * kd).sum()
-    torch.testing.assert_close(got.ce, ce, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(got.kd, kd, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(got.each.ce, ce, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(got.each.kd, kd, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(got.total, total, rtol=1e-5, atol=1e-4)
     assert got.best.equal(logits.argmax(1) == rows[1])
     learnt = [inputs, learned, bias]
@@ -69,8 +69,8 @@ def test_autocast_rounds_products_and_not_their_sums(monkeypatch: pytest.MonkeyP
         ]
         with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
             layer = OutputLayer(leaves[0], torch.cat([fixed, leaves[1]], 1), leaves[2], FIXED)
-            got = token_losses(layer, Buckets(*many), ce_w.repeat(300), kd_w.repeat(300))
-        results.append([got.total, got.ce, got.kd, *torch.autograd.grad(got.total, leaves)])
+            got = token_losses(layer, Buckets(*many), TokenWeights(ce_w.repeat(300), kd_w.repeat(300)))
+        results.append([got.total, got.each.ce, got.each.kd, *torch.autograd.grad(got.total, leaves)])
     for exact, rounded in zip(*results, strict=True):
         assert rounded.dtype == torch.float32
         assert not rounded.equal(exact)
@@ -89,11 +89,11 @@ def test_pointer_logits_add_to_the_logits_and_have_gradients(monkeypatch: pytest
         boosts = torch.cat([part.tril(-1) for part in boosts.chunk(2)])
     pointer_logits = PointerLogits(boosts.requires_grad_(), ids, torch.arange(2).repeat_interleave(N // 2), whole)
     layer = OutputLayer(inputs, torch.cat([fixed, learned], 1), bias, FIXED, pointer_logits)
-    got = token_losses(layer, make_buckets(*rows, V), ce_w, kd_w)
+    got = token_losses(layer, make_buckets(*rows, V), TokenWeights(ce_w, kd_w))
     called = torch.stack([F.one_hot(ids[row // (N // 2)], V).float().T @ boosts[row] for row in range(N)])
     logits = inputs @ torch.cat([fixed, learned], 1).T + bias + called
     ce = F.cross_entropy(logits, rows[1], reduction="none")
-    total = (ce_w * ce + kd_w * sparse_kd(logits, *rows)).sum()
+    total = (ce_w * ce + kd_w * sparse_losses(logits, *rows).kd).sum()
     torch.testing.assert_close(got.total, total, rtol=1e-5, atol=1e-4)
     torch.testing.assert_close(layer.logits(), logits)
     picked = torch.tensor([3, 60, 36])
@@ -111,7 +111,7 @@ def test_extreme_logits_stay_finite() -> None:
     (inputs, learned, bias, fixed), rows, ce_w, kd_w = make_inputs()
     big = (500 * inputs.detach()).requires_grad_()
     layer = OutputLayer(big, torch.cat([fixed, learned], 1), bias, FIXED)
-    got = token_losses(layer, make_buckets(*rows, V), ce_w, kd_w)
+    got = token_losses(layer, make_buckets(*rows, V), TokenWeights(ce_w, kd_w))
     got.total.backward()
     assert got.total.isfinite()
     for tensor in (big, learned, bias):
@@ -123,9 +123,9 @@ def test_evaluation_gives_the_same_losses() -> None:
     (inputs, learned, bias, fixed), rows, ce_w, kd_w = make_inputs()
     buckets = make_buckets(*rows, V)
     layer = OutputLayer(inputs, torch.cat([fixed, learned], 1), bias, FIXED)
-    trained = token_losses(layer, buckets, ce_w, kd_w)
+    trained = token_losses(layer, buckets, TokenWeights(ce_w, kd_w))
     with torch.no_grad():
-        evaluated = token_losses(layer, buckets, ce_w, kd_w)
+        evaluated = token_losses(layer, buckets, TokenWeights(ce_w, kd_w))
     assert not evaluated.total.requires_grad
-    assert evaluated.ce.equal(trained.ce)
-    assert evaluated.kd.equal(trained.kd)
+    assert evaluated.each.ce.equal(trained.each.ce)
+    assert evaluated.each.kd.equal(trained.each.kd)

@@ -52,11 +52,11 @@ def test_a_students_parts_sum_to_its_batch(
 ) -> None:
     head = "deterministic" if kind == "token-level" else kind
     model: Any = make_model(head=head, induction=InductionConfig(context=2, size=8))
-    weights = ObjectiveWeights(ce=0.5, kd=2.0, mse=0.3, energy=0.7 if kind == "energy" else 0.0)
+    weights = ObjectiveWeights(0.5, 2.0, mse=0.3, energy=0.7 if kind == "energy" else 0.0, tv=3.0, reverse_kl=0.2)
     if kind == "token-level":
         torch.manual_seed(0)
         model = TokenLevelModel(token_level_config(model.student.config))
-        weights = ObjectiveWeights(ce=0.5, kd=2.0, mse=0.0)
+        weights = ObjectiveWeights(ce=0.5, kd=2.0, mse=0.0, tv=3.0, reverse_kl=0.2)
     counts = LossCounts.of(batch, model.chunk_size)
 
     def loss(part: StudentBatch, counts: LossCounts | None) -> Any:
@@ -69,7 +69,7 @@ def test_a_students_parts_sum_to_its_batch(
     for part in parts:
         part.total.backward()
     assert_sums(of_whole, gradients(model))
-    for name in ("total", "ce", "kd", "mse", "energy", "tokens"):
+    for name in ("total", "ce", "kd", "tv", "reverse_kl", "mse", "energy", "tokens"):
         torch.testing.assert_close(sum(getattr(part, name) for part in parts), getattr(whole, name), msg=name)
 
 

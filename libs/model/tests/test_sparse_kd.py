@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from latentforge.model.sparse_kd import KdTargets, sparse_kd
+from latentforge.model.sparse_kd import KdTargets, sparse_losses
 
 V, K = 30, 5
 
@@ -52,7 +52,7 @@ def reference(teacher: Tensor, student_logits: Tensor, rows: KdTargets, realised
 def test_matches_the_slow_reference_and_bounds_the_full_kl(seed: int, sharpness: float) -> None:
     teacher, rows, realised = make_rows(12, seed, sharpness)
     logits = 4 * torch.randn(12, V, generator=torch.Generator().manual_seed(seed + 1))
-    got = sparse_kd(logits, rows, realised)
+    got = sparse_losses(logits, rows, realised).kd
     torch.testing.assert_close(got.double(), reference(teacher, logits, rows, realised), rtol=1e-4, atol=2e-5)
     full = (teacher.exp() * (teacher - logits.double().log_softmax(-1))).sum(-1)
     assert (got.double() <= full + 1e-4).all()
@@ -62,7 +62,7 @@ def test_matches_the_slow_reference_and_bounds_the_full_kl(seed: int, sharpness:
 def test_gradient_is_that_of_the_reference() -> None:
     teacher, rows, realised = make_rows(12, 1)
     logits = torch.randn(12, V, requires_grad=True)
-    (got,) = torch.autograd.grad(sparse_kd(logits, rows, realised).sum(), logits)
+    (got,) = torch.autograd.grad(sparse_losses(logits, rows, realised).kd.sum(), logits)
     (wanted,) = torch.autograd.grad(reference(teacher, logits, rows, realised).sum(), logits)
     torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
 
@@ -70,7 +70,7 @@ def test_gradient_is_that_of_the_reference() -> None:
 def test_is_zero_when_the_student_is_the_teacher() -> None:
     teacher, rows, realised = make_rows(12, 2)
     logits = (teacher + 5).float().requires_grad_()
-    losses = sparse_kd(logits, rows, realised)
+    losses = sparse_losses(logits, rows, realised).kd
     assert losses.abs().max() < 1e-5
     losses.sum().backward()
     assert logits.grad is not None
@@ -83,13 +83,13 @@ def test_entries_behind_the_count_are_ignored() -> None:
     behind = torch.arange(K) >= rows.counts[:, None]
     ids, logprobs = torch.where(behind, 7, rows.ids), torch.where(behind, -0.5, rows.logprobs)
     noisy = dataclasses.replace(rows, ids=ids, logprobs=logprobs)
-    assert sparse_kd(logits, noisy, realised).equal(sparse_kd(logits, rows, realised))
+    assert sparse_losses(logits, noisy, realised).kd.equal(sparse_losses(logits, rows, realised).kd)
 
 
 def test_a_vanishing_tail_gives_finite_losses_and_gradients() -> None:
     _, rows, realised = make_rows(12, 4, sharpness=60.0)
     logits = (200 * torch.randn(12, V)).requires_grad_()
-    losses = sparse_kd(logits, rows, realised)
+    losses = sparse_losses(logits, rows, realised).kd
     losses.sum().backward()
     assert losses.isfinite().all()
     assert logits.grad is not None
@@ -99,7 +99,7 @@ def test_a_vanishing_tail_gives_finite_losses_and_gradients() -> None:
 def test_rows_that_hold_the_whole_vocabulary_have_no_tail() -> None:
     teacher, rows, realised = make_rows(12, 5, v=K, k=K)
     logits = torch.randn(12, K, requires_grad=True)
-    losses = sparse_kd(logits, rows, realised)
+    losses = sparse_losses(logits, rows, realised).kd
     torch.testing.assert_close(losses.double(), reference(teacher, logits, rows, realised), rtol=1e-4, atol=2e-5)
     losses.sum().backward()
     assert logits.grad is not None

@@ -21,7 +21,7 @@ from torch import Tensor
 from latentforge.model.autoencoder import Autoencoder
 from latentforge.model.io import save_pretrained
 from latentforge.model.losses import StudentBatch
-from latentforge.model.sparse_kd import KdTargets, sparse_kd
+from latentforge.model.sparse_kd import KdTargets, sparse_losses
 from latentforge.teacher.v1 import teacher_pb2 as pb
 from latentforge.teacher.v1 import teacher_pb2_grpc
 from latentforge.teacher_client.sparse_rows import SparseRows
@@ -160,7 +160,7 @@ class ClosedFormTeacher(teacher_pb2_grpc.TeacherServiceServicer):
             logits = torch.zeros(len(tokens), VOCAB)
             logits[pads:] = cls.dense(tokens[pads:])
             moved = KdTargets(**{name: value[row].roll(move, 0) for name, value in vars(batch.kd).items()})
-            found.append(sparse_kd(logits, moved, tokens)[batch.valid[row] & moved.has_row])
+            found.append(sparse_losses(logits, moved, tokens).kd[batch.valid[row] & moved.has_row])
         return torch.cat(found)
 
     def rows(self, ids: list[int], k: int) -> SparseRows:

@@ -14,12 +14,13 @@ from latentforge.trainer.config.settings import TrainerSettings
 from latentforge.trainer.training.student import train_student
 
 FOLDER = TrainerSettings().recipes_dir
+NONE = dict.fromkeys(("ce", "kd", "tv", "reverse_kl", "mse", "energy"), 0.0)
 
 
 def test_what_a_recipe_sets_is_kept_and_the_rest_is_filled_in() -> None:
     student: dict[str, Any] = {"objective": "energy", "weights": {"ce": 0.5}, "model": {"hidden_size": 3}}
     apply_objective(student, None)
-    assert student["weights"] == {"ce": 0.5, "kd": 0.0, "mse": 0.0, "energy": 1.0}
+    assert student["weights"] == dict(NONE, ce=0.5, energy=1.0)
     assert student["model"] == {
         "hidden_size": 3,
         "head": "energy",
@@ -36,7 +37,7 @@ def test_an_objective_asked_for_decides_over_the_recipe_but_keeps_its_sizes() ->
     }
     apply_objective(student, "regressed-latent")
     assert student["objective"] == "regressed-latent"
-    assert student["weights"] == {"ce": 1.0, "kd": 1.0, "mse": 1.0, "energy": 0.0}
+    assert student["weights"] == dict(NONE, ce=1.0, kd=1.0, mse=1.0)
     assert student["model"]["chunk_decoder"] == {"width": 9, "kind": "none"}
     assert student["model"]["induction"] == {"context": 0, "size": 9}
 

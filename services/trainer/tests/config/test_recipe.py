@@ -43,6 +43,10 @@ def test_overrides_reach_their_field() -> None:
             r"student\.objective is 'chunk'; choose one of regressed-latent, energy",
         ),
         ({"teacher.targets": "text"}, r"kd=2\.0 with teacher\.targets='text'.*objective chunk-ce"),
+        (
+            {"teacher.targets": "text", "student.weights.kd": 0, "student.weights.tv": 1},
+            r"weights\.tv=1\.0 with teacher\.targets='text'",
+        ),
         ({"student.model.chunk_decoder.kind": "none"}, r"objective='chunk-kd-heavy' with .*kind='none'"),
         ({"name.x": 1}, r"name\.x: name is a value"),
     ],

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from latentforge.model.config import AutoencoderConfig
 from latentforge.model.layers import SwiGLU, init_slots
 from latentforge.model.noise import Noise, RowNoise, normal, uniform
-from latentforge.model.output_loss import OutputLayer, TokenLosses, token_losses
+from latentforge.model.output_loss import OutputLayer, TokenLosses, TokenWeights, token_losses
 from latentforge.model.sparse_kd import text_buckets
 
 
@@ -152,7 +152,7 @@ class Autoencoder(nn.Module):
         features = self.decoder(latents).flatten(0, -2)
         layer = OutputLayer(features, self.embedding.weight, features.new_zeros(self.config.vocab_size))
         weights = torch.full((len(features),), share / len(features), device=features.device)
-        return token_losses(layer, text_buckets(tokens.flatten()), weights, torch.zeros_like(weights))
+        return token_losses(layer, text_buckets(tokens.flatten()), TokenWeights(weights, torch.zeros_like(weights)))
 
     def _encode(self, x: Tensor) -> Posterior:
         x = self.encode_chunk(self.compress(self.encode_tokens(x).flatten(-2)))

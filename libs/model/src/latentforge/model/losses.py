@@ -1,6 +1,6 @@
-"""The student's objective: ce_w·CE + kd_w·KD + mse_w·MSE + energy_w·energy, and its terms."""
+"""The student's objective: a weighted sum of CE, divergences from the teacher, MSE and energy, and its terms."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -10,8 +10,8 @@ from latentforge.model.autoencoder import Posterior
 from latentforge.model.energy import energy_loss
 from latentforge.model.latent_model import LatentModel
 from latentforge.model.noise import Noise, RowNoise
-from latentforge.model.output_loss import OutputLayer, token_losses
-from latentforge.model.sparse_kd import Buckets, KdTargets, make_buckets, text_buckets
+from latentforge.model.output_loss import OutputLayer, TokenWeights, token_losses
+from latentforge.model.sparse_kd import BucketLosses, Buckets, KdTargets, make_buckets, text_buckets
 from latentforge.model.token_level import TokenLevelModel
 
 
@@ -33,17 +33,30 @@ def latent_mse(latents: Tensor, targets: Tensor, mask: Tensor, count: Tensor | N
 
 @dataclass(frozen=True)
 class ObjectiveWeights:
-    """Weights of the loss terms; a term with weight 0 is not computed where that saves work."""
+    """Weights of the loss terms; a term with weight 0 is not computed where that saves work.
+
+    Attributes:
+        ce: of the cross-entropy.
+        kd, tv, reverse_kl: of KL(teacher ‖ student), total variation and KL(student ‖ teacher), over a row's buckets.
+        mse, energy: of the latents.
+    """
 
     ce: float = 1.0
     kd: float = 1.0
     mse: float = 1.0
     energy: float = 0.0
+    tv: float = 0.0
+    reverse_kl: float = 0.0
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
             if not 0 <= value < float("inf"):
                 raise ValueError(f"the weight of {name} is {value}; set a finite number of at least 0")
+
+    @property
+    def of_rows(self) -> dict[str, float]:
+        """Those of the terms that need the teacher's rows, by name."""
+        return {"kd": self.kd, "tv": self.tv, "reverse_kl": self.reverse_kl}
 
 
 @dataclass(frozen=True)
@@ -106,10 +119,13 @@ class StudentLoss(NamedTuple):
 
     Attributes:
         total: the weighted sum.
-        ce, kd: nats per token.
+        ce, kd, reverse_kl: nats per token.
+        tv: per token, 0 to 1.
         mse: per dimension of a latent.
         energy: per chunk.
         tokens: how many were valid.
+        by_token: of each of the batch's tokens, float32 [b·L]; what is not valid or has no row means nothing there.
+            None where nothing of the tokens was wanted.
     """
 
     total: Tensor
@@ -118,6 +134,9 @@ class StudentLoss(NamedTuple):
     mse: Tensor
     energy: Tensor
     tokens: Tensor
+    tv: Tensor
+    reverse_kl: Tensor
+    by_token: BucketLosses | None
 
 
 def loss_of(
@@ -127,12 +146,12 @@ def loss_of(
     generator: torch.Generator | None = None,
     counts: LossCounts | None = None,
 ) -> StudentLoss:
-    """:func:`student_loss` or :func:`token_level_loss`, as the model wants; of on-policy text KD alone.
+    """:func:`student_loss` or :func:`token_level_loss`, as the model wants; on-policy text teaches its rows alone.
 
     Of a part of a batch, ``generator`` is as the whole batch would have got it, and ``counts`` are the whole batch's.
     """
     if batch.on_policy:
-        weights = ObjectiveWeights(ce=0, kd=weights.kd, mse=0, energy=0)
+        weights = replace(weights, ce=0, mse=0, energy=0)
     if isinstance(model, TokenLevelModel):
         return token_level_loss(model, batch, weights, counts)
     return student_loss(model, batch, weights, generator, counts)
@@ -148,9 +167,10 @@ def student_loss(
     energy_samples: int = 8,
     energy_draws: int = 100,
 ) -> StudentLoss:
-    """Computes the objective; with the energy head CE, KD and MSE use the first of its samples.
+    """Computes the objective; with the energy head all but energy use the first of its samples.
 
-    CE is the mean over valid tokens, KD over valid tokens that have a row, MSE and energy over ``chunk_valid``.
+    CE is the mean over valid tokens, KD, TV and reverse KL over valid tokens that have a row, MSE and energy over
+    ``chunk_valid``.
 
     Args:
         model: the autoencoder's posterior is the target of MSE (its mean) and energy (its samples), without a gradient.
@@ -181,9 +201,9 @@ def student_loss(
     num_samples = energy_samples if weights.energy else 1
     latents_sbtd = model.student.head(hidden_bth, num_samples, noise)
     zero = hidden_bth.new_zeros((), dtype=torch.float32)
-    total, ce, kd, mse, energy = zero, zero, zero, zero, zero
-    if weights.ce or weights.kd:
-        total, ce, kd = _token_terms(model.output(tokens_btk, hidden_bth, latents_sbtd[0]), batch, weights, counts)
+    terms, mse, energy = _TokenTerms(zero, zero, zero, zero, zero, None), zero, zero
+    if weights.ce or any(weights.of_rows.values()):
+        terms = _token_terms(model.output(tokens_btk, hidden_bth, latents_sbtd[0]), batch, weights, counts)
     if weights.mse or weights.energy:
         chunk_valid = batch.chunks(k)
         with torch.no_grad():
@@ -193,14 +213,14 @@ def student_loss(
             flat = Posterior(posterior.mean.flatten(0, 1), posterior.log_std.flatten(0, 1))
             per_chunk = energy_loss(latents_sbtd.flatten(1, 2), flat, energy_draws, noise)
             energy = masked_mean(per_chunk, chunk_valid.flatten(), counts.chunks)
-    total = total + weights.mse * mse + weights.energy * energy
-    return StudentLoss(total, ce, kd, mse, energy, batch.valid.sum())
+    total = terms.total + weights.mse * mse + weights.energy * energy
+    return _student_loss(terms._replace(total=total), mse, energy, batch)
 
 
 def token_level_loss(
     model: TokenLevelModel, batch: StudentBatch, weights: ObjectiveWeights, counts: LossCounts | None = None
 ) -> StudentLoss:
-    """The same objective for a token-level student, which has no latent: CE and KD alone.
+    """The same objective for a token-level student, which has no latent: the terms of its tokens alone.
 
     Raises:
         ValueError: the weights want a term that the model or the batch cannot give.
@@ -210,25 +230,44 @@ def token_level_loss(
             f"mse weight {weights.mse} and energy weight {weights.energy}, but a token-level student has no latent; "
             "set both to 0"
         )
-    total, ce, kd = _token_terms(model.output(batch.tokens), batch, weights, counts or LossCounts.of(batch, 1))
-    zero = ce.new_zeros(())
-    return StudentLoss(total, ce, kd, zero, zero, batch.valid.sum())
+    terms = _token_terms(model.output(batch.tokens), batch, weights, counts or LossCounts.of(batch, 1))
+    zero = terms.ce.new_zeros(())
+    return _student_loss(terms, zero, zero, batch)
 
 
-def _token_terms(
-    layer: OutputLayer, batch: StudentBatch, weights: ObjectiveWeights, counts: LossCounts
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The weighted sum of CE and KD, and both of them, from the logits of all of a batch's tokens."""
-    if weights.kd and batch.kd is None:
-        raise ValueError(
-            f"kd weight {weights.kd}, but the batch has no teacher rows; set the weight to 0 or score the batch"
-        )
+class _TokenTerms(NamedTuple):
+    """The weighted sum of the terms of all of a batch's tokens, those terms, and their values by token."""
+
+    total: Tensor
+    ce: Tensor
+    kd: Tensor
+    tv: Tensor
+    reverse_kl: Tensor
+    by_token: BucketLosses | None
+
+
+def _student_loss(terms: _TokenTerms, mse: Tensor, energy: Tensor, batch: StudentBatch) -> StudentLoss:
+    return StudentLoss(**terms._asdict(), mse=mse, energy=energy, tokens=batch.valid.sum())
+
+
+def _token_terms(layer: OutputLayer, batch: StudentBatch, weights: ObjectiveWeights, counts: LossCounts) -> _TokenTerms:
+    if batch.kd is None:
+        for name, weight in weights.of_rows.items():
+            if weight:
+                raise ValueError(
+                    f"{name} weight {weight}, but the batch has no teacher rows; set the weight to 0 or score the batch"
+                )
     buckets, has_row = _buckets(batch, layer.weight.shape[0])
-    # Weights that are shares make one weighted sum over tokens of two means over different tokens.
+    # Weights that are shares make one weighted sum over tokens of means over different tokens.
     valid = batch.valid.flatten()
-    ce_share, kd_share = _share(valid, counts.tokens), _share(valid & has_row, counts.rows)
-    tokens = token_losses(layer, buckets, weights.ce * ce_share, weights.kd * kd_share)
-    return tokens.total, (ce_share * tokens.ce).sum(), (kd_share * tokens.kd).sum()
+    ce_share, row_share = _share(valid, counts.tokens), _share(valid & has_row, counts.rows)
+    tv, reverse_kl = (w * row_share if w else None for w in (weights.tv, weights.reverse_kl))
+    of_tokens = TokenWeights(weights.ce * ce_share, weights.kd * row_share, tv, reverse_kl)
+    losses = token_losses(layer, buckets, of_tokens)
+    each = losses.each
+    ce = (ce_share * each.ce).sum()
+    kd, tv_mean, reverse_kl_mean = ((row_share * x).sum() for x in (each.kd, each.tv, each.reverse_kl))
+    return _TokenTerms(losses.total, ce, kd, tv_mean, reverse_kl_mean, each)
 
 
 def _buckets(batch: StudentBatch, vocab_size: int) -> tuple[Buckets, Tensor]:

@@ -1,4 +1,4 @@
-"""Output layer, cross-entropy and KD in one, without the logits of a whole batch: the gradients are made by hand.
+"""Output layer, cross-entropy and divergences in one, with gradients made by hand: no logits of a whole batch.
 
 Why: 2,048 tokens × 151,936 ids are 1.2 GB of float32 logits, and autograd would keep several such tensors. Here logits
 are made for some tokens at a time, turned into their own gradient in place while they are still in the processor's
@@ -12,9 +12,10 @@ t_tail of all others (they sum to 1), and the student's s_tail = Σ_{v ∉ S} p_
     CE = lse - ℓ_y                              ∂CE/∂ℓ_v = p_v - 1{v = y}
     KD = Σ_{v ∈ S} t_v·(log t_v - log p_v)      ∂KD/∂ℓ_v = p_v - t_v                     for v ∈ S
          + t_tail·(log t_tail - log s_tail)     ∂KD/∂ℓ_v = p_v - t_tail·p_v / s_tail     for v ∉ S
+    TV and reverse KL                           ∂/∂ℓ_v = p_v·f_b with b the bucket of v (sparse_kd.divergence_factors)
 
-In the sum c·CE + d·KD every id outside S has a gradient that is exp(ℓ_v) times one number: a multiplication of a buffer
-that the logsumexp needs anyway. The k+1 kept ids are then put right by a scatter.
+In a weighted sum of them every id outside S has a gradient that is exp(ℓ_v) times one number: a multiplication of a
+buffer that the logsumexp needs anyway. The k+1 kept ids are then put right by a scatter.
 """
 
 from collections.abc import Callable
@@ -25,24 +26,35 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from latentforge.model.pointer_logits import PointerLogits
-from latentforge.model.sparse_kd import NEVER, Buckets, bucket_losses
+from latentforge.model.sparse_kd import NEVER, BucketLosses, Buckets, bucket_losses, divergence_factors, student_buckets
 
 _LOGITS_AT_ONCE_CPU = 2**20
 _LOGITS_AT_ONCE_GPU = 2**27
+
+
+class TokenWeights(NamedTuple):
+    """What each of n tokens weighs in a sum of losses, float32 [n]; all but that of CE are 0 where there is no row.
+
+    A divergence without weights adds nothing to the sum, and costs no gradient.
+    """
+
+    ce: Tensor
+    kd: Tensor
+    tv: Tensor | None = None
+    reverse_kl: Tensor | None = None
 
 
 class TokenLosses(NamedTuple):
     """Losses of n tokens.
 
     Attributes:
-        total: Σ_n ce_weights·ce + kd_weights·kd, a scalar with a gradient; nothing else has one.
-        ce, kd: in nats, float32 [n].
+        total: Σ_n Σ_loss weight·loss, a scalar with a gradient; nothing else has one.
+        each: the losses, unweighted.
         best: whether no token has a larger logit than the realised one, bool [n].
     """
 
     total: Tensor
-    ce: Tensor
-    kd: Tensor
+    each: BucketLosses
     best: Tensor
 
 
@@ -69,7 +81,7 @@ class OutputLayer(NamedTuple):
         return logits if self.pointer_logits is None else self.pointer_logits.select(picked).add_to(logits)
 
 
-def token_losses(layer: OutputLayer, buckets: Buckets, ce_weights: Tensor, kd_weights: Tensor) -> TokenLosses:
+def token_losses(layer: OutputLayer, buckets: Buckets, weights: TokenWeights) -> TokenLosses:
     """Losses of an output layer's logits [n, V], weighted and summed; differentiable in all of its tensors.
 
     Under autocast the products are in its number format; their sums and everything else stay in float32.
@@ -77,18 +89,16 @@ def token_losses(layer: OutputLayer, buckets: Buckets, ce_weights: Tensor, kd_we
     Args:
         layer: the output layer and its inputs.
         buckets: the teacher's rows; its last kept id is the realised token.
-        ce_weights: float32 [n].
-        kd_weights: float32 [n]; 0 where there is no row.
+        weights: of the losses.
     """
-    run: Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]] = _TokenLosses.apply
+    run: Callable[..., tuple[Tensor, ...]] = _TokenLosses.apply
     pointer_logits = layer.pointer_logits or (None, None, None, False)
     device = layer.inputs.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else layer.inputs.dtype
     # By hand, because the gradients are products too, some of them into memory that is there: autocast leaves those.
     with torch.autocast(device, enabled=False):
-        return TokenLosses(
-            *run(*layer[:4], *pointer_logits, *buckets, ce_weights, kd_weights, torch.is_grad_enabled(), dtype)
-        )
+        total, best, *each = run(*layer[:4], *pointer_logits, *buckets, *weights, torch.is_grad_enabled(), dtype)
+    return TokenLosses(total, BucketLosses(*each), best)
 
 
 class _TokenLosses(torch.autograd.Function):
@@ -108,11 +118,16 @@ class _TokenLosses(torch.autograd.Function):
         teacher: Tensor,
         ce_weights: Tensor,
         kd_weights: Tensor,
+        tv_weights: Tensor | None,
+        reverse_kl_weights: Tensor | None,
         with_grad: bool,
         dtype: torch.dtype,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, ...]:
         n, vocab_size = inputs.shape[0], weight.shape[0]
-        ce, kd = ce_weights.new_empty(n), ce_weights.new_empty(n)
+        losses = BucketLosses(*(torch.empty_like(ce_weights) for _ in BucketLosses._fields))
+        with_divergences = tv_weights is not None or reverse_kl_weights is not None
+        tv_weights = torch.zeros_like(ce_weights) if tv_weights is None else tv_weights
+        reverse_kl_weights = torch.zeros_like(ce_weights) if reverse_kl_weights is None else reverse_kl_weights
         best = torch.empty(n, dtype=torch.bool, device=inputs.device)
         pointer_logits = None
         if boosts is not None and copied_ids is not None and texts is not None:
@@ -137,17 +152,27 @@ class _TokenLosses(torch.autograd.Function):
             buffer = logits.sub_(top).exp_()
             tail_sum = buffer.sum(1)
             tail_lse = top[:, 0] + tail_sum.log()
-            ce[part], kd[part], lse = bucket_losses(block, kept_logits, tail_lse)
+            student = student_buckets(block, kept_logits, tail_lse)
+            block_losses = bucket_losses(block, student)
+            for values, of_block in zip(losses, block_losses, strict=True):
+                values[part] = of_block
             if input_grad is None:
                 continue
             ce_w, kd_w = ce_weights[part], kd_weights[part]
             both = ce_w + kd_w
             # Tail: (c + d)·p - d·t_tail·p / s_tail. In the buffer's terms p = buffer·exp(top - lse), and p / s_tail =
             # buffer / tail_sum.
-            buffer.mul_((both * (top[:, 0] - lse).exp() - kd_w * block.teacher[:, -1] / tail_sum)[:, None])
+            tail_p = (top[:, 0] - student.lse).exp()
+            tail_factor = both * tail_p - kd_w * block.teacher[:, -1] / tail_sum
             # Kept ids: (c + d)·p - d·t. The last column is the realised token; where that is among the top ones its
             # bucket is not in use, and only its -c is added to what the other column says.
-            kept_grad = both[:, None] * (kept_logits - lse[:, None]).exp() - kd_w[:, None] * block.teacher[:, :-1]
+            kept_p = student.log_mass[:, :-1].exp()
+            kept_grad = both[:, None] * kept_p - kd_w[:, None] * block.teacher[:, :-1]
+            if with_divergences:
+                factors = divergence_factors(block, student, block_losses, tv_weights[part], reverse_kl_weights[part])
+                tail_factor += tail_p * factors[:, -1]
+                kept_grad += kept_p * factors[:, :-1]
+            buffer.mul_(tail_factor[:, None])
             kept_grad = kept_grad * block.kept
             kept_grad[:, -1] -= ce_w
             # Zeros first: where every id is kept there is no tail, and its coefficient multiplied numbers that mean
@@ -162,16 +187,18 @@ class _TokenLosses(torch.autograd.Function):
             _add_product(learned_grad, gradient.T, layer.inputs[part, num_fixed:])
         if input_grad is not None:
             ctx.save_for_backward(input_grad, F.pad(learned_grad, (num_fixed, 0)), bias_grad, boost_grad)
-        total = (ce_weights * ce + kd_weights * kd).sum()
-        ctx.mark_non_differentiable(ce, kd, best)
-        return total, ce, kd, best
+        total = ce_weights * losses.ce + kd_weights * losses.kd
+        if with_divergences:
+            total = total + tv_weights * losses.tv + reverse_kl_weights * losses.reverse_kl
+        ctx.mark_non_differentiable(best, *losses)
+        return total.sum(), best, *losses
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         # Everything was made in the forward pass, for a total whose own gradient is 1.
         inputs, weight, bias, boosts = ctx.saved_tensors
         scaled = (inputs * grads[0], weight * grads[0], bias * grads[0])
-        return *scaled, None, None if boosts is None else boosts * grads[0], *[None] * 10
+        return *scaled, None, None if boosts is None else boosts * grads[0], *[None] * 12
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:

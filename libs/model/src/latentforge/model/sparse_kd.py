@@ -1,13 +1,20 @@
-"""KL from a teacher's sparse rows to the student, with a bucket for everything that a row leaves out.
+"""Divergences between a teacher's sparse rows and the student, with a bucket for everything that a row leaves out.
 
 A row holds the teacher's k likeliest tokens, the realised token and the mass of all others. With a bucket for each of
 these tokens and one for all others, teacher t and student s are proper distributions, and
 
-    KL(t ‖ s) = Σ_b t_b · (log t_b - log s_b)
+    forward KL(t ‖ s) = Σ_b t_b · (log t_b - log s_b)
+    reverse KL(s ‖ t) = Σ_b s_b · (log s_b - log t_b)
+    TV(t, s)          = ½ Σ_b |t_b - s_b| = Σ_b max(t_b - s_b, 0) = 1 - Σ_b min(t_b, s_b)
 
-is never negative and a lower bound of the KL over the whole vocabulary: merging tokens into a bucket can only lose
-divergence (the log sum inequality). Renormalising over the k tokens instead would leave the student's tail unpunished:
-Sparse Logit Sampling, arXiv 2503.16870, measures what that costs.
+are lower bounds of the same over the whole vocabulary: merging tokens into a bucket can only lose divergence (the
+data-processing inequality). They are exact where the tail is a single token, where the teacher has no mass in it (TV,
+forward KL) or the student has none (TV, reverse KL). Renormalising over the k tokens instead would leave the student's
+tail unpunished: Sparse Logit Sampling, arXiv 2503.16870, measures what that costs.
+
+1 - TV over the vocabulary is the probability that the teacher accepts the student's draft of a token in speculative
+sampling (Leviathan et al., arXiv 2211.17192, corollary 3.6), so 1 - TV over buckets bounds it from above; from below
+does the overlap Σ min(t_b, s_b) of the kept tokens alone, as if teacher and student shared nothing in the tail.
 """
 
 from dataclasses import dataclass
@@ -19,6 +26,7 @@ from torch import Tensor
 
 # Stands for a logit of minus infinity: exp() of it is 0, and no difference of two such is a NaN.
 NEVER = -1e30
+_TAIL_FLOOR = 1e-7
 
 
 @dataclass(frozen=True)
@@ -97,8 +105,40 @@ def text_buckets(realised_ids: Tensor) -> Buckets:
     return Buckets(kept_ids, kept, F.pad(kept.float(), (0, 1)))
 
 
-def sparse_kd(logits: Tensor, rows: KdTargets, realised_ids: Tensor) -> Tensor:
-    """KL(teacher ‖ student) over the buckets at temperature 1, nats, float32 [n].
+class BucketLosses(NamedTuple):
+    """Of n tokens, float32 [n] each.
+
+    Attributes:
+        ce: cross-entropy, nats.
+        kd: KL(teacher ‖ student), nats.
+        tv: total variation, 0 to 1.
+        reverse_kl: KL(student ‖ teacher), nats.
+        overlap: Σ min(t_b, s_b) over the kept tokens, the lower bound of the acceptance; 1 - tv is the upper one.
+    """
+
+    ce: Tensor
+    kd: Tensor
+    tv: Tensor
+    reverse_kl: Tensor
+    overlap: Tensor
+
+
+class StudentBuckets(NamedTuple):
+    """The student's distribution over a teacher's buckets.
+
+    Attributes:
+        log_mass: log of its mass in each, the tail last, float32 [n, k+2]; of a bucket not in use it means nothing.
+        mass: 0 for a bucket not in use, float32 [n, k+2].
+        lse: logsumexp of all logits, float32 [n].
+    """
+
+    log_mass: Tensor
+    mass: Tensor
+    lse: Tensor
+
+
+def sparse_losses(logits: Tensor, rows: KdTargets, realised_ids: Tensor) -> BucketLosses:
+    """Losses over the buckets at temperature 1; differentiable.
 
     The student's tail is summed from its own logits, not taken as 1 - Σ kept: nothing cancels, however small it is.
 
@@ -111,14 +151,13 @@ def sparse_kd(logits: Tensor, rows: KdTargets, realised_ids: Tensor) -> Tensor:
     logits = logits.float()
     kept_logits = logits.gather(1, buckets.kept_ids)
     tail_lse = logits.scatter(1, buckets.kept_ids, NEVER).logsumexp(1)
-    return bucket_losses(buckets, kept_logits, tail_lse)[1]
+    return bucket_losses(buckets, student_buckets(buckets, kept_logits, tail_lse))
 
 
-def bucket_losses(buckets: Buckets, kept_logits: Tensor, tail_lse: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Cross-entropy, KL and the student's normaliser (logsumexp of all logits), float32 [n] each.
+def student_buckets(buckets: Buckets, kept_logits: Tensor, tail_lse: Tensor) -> StudentBuckets:
+    """The student's side: with kept logits ℓ and the tail's logsumexp λ, lse = log(Σ exp ℓ + exp λ).
 
-    With the logits split into kept ones ℓ and the tail's logsumexp λ, lse = log(Σ exp ℓ + exp λ), the cross-entropy is
-    lse - ℓ_realised, and a bucket's log probability ℓ - lse or λ - lse.
+    A bucket's log probability is ℓ - lse or λ - lse.
 
     Args:
         buckets: of the teacher.
@@ -126,8 +165,42 @@ def bucket_losses(buckets: Buckets, kept_logits: Tensor, tail_lse: Tensor) -> tu
         tail_lse: logsumexp of the student's other logits, float32 [n].
     """
     lse = torch.logaddexp(kept_logits.masked_fill(~buckets.kept, NEVER).logsumexp(1), tail_lse)
-    student_log = torch.cat([kept_logits, tail_lse[:, None]], 1) - lse[:, None]
+    log_mass = torch.cat([kept_logits, tail_lse[:, None]], 1) - lse[:, None]
+    return StudentBuckets(log_mass, log_mass.masked_fill(F.pad(~buckets.kept, (0, 1)), NEVER).exp(), lse)
+
+
+def bucket_losses(buckets: Buckets, student: StudentBuckets) -> BucketLosses:
+    """Losses of n tokens from both sides' masses; the realised token is the last kept one."""
     teacher = buckets.teacher
     # xlogy: an empty bucket gives 0 · log 0 = 0.
-    kd = (torch.xlogy(teacher, teacher) - teacher * student_log).sum(1)
-    return lse - kept_logits[:, -1], kd, lse
+    kd = (torch.xlogy(teacher, teacher) - teacher * student.log_mass).sum(1)
+    reverse_kl = (student.mass * (student.log_mass - teacher_log_mass(teacher))).sum(1)
+    tv = (teacher - student.mass).clamp(min=0).sum(1)
+    overlap = torch.minimum(teacher, student.mass)[:, :-1].sum(1)
+    return BucketLosses(-student.log_mass[:, -2], kd, tv, reverse_kl, overlap)
+
+
+def teacher_log_mass(teacher: Tensor) -> Tensor:
+    """Log of the teacher's mass in each bucket [n, k+2], finite where that is 0, so that a reverse KL is.
+
+    A tail is 1 - Σp in float32: below 1e-7 it cannot be told from 0, and stands for 1e-7. A smaller kept mass is known
+    from its own log probability, down to the least number of float32. A floor can only lower the reverse KL.
+    """
+    floor = torch.full_like(teacher[:1], torch.finfo(torch.float32).tiny)
+    floor[:, -1] = _TAIL_FLOOR
+    return torch.maximum(teacher, floor).log()
+
+
+def divergence_factors(
+    buckets: Buckets, student: StudentBuckets, losses: BucketLosses, tv_weights: Tensor, reverse_kl_weights: Tensor
+) -> Tensor:
+    """f [n, k+2] such that the gradient of w·TV + r·reverse KL to the logit of an id v of bucket b is p_v·f_b.
+
+    The student's mass s_b = Σ_{v ∈ b} p_v has ∂s_b/∂ℓ_v = p_v·(1{v ∈ b} - s_b), so a loss g(s) has
+    ∂g/∂ℓ_v = p_v·(g'_b - Σ_c s_c·g'_c) with g' its derivatives to the masses: -1{s_b < t_b} of TV, and
+    log s_b - log t_b + 1 of the reverse KL, of which Σ_c s_c·g'_c is the reverse KL itself + 1.
+    """
+    below = (student.mass < buckets.teacher).float()
+    tv = (below * student.mass).sum(1, keepdim=True) - below
+    reverse_kl = student.log_mass - teacher_log_mass(buckets.teacher) - losses.reverse_kl[:, None]
+    return tv_weights[:, None] * tv + reverse_kl_weights[:, None] * reverse_kl

@@ -20,7 +20,7 @@ class Objective:
 
 
 def _weights(**terms: float) -> dict[str, float]:
-    return {"ce": 0.0, "kd": 0.0, "mse": 0.0, "energy": 0.0} | terms
+    return dict.fromkeys(("ce", "kd", "tv", "reverse_kl", "mse", "energy"), 0.0) | terms
 
 
 def _chunk(weights: dict[str, float], features: str = "autoencoder", **model: Any) -> dict[str, Any]:
@@ -57,6 +57,14 @@ OBJECTIVES: Mapping[str, Objective] = MappingProxyType(
         "chunk-ce": Objective("causal chunk decoder, CE", _chunk(_weights(ce=1.0))),
         "chunk-kd": Objective("causal chunk decoder, CE and KD with the tail bucket", _chunk(_weights(ce=1.0, kd=1.0))),
         "chunk-kd-heavy": Objective("chunk-kd, with KD weighing eight times the CE", _chunk(_weights(ce=0.25, kd=2.0))),
+        "chunk-tv": Objective(
+            "chunk-kd-heavy and the total variation: 1 - TV is the acceptance of a draft",
+            _chunk(_weights(ce=0.25, kd=2.0, tv=2.0)),
+        ),
+        "chunk-reverse-kl": Objective(
+            "chunk-kd-heavy and KL(student ‖ teacher), which keeps to what the teacher would write",
+            _chunk(_weights(ce=0.25, kd=2.0, reverse_kl=0.5)),
+        ),
         "chunk-kd-linear": Objective(
             "chunk-kd, with a linear map from the hidden state in place of latent and autoencoder",
             _chunk(_weights(ce=1.0, kd=1.0), "linear"),

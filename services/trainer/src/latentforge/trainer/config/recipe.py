@@ -58,11 +58,12 @@ class Recipe(Section):
             raise ValueError(
                 f"student.weights.energy={weights.energy} needs student.model.head='energy', which is {head!r}"
             )
-        if self.teacher.targets == "text" and weights.kd:
-            raise ValueError(
-                f"student.weights.kd={weights.kd} with teacher.targets='text': without a teacher there is nothing to "
-                "distil; set the weight to 0, or choose the objective chunk-ce"
-            )
+        for name in ("kd", "tv", "reverse_kl"):
+            if self.teacher.targets == "text" and (weight := getattr(weights, name)):
+                raise ValueError(
+                    f"student.weights.{name}={weight} with teacher.targets='text': without a teacher there is nothing "
+                    "to distil; set the weight to 0, or choose the objective chunk-ce"
+                )
         if not any(weights.model_dump().values()):
             raise ValueError("student.weights are all 0; give at least one term a weight")
         self._check_on_policy()
@@ -73,10 +74,11 @@ class Recipe(Section):
         if not on_policy.share:
             return
         asked = f"student.on_policy.share={on_policy.share}"
-        if not self.student.weights.kd:
+        weights = self.student.weights
+        if not (weights.kd or weights.tv or weights.reverse_kl):
             raise ValueError(
-                f"{asked} with student.weights.kd=0: all that on-policy text teaches is the teacher's rows; set "
-                "the weight above 0, or share to 0"
+                f"{asked} with student.weights.kd=0, and tv and reverse_kl too: all that on-policy text teaches is the "
+                "teacher's rows; set one above 0, or share to 0"
             )
         if self.teacher.targets in ("generate", "text"):
             raise ValueError(

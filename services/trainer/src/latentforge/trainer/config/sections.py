@@ -74,7 +74,11 @@ class WeightsRecipe(Section):
     """Weights of the student's loss terms; the objective decides those that are not set."""
 
     ce: float = Field(1.0, ge=0, allow_inf_nan=False, description="Of the cross-entropy.")
-    kd: float = Field(1.0, ge=0, allow_inf_nan=False, description="Of the divergence from the teacher.")
+    kd: float = Field(1.0, ge=0, allow_inf_nan=False, description="Of KL(teacher ‖ student).")
+    tv: float = Field(
+        0.0, ge=0, allow_inf_nan=False, description="Of the total variation: 1 - TV is a draft's acceptance."
+    )
+    reverse_kl: float = Field(0.0, ge=0, allow_inf_nan=False, description="Of KL(student ‖ teacher).")
     mse: float = Field(0.0, ge=0, allow_inf_nan=False, description="Of the latents' squared error.")
     energy: float = Field(0.0, ge=0, allow_inf_nan=False, description="Of the energy score.")
 

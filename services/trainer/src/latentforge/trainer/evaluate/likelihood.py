@@ -11,7 +11,7 @@ from latentforge.model.latent_model import LatentModel
 from latentforge.model.losses import StudentBatch
 from latentforge.model.metrics.calibration import expected_calibration_error
 from latentforge.model.output_loss import OutputLayer
-from latentforge.model.sparse_kd import KdTargets, sparse_kd
+from latentforge.model.sparse_kd import KdTargets, sparse_losses
 from latentforge.model.token_level import TokenLevelModel
 from latentforge.trainer.data.sequence_order import step_generator
 from latentforge.trainer.errors import TrainerError
@@ -222,7 +222,7 @@ def _figures(layer: OutputLayer, batch: StudentBatch, chunk_size: int, num_befor
 def _kl(logits: Tensor, kd: KdTargets, rows: Tensor, columns: Tensor, tokens: Tensor) -> Tensor:
     """KL to the teacher, [m], NaN where there is no row."""
     of_tokens = kd.select((rows, columns))
-    return torch.where(of_tokens.has_row, sparse_kd(logits, of_tokens, tokens), torch.nan)
+    return torch.where(of_tokens.has_row, sparse_losses(logits, of_tokens, tokens).kd, torch.nan)
 
 
 def _joined(parts: list[Likelihood]) -> Likelihood:

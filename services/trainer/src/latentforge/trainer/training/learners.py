@@ -44,14 +44,14 @@ def latent_learner(run: RunContext, autoencoder: Autoencoder, token_counts: torc
 def token_level_learner(run: RunContext, token_counts: torch.Tensor) -> Learner:
     """A student that writes one token a step: the baseline.
 
-    It learns the tokens' terms of the objective, CE and KD; it has no latent for the others.
+    It learns the tokens' terms of the objective; it has no latent for the others.
     """
     recipe, ids = run.recipe, run.tokenizer
     torch.manual_seed(recipe.seed)
     model = TokenLevelModel(recipe.token_level_config(ids.vocab_size, ids.pad_id, ids.eos_id))
     _start_from(run, model, token_counts)
-    weights = recipe.student.weights
-    return Learner("token-level", model.to(run.device).train(), ObjectiveWeights(ce=weights.ce, kd=weights.kd, mse=0.0))
+    weights = ObjectiveWeights(**recipe.student.weights.model_dump() | {"mse": 0.0, "energy": 0.0})
+    return Learner("token-level", model.to(run.device).train(), weights)
 
 
 def _start_from(run: RunContext, model: Student | TokenLevelModel, token_counts: torch.Tensor) -> None:

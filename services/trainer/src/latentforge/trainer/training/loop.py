@@ -1,11 +1,12 @@
 """A student's training loop: what both kinds of student go through from the first step to the last."""
 
 import time
+from collections.abc import Mapping
 
-from torch import nn
+from torch import Tensor, nn
 
 from latentforge.core.manifest import TeacherId
-from latentforge.model.losses import StudentBatch, loss_of
+from latentforge.model.losses import StudentBatch, StudentLoss, loss_of
 from latentforge.trainer.data.sequence_order import step_generator
 from latentforge.trainer.errors import TrainerError
 from latentforge.trainer.results import CacheFigures, CurvePoint, GeneratedFigures, StudentResult, TeacherFigures
@@ -87,7 +88,7 @@ class StudentTraining:
         ) as progress:
             try:
                 self.held_out = self.source.held_out_batches()
-                with_rows = bool(self.learner.weights.kd)
+                with_rows = any(self.learner.weights.of_rows.values())
                 batches = self.source.training_batches(self.step, self.learner.model, with_rows=with_rows)
                 if not self.curve:
                     self._validate(progress)
@@ -148,10 +149,9 @@ class StudentTraining:
             loss = loss_of(self.learner.model, batch, self.learner.weights, generator)
         if batch.on_policy:
             # What is measured on on-policy text is no figure of the data.
-            parts = {"on_policy_loss": loss.total, "on_policy_kd": loss.kd}
+            parts = {"on_policy_loss": loss.total} | _terms(loss, self.learner.weights.of_rows, "on_policy_")
         else:
-            weights = vars(self.learner.weights)
-            parts = {"loss": loss.total} | {name: getattr(loss, name) for name in weights if weights[name]}
+            parts = {"loss": loss.total} | _terms(loss, vars(self.learner.weights))
         values = self.optimisation.step(step, loss.total, parts)
         self.step += 1
         return values
@@ -196,3 +196,8 @@ class StudentTraining:
 
     def _spent(self) -> float:
         return round(self._seconds_before + time.monotonic() - self._started, 2)
+
+
+def _terms(loss: StudentLoss, weights: Mapping[str, float], prefix: str = "") -> dict[str, Tensor]:
+    """The terms of a loss that weigh something."""
+    return {f"{prefix}{name}": getattr(loss, name) for name, weight in weights.items() if weight}
