@@ -161,6 +161,16 @@ bench-inference: $(READY_DEV) ## Measure inference beside transformers, vLLM and
 	@$(BIN)/python -m tools.vllm_env
 	@$(BIN)/python -m benchmarks.inference $(ARGS)
 
+.PHONY: bench-trainer
+bench-trainer: $(READY_DEV) ## Measure training: speed, what kills and devices change, what it needs: results/bench_trainer_<time>.json
+#: ARGS=   such as '--only against_before,optimizer_share' or --quick; python -m benchmarks.trainer --help lists them
+	@$(BIN)/python -m benchmarks.trainer $(ARGS)
+
+.PHONY: gpu
+gpu: $(READY_DEV) ## All that only a GPU tells, in 8 minutes: CUDA tests, gb10 recipes' speed and memory: results/gpu_<time>.json
+#: ARGS=   such as '--minutes 4' or '--device cpu --quick', which tries it without one
+	@$(BIN)/python -m benchmarks.gpu $(ARGS)
+
 .PHONY: pareto speed compare autoencoders
 pareto: $(READY_DEV) ## Quality against speed, latent students beside token-level ones: results/pareto_<time>.json and .png
 #: SCALE=cpu   smoke: minutes; cpu: one to two hours of two cores; gpu: larger. Stopped, the same command resumes

@@ -1,7 +1,5 @@
 """python -m benchmarks.gateway: all that is compared, in one run on one machine; exit code 0 whatever the figures."""
 
-import shlex
-import sys
 import tempfile
 import time
 from contextlib import ExitStack
@@ -11,17 +9,17 @@ from typing import Annotated, Any, Literal
 
 import httpx
 import typer
-from rich.console import Console
 
+from benchmarks.benchmark_results import BenchmarkResults, command_line, machine
 from benchmarks.gateway import report
 from benchmarks.gateway.clients import ClientError, Clients, CompletionsServer
 from benchmarks.gateway.litellm import WAYS, ProxyFinding, best_way, try_ways
 from benchmarks.gateway.measures import Bench, GatewayMeasures, Plan, vocab_size_of
-from benchmarks.gateway.servers import Dtype, MissingError, Servers, cpu_flags, fast_dtype, machine, wait_for_vllm
+from benchmarks.gateway.servers import Dtype, MissingError, Servers, cpu_flags, fast_dtype, wait_for_vllm
 from benchmarks.gateway.workload import held_out_sequences, tokenizer_of
 from benchmarks.progress import BenchProgress
 from latentforge.core.command_line import errors_reported
-from latentforge.core.results import ResultsFile, cpu_description
+from latentforge.core.results import cpu_description
 from latentforge.teacher_client.errors import TeacherError
 from tools import litellm_env, vllm_env
 from tools.processes import ChildError, StoppedError, stop_on_signals
@@ -35,28 +33,18 @@ _QUICK = Plan(sequences=16, per_request=2, repeats=1, cached_passes=4, shared_se
 app = typer.Typer(add_completion=False)
 
 
-class GatewayBenchResults(ResultsFile):
+class GatewayBenchResults(BenchmarkResults):
     """``bench_gateway_<time>.json``.
 
     Attributes:
         setting: the plan, the model and what vLLM computed in.
         versions: of vLLM and of LiteLLM, where that was measured.
         litellm: what each way of asking LiteLLM did.
-        measured: every repeat's figures.
-        bars: what the ratios are held against, by id.
-        notes: how it was measured.
-        machine: the processor and what else ran.
-        seconds: that it took.
     """
 
     setting: dict[str, Any]
     versions: dict[str, str | None]
     litellm: list[dict[str, Any]]
-    measured: dict[str, Any]
-    bars: dict[str, float]
-    notes: list[str]
-    machine: dict[str, Any]
-    seconds: float
 
 
 @app.command()
@@ -164,9 +152,12 @@ def _report(
     seconds: float,
 ) -> None:
     found = report.results_of(measured, report.name_of(best_way(findings), findings))
-    path = GatewayBenchResults(
+    title = f"{plan.sequences} sequences x {plan.length} tokens, k={plan.top_k}, {plan.clients} clients, "
+    title += f"{plan.repeats} repeats, vLLM in {dtype}"
+    notes = [*report.note_on_misses(measured), *report.notes_on_litellm(findings), *report.NOTES]
+    GatewayBenchResults(
         name="bench_gateway",
-        command=f"python -m benchmarks.gateway {shlex.join(sys.argv[1:])}".strip(),
+        command=command_line("benchmarks.gateway"),
         device=cpu_description(),
         seed=0,
         results=tuple(found),
@@ -181,15 +172,7 @@ def _report(
         notes=report.NOTES,
         machine=machine,
         seconds=round(seconds, 1),
-    ).write(results)
-    console = Console()
-    # Figures are compared by eye, so a narrow pipe must not fold them.
-    console.width = max(console.width, 160)
-    title = f"{plan.sequences} sequences x {plan.length} tokens, k={plan.top_k}, {plan.clients} clients, "
-    title += f"{plan.repeats} repeats, vLLM in {dtype}"
-    notes = [*report.note_on_misses(measured), *report.notes_on_litellm(findings), *report.NOTES]
-    console.print(report.table(found, title, "\n".join(notes)))
-    typer.echo(f"written to {path} after {seconds:.0f} s")
+    ).show(results, report.table(found, title, "\n".join(notes)))
 
 
 if __name__ == "__main__":

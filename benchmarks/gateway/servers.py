@@ -4,7 +4,6 @@ import importlib
 import os
 import shutil
 import socket
-import sys
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -216,11 +215,6 @@ def wait_for_http(children: Children, url: str, what: str, seconds: float) -> No
             return False
 
     children.wait_until(answers, what, seconds=seconds)
-
-
-def machine() -> dict[str, Any]:
-    """What else could have been running: the load before the first measurement."""
-    return {"load_average": [round(load, 2) for load in os.getloadavg()], "python": sys.version.split()[0]}
 
 
 def _listens(port: int) -> bool:

@@ -1,8 +1,6 @@
 """python -m benchmarks.inference: all that is compared, in one run on one machine; exit code 0 whatever the figures."""
 
 import os
-import shlex
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -12,19 +10,17 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import torch
-import transformers
 import typer
-from rich.console import Console
 
-from benchmarks.gateway.servers import machine
+from benchmarks.benchmark_results import asked_ids, command_line, machine, results_table
 from benchmarks.inference import inprocess, rest
 from benchmarks.inference.bench import InferenceBench
 from benchmarks.inference.clients import LoadError
 from benchmarks.inference.plan import QUICK, InferencePlan
-from benchmarks.inference.report import BARS, NOTES, InferenceBenchResults, table
+from benchmarks.inference.report import BARS, NOTES, InferenceBenchResults
 from benchmarks.inference.servers import InferenceServers
 from benchmarks.progress import BenchProgress
-from latentforge.core.command_line import WRONG_USAGE, errors_reported, fail
+from latentforge.core.command_line import errors_reported
 from latentforge.core.devices import choose_device
 from latentforge.core.results import Result
 from latentforge.model.devices import device_description
@@ -83,16 +79,13 @@ def _chosen(only: str | None, device: str) -> list[str]:
     ids = list(ON_CUDA if device.startswith("cuda") else MEASUREMENTS)
     if only is None:
         # On a CPU the fastest there is stands beside many at once: vLLM.
-        return [name for name in ids if name in BARS or device.startswith("cuda")]
-    asked = [name.strip() for name in only.split(",") if name.strip()]
-    if unknown := [name for name in asked if name not in ids]:
-        fail(f"--only names {unknown[0]!r}; on {device} there are {', '.join(ids)}", code=WRONG_USAGE)
-    return [name for name in ids if name in asked]
+        return [name for name in ids if name in BARS.figures or device.startswith("cuda")]
+    return asked_ids(only, ids, device)
 
 
 def _run(plan: InferencePlan, ids: list[str], device: str, results: Path) -> None:
     started = time.monotonic()
-    before = machine() | {"torch": torch.__version__, "transformers": transformers.__version__}
+    before = machine()
     chosen = torch.device(choose_device("--device", device, torch.cuda.device_count()))
     total = sum(plan.repeats * MEASUREMENTS[name][1] + MEASUREMENTS[name][2] for name in ids)
     found: list[Result] = []
@@ -101,6 +94,7 @@ def _run(plan: InferencePlan, ids: list[str], device: str, results: Path) -> Non
         progress = stack.enter_context(BenchProgress(total))
         bench = InferenceBench(
             plan=plan,
+            repeats=plan.repeats,
             device=chosen,
             threads=tuple(dict.fromkeys((1, len(os.sched_getaffinity(0))))) if chosen.type == "cpu" else (1,),
             servers=InferenceServers(stack, _LOGS, "cpu"),
@@ -121,25 +115,23 @@ def _run(plan: InferencePlan, ids: list[str], device: str, results: Path) -> Non
 def _report(
     bench: InferenceBench, found: list[Result], machine: dict[str, Any], results: Path, *, seconds: float
 ) -> None:
-    shown = table(found, bench.plan, bench.notes)
-    path = InferenceBenchResults(
+    plan = bench.plan
+    title = f"{plan.clients} clients, prompts of {plan.prompt_tokens} tokens, {plan.new_tokens} new ones, "
+    title += f"{plan.repeats} repeats"
+    notes = [*bench.notes, *NOTES]
+    InferenceBenchResults(
         name="bench_inference",
-        command=f"python -m benchmarks.inference {shlex.join(sys.argv[1:])}".strip(),
+        command=command_line("benchmarks.inference"),
         device=device_description(bench.device),
         seed=0,
         results=tuple(found),
-        plan=asdict(bench.plan),
-        bars=BARS,
+        plan=asdict(plan),
+        bars=dict(BARS.figures),
         measured=bench.measured,
-        notes=[*bench.notes, *NOTES],
+        notes=notes,
         machine=machine,
         seconds=round(seconds, 1),
-    ).write(results)
-    console = Console()
-    # Figures are compared by eye, so a narrow pipe must not fold them.
-    console.width = max(console.width, 180)
-    console.print(shown)
-    typer.echo(f"written to {path} after {seconds:.0f} s")
+    ).show(results, results_table(found, BARS, title, notes))
 
 
 if __name__ == "__main__":

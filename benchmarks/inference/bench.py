@@ -1,31 +1,17 @@
 """What every measurement is given, and what it gives."""
 
-import statistics
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
 
 import torch
 
-from benchmarks.inference.decoding import alternated
+from benchmarks.benchmark import Benchmark
 from benchmarks.inference.plan import InferencePlan
 from benchmarks.inference.servers import InferenceServer, InferenceServers
-from latentforge.core.results import Result
 
 
-class Report(Protocol):
-    """Is told what is done."""
-
-    def begin(self, what: str) -> None:
-        """Something that gives no figure by itself begins."""
-
-    def figure(self, what: str) -> None:
-        """One figure is there."""
-
-
-@dataclass
-class InferenceBench:
+@dataclass(kw_only=True)
+class InferenceBench(Benchmark):
     """One run of the benchmark.
 
     Attributes:
@@ -34,9 +20,6 @@ class InferenceBench:
         threads: numbers of torch threads that each side may try.
         servers: starts them.
         scratch: a folder that is removed at the end.
-        report: is told of the progress.
-        measured: every figure by the id of its result and its side.
-        notes: about what was chosen or could not be measured.
     """
 
     plan: InferencePlan
@@ -44,9 +27,6 @@ class InferenceBench:
     threads: tuple[int, ...]
     servers: InferenceServers
     scratch: Path
-    report: Report
-    measured: dict[str, dict[str, Any]] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
     _student: InferenceServer | None = None
 
     def student(self) -> InferenceServer:
@@ -55,54 +35,3 @@ class InferenceBench:
             self.report.begin("starting the server of the shipped student")
             self._student = self.servers.start_student(self.scratch / "no-checkpoints")
         return self._student
-
-    def compare(
-        self,
-        id: str,  # noqa: A002 - the format names it so
-        ours: Callable[[], float],
-        baseline: Callable[[], float],
-        *,
-        name: str,
-        unit: str = "tokens/s",
-        are_warm: bool = False,
-    ) -> Result:
-        """Measures both in turns: medians, their ratio, and the least and greatest ratio of two taken together."""
-
-        def tell(side: str, figure: float) -> None:
-            self._tell(id, side, figure, unit)
-
-        own, theirs = alternated(ours, baseline, self.plan.repeats, tell, are_warm=are_warm)
-        return self.compared(id, own, theirs, name=name, unit=unit)
-
-    def compared(
-        self,
-        id: str,  # noqa: A002
-        ours: Sequence[float],
-        baseline: Sequence[float],
-        *,
-        name: str,
-        unit: str = "tokens/s",
-    ) -> Result:
-        """Figures that were taken: of the sides at one place together, where there are as many."""
-        self.measured[id] = {"ours": list(ours), "baseline": list(baseline)}
-        value, baseline_value = statistics.median(ours), statistics.median(baseline)
-        pairs = list(zip(ours, baseline, strict=False))
-        ratios = [a / b for a, b in pairs] if len(ours) == len(baseline) else [a / baseline_value for a in ours]
-        low, high = min(ratios), max(ratios)
-        return Result.compared(id, value, unit, baseline=name, baseline_value=baseline_value, low=low, high=high)
-
-    def repeated(self, id: str, measure: Callable[[], float], *, unit: str) -> Result:  # noqa: A002
-        """Measures a value that stands alone: its median, and the least and the greatest."""
-        values = []
-        for _ in range(self.plan.repeats):
-            values.append(measure())
-            self._tell(id, "value", values[-1], unit)
-        return self.alone(id, values, unit=unit)
-
-    def alone(self, id: str, values: Sequence[float], *, unit: str) -> Result:  # noqa: A002
-        """Values that were taken."""
-        self.measured.setdefault(id, {})["values"] = list(values)
-        return Result(id=id, value=statistics.median(values), unit=unit, low=min(values), high=max(values))
-
-    def _tell(self, id: str, side: str, figure: float, unit: str) -> None:  # noqa: A002
-        self.report.figure(f"{id}, {side}: {figure:,.4g} {unit}")

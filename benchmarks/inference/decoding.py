@@ -40,35 +40,6 @@ def step_cpu_seconds(decoding: BatchDecoding, prompt: Sequence[int], steps: int,
         decoding.close(text)
 
 
-def alternated(
-    ours: Callable[[], float],
-    baseline: Callable[[], float],
-    repeats: int,
-    on_figure: Callable[[str, float], None],
-    *,
-    are_warm: bool = False,
-) -> tuple[list[float], list[float]]:
-    """Both sides again and again, each first in every second repeat.
-
-    Args:
-        ours, baseline: measure once.
-        repeats: figures of each.
-        on_figure: told whose it is, and every figure.
-        are_warm: both have been measured before; else each is measured once more, and that does not count.
-    """
-    if not are_warm:
-        ours()
-        baseline()
-    found: dict[str, list[float]] = {"ours": [], "baseline": []}
-    for repeat in range(repeats):
-        sides = [("ours", ours), ("baseline", baseline)]
-        for name, measure in sides if repeat % 2 == 0 else reversed(sides):
-            figure = measure()
-            found[name].append(figure)
-            on_figure(name, figure)
-    return found["ours"], found["baseline"]
-
-
 def fastest_threads(measure: Callable[[], float], choices: Sequence[int]) -> int:
     """Of some numbers of torch threads the one with which a figure is best; it is set when this returns."""
 

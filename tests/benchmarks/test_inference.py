@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.benchmark import alternated
 from benchmarks.inference.clients import LoadError, checked, percentile, tokens_per_second
-from benchmarks.inference.decoding import alternated
 from benchmarks.inference.floor import cpu_seconds, step_products
 from benchmarks.inference.load import Answered
 from benchmarks.inference.models import (
@@ -21,7 +21,7 @@ from benchmarks.inference.models import (
     twin_of,
 )
 from benchmarks.inference.plan import QUICK, ModelSize
-from benchmarks.inference.report import BARS, InferenceBenchResults, meets_bar
+from benchmarks.inference.report import BARS, InferenceBenchResults
 from benchmarks.inference.swaps import publish_copies
 from benchmarks.inference.workload import text_prompts
 from latentforge.core.checkpoint_files import verify_checkpoint
@@ -78,13 +78,13 @@ def test_sides_take_turns() -> None:
 
 
 def test_bars_are_met_from_the_right_side() -> None:
-    assert meets_bar(Result(id="http_ms", value=1.9, unit="ms")) == "yes"
-    assert meets_bar(Result(id="http_ms", value=2.1, unit="ms")) == "no"
-    assert meets_bar(Result(id="top_p", value=0.95, unit="times")) == "yes"
+    assert BARS.met(Result(id="http_ms", value=1.9, unit="ms")) == "yes"
+    assert BARS.met(Result(id="http_ms", value=2.1, unit="ms")) == "no"
+    assert BARS.met(Result(id="top_p", value=0.95, unit="times")) == "yes"
     fast = Result.compared("decode_1", 50.0, "tokens/s", baseline="x", baseline_value=10.0)
-    assert meets_bar(fast) == "yes"
-    assert meets_bar(fast.model_copy(update={"id": "decode_1_fast"})) == "no"
-    assert meets_bar(Result(id="rest_16", value=None, unit="")) == ""
+    assert BARS.met(fast) == "yes"
+    assert BARS.met(fast.model_copy(update={"id": "decode_1_fast"})) == "no"
+    assert BARS.met(Result(id="rest_16", value=None, unit="")) == ""
 
 
 def _shipped() -> LatentModel:
@@ -181,4 +181,4 @@ def test_every_bar_has_its_measurement_and_an_unknown_one_is_named() -> None:
     run = subprocess.run(command, capture_output=True, text=True, check=False)
     assert run.returncode == 2
     assert "--only names 'nonsense'" in run.stderr
-    assert all(name in run.stderr for name in BARS)
+    assert all(name in run.stderr for name in BARS.figures)

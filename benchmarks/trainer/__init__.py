@@ -1,0 +1,1 @@
+"""Training beside what it is compared with: ``make bench-trainer``."""

@@ -1,0 +1,12 @@
+"""All that is measured, in the order in which it runs: a line each, with its bars."""
+
+from benchmarks.trainer import optimizer_share, step_speed
+from benchmarks.trainer.bench import Measurement
+
+MEASUREMENTS: dict[str, Measurement] = {
+    "student_tokens_per_s": Measurement(
+        step_speed.student_tokens_per_s, at_least={"student_tokens_per_s": 1.5}, figures=2
+    ),
+    "against_before": Measurement(step_speed.against_before, at_least={"against_before": 1.3}, figures=2),
+    "optimizer_share": Measurement(optimizer_share.optimizer_share, at_most={"optimizer_share": 0.25}, figures=0),
+}
