@@ -6,14 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import Qwen3Config, Qwen3ForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from benchmarks.inference.plan import ModelSize
 from latentforge.core.checkpoints import list_checkpoints
 from latentforge.model.autoencoder import Autoencoder
+from latentforge.model.backbone import backbone_config
 from latentforge.model.config import AutoencoderConfig, ChunkDecoderConfig, StudentConfig, TokenLevelConfig
 from latentforge.model.latent_model import LatentModel
-from latentforge.model.student import Student, backbone_config
+from latentforge.model.student import Student
 from latentforge.model.token_level import TokenLevelModel, token_level_config
 
 SHIPPED = Path("models/stdlib-student")
@@ -107,18 +108,23 @@ def twin_of(model: LatentModel, device: torch.device, seed: int = 0) -> TokenLev
     return TokenLevelModel(token_level_config(model.student.config)).to(device).eval()
 
 
-def transformers_config(config: TokenLevelConfig) -> Qwen3Config:
+def transformers_config(config: TokenLevelConfig) -> Qwen3Config | LlamaConfig:
     """The same backbone with its tables, for transformers and vLLM; it ends no text."""
-    qwen = backbone_config(config, config.max_tokens, config.vocab_size)
-    qwen.tie_word_embeddings = False
-    qwen.architectures = ["Qwen3ForCausalLM"]
-    qwen.eos_token_id = qwen.bos_token_id = None
-    qwen.pad_token_id = config.pad_id
-    return qwen
+    twin = backbone_config(config, config.max_tokens, config.vocab_size)
+    twin.tie_word_embeddings = False
+    twin.architectures = [_causal_lm(twin).__name__]
+    twin.eos_token_id = twin.bos_token_id = None
+    twin.pad_token_id = config.pad_id
+    return twin
 
 
 def transformers_twin(config: TokenLevelConfig, device: torch.device, seed: int = 0) -> Any:
-    """A Qwen3ForCausalLM of transformers with random weights, as large as the token-level student of a config."""
+    """A causal LM of transformers with random weights, as large as the token-level student of a config."""
     torch.manual_seed(seed)
-    model: Any = Qwen3ForCausalLM(transformers_config(config))
+    sizes = transformers_config(config)
+    model: Any = _causal_lm(sizes)(sizes)
     return model.to(device).eval()
+
+
+def _causal_lm(config: Qwen3Config | LlamaConfig) -> Any:
+    return LlamaForCausalLM if isinstance(config, LlamaConfig) else Qwen3ForCausalLM

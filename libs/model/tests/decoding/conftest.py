@@ -13,6 +13,7 @@ from latentforge.model.token_level import TokenLevelModel, token_level_config
 
 AnyModel = LatentModel | TokenLevelModel
 PAD = 1
+_LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8}
 
 MODELS: dict[str, dict[str, Any]] = {
     **{
@@ -26,6 +27,9 @@ MODELS: dict[str, dict[str, Any]] = {
     "frequent-ids": {"chunk_decoder": ChunkDecoderConfig(width=16, rank=8, frequent_ids=9)},
     "linear-features": {"logit_features": LogitFeaturesConfig(kind="linear", width=12)},
     "features-of-embeddings": {"logit_features": LogitFeaturesConfig(kind="embeddings", width=16)},
+    "llama": {"qk_norm": False, "norm_eps": 1e-3, "rope_theta": 100.0},
+    "llama3-rope": {"rope_scaling": {"rope_type": "llama3", "factor": 8.0, **_LLAMA3}, "rope_theta": 100.0},
+    "yarn-rope": {"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 4}},
     "key-heads": {"num_heads": 4, "num_kv_heads": 2, "head_dim": 8},
     "induction": {"induction": InductionConfig(context=2, size=12, num_heads=3)},
     "induction-transformer": {
@@ -35,6 +39,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "induction-energy": {"head": "energy", "induction": InductionConfig(context=3)},
     "K1": {"chunk_size": 1, "max_chunks": 40, "induction": InductionConfig(context=3)},
     "token-level": {"max_chunks": 10},
+    "token-level-llama": {"max_chunks": 10, "qk_norm": False},
     "token-level-induction": {"max_chunks": 10, "induction": InductionConfig(context=3)},
 }
 

@@ -8,6 +8,9 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+# The others change with the length of a text, which incremental decoding does not know.
+ROPE_SCALINGS = ("linear", "llama3", "yarn")
+
 
 class _Config(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -119,8 +122,12 @@ class BackboneConfig(_Config):
         pad_id: id that fills the first chunk of a sequence on the left; never written.
         eos_id: id that ends a text.
         hidden_size: width of the backbone.
-        num_layers, num_heads, num_kv_heads, head_dim, intermediate_size: as in Qwen3.
+        num_layers, num_heads, num_kv_heads, head_dim, intermediate_size: as in Qwen3 and Llama.
+        qk_norm: whether every head's queries and keys are normalised, as Qwen3's; a Llama's are not.
+        norm_eps: of the RMS norms of the layers.
         rope_theta: base of the rotary position embedding.
+        rope_scaling: how its frequencies are stretched, as transformers has it in ``rope_parameters``: ``rope_type``
+            (linear, llama3 or yarn) and that type's numbers; None does not stretch them.
         induction: what stands beside the backbone and looks up where the last tokens stood before.
     """
 
@@ -133,7 +140,10 @@ class BackboneConfig(_Config):
     num_kv_heads: int = Field(ge=1)
     head_dim: int = Field(ge=2)
     intermediate_size: int = Field(ge=1)
+    qk_norm: bool = True
+    norm_eps: float = Field(default=1e-6, gt=0, lt=1)
     rope_theta: float = Field(default=10_000.0, gt=0)
+    rope_scaling: dict[str, str | int | float | bool] | None = None
     induction: InductionConfig = InductionConfig()
 
     @model_validator(mode="after")
@@ -152,6 +162,12 @@ class BackboneConfig(_Config):
             )
         if self.head_dim % 2:
             raise ValueError(f"head_dim={self.head_dim} is odd, but rotary embeddings turn pairs; set an even head_dim")
+        kind = None if self.rope_scaling is None else self.rope_scaling.get("rope_type")
+        if self.rope_scaling is not None and kind not in ROPE_SCALINGS:
+            raise ValueError(
+                f"rope_scaling.rope_type={kind!r} is none of {', '.join(ROPE_SCALINGS)}; set one, or leave "
+                "rope_scaling out"
+            )
         return self
 
 

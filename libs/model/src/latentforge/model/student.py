@@ -3,10 +3,10 @@
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import Qwen3Config, Qwen3Model
 
+from latentforge.model.backbone import build_backbone, run_backbone
 from latentforge.model.chunk_decoder import build_chunk_decoder
-from latentforge.model.config import BackboneConfig, StudentConfig
+from latentforge.model.config import StudentConfig
 from latentforge.model.heads import build_head
 from latentforge.model.induction import build_induction
 from latentforge.model.layers import TABLE_SCALE, log_frequencies
@@ -29,9 +29,7 @@ class Student(nn.Module):
         self.chunk_down = nn.Linear(2 * config.hidden_size, config.hidden_size)
         self.chunk_norm = nn.RMSNorm(config.hidden_size, eps=1e-6)
         self.start = nn.Parameter(torch.randn(config.hidden_size))
-        self.backbone = Qwen3Model(backbone_config(config, config.max_chunks))
-        # Only inputs_embeds go in; a table of token embeddings would be a parameter without a gradient.
-        self.backbone.embed_tokens = None  # type: ignore[assignment]
+        self.backbone = build_backbone(config, config.max_chunks)
         self.head = build_head(config)
         self.logit_features = build_logit_features(config)
         self.chunk_decoder = build_chunk_decoder(config)
@@ -85,32 +83,4 @@ class Student(nn.Module):
 
     def run_backbone(self, inputs: Tensor) -> Tensor:
         """Runs the transformer over inputs [b, t, h]; gives [b, t, h]."""
-        return run_qwen3(self.backbone, inputs)
-
-
-def run_qwen3(backbone: Qwen3Model, inputs: Tensor) -> Tensor:
-    """Last hidden states [b, t, h] of inputs [b, t, h]."""
-    output = backbone(inputs_embeds=inputs, use_cache=False)
-    hidden: Tensor = output.last_hidden_state
-    return hidden
-
-
-def backbone_config(config: BackboneConfig, max_positions: int, vocab_size: int = 1) -> Qwen3Config:
-    """The Qwen3 configuration of a student's width and depth."""
-    qwen = Qwen3Config(
-        vocab_size=vocab_size,
-        hidden_size=config.hidden_size,
-        intermediate_size=config.intermediate_size,
-        num_hidden_layers=config.num_layers,
-        num_attention_heads=config.num_heads,
-        num_key_value_heads=config.num_kv_heads,
-        head_dim=config.head_dim,
-        max_position_embeddings=max_positions,
-        rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
-        tie_word_embeddings=True,
-        pad_token_id=None,
-        bos_token_id=None,
-        eos_token_id=None,
-    )
-    qwen._attn_implementation = "sdpa"
-    return qwen
+        return run_backbone(self.backbone, inputs)

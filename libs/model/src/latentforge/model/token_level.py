@@ -2,13 +2,12 @@
 
 import torch
 from torch import Tensor, nn
-from transformers import Qwen3Model
 
+from latentforge.model.backbone import build_backbone, run_backbone
 from latentforge.model.config import BackboneConfig, StudentConfig, TokenLevelConfig
 from latentforge.model.induction import build_induction
 from latentforge.model.layers import TABLE_SCALE, log_frequencies, output_scale, output_table
 from latentforge.model.output_loss import OutputLayer
-from latentforge.model.student import backbone_config, run_qwen3
 
 
 def token_level_config(config: StudentConfig) -> TokenLevelConfig:
@@ -18,7 +17,7 @@ def token_level_config(config: StudentConfig) -> TokenLevelConfig:
 
 
 class TokenLevelModel(nn.Module):
-    """A Qwen3 decoder over tokens whose tables and bias start as a latent student's do, so that both learn alike.
+    """A decoder over tokens whose tables and bias start as a latent student's do, so that both learn alike.
 
     Step i reads token i-1; step 0 reads a learned start embedding.
     """
@@ -31,9 +30,7 @@ class TokenLevelModel(nn.Module):
         self.embedding = nn.Embedding(config.vocab_size, config.hidden_size)
         nn.init.normal_(self.embedding.weight, std=1 / TABLE_SCALE)
         self.start = nn.Parameter(torch.randn(config.hidden_size))
-        self.backbone = Qwen3Model(backbone_config(config, config.max_tokens))
-        # Only inputs_embeds go in; a table of token embeddings would be a parameter without a gradient.
-        self.backbone.embed_tokens = None  # type: ignore[assignment]
+        self.backbone = build_backbone(config, config.max_tokens)
         self.output_table = output_table(config.vocab_size, config.hidden_size)
         self.induction = build_induction(config.hidden_size, config.hidden_size, config.induction)
         self.bias = nn.Parameter(torch.zeros(config.vocab_size))
@@ -71,7 +68,7 @@ class TokenLevelModel(nn.Module):
 
     def run_backbone(self, inputs: Tensor) -> Tensor:
         """Runs the transformer over inputs [b, L, h]; gives [b, L, h]."""
-        return run_qwen3(self.backbone, inputs)
+        return run_backbone(self.backbone, inputs)
 
     def output(self, tokens: Tensor) -> OutputLayer:
         """The output layer and what it reads to predict each of tokens [b, L], teacher-forced."""

@@ -1,6 +1,6 @@
-"""A Qwen3 backbone over keys and values in slots: one step of many texts, and prompts in pieces.
+"""A Qwen3 or Llama backbone over keys and values in slots: one step of many texts, and prompts in pieces.
 
-The numbers are those of transformers' Qwen3Model up to rounding; it is written out here because a step of a small
+The numbers are those of transformers' models up to rounding; it is written out here because a step of a small
 student is mostly the time of starting operations, and those are kept few.
 """
 
@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import Qwen3Model
 
+from latentforge.model.backbone import Backbone
 from latentforge.model.decoding.fusion import FusedSwiGLU, fused_weight
 
 # What a layer's attention gives for queries [n, heads, d], keys and values [n, kv_heads, d]: float [n, heads·d]; None
@@ -32,20 +32,20 @@ class PromptPiece(NamedTuple):
 class _Layer:
     input_norm: Tensor
     qkv: Tensor
-    qk_norm: Tensor
+    qk_norm: Tensor | None
     out: Tensor
     mlp: FusedSwiGLU
 
 
 class SlotBackbone:
-    """The backbone of :class:`Qwen3Model`, with memory for ``num_slots`` texts of ``max_positions`` positions.
+    """The backbone of :class:`Backbone`, with memory for ``num_slots`` texts of ``max_positions`` positions.
 
     A text's column 0 holds the keys and values of the position that is being computed: so a step writes views, however
     long each text is, and one operation at its end moves them to where they belong. Columns behind a text's end hold
     finite numbers of no meaning, which the mask hides.
     """
 
-    def __init__(self, backbone: Qwen3Model, num_slots: int, max_positions: int, *, by_column: bool = False) -> None:
+    def __init__(self, backbone: Backbone, num_slots: int, max_positions: int, *, by_column: bool = False) -> None:
         """Fuses the backbone's weights in place (see :func:`fused_weight`)."""
         config: Any = backbone.config
         self._heads: int
@@ -155,7 +155,9 @@ class SlotBackbone:
         num_rotated = heads + self._kv_heads
         for index, layer in enumerate(self._layers):
             qkv = F.linear(self._normed(x, layer.input_norm), layer.qkv).view(num, -1, self._size)
-            qk = F.rms_norm(qkv[:, :num_rotated], (self._size,), None, self._eps).mul_(layer.qk_norm)
+            qk = qkv[:, :num_rotated]
+            if layer.qk_norm is not None:
+                qk = F.rms_norm(qk, (self._size,), None, self._eps).mul_(layer.qk_norm)
             # sin has the minus of rotate_half in its first half.
             qk = torch.addcmul(qk * cos, torch.cat([qk[..., half:], qk[..., :half]], -1), sin)
             seen = attend(index, qk[:, :heads], qk[:, heads:], qkv[:, num_rotated:])
@@ -170,11 +172,15 @@ class SlotBackbone:
 
 def _layer(layer: Any, heads: int, kv_heads: int, by_column: bool) -> _Layer:
     attention, mlp = layer.self_attn, layer.mlp
-    q_norm, k_norm = attention.q_norm.weight.detach(), attention.k_norm.weight.detach()
+    qk_norm = None
+    # A Llama has none.
+    if hasattr(attention, "q_norm"):
+        q_norm, k_norm = attention.q_norm.weight.detach(), attention.k_norm.weight.detach()
+        qk_norm = torch.cat([q_norm.expand(heads, -1), k_norm.expand(kv_heads, -1)])
     return _Layer(
         input_norm=layer.input_layernorm.weight.detach(),
         qkv=fused_weight([attention.q_proj, attention.k_proj, attention.v_proj], by_column=by_column),
-        qk_norm=torch.cat([q_norm.expand(heads, -1), k_norm.expand(kv_heads, -1)]),
+        qk_norm=qk_norm,
         out=attention.o_proj.weight.detach().T,
         mlp=FusedSwiGLU(
             layer.post_attention_layernorm.weight,
@@ -187,9 +193,12 @@ def _layer(layer: Any, heads: int, kv_heads: int, by_column: bool) -> _Layer:
     )
 
 
-def _rotary_tables(backbone: Qwen3Model, num_positions: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def _rotary_tables(backbone: Backbone, num_positions: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Cosines and sines of every position, [num_positions, d]; the first half of the sines with a minus."""
-    frequencies = backbone.rotary_emb.inv_freq.float()
+    rotary: Any = backbone.rotary_emb
+    frequencies = rotary.inv_freq.float()
     angles = torch.arange(num_positions, device=frequencies.device).float()[:, None] * frequencies
-    cos, sin = angles.cos(), angles.sin()
+    # Of YaRN; 1 elsewhere.
+    scale: float = rotary.attention_scaling
+    cos, sin = angles.cos() * scale, angles.sin() * scale
     return torch.cat([cos, cos], 1).to(dtype), torch.cat([-sin, sin], 1).to(dtype)
