@@ -147,7 +147,8 @@ def objective_of(model: Model) -> str:
 def student_job(places: Places, scale: Scale, model: Model) -> CommandJob:
     values = student_values(scale, model)
     if model.backbone_of:
-        values["student.init_backbone"] = places.runs / model.backbone_of / "token-level"
+        values["student.init_from"] = places.runs / model.backbone_of / "token-level"
+        values["student.init_parts"] = '["layers"]'
     command = _training(model.kind, places, model.vocabulary, model.run, values)
     if model.kind == "student":
         command += ["--ae-checkpoint", str(places.autoencoder(model.autoencoder_plan))]

@@ -1,15 +1,23 @@
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from safetensors.torch import load_file
+from transformers import LlamaConfig, LlamaForCausalLM
 
+from latentforge.core.checkpoint_files import CheckpointFiles
 from latentforge.model.autoencoder import Autoencoder
+from latentforge.model.checkpoint import load_checkpoint
 from latentforge.model.io import load_token_level, save_pretrained
 from latentforge.text.held_out import split_tail
 from latentforge.text.packed import PackedData
+from latentforge.text.tokenizer import TextTokenizer
 from latentforge.trainer.run.interrupt import Interrupted
+from latentforge.trainer.targets.batches import held_out_sequences
+from latentforge.trainer.training.autoencoder import train_autoencoder
 from latentforge.trainer.training.student import train_student, train_token_level
 
 
@@ -81,7 +89,8 @@ def test_a_student_starts_from_its_backbone(make_run: Any, packed: PackedData, t
     baseline = make_run("baseline", port=9, overrides=overrides)
     train_token_level(baseline, *data)
     # Steps too small to be seen.
-    more = {"student.init_backbone": str(baseline.folder / "token-level"), "student.optim.lr": 1e-9}
+    more = {"student.init_from": str(baseline.folder / "token-level"), "student.optim.lr": 1e-9}
+    more |= {"student.init_parts": ["layers"]}
     run = make_run("student", port=9, overrides=overrides | more, stop_at=("student", 2))
     save_pretrained(Autoencoder(run.recipe.autoencoder_config(260, 1)), tmp_path / "autoencoder")
     with pytest.raises(Interrupted):
@@ -96,3 +105,78 @@ def test_a_student_starts_from_its_backbone(make_run: Any, packed: PackedData, t
     assert layers
     for name in layers:
         assert np.allclose(ours[name], theirs[name], atol=1e-5), name
+
+
+def pretrained_model(folder: Path, tokenizer: TextTokenizer, **changes: Any) -> Any:
+    """A small Llama that predicts something, with the tests' tokenizer beside it."""
+    sizes: dict[str, Any] = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3, "head_dim": 8}
+    sizes |= {"num_key_value_heads": 1, "intermediate_size": 32, "vocab_size": 264, "initializer_range": 0.3}
+    sizes |= {"max_position_embeddings": 64, "tie_word_embeddings": True}
+    sizes |= {"rope_parameters": {"rope_type": "default", "rope_theta": 5e4}}
+    torch.manual_seed(4)
+    model: Any = LlamaForCausalLM(LlamaConfig(**sizes | changes)).eval()
+    model.save_pretrained(folder)
+    for path in tokenizer.folder.iterdir():
+        shutil.copy(path, folder)
+    return model
+
+
+# The recipe's own sizes are others.
+UNSET = ("hidden_size", "num_layers", "num_heads", "num_kv_heads", "head_dim", "intermediate_size")
+
+
+@pytest.fixture
+def pretrained_recipe(recipe_file: Path, tmp_path: Path) -> Path:
+    """The tiny recipe without sizes of layers, and without induction heads."""
+    lines = recipe_file.read_text().split("[student.model]")
+    model = [line for line in lines[1].splitlines() if line.split(" ")[0] not in (*UNSET, "induction")]
+    path = tmp_path / "pretrained.toml"
+    path.write_text("[student.model]".join([lines[0], "\n".join(model)]))
+    return path
+
+
+def test_a_token_level_student_starts_at_the_pretrained_models_loss(
+    make_run: Any, packed: PackedData, pretrained_recipe: Path, tokenizer: TextTokenizer, tmp_path: Path
+) -> None:
+    theirs = pretrained_model(tmp_path / "llama", tokenizer)
+    make_run.recipe_file = pretrained_recipe
+    overrides = {"student.objective": "chunk-ce", "teacher.targets": "text", "student.optim.steps": 3}
+    run = make_run(port=9, overrides=overrides | {"student.init_from": str(tmp_path / "llama"), "vocab_size": 264})
+    train, held_out = split_tail(packed)
+    result: Any = train_token_level(run, train, held_out)
+    losses = []
+    for text in held_out_sequences(held_out, run.recipe.student.validation_sequences):
+        with torch.no_grad():
+            logits = theirs(torch.cat([torch.tensor([0]), text[:-1]])[None]).logits[0]
+        losses.append(torch.nn.functional.cross_entropy(logits[1:], text[1:]))
+    assert result.curve[0].ce == pytest.approx(float(torch.stack(losses).mean()), abs=1e-4)
+
+
+def test_a_latent_student_of_a_pretrained_model_resumes_bit_for_bit(
+    make_run: Any, packed: PackedData, pretrained_recipe: Path, tokenizer: TextTokenizer, tmp_path: Path
+) -> None:
+    pretrained_model(tmp_path / "llama", tokenizer)
+    make_run.recipe_file = pretrained_recipe
+    place = str(tmp_path / "llama")
+    overrides = {"student.objective": "chunk-ce", "teacher.targets": "text", "student.optim.steps": 8}
+    overrides |= {"student.init_from": place, "autoencoder.init_from": place}
+    overrides |= {"student.optim.groups.layers": {"rate": 0.1, "frozen_steps": 3, "optimizer": "adamw"}}
+    data = split_tail(packed)
+    run = make_run("whole", port=9, overrides=overrides)
+    assert run.recipe.student.model["num_layers"] == 2
+    train_autoencoder(run, *data)
+    autoencoder = run.folder / "autoencoder"
+    whole: Any = train_student(run, *data, autoencoder)
+    cut = make_run("cut", port=9, overrides=overrides, stop_at=("student", 5))
+    with pytest.raises(Interrupted):
+        train_student(cut, *data, autoencoder)
+    resumed: Any = train_student(make_run("cut", port=9, overrides=overrides), *data, autoencoder)
+    assert resumed.curve == whole.curve
+    ours, theirs = (
+        load_file(run.settings.checkpoints_dir / result.checkpoints[-1] / "student" / "model.safetensors")
+        for result in (whole, resumed)
+    )
+    assert all(np.array_equal(value, theirs[name]) for name, value in ours.items())
+    assert load_checkpoint(
+        CheckpointFiles(run.settings.checkpoints_dir / whole.checkpoints[-1])
+    ).model.student.config.rope_theta == pytest.approx(5e4)

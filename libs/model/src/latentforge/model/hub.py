@@ -1,5 +1,6 @@
 """Where a published student is: a checkpoint's folder, a run's, or a model of the Hugging Face hub."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
@@ -37,6 +38,7 @@ def download(
     cache_dir: str | Path | None = None,
     force_download: bool = False,
     local_files_only: bool = False,
+    wanted: Sequence[str] = _WANTED,
 ) -> Path:
     """The folder of a model of the hub in this machine's cache, downloaded where it is not there yet.
 
@@ -44,6 +46,7 @@ def download(
         model_id: ``owner/name``.
         revision: a branch, a tag or a commit; None takes the newest commit.
         token, cache_dir, force_download, local_files_only: as huggingface_hub takes them.
+        wanted: patterns of the files; by default those of a student.
 
     Raises:
         CheckpointError: there is no such model, it is not a student, or the hub does not answer.
@@ -56,7 +59,7 @@ def download(
             cache_dir=cache_dir,
             force_download=force_download,
             local_files_only=local_files_only,
-            allow_patterns=_WANTED,
+            allow_patterns=list(wanted),
         )
     except HFValidationError:
         raise CheckpointError(

@@ -148,6 +148,7 @@ def run_context(
         SettingsError, RecipeError, TextError: a setting, the recipe or the tokenizer cannot be used.
     """
     from latentforge.core.settings import load_settings
+    from latentforge.trainer.config.pretrained import check_vocabulary
     from latentforge.trainer.config.recipe import load_recipe, parse_override
     from latentforge.trainer.config.settings import TrainerSettings
     from latentforge.trainer.run.context import RunContext
@@ -166,6 +167,7 @@ def run_context(
     data = recipe.data
     tokenizer = teachers_tokenizer(settings, eos_id=data.eos_id, pad_id=data.pad_id, bos=data.bos)
     tokenizer.check_ids()
+    check_vocabulary(recipe.student, recipe.autoencoder, tokenizer, recipe.vocab_size or tokenizer.vocab_size)
     name = options.run or recipe.name
     return RunContext(name, recipe, settings, tokenizer, Status(name), stop)
 

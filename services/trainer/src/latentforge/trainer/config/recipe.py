@@ -12,6 +12,7 @@ from latentforge.core.devices import DeviceName
 from latentforge.core.errors import describe_errors
 from latentforge.model.config import AutoencoderConfig, BackboneConfig, StudentConfig, TokenLevelConfig
 from latentforge.trainer.config.objectives import OBJECTIVES, apply_objective
+from latentforge.trainer.config.pretrained import check_widths, with_pretrained_sizes
 from latentforge.trainer.config.sections import AutoencoderRecipe, DataRecipe, Section, StudentRecipe, TeacherRecipe
 from latentforge.trainer.errors import RecipeError
 
@@ -174,9 +175,11 @@ def load_recipe(name: str, folder: Path, overrides: Mapping[str, Any] | None = N
         recipe = Recipe.model_validate(values)
     except ValidationError as error:
         raise RecipeError("\n".join([f"recipe {path}:", *describe_errors(error)])) from None
+    recipe = recipe.model_copy(update={"student": with_pretrained_sizes(recipe.student)})
     # Sizes that follow from the tokenizer stand in here: what can be wrong in a recipe's models is found before any
     # work.
-    recipe.student_config(1, 0, recipe.autoencoder_config(2**20, 1))
+    autoencoder = recipe.autoencoder_config(2**20, 1)
+    check_widths(recipe.student, recipe.autoencoder, recipe.student_config(1, 0, autoencoder), autoencoder)
     return recipe
 
 

@@ -1,12 +1,16 @@
 """The sections of a recipe."""
 
-from pathlib import Path
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from latentforge.teacher_client.sparse_rows import LogprobDtype
 from latentforge.trainer.config.objectives import DEFAULT_OBJECTIVE
+
+# As latentforge.model.initialisation has them, which brings torch along.
+InitPart = Literal["layers", "inputs", "outputs"]
+GroupName = Literal["layers", "inputs", "chunks", "outputs", "rest"]
 
 
 class Section(BaseModel):
@@ -26,6 +30,18 @@ class DataRecipe(Section):
     )
 
 
+class GroupRecipe(Section):
+    """How a group of parameters learns."""
+
+    rate: float = Field(1.0, ge=0, allow_inf_nan=False, description="Its learning rate, as a share of lr; 0: never.")
+    frozen_steps: int = Field(
+        0, ge=0, description="Steps before it begins to learn; its rate then rises over warmup_steps."
+    )
+    optimizer: Literal["muon", "adamw"] = Field(
+        "muon", description="Of its matrices; what was trained by AdamW is trained on by it at less cost."
+    )
+
+
 class OptimRecipe(Section):
     """Optimizer and schedule."""
 
@@ -37,6 +53,11 @@ class OptimRecipe(Section):
     decay: Literal["linear", "cosine"] = Field("linear", description="How the rate falls to 0.")
     decay_from: float = Field(0.0, ge=0, lt=1, description="Share of the steps after which it begins to fall.")
     clip_norm: float = Field(1.0, gt=0, description="The gradient's norm is cut to this.")
+    groups: dict[GroupName, GroupRecipe] = Field(
+        {},
+        description="How groups learn: layers (the transformer), inputs (the token embeddings), chunks (from K "
+        "embeddings to a step's input), outputs (output tables), rest.",
+    )
 
 
 class AutoencoderRecipe(Section):
@@ -55,6 +76,11 @@ class AutoencoderRecipe(Section):
         ge=0,
         le=1,
         description="Share of a batch's chunks that are padded on the left, like a text's first chunk.",
+    )
+    init_from: str | None = Field(
+        None,
+        description="A pretrained model, as student.init_from, of whose token embeddings the first principal "
+        "components are its table to begin with.",
     )
     text_tokens: int | None = Field(
         None,
@@ -112,10 +138,16 @@ class StudentRecipe(Section):
     optim: OptimRecipe = Field(description="Optimizer and schedule.")
     weights: WeightsRecipe = Field(WeightsRecipe(), description="Weights of the loss terms.")
     on_policy: OnPolicyRecipe = Field(OnPolicyRecipe(), description="Steps on text that the student writes itself.")
-    init_backbone: Path | None = Field(
+    init_from: str | None = Field(
         None,
-        description="Folder of a token-level student, or of a Qwen3 model of transformers, whose backbone it starts "
-        "from; its sizes must be the same.",
+        description="A pretrained model that it starts from: the folder or the hub id of a Qwen3 or Llama, or a "
+        "token-level student's folder. Sizes of its layers that the model leaves out are taken from it.",
+    )
+    init_parts: list[InitPart] | None = Field(
+        None,
+        min_length=1,
+        description="What is taken over: layers, inputs (the token embeddings) and outputs (the output tables; of "
+        "narrower tables the first principal components); unset takes all.",
     )
     phase_probability: float = Field(
         0.5, ge=0, le=1, description="Share of sequences whose first chunk is left-padded by 1 to K-1 pads."
@@ -132,6 +164,11 @@ class StudentRecipe(Section):
         ge=1,
         description="Most tokens of the held-out text whose log probabilities are in a checkpoint's manifest.",
     )
+
+    @property
+    def parts(self) -> Sequence[InitPart]:
+        """What it takes over from ``init_from``."""
+        return get_args(InitPart) if self.init_parts is None else self.init_parts
 
 
 class GenerateRecipe(Section):

@@ -9,8 +9,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from latentforge.model.autoencoder import Autoencoder
+from latentforge.model.initialisation import start_autoencoder
 from latentforge.model.io import save_pretrained
 from latentforge.text.packed import PackedData, check_data
+from latentforge.trainer.config.pretrained import open_source
 from latentforge.trainer.config.sections import AutoencoderRecipe
 from latentforge.trainer.data.sequence_order import batch_indices, epoch_phase, step_generator, step_random
 from latentforge.trainer.errors import TrainerError
@@ -47,7 +49,10 @@ def train_autoencoder(run: RunContext, train: PackedData, held_out: PackedData) 
     config = run.recipe.autoencoder_config(run.tokenizer.vocab_size, run.tokenizer.pad_id)
     stream = training_text(train, recipe.text_tokens, run.recipe.seed)
     torch.manual_seed(run.recipe.seed)
-    autoencoder = Autoencoder(config).to(device)
+    autoencoder = Autoencoder(config)
+    if recipe.init_from is not None:
+        start_autoencoder(autoencoder, open_source("autoencoder.init_from", recipe.init_from))
+    autoencoder.to(device)
     optimisation = Optimisation(autoencoder, recipe.optim)
     step, saved = state.load(autoencoder, optimisation) or (0, {"seconds": 0.0, "loss": None})
     seconds, loss = float(saved["seconds"]), saved["loss"]

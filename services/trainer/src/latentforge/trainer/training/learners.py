@@ -6,12 +6,14 @@ from typing import Literal
 import torch
 
 from latentforge.model.autoencoder import Autoencoder
+from latentforge.model.initialisation import start_student, start_token_level
 from latentforge.model.latent_model import LatentModel
 from latentforge.model.losses import ObjectiveWeights
 from latentforge.model.student import Student
 from latentforge.model.token_level import TokenLevelModel
+from latentforge.trainer.config.pretrained import open_source
+from latentforge.trainer.errors import TrainerError
 from latentforge.trainer.run.context import RunContext
-from latentforge.trainer.training.backbone import load_backbone
 
 Stage = Literal["student", "token-level"]
 
@@ -55,7 +57,18 @@ def token_level_learner(run: RunContext, token_counts: torch.Tensor) -> Learner:
 
 
 def _start_from(run: RunContext, model: Student | TokenLevelModel, token_counts: torch.Tensor) -> None:
-    """Sets what is known before the first step: how often each token stands in the text, and perhaps a backbone."""
+    """Sets what is known before the first step: how often each token stands in the text, perhaps a pretrained model."""
     model.set_token_counts(token_counts)
-    if (folder := run.recipe.student.init_backbone) is not None:
-        load_backbone(model.backbone, folder)
+    recipe = run.recipe.student
+    if recipe.init_from is None:
+        return
+    source = open_source("student.init_from", recipe.init_from)
+    if isinstance(model, Student):
+        start_student(model, source, recipe.parts, token_counts)
+        return
+    if "layers" in recipe.parts and model.max_tokens > source.max_positions:
+        raise TrainerError(
+            f"data.sequence_length is {model.max_tokens}, and student.init_from={recipe.init_from} was made for "
+            f"{source.max_positions} tokens; shorten it"
+        )
+    start_token_level(model, source, recipe.parts)

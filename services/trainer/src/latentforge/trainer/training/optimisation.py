@@ -9,6 +9,7 @@ from torch.optim import Optimizer
 from latentforge.model.optim import build_optimizers, load_state_tensors, set_learning_rate, state_tensors
 from latentforge.trainer.config.sections import OptimRecipe
 from latentforge.trainer.errors import TrainerError
+from latentforge.trainer.training.groups import ParameterGroups
 
 
 def learning_rate(step: int, recipe: OptimRecipe) -> float:
@@ -29,6 +30,7 @@ class Optimisation:
         self._recipe = recipe
         self._parameters = [p for p in model.parameters() if p.requires_grad]
         self._optimizers: list[Optimizer] = build_optimizers(model, recipe.lr, recipe.weight_decay)
+        self._groups = ParameterGroups(model, self._optimizers, recipe)
 
     def step(self, step: int, loss: Tensor, parts: Mapping[str, Tensor]) -> dict[str, float]:
         """Backpropagates ``loss`` and makes one optimizer step.
@@ -48,11 +50,13 @@ class Optimisation:
         if not math.isfinite(float(loss.detach())):
             raise TrainerError(_not_finite(step, "loss", values))
         loss.backward()
+        self._groups.drop_frozen(step)
         norm = float(nn.utils.clip_grad_norm_(self._parameters, self._recipe.clip_norm))
         if not math.isfinite(norm):
             raise TrainerError(_not_finite(step, "gradient", values))
         lr = learning_rate(step, self._recipe)
         set_learning_rate(self._optimizers, lr)
+        self._groups.scale_rates(step)
         for optimizer in self._optimizers:
             optimizer.step()
             optimizer.zero_grad()

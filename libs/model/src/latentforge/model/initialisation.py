@@ -1,0 +1,155 @@
+"""Starting a fresh student or autoencoder from a pretrained causal language model."""
+
+from collections.abc import Collection
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from latentforge.model.autoencoder import Autoencoder
+from latentforge.model.causal_lm import CausalLM
+from latentforge.model.layers import TABLE_SCALE, output_scale
+from latentforge.model.logit_features import LinearFeatures
+from latentforge.model.principal_components import principal_components
+from latentforge.model.student import Student
+from latentforge.model.token_level import TokenLevelModel
+
+#: layers: the transformer. inputs: the token embeddings, and with the layers how a chunk of them enters these. outputs:
+#: the output tables, and with the layers how a hidden state meets them.
+Part = Literal["layers", "inputs", "outputs"]
+PARTS: tuple[Part, ...] = ("layers", "inputs", "outputs")
+
+# Of correction tables: small beside the logits that they correct.
+_CORRECTION_STD = 0.02
+
+
+@torch.no_grad()
+def start_student(student: Student, source: CausalLM, parts: Collection[Part], token_counts: Tensor) -> None:
+    """Starts a fresh student from a pretrained model.
+
+    A chunk enters the layers as the mean of its K token embeddings, at the scale of one of them. Where the student has
+    a linear map from the hidden state to an output table of its own, every token of a chunk starts at the logits that
+    the pretrained model gives for the next token, as far as so many principal components carry them.
+
+    Args:
+        student: on the CPU, in float32; with ``layers`` of the source's sizes.
+        source: covers the student's vocabulary.
+        parts: what is taken over.
+        token_counts: how often each token stands in the training data, int64 [V].
+    """
+    config = student.config
+    own_layers = "layers" in parts
+    if own_layers:
+        student.backbone.load_state_dict(source.layers())
+    if "inputs" in parts:
+        table = source.inputs()[: config.vocab_size]
+        components = principal_components(table, config.embed_size)
+        student.embedding.weight.copy_(components.coordinates / TABLE_SCALE)
+        if own_layers:
+            _start_chunks(student, components.back, components.mean, _scale(table, token_counts))
+            student.start.copy_(table[config.eos_id])
+    if "outputs" not in parts:
+        return
+    table = source.outputs()[: config.vocab_size]
+    features, decoder = student.logit_features, student.chunk_decoder
+    if isinstance(features, LinearFeatures):
+        _start_features(features, table, student.backbone.norm.weight if own_layers else None)
+    if decoder is not None:
+        correction = principal_components(table, config.chunk_decoder.rank).coordinates * _CORRECTION_STD
+        ids = decoder.output.ids
+        decoder.output.weight.copy_(correction if ids is None else correction[ids])
+
+
+@torch.no_grad()
+def start_token_level(model: TokenLevelModel, source: CausalLM, parts: Collection[Part]) -> None:
+    """Starts a fresh token-level student from a pretrained model.
+
+    With all parts, and without induction heads, its logits are the pretrained model's for a text behind its
+    end-of-text id, which ends the text before it in packed data.
+
+    Args:
+        model: on the CPU, in float32; with ``layers`` of the source's sizes.
+        source: covers the student's vocabulary.
+        parts: what is taken over.
+    """
+    config = model.config
+    own_layers = "layers" in parts
+    if own_layers:
+        model.backbone.load_state_dict(source.layers())
+    if "inputs" in parts:
+        table = source.inputs()[: config.vocab_size]
+        if not own_layers:
+            table = principal_components(table, config.hidden_size).coordinates
+        model.embedding.weight.copy_(table / TABLE_SCALE)
+        model.start.copy_(table[config.eos_id])
+    if "outputs" in parts:
+        table = source.outputs()[: config.vocab_size]
+        if own_layers:
+            model.output_table.weight.copy_(table / output_scale(config.hidden_size))
+            # How often a token stands in texts, the table knows.
+            model.bias.zero_()
+        else:
+            model.output_table.weight.copy_(
+                principal_components(table, config.hidden_size).coordinates * _CORRECTION_STD
+            )
+
+
+@torch.no_grad()
+def start_autoencoder(autoencoder: Autoencoder, source: CausalLM) -> None:
+    """Starts a fresh autoencoder's token embeddings from a pretrained model's, all rows as long as each other.
+
+    They are the output rows too: with rows of unequal length the longest would win over the token that was meant.
+
+    Args:
+        autoencoder: on the CPU, in float32.
+        source: covers the autoencoder's vocabulary.
+    """
+    config = autoencoder.config
+    rows = principal_components(source.inputs()[: config.vocab_size], config.hidden_size).coordinates
+    autoencoder.embedding.weight.copy_(nn.functional.normalize(rows, dim=1) * config.hidden_size**0.5)
+
+
+def _scale(table: Tensor, token_counts: Tensor) -> Tensor:
+    """The root mean square of a token's embedding in the training data; one is added to each count."""
+    shares = (token_counts + 1).double()
+    squares = table.double().square().mean(1)
+    return ((shares / shares.sum()) @ squares).sqrt()
+
+
+def _start_chunks(student: Student, back: Tensor, mean: Tensor, scale: Tensor) -> None:
+    """Makes the chunk's MLP the mean of its K embeddings, and its norm's output as large as one of them.
+
+    silu(a) - silu(-a) = a: of the 2·h units in the middle the first h have the mean as their input, the others its
+    negative, and together they are linear.
+    """
+    k, up, down = student.config.chunk_size, student.chunk_up, student.chunk_down
+    to_mean = back.T.repeat(1, k) / k
+    # Weights move by the same step whatever their size: units of order 1 in the middle, as a norm follows anyway. The
+    # coordinates have the mean 0 and the variance 1; those of K tokens are about independent.
+    size = (mean.square().mean() + back.square().sum() / (k * len(mean))).sqrt()
+    to_mean, mean = to_mean / size, mean / size
+    up.weight.copy_(torch.cat([to_mean, -to_mean]))
+    up.bias.copy_(torch.cat([mean, -mean]))
+    eye = torch.eye(len(mean))
+    down.weight.copy_(torch.cat([eye, -eye], 1))
+    down.bias.zero_()
+    student.chunk_norm.weight.fill_(float(scale))
+
+
+def _start_features(features: LinearFeatures, table: Tensor, norm: Tensor | None) -> None:
+    """Makes the logits of a chunk's tokens those of a table, up to a constant, which the softmax does not see.
+
+    Without a ``norm`` (the weight of the pretrained layers' last one, whose outputs the map reads) only the table.
+    """
+    components = principal_components(table, features.output.embedding_dim)
+    if norm is None:
+        features.output.weight.copy_(components.coordinates * _CORRECTION_STD)
+        return
+    # Table and map share the size so that what the table reads is of order 1 before output_scale: normalised states
+    # have entries of about the norm's weights.
+    to_features = components.back
+    size = (to_features * norm).square().sum(1).mean().sqrt()
+    width = output_scale(features.output.embedding_dim)
+    features.output.weight.copy_(components.coordinates * size / width)
+    features.map.weight.copy_((to_features / size).repeat(features.slots[0], 1))
+    features.map.bias.zero_()

@@ -1,0 +1,235 @@
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
+
+from latentforge.model.autoencoder import Autoencoder
+from latentforge.model.causal_lm import CausalLM, open_causal_lm
+from latentforge.model.config import AutoencoderConfig, LogitFeaturesConfig, StudentConfig
+from latentforge.model.decoding.build import batch_decoding
+from latentforge.model.initialisation import PARTS, start_autoencoder, start_student, start_token_level
+from latentforge.model.io import save_pretrained
+from latentforge.model.latent_model import LatentModel
+from latentforge.model.sampling import SamplingParams
+from latentforge.model.student import Student
+from latentforge.model.token_level import TokenLevelModel, token_level_config
+
+V, K, EOS = 64, 4, 0
+SIZES: dict[str, Any] = {
+    "vocab_size": 70,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "intermediate_size": 48,
+    "max_position_embeddings": 64,
+    "rms_norm_eps": 1e-4,
+    "initializer_range": 0.2,
+}
+KINDS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
+    "qwen3": (Qwen3Config, Qwen3ForCausalLM, {"rope_theta": 300.0, "tie_word_embeddings": False}),
+    "llama": (LlamaConfig, LlamaForCausalLM, {"rope_theta": 1e4, "tie_word_embeddings": True}),
+    "llama-3": (
+        LlamaConfig,
+        LlamaForCausalLM,
+        {
+            "rope_type": "llama3",
+            "rope_theta": 100.0,
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 16,
+            "tie_word_embeddings": False,
+        },
+    ),
+}
+
+
+@pytest.fixture(params=KINDS)
+def pretrained(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Any, CausalLM]:
+    """A model of transformers, and the same as a student starts from it."""
+    config, model_class, changes = KINDS[request.param]
+    tied = changes["tie_word_embeddings"]
+    rope = {"rope_type": "default"} | {k: v for k, v in changes.items() if k != "tie_word_embeddings"}
+    torch.manual_seed(2)
+    model = model_class(config(**SIZES, tie_word_embeddings=tied, rope_parameters=rope)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 1:
+                parameter.copy_(torch.rand_like(parameter) + 0.5)
+    model.save_pretrained(tmp_path / "pretrained")
+    return model, open_causal_lm(str(tmp_path / "pretrained"))
+
+
+def started_token_level(make: Callable[..., StudentConfig], source: CausalLM, vocab_size: int = 70) -> TokenLevelModel:
+    torch.manual_seed(1)
+    model = TokenLevelModel(token_level_config(make(**source.sizes, vocab_size=vocab_size))).eval()
+    model.set_token_counts(torch.arange(vocab_size) ** 2)
+    start_token_level(model, source, PARTS)
+    return model
+
+
+@torch.no_grad()
+def test_a_token_level_student_starts_as_the_pretrained_model(
+    pretrained: tuple[Any, CausalLM], student_config: Callable[..., StudentConfig], rng: torch.Generator
+) -> None:
+    theirs, source = pretrained
+    model = started_token_level(student_config, source)
+    tokens = torch.randint(2, 70, (3, 40), generator=rng)
+    behind_eos = torch.cat([torch.full((3, 1), EOS), tokens[:, :-1]], 1)
+    torch.testing.assert_close(model.logits(tokens), theirs(behind_eos).logits, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_it_writes_what_the_pretrained_model_writes(
+    pretrained: tuple[Any, CausalLM], student_config: Callable[..., StudentConfig], rng: torch.Generator
+) -> None:
+    theirs, source = pretrained
+    model = started_token_level(student_config, source)
+    prompt = torch.randint(2, 70, (9,), generator=rng).tolist()
+    ids = [EOS, *prompt]
+    decoding = batch_decoding(model, 1)
+    text = decoding.open(prompt, SamplingParams(temperature=0))
+    while decoding.prefill([text], 100):
+        pass
+    written = []
+    for _ in range(8):
+        logits = theirs(torch.tensor([ids])).logits[0, -1]
+        logits[model.config.pad_id] = -torch.inf
+        ids.append(int(logits.argmax()))
+        written += decoding.step([text])[0].token_ids
+    assert written == ids[-8:]
+
+
+@torch.no_grad()
+def test_a_smaller_vocabulary_has_the_first_ids(
+    pretrained: tuple[Any, CausalLM], student_config: Callable[..., StudentConfig], rng: torch.Generator
+) -> None:
+    theirs, source = pretrained
+    model = started_token_level(student_config, source, V)
+    tokens = torch.randint(2, V, (1, 20), generator=rng)
+    wanted = theirs(torch.cat([torch.tensor([[EOS]]), tokens[:, :-1]], 1)).logits[..., :V]
+    torch.testing.assert_close(model.logits(tokens), wanted, rtol=1e-4, atol=1e-4)
+
+
+def started_student(make: Callable[..., StudentConfig], source: CausalLM, **changes: Any) -> Student:
+    torch.manual_seed(1)
+    config = make(**source.sizes, vocab_size=70, **changes)
+    student = Student(config).eval()
+    start_student(student, source, PARTS, torch.ones(70, dtype=torch.int64))
+    return student
+
+
+@torch.no_grad()
+def test_a_chunk_enters_as_the_mean_of_its_embeddings_at_the_scale_of_one(
+    pretrained: tuple[Any, CausalLM], student_config: Callable[..., StudentConfig], rng: torch.Generator
+) -> None:
+    theirs, source = pretrained
+    # As wide as the table: nothing is lost on the way.
+    student = started_student(student_config, source, embed_size=32)
+    tokens = torch.randint(2, 70, (2, 5, K), generator=rng)
+    table = theirs.get_input_embeddings().weight
+    mean = table[tokens].mean(2)
+    scale = table.square().mean().sqrt()
+    wanted = F.rms_norm(mean, (32,), eps=1e-6) * scale
+    torch.testing.assert_close(student.embed_chunks(tokens), wanted, rtol=1e-3, atol=1e-4)
+
+
+@torch.no_grad()
+def test_a_narrower_table_gives_the_mean_of_what_it_keeps(
+    pretrained: tuple[Any, CausalLM], student_config: Callable[..., StudentConfig]
+) -> None:
+    theirs, source = pretrained
+    student = started_student(student_config, source, embed_size=20)
+    tokens = torch.arange(2, 66).view(1, 16, K)
+    table = theirs.get_input_embeddings().weight
+    u, s, vh = torch.linalg.svd(table - table.mean(0), full_matrices=False)
+    kept = u[:, :20] * s[:20] @ vh[:20] + table.mean(0)
+    wanted = F.rms_norm(kept[tokens].mean(2), (32,), eps=1e-6) * table.square().mean().sqrt()
+    torch.testing.assert_close(student.embed_chunks(tokens), wanted, rtol=1e-3, atol=1e-3)
+
+
+@torch.no_grad()
+def test_every_token_of_a_chunk_starts_at_the_pretrained_models_next_one(
+    pretrained: tuple[Any, CausalLM],
+    student_config: Callable[..., StudentConfig],
+    autoencoder_config: Callable[..., AutoencoderConfig],
+    rng: torch.Generator,
+) -> None:
+    theirs, source = pretrained
+    student = started_student(
+        student_config, source, embed_size=32, logit_features=LogitFeaturesConfig(kind="linear", width=32)
+    )
+    model = LatentModel(Autoencoder(autoencoder_config(vocab_size=70)), student).eval()
+    tokens = torch.randint(2, 70, (2, 6, K), generator=rng)
+    hidden = model.hidden(tokens)
+    features = model.logit_features(hidden, hidden.new_empty(0))
+    logits = features @ model.output_weight.T
+    wanted = theirs.lm_head(hidden)[:, :, None].expand(-1, -1, K, -1)
+    # A constant that is added to all logits is none to the softmax.
+    torch.testing.assert_close(logits.log_softmax(-1), wanted.log_softmax(-1), rtol=1e-3, atol=1e-3)
+
+
+@torch.no_grad()
+def test_layers_alone_leave_the_rest_as_it_is(
+    pretrained: tuple[Any, CausalLM], student_config: Callable[..., StudentConfig]
+) -> None:
+    _, source = pretrained
+    torch.manual_seed(1)
+    student = Student(student_config(**source.sizes))
+    before = {name: value.clone() for name, value in student.state_dict().items()}
+    start_student(student, source, ["layers"], torch.ones(V, dtype=torch.int64))
+    layers = source.layers()
+    for name, value in student.state_dict().items():
+        wanted = layers[name.removeprefix("backbone.")] if name.startswith("backbone.") else before[name]
+        assert value.equal(wanted), name
+
+
+@torch.no_grad()
+def test_tables_alone_fit_layers_of_other_sizes(
+    pretrained: tuple[Any, CausalLM], student_config: Callable[..., StudentConfig]
+) -> None:
+    _, source = pretrained
+    torch.manual_seed(1)
+    student = Student(student_config(hidden_size=16, num_layers=1))
+    start_student(student, source, ["inputs", "outputs"], torch.ones(V, dtype=torch.int64))
+    assert student.embed(torch.arange(V)).std() == pytest.approx(1, abs=0.05)
+    assert student.chunk_decoder is not None
+    assert student.chunk_decoder.output.weight.std() == pytest.approx(0.02, rel=0.05)
+    baseline = TokenLevelModel(token_level_config(student.config))
+    start_token_level(baseline, source, ["inputs"])
+    assert baseline.embed(torch.arange(V)).std() == pytest.approx(1, abs=0.05)
+
+
+@torch.no_grad()
+def test_an_autoencoders_rows_are_as_long_as_each_other(
+    pretrained: tuple[Any, CausalLM], autoencoder_config: Callable[..., AutoencoderConfig]
+) -> None:
+    theirs, source = pretrained
+    autoencoder = Autoencoder(autoencoder_config())
+    start_autoencoder(autoencoder, source)
+    rows = autoencoder.embedding.weight
+    torch.testing.assert_close(rows.norm(dim=1), torch.full((V,), 4.0))
+    # Neighbours are neighbours.
+    table = theirs.get_input_embeddings().weight[:V]
+    theirs_alike = F.cosine_similarity((table - table.mean(0))[:, None], (table - table.mean(0))[None], dim=-1)
+    ours_alike = F.cosine_similarity(rows[:, None], rows[None], dim=-1)
+    assert torch.corrcoef(torch.stack([theirs_alike.flatten(), ours_alike.flatten()]))[0, 1] > 0.6
+
+
+def test_a_student_without_norms_of_queries_comes_back_from_its_folder(
+    pretrained: tuple[Any, CausalLM], student_config: Callable[..., StudentConfig], tmp_path: Path
+) -> None:
+    from latentforge.model.io import load_student
+
+    student = started_student(student_config, pretrained[1])
+    save_pretrained(student, tmp_path)
+    again = load_student(tmp_path)
+    assert again.config == student.config
+    state = again.state_dict()
+    assert all(value.equal(state[name]) for name, value in student.state_dict().items())

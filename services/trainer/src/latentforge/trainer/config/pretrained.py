@@ -1,0 +1,120 @@
+"""What a recipe says of a pretrained model, checked against the model's own files before anything is trained."""
+
+from typing import Any
+
+from latentforge.model.config import AutoencoderConfig, StudentConfig
+from latentforge.text.errors import TextError
+from latentforge.text.tokenizer import TextTokenizer
+from latentforge.trainer.config.sections import AutoencoderRecipe, StudentRecipe
+from latentforge.trainer.errors import RecipeError
+
+# A student's backbone without a pretrained one has Qwen3's defaults; with one it has that one's.
+_STUDENT, _AUTOENCODER = "student.init_from", "autoencoder.init_from"
+
+
+def with_pretrained_sizes(student: StudentRecipe) -> StudentRecipe:
+    """The same, with the sizes of the layers that it starts from where the recipe leaves them out.
+
+    Raises:
+        RecipeError: there is no such model, a student cannot start from it, or the recipe says another size; names
+            field, both values and what to do.
+    """
+    if student.init_from is None or "layers" not in student.parts:
+        return student
+    source = open_source(_STUDENT, student.init_from)
+    for name, theirs in source.sizes.items():
+        if name in student.model and student.model[name] != theirs:
+            raise RecipeError(
+                f"student.model.{name} is {student.model[name]!r}, and {_STUDENT}={student.init_from} has {theirs!r}: "
+                "its layers are taken as they are; leave the field out, or take layers out of student.init_parts"
+            )
+    return student.model_copy(update={"model": {**student.model, **source.sizes}})
+
+
+def check_widths(
+    student: StudentRecipe, autoencoder: AutoencoderRecipe, config: StudentConfig, ae_config: AutoencoderConfig
+) -> None:
+    """Checks that the token tables that a recipe starts from a pretrained model are no wider than that one's.
+
+    Raises:
+        RecipeError: one is, or the student is longer than the model was made for; names field, both values and what to
+            do.
+    """
+    if student.init_from is not None:
+        source = open_source(_STUDENT, student.init_from)
+        widths = {}
+        if "inputs" in student.parts:
+            widths["embed_size"] = config.embed_size
+        if "outputs" in student.parts:
+            if config.chunk_decoder.kind != "none":
+                widths["chunk_decoder.rank"] = config.chunk_decoder.rank
+            if config.logit_features.kind == "linear":
+                widths["logit_features.width"] = config.logit_features.width
+        for name, width in widths.items():
+            _check_width(f"student.model.{name}", width, _STUDENT, student.init_from, source.sizes["hidden_size"])
+        if "layers" in student.parts and config.max_chunks > source.max_positions:
+            raise RecipeError(
+                f"student.model.max_chunks is {config.max_chunks}, and {_STUDENT}={student.init_from} was made for "
+                f"{source.max_positions} positions; shorten data.sequence_length"
+            )
+    if autoencoder.init_from is not None:
+        source = open_source(_AUTOENCODER, autoencoder.init_from)
+        width = source.sizes["hidden_size"]
+        _check_width("autoencoder.model.hidden_size", ae_config.hidden_size, _AUTOENCODER, autoencoder.init_from, width)
+
+
+def check_vocabulary(
+    student: StudentRecipe, autoencoder: AutoencoderRecipe, tokenizer: TextTokenizer, vocab_size: int
+) -> None:
+    """Checks that token tables that are taken over are of the teacher's ids.
+
+    Raises:
+        RecipeError: the pretrained model has another tokenizer, none, or fewer ids.
+    """
+    asked = [(_AUTOENCODER, autoencoder.init_from)]
+    if {"inputs", "outputs"} & set(student.parts):
+        asked.append((_STUDENT, student.init_from))
+    for field, place in asked:
+        if place is None:
+            continue
+        source = open_source(field, place)
+        try:
+            theirs = TextTokenizer(source.tokenizer_folder).fingerprint
+        except TextError as error:
+            raise RecipeError(
+                f"{field}={place}: whose ids its token tables have is not known ({error}); put its tokenizer beside "
+                'it, or take its layers alone with student.init_parts = ["layers"]'
+            ) from None
+        if theirs != tokenizer.fingerprint:
+            raise RecipeError(
+                f"{field}={place} has a tokenizer with the fingerprint {theirs}, the run's "
+                f"({tokenizer.folder}) has {tokenizer.fingerprint}: its token tables are of other ids; set "
+                "TOKENIZER_PATH and the teacher to its own, or take its layers alone with "
+                'student.init_parts = ["layers"]'
+            )
+        if source.vocab_size < vocab_size:
+            raise RecipeError(
+                f"vocab_size is {vocab_size}, and {field}={place} has {source.vocab_size} ids; lower vocab_size"
+            )
+
+
+def open_source(field: str, place: str) -> Any:
+    """The pretrained model that a field names, a CausalLM.
+
+    Raises:
+        RecipeError: there is none, or it is of no use; names the field.
+    """
+    # It brings torch and transformers along.
+    from latentforge.model.causal_lm import open_causal_lm
+
+    try:
+        return open_causal_lm(place)
+    except ValueError as error:
+        raise RecipeError(f"{field}={place}: {error}") from None
+
+
+def _check_width(name: str, ours: int, field: str, place: str, theirs: int) -> None:
+    if ours > theirs:
+        raise RecipeError(
+            f"{name} is {ours}, and the token tables of {field}={place} are {theirs} wide; set it to {theirs} or less"
+        )

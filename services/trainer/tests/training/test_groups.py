@@ -1,0 +1,161 @@
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from latentforge.model.autoencoder import Autoencoder
+from latentforge.model.latent_model import LatentModel
+from latentforge.model.optim import build_optimizers
+from latentforge.model.student import Student
+from latentforge.model.token_level import TokenLevelModel
+from latentforge.trainer.config.sections import OptimRecipe
+from latentforge.trainer.training.groups import group_of_parameter
+from latentforge.trainer.training.optimisation import Optimisation, learning_rate
+
+
+def recipe(groups: dict[str, Any], **changes: Any) -> OptimRecipe:
+    values = {"steps": 100, "batch_size": 1, "lr": 0.01, "warmup_steps": 3, "weight_decay": 0.1, "clip_norm": 1e9}
+    return OptimRecipe.model_validate({**values, **changes, "groups": groups})
+
+
+@pytest.fixture
+def models(make_run: Any) -> dict[str, nn.Module]:
+    torch.manual_seed(0)
+    recipe = make_run(overrides={"student.model.logit_features.kind": "linear"}).recipe
+    autoencoder = Autoencoder(recipe.autoencoder_config(260, 1))
+    student = Student(recipe.student_config(1, 0, autoencoder.config))
+    return {
+        "student": LatentModel(autoencoder, student),
+        "token-level": TokenLevelModel(recipe.token_level_config(260, 1, 0)),
+        "autoencoder": Autoencoder(recipe.autoencoder_config(260, 1)),
+    }
+
+
+def named(model: nn.Module) -> dict[str, Tensor]:
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+def train(model: nn.Module, optimisation: Optimisation, steps: Iterator[int] | range) -> None:
+    for step in steps:
+        generator = torch.Generator().manual_seed(step)
+        loss = sum((p * torch.randn(p.shape, generator=generator)).sum() for p in named(model).values())
+        assert isinstance(loss, Tensor)
+        optimisation.step(step, loss, {})
+
+
+def test_every_parameter_is_in_the_group_that_its_name_says(models: dict[str, nn.Module]) -> None:
+    groups = {name: {n: group_of_parameter(n) for n in named(model)} for name, model in models.items()}
+    student = groups["student"]
+    assert student["student.backbone.layers.0.mlp.up_proj.weight"] == "layers"
+    assert student["student.embedding.weight"] == "inputs"
+    assert {student[f"student.{n}"] for n in ("chunk_up.weight", "chunk_down.bias", "start")} == {"chunks"}
+    outputs = {n for n, group in student.items() if group == "outputs"}
+    assert outputs == {"student.chunk_decoder.output.weight", "student.logit_features.output.weight"}
+    assert student["student.chunk_decoder.start.weight"] == "rest"
+    assert student["student.bias"] == "rest"
+    assert groups["token-level"]["output_table.weight"] == "outputs"
+    assert groups["token-level"]["start"] == "chunks"
+    assert {n for n, group in groups["autoencoder"].items() if group != "rest"} == {"embedding.weight"}
+
+
+def test_groups_that_change_nothing_give_what_none_give(models: dict[str, nn.Module]) -> None:
+    model = models["student"]
+    before = {name: p.detach().clone() for name, p in named(model).items()}
+    train(model, Optimisation(model, recipe({})), range(4))
+    plain = {name: p.detach().clone() for name, p in named(model).items()}
+    with torch.no_grad():
+        for name, p in named(model).items():
+            p.copy_(before[name])
+    train(model, Optimisation(model, recipe({"layers": {}, "outputs": {"rate": 1.0}})), range(4))
+    for name, p in named(model).items():
+        torch.testing.assert_close(p.detach(), plain[name], rtol=1e-6, atol=1e-7, msg=name)
+
+
+def test_a_frozen_group_stands_still_and_then_begins_slowly(models: dict[str, nn.Module]) -> None:
+    model = models["student"]
+    optimisation = Optimisation(model, recipe({"layers": {"frozen_steps": 4}}))
+    moved: list[dict[str, float]] = []
+    for step in range(10):
+        before = {name: p.detach().clone() for name, p in named(model).items()}
+        train(model, optimisation, range(step, step + 1))
+        sizes: dict[str, float] = {}
+        for name, p in named(model).items():
+            group = group_of_parameter(name)
+            sizes[group] = max(sizes.get(group, 0.0), float((p.detach() - before[name]).abs().max()))
+        moved.append(sizes)
+    assert [sizes["layers"] == 0 for sizes in moved] == [True] * 4 + [False] * 6
+    assert all(sizes[group] > 0 for sizes in moved for group in ("inputs", "chunks", "outputs", "rest"))
+    # A quarter of the rate at first, as at the beginning of training.
+    assert moved[4]["layers"] < 0.5 * moved[8]["layers"]
+
+
+def test_a_rate_is_a_share_of_the_schedules(models: dict[str, nn.Module]) -> None:
+    model = models["token-level"]
+    # AdamW moves every entry by about the rate in its first step.
+    before = {name: p.detach().clone() for name, p in named(model).items()}
+    train(model, Optimisation(model, recipe({"inputs": {"rate": 0.25}, "outputs": {"rate": 0.0}})), range(1))
+    lr = learning_rate(0, recipe({}))
+    moved = {name: float((p.detach() - before[name]).abs().median()) for name, p in named(model).items()}
+    assert moved["embedding.weight"] == pytest.approx(0.25 * lr, rel=1e-3)
+    assert moved["bias"] == pytest.approx(lr, rel=1e-3)
+    assert moved["output_table.weight"] == 0
+
+
+def test_the_gradient_of_a_frozen_group_is_not_clipped_against(models: dict[str, nn.Module]) -> None:
+    model = models["token-level"]
+    groups = {"layers": {"frozen_steps": 5}}
+    loss = sum(p.sum() for p in named(model).values())
+    assert isinstance(loss, Tensor)
+    rest = sum(p.numel() for name, p in named(model).items() if group_of_parameter(name) != "layers")
+    norm = Optimisation(model, recipe(groups)).step(0, loss, {})["grad_norm"]
+    assert norm == pytest.approx(rest**0.5, rel=1e-5)
+
+
+def test_matrices_of_a_group_can_go_to_adamw(models: dict[str, nn.Module]) -> None:
+    model = models["token-level"]
+    weight = "backbone.layers.0.mlp.up_proj.weight"
+    before = named(model)[weight].detach().clone()
+    optimisation = Optimisation(model, recipe({"layers": {"optimizer": "adamw"}}))
+    train(model, optimisation, range(1))
+    lr = learning_rate(0, recipe({}))
+    # Decay pulls as Muon's does; then every entry moves by the rate.
+    moved = (named(model)[weight].detach() - before * (1 - lr * 0.1)).abs()
+    torch.testing.assert_close(moved, torch.full_like(moved, lr), rtol=1e-3, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    "groups",
+    [{"layers": {"optimizer": "adamw", "rate": 0.1, "frozen_steps": 3}, "outputs": {"rate": 0.0}}, {"rest": {}}],
+)
+def test_they_resume_bit_for_bit(
+    models: dict[str, nn.Module], groups: dict[str, Any], make_run: Callable[..., Any]
+) -> None:
+    model = models["student"]
+    start = {name: p.detach().clone() for name, p in named(model).items()}
+    train(model, Optimisation(model, recipe(groups)), range(8))
+    wanted = {name: p.detach().clone() for name, p in named(model).items()}
+    with torch.no_grad():
+        for name, p in named(model).items():
+            p.copy_(start[name])
+    first = Optimisation(model, recipe(groups))
+    train(model, first, range(2))
+    second = Optimisation(model, recipe(groups))
+    second.load_state({name: value.clone() for name, value in first.state().items()})
+    train(model, second, range(2, 8))
+    for name, p in named(model).items():
+        assert p.detach().equal(wanted[name]), name
+
+
+def test_every_parameter_is_in_one_optimizer(models: dict[str, nn.Module]) -> None:
+    model = models["student"]
+    optimisation = Optimisation(model, recipe({"layers": {"optimizer": "adamw"}}))
+    held = [id(p) for o in optimisation._optimizers for group in o.param_groups for p in group["params"]]
+    whole = [id(p) for o in build_optimizers(model, 1.0) for group in o.param_groups for p in group["params"]]
+    assert sorted(held) == sorted(whole)
+
+
+def test_a_group_that_does_not_exist_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"(?s)groups\.head.*'layers', 'inputs', 'chunks', 'outputs' or 'rest'"):
+        recipe({"head": {"rate": 2.0}})
