@@ -32,7 +32,7 @@ SMALL = [
     "--prompt-tokens",
     "8",
 ]
-SMALL += ["--new-tokens", "10", "--top-k", "4", "--bound-chunks", "16"]
+SMALL += ["--draft-contexts", "16", "--new-tokens", "10", "--top-k", "4", "--bound-chunks", "16"]
 Evaluate = Callable[..., tuple[Result, dict[str, Any]]]
 
 
@@ -89,6 +89,9 @@ GENERATION_IDS = {
 }
 BRIER_IDS = {"brier_lm", "brier_1", "brier_2", "brier_3", "brier_4", "brier_8"}
 TEACHER_IDS = {"teacher_nats_per_token", "kl_to_teacher"}
+ACCEPTANCE_IDS = {"acceptance", "acceptance_low"}
+CHUNK_IDS = {"mean_accepted", "mean_accepted_low", *(f"acceptance_k{k}" for k in range(4))}
+DRAFT_IDS = {"draft_mean_accepted", *(f"draft_acceptance_k{k}" for k in range(8))}
 RECONSTRUCTION_IDS = {"ae_clean", "ae_noisy", "ae_at_student", "ae_margin", "ae_active_dims", "latent_mse"}
 LIKELIHOOD_IDS = {"nats_per_token", "bits_per_byte", "calibration_error"}
 
@@ -102,7 +105,9 @@ def test_a_published_student(
     assert result.exit_code == 0, result.output
     results = results_of(record)
     positions = {f"nats_per_token_k{k}" for k in range(4)}
-    assert set(results) == LIKELIHOOD_IDS | positions | TEACHER_IDS | BRIER_IDS | GENERATION_IDS | RECONSTRUCTION_IDS
+    of_drafts = ACCEPTANCE_IDS | CHUNK_IDS | DRAFT_IDS
+    others = BRIER_IDS | GENERATION_IDS | RECONSTRUCTION_IDS
+    assert set(results) == LIKELIHOOD_IDS | positions | TEACHER_IDS | of_drafts | others
     assert record["checkpoint"]["id"] == "run/step-00000010"
     assert record["checkpoint"]["kind"] == "student"
     assert record["data"]["tokens"] == 5 * 31
@@ -130,7 +135,9 @@ def test_a_student_with_the_energy_head_is_bounded(
     results = results_of(record)
     assert {f"nats_per_token_bound_n{n}" for n in (1, 8, 32, 128)} <= set(results)
     assert {"kl_to_teacher_one_latent", "bits_per_byte_bound_n128", "nats_per_token_bound_n128_k3"} <= set(results)
-    assert not set(results) & {"nats_per_token", "kl_to_teacher", "bits_per_byte"}
+    assert {"acceptance_one_latent", "mean_accepted_low_one_latent"} <= set(results)
+    exact = {"nats_per_token", "kl_to_teacher", "bits_per_byte"} | ACCEPTANCE_IDS | DRAFT_IDS
+    assert not set(results) & exact
 
 
 def test_a_token_level_student_on_a_jsonl_file_without_a_teacher(

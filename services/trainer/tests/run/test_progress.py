@@ -7,12 +7,14 @@ from rich.console import Console
 from latentforge.trainer.run.progress import StageProgress
 from latentforge.trainer.run.status import Status
 
+HELD_OUT = {"ce": 0.25, "acceptance": 0.5, "acceptance_low": 0.375, "acceptance_k0": 0.625}
+
 
 def run_steps(folder: Path, console: Console, status: Status) -> None:
     with StageProgress(folder, "student", 3, status, console=console) as progress:
         for step in (1, 2, 3):
             progress.step(step, {"ce": 1.5 / step}, 100, note="cache 1/2")
-        progress.validation(3, {"ce": 0.25})
+        progress.validation(3, HELD_OUT)
 
 
 def test_without_a_terminal_lines_say_how_far_it_is(tmp_path: Path) -> None:
@@ -23,7 +25,7 @@ def test_without_a_terminal_lines_say_how_far_it_is(tmp_path: Path) -> None:
     assert lines[0].startswith("student 1/3  ce 1.5000  ")
     assert "tok/s  cache 1/2  eta" in lines[0]
     assert lines[-2].startswith("student 3/3")
-    assert lines[-1] == "student 3/3  held-out: ce 0.2500"
+    assert lines[-1] == "student 3/3  held-out: ce 0.2500  acceptance 0.5000"
     assert (status.stage, status.step, status.of) == ("student", 3, 3)
     assert status.losses == {"ce": 0.5}
 
@@ -48,7 +50,7 @@ def test_the_status_has_the_curves_and_the_speed(tmp_path: Path) -> None:
     assert [point["step"] for point in status.train] == [1, 2, 3]
     assert [point["ce"] for point in status.train] == [1.5, 0.75, 0.5]
     assert all(point["tokens_per_s"] > 0 for point in status.train)
-    assert status.held_out == [{"step": 3, "ce": 0.25}]
+    assert status.held_out == [{"step": 3, **HELD_OUT}]
     assert status.tokens_per_s == status.train[-1]["tokens_per_s"]
     assert status.teacher_wait_seconds is None
 

@@ -1,3 +1,4 @@
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,9 @@ from latentforge.trainer.run.interrupt import Interrupted
 from latentforge.trainer.teacher.connection import TeacherLostError
 from latentforge.trainer.training.student import train_student
 from latentforge.trainer.training.validation import unigram_ce
+
+FIGURES = {"ce", "kd", "mse", "acceptance", "acceptance_low", "mean_accepted", "mean_accepted_low"}
+FIGURES |= {f"acceptance_k{k}" for k in range(4)}
 
 
 def published(run: Any) -> list[Path]:
@@ -69,7 +73,12 @@ def test_checkpoints_are_published_whole_with_a_golden_text(
         assert 6 <= len(golden.token_ids) <= 12
         check_golden(model.eval(), golden)
         assert {p.name for p in (place / "tokenizer").iterdir()} >= {"tokenizer.json", "tokenizer_config.json"}
-    assert {"held_out_ce", "held_out_kd", "held_out_mse"} <= set(verify_checkpoint(places[-1]).metrics)
+    assert {f"held_out_{name}" for name in FIGURES} == set(verify_checkpoint(places[-1]).metrics)
+    last = result.curve[-1]
+    assert last.acceptance_low < last.acceptance < 1
+    assert last.mean_accepted < 4 * last.acceptance
+    lines = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+    assert {*next(line for line in lines if line["kind"] == "held_out" and line["stage"] == "student")} >= FIGURES
 
 
 def test_checkpoints_of_an_earlier_run_of_the_name_are_not_taken_for_its_own(

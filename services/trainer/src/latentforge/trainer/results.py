@@ -57,12 +57,26 @@ class RunFile(_Part):
 
 
 class CurvePoint(_Part):
-    """A student's figures on held-out data after ``step`` steps: CE and KD in nats per token, MSE per dimension."""
+    """A student's figures on held-out data after ``step`` steps.
+
+    Attributes:
+        ce, kd: nats per token.
+        mse: per dimension of a latent.
+        acceptance, acceptance_low, mean_accepted, mean_accepted_low: see ``training.validation.acceptance_figures``;
+            acceptance_k0 … are beside them.
+    """
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, float]
 
     step: int
     ce: float
     kd: float | None = None
     mse: float | None = None
+    acceptance: float | None = None
+    acceptance_low: float | None = None
+    mean_accepted: float | None = None
+    mean_accepted_low: float | None = None
 
 
 class ReconstructionFigures(_Part):
@@ -162,6 +176,8 @@ class StudentFigures(_Part):
     ce_last: float
     mse_first: float | None = None
     mse_last: float | None = None
+    acceptance_first: float | None = None
+    acceptance_last: float | None = None
     seconds: float
 
 

@@ -45,6 +45,9 @@ def evaluate(
     bound_chunks: Annotated[
         int, typer.Option("--bound-chunks", min=2, help="Chunks of an energy head's bounds.")
     ] = 512,
+    draft_contexts: Annotated[
+        int, typer.Option("--draft-contexts", min=0, help="Places where it drafts for the teacher; 0 leaves it out.")
+    ] = 256,
     brier_positions: Annotated[
         int, typer.Option("--brier-positions", min=0, help="Places of BrierLM; 0 leaves it out.")
     ] = 2048,
@@ -56,7 +59,7 @@ def evaluate(
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of samples, noise and intervals.")] = 0,
     out: Annotated[Path, typer.Option("--out", help="Where eval_<time>.json goes.")] = Path("results"),
 ) -> None:
-    """Measures a model on held-out data: likelihood, KL, BrierLM, generations, calibration, reconstruction."""
+    """Measures a model on held-out data: likelihood, KL, acceptance of drafts, BrierLM, generations and more."""
     import torch
     from rich.console import Console
 
@@ -77,6 +80,7 @@ def evaluate(
         options = Options(
             sequences=sequences,
             bound_chunks=bound_chunks,
+            draft_contexts=draft_contexts,
             brier_positions=brier_positions,
             brier_samples=brier_samples,
             prompts=prompts,

@@ -189,5 +189,7 @@ def _line(what: str, result: StudentResult) -> str:
     terms = f"CE {first.ce:.3f} -> {last.ce:.3f}"
     if first.kd is not None and last.kd is not None:
         terms += f", KD {first.kd:.3f} -> {last.kd:.3f}"
+    if first.acceptance is not None and last.acceptance is not None:
+        terms += f", acceptance {first.acceptance:.3f} -> {last.acceptance:.3f}"
     teacher = f", teacher {result.teacher.held_out_nll:.3f}" if result.teacher else ""
     return f"{what}: {text} {terms} nats/token (unigram {result.unigram_ce:.3f}{teacher}); {result.checkpoints[-1]}"

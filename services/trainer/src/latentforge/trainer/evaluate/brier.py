@@ -144,7 +144,7 @@ def model_values(model: Model, num_samples: int) -> Values:
 
 def _values_of_samples(model: Model, group: PrefixGroup, num_samples: int, seed: int) -> Tensor:
     rows = group.prefixes.repeat(num_samples, 1)
-    ids, _ = _continued(model, rows, rows[:, :0], NUM_TARGETS, seed)
+    ids, _ = continued(model, rows, rows[:, :0], NUM_TARGETS, seed)
     return brier_values(ids.view(num_samples, -1, NUM_TARGETS), group.targets.to(ids.device))
 
 
@@ -152,13 +152,16 @@ def _values_of_logprobs(model: Model, group: PrefixGroup, num_samples: int, seed
     whole = group.prefixes.shape[1] // model.chunk_size * model.chunk_size
     chunks, phase = group.prefixes[:, :whole], group.prefixes[:, whole:]
     num_tokens = phase.shape[1] + NUM_TARGETS
-    _, samples = _continued(model, chunks.repeat(num_samples, 1), phase.repeat(num_samples, 1), num_tokens, seed)
-    _, targets = _continued(model, chunks, torch.cat([phase, group.targets], 1), num_tokens, seed)
+    _, samples = continued(model, chunks.repeat(num_samples, 1), phase.repeat(num_samples, 1), num_tokens, seed)
+    _, targets = continued(model, chunks, torch.cat([phase, group.targets], 1), num_tokens, seed)
     return brier_values_of_logprobs(samples.view(num_samples, -1, NUM_TARGETS), targets)
 
 
-def _continued(model: Model, prompts: Tensor, forced: Tensor, num_tokens: int, seed: int) -> tuple[Tensor, Tensor]:
-    """The last 8 tokens of continuations, and their log probabilities, [b, 8] each; the first ones are forced."""
+def continued(model: Model, prompts: Tensor, forced: Tensor, num_tokens: int, seed: int) -> tuple[Tensor, Tensor]:
+    """The last 8 of ``num_tokens`` tokens behind prompts, and their log probabilities, [b, 8] each.
+
+    Texts do not end. The first tokens are the ``forced`` ones, [b, f], the others are drawn at temperature 1.
+    """
     at_once = max(1, min(_ROWS_AT_ONCE, _LOGITS_AT_ONCE // (model.chunk_size * model.vocab_size)))
     parts = []
     for first in range(0, len(prompts), at_once):

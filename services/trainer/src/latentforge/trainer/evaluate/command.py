@@ -18,8 +18,9 @@ from latentforge.text.packed import PackedData
 from latentforge.text.tokenizer import TextTokenizer
 from latentforge.trainer.config.settings import TrainerSettings
 from latentforge.trainer.errors import TrainerError
-from latentforge.trainer.evaluate.brier import choose_prefixes, evaluate_brier, model_values
+from latentforge.trainer.evaluate.brier import PrefixGroup, choose_prefixes, evaluate_brier, model_values
 from latentforge.trainer.evaluate.checkpoint import Subject
+from latentforge.trainer.evaluate.drafts import Drafts, evaluate_drafts
 from latentforge.trainer.evaluate.generations import (
     TEMPERATURES,
     PromptSet,
@@ -48,6 +49,7 @@ class Options:
     Attributes:
         sequences: of the likelihood, evenly spread.
         bound_chunks: chunks of an energy head's bounds.
+        draft_contexts: drafts; 0 leaves them out.
         brier_positions, brier_samples: places in the text, and samples at each; 0 positions leave BrierLM out.
         prompts, prompt_tokens, new_tokens: of the generations; 0 prompts leave them out.
         top_k: entries of a teacher's row.
@@ -56,6 +58,7 @@ class Options:
 
     sequences: int = 40
     bound_chunks: int = 512
+    draft_contexts: int = 256
     brier_positions: int = 2048
     brier_samples: int = 2
     prompts: int = 32
@@ -179,7 +182,11 @@ class _Evaluation:
                 )
         tightest = bounds[max(bounds)] if bounds else likelihood
         figures = Figures(
-            likelihood, tightest.bits_per_byte(self._subject.tokenizer.num_bytes, options.seed), bounds, brier
+            likelihood,
+            tightest.bits_per_byte(self._subject.tokenizer.num_bytes, options.seed),
+            bounds,
+            self._drafts(),
+            brier,
         )
         if isinstance(model, LatentModel):
             with stage(self._console, "reconstruction", len(batches)) as advance:
@@ -200,15 +207,7 @@ class _Evaluation:
         options, model, k = self._options, self._subject.model, self._subject.chunk_size
         if not options.brier_positions or (model is None and not self._can_sample("BrierLM")):
             return None
-        groups = choose_prefixes(
-            self._sequences,
-            options.brier_positions,
-            chunk_size=k,
-            prefix_tokens=options.prompt_tokens,
-            eos_id=self._subject.tokenizer.eos_id,
-            bos_id=self._subject.tokenizer.bos_id,
-            seed=options.seed,
-        )
+        groups = self._prefixes(options.brier_positions)
         if model is not None:
             values = model_values(model, options.brier_samples)
             with stage(self._console, "BrierLM", len(groups)) as advance:
@@ -217,6 +216,28 @@ class _Evaluation:
         with stage(self._console, "BrierLM", sum(len(g.prefixes) for g in groups)) as advance:
             values = self._teacher.brier_values(options.brier_samples, on_prompt=advance)
             return evaluate_brier(values, groups, chunk_size=k, seed=options.seed)
+
+    def _drafts(self) -> Drafts | None:
+        options, model, teacher = self._options, self._subject.model, self._teacher
+        if not options.draft_contexts or model is None or teacher is None:
+            return None
+        if isinstance(model, LatentModel) and model.student.config.head == "energy":
+            return None
+        groups = self._prefixes(options.draft_contexts)
+        with stage(self._console, "drafts", len(groups)) as advance:
+            return evaluate_drafts(model, groups, teacher.score, seed=options.seed, on_group=advance)
+
+    def _prefixes(self, num: int) -> list[PrefixGroup]:
+        tokenizer = self._subject.tokenizer
+        return choose_prefixes(
+            self._sequences,
+            num,
+            chunk_size=self._subject.chunk_size,
+            prefix_tokens=self._options.prompt_tokens,
+            eos_id=tokenizer.eos_id,
+            bos_id=tokenizer.bos_id,
+            seed=self._options.seed,
+        )
 
     def _generations(self, prompts: PromptSet) -> tuple[dict[float, TextScore], TextScore]:
         options, eos_id = self._options, self._subject.tokenizer.eos_id

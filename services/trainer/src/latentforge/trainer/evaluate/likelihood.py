@@ -9,9 +9,10 @@ from torch import Tensor
 
 from latentforge.model.latent_model import LatentModel
 from latentforge.model.losses import StudentBatch
+from latentforge.model.metrics.acceptance import TokenAcceptance, token_acceptance
 from latentforge.model.metrics.calibration import expected_calibration_error
 from latentforge.model.output_loss import OutputLayer
-from latentforge.model.sparse_kd import KdTargets, sparse_losses
+from latentforge.model.sparse_kd import sparse_losses
 from latentforge.model.token_level import TokenLevelModel
 from latentforge.trainer.data.sequence_order import step_generator
 from latentforge.trainer.errors import TrainerError
@@ -38,6 +39,7 @@ class Likelihood:
         correct: whether that is the text's token, bool [n]; None for a bound.
         kl: to the teacher, nats, float32 [n], NaN where it has no row; None without rows.
         teacher_nats: the teacher's own negative log-likelihood, likewise.
+        acceptance: of drafts of these tokens, float32 [n] each, likewise.
     """
 
     nats: Tensor
@@ -49,6 +51,7 @@ class Likelihood:
     correct: Tensor | None = None
     kl: Tensor | None = None
     teacher_nats: Tensor | None = None
+    acceptance: TokenAcceptance | None = None
 
     def mean(self, seed: int = 0) -> Estimate:
         """Nats per token; the interval redraws sequences."""
@@ -66,6 +69,21 @@ class Likelihood:
     def mean_teacher(self, seed: int = 0) -> Estimate | None:
         """The teacher's nats per token that has a row."""
         return self._mean_where_row(self.teacher_nats, seed)
+
+    def mean_acceptance(self, seed: int = 0) -> dict[str, Estimate]:
+        """What ``training.validation.acceptance_figures`` says, with intervals; empty without rows."""
+        if self.acceptance is None:
+            return {}
+        low, high, accepted_low, accepted_high = self.acceptance
+        figures = {"acceptance": self._mean_where_row(high, seed), "acceptance_low": self._mean_where_row(low, seed)}
+        if self.chunk_size > 1:
+            for k in range(self.chunk_size):
+                at = torch.where(self.positions == k, high, torch.nan)
+                figures[f"acceptance_k{k}"] = self._mean_where_row(at, seed)
+            # The mean of a chunk's sums.
+            figures["mean_accepted"] = self._mean_where_row(accepted_high * self.chunk_size, seed)
+            figures["mean_accepted_low"] = self._mean_where_row(accepted_low * self.chunk_size, seed)
+        return {name: estimate for name, estimate in figures.items() if estimate is not None}
 
     def bits_per_byte(self, count_bytes: Callable[[list[int]], int], seed: int = 0) -> Estimate:
         """Bits of the counted tokens over the UTF-8 bytes of exactly those tokens.
@@ -90,6 +108,8 @@ class Likelihood:
         if values is None:
             return None
         there = ~values.isnan()
+        if not there.any():
+            return None
         return mean(values[there], self.sequences[there], seed)
 
 
@@ -191,21 +211,35 @@ def _figures(layer: OutputLayer, batch: StudentBatch, chunk_size: int, num_befor
     nats = torch.empty(len(tokens), dtype=torch.float64, device=device)
     confidence = torch.empty(len(tokens), device=device)
     correct = torch.empty(len(tokens), dtype=torch.bool, device=device)
-    kl = None if batch.kd is None else torch.full((len(tokens),), torch.nan, device=device)
+    kl, overlap, tv = torch.full((3, len(tokens)), torch.nan, device=device)
 
     def use(part: slice, logits: Tensor) -> None:
         lse, (top, top_ids) = logits.logsumexp(1), logits.max(1)
         nats[part] = (lse - logits.gather(1, tokens[part, None])[:, 0]).double()
         confidence[part] = (top - lse).exp().clamp(max=1)
         correct[part] = top_ids == tokens[part]
-        if kl is not None and batch.kd is not None:
-            kl[part] = _kl(logits, batch.kd, rows[part], columns[part], tokens[part])
+        if batch.kd is not None:
+            of_tokens = batch.kd.select((rows[part], columns[part]))
+            losses = sparse_losses(logits, of_tokens, tokens[part])
+            for values, of_part in ((kl, losses.kd), (overlap, losses.overlap), (tv, losses.tv)):
+                values[part] = torch.where(of_tokens.has_row, of_part, torch.nan)
 
     logits_in_blocks(layer, rows * batch.tokens.shape[1] + columns, use)
-    teacher_nats = None
+    teacher_nats = acceptance = None
     if batch.kd is not None:
         has_row = batch.kd.has_row[rows, columns]
         teacher_nats = torch.where(has_row, -batch.kd.realised_logprobs[rows, columns], torch.nan)
+
+        def placed(values: Tensor) -> Tensor:
+            """Values of the tokens where those stand in the batch."""
+            whole = torch.full(batch.tokens.shape, torch.nan, dtype=torch.float32, device=device)
+            whole[rows, columns] = values.float()
+            return whole
+
+        known = batch.valid & batch.kd.has_row
+        logprobs = placed(-nats), placed(-teacher_nats)
+        found = token_acceptance(placed(overlap), placed(tv), *logprobs, known, chunk_size)
+        acceptance = TokenAcceptance(*(bound[rows, columns].cpu() for bound in found))
     return Likelihood(
         nats=nats.cpu(),
         tokens=tokens.cpu(),
@@ -214,15 +248,10 @@ def _figures(layer: OutputLayer, batch: StudentBatch, chunk_size: int, num_befor
         chunk_size=chunk_size,
         confidence=confidence.cpu(),
         correct=correct.cpu(),
-        kl=None if kl is None else kl.cpu(),
+        kl=None if batch.kd is None else kl.cpu(),
         teacher_nats=None if teacher_nats is None else teacher_nats.cpu(),
+        acceptance=acceptance,
     )
-
-
-def _kl(logits: Tensor, kd: KdTargets, rows: Tensor, columns: Tensor, tokens: Tensor) -> Tensor:
-    """KL to the teacher, [m], NaN where there is no row."""
-    of_tokens = kd.select((rows, columns))
-    return torch.where(of_tokens.has_row, sparse_losses(logits, of_tokens, tokens).kd, torch.nan)
 
 
 def _joined(parts: list[Likelihood]) -> Likelihood:
@@ -232,6 +261,7 @@ def _joined(parts: list[Likelihood]) -> Likelihood:
         values = [getattr(part, name) for part in parts]
         return None if any(v is None for v in values) else torch.cat(values)
 
+    acceptance = [part.acceptance for part in parts if part.acceptance is not None]
     return Likelihood(
         nats=torch.cat([part.nats for part in parts]),
         tokens=torch.cat([part.tokens for part in parts]),
@@ -242,4 +272,5 @@ def _joined(parts: list[Likelihood]) -> Likelihood:
         correct=joined("correct"),
         kl=joined("kl"),
         teacher_nats=joined("teacher_nats"),
+        acceptance=TokenAcceptance(*map(torch.cat, zip(*acceptance, strict=True))) if acceptance else None,
     )

@@ -9,6 +9,7 @@ from rich.table import Table
 
 from latentforge.core.results import Result
 from latentforge.model.metrics.brier import BrierScore
+from latentforge.trainer.evaluate.drafts import Drafts
 from latentforge.trainer.evaluate.estimate import Estimate
 from latentforge.trainer.evaluate.generations import TextScore
 from latentforge.trainer.evaluate.likelihood import Likelihood
@@ -23,6 +24,7 @@ class Figures:
         likelihood: exact, or that under one drawn latent where ``bounds`` has the bounds by number of latents.
         bits_per_byte: of the likelihood, or of the best bound.
         bounds: of an energy head.
+        drafts: what the teacher accepts of the student's drafts.
         brier: BrierLM.
         generations: by temperature.
         reference: the text itself behind the prompts.
@@ -33,6 +35,7 @@ class Figures:
     likelihood: Likelihood
     bits_per_byte: Estimate
     bounds: Mapping[int, Likelihood] = field(default_factory=dict)
+    drafts: Drafts | None = None
     brier: BrierScore | None = None
     generations: Mapping[float, TextScore] = field(default_factory=dict)
     reference: TextScore | None = None
@@ -43,6 +46,8 @@ class Figures:
 def results_of(figures: Figures, seed: int = 0) -> list[Result]:
     """The results; every id is the same for every model that has the figure."""
     results = _likelihood_results(figures, seed)
+    if figures.drafts is not None:
+        results += _draft_results(figures.drafts, seed)
     if figures.brier is not None:
         results += _brier_results(figures.brier)
     unit = "nats/teacher's token" if figures.teacher_tokens else "nats/token"
@@ -81,6 +86,8 @@ def _likelihood_results(figures: Figures, seed: int) -> list[Result]:
         results.append(_result("teacher_nats_per_token", teacher, "nats/token"))
     if (kl := likelihood.mean_kl(seed)) is not None:
         results.append(_result(f"kl_to_teacher{one}", kl, "nats/token"))
+    for name, estimate in likelihood.mean_acceptance(seed).items():
+        results.append(_result(f"{name}{one}", estimate, "tokens/chunk" if "accepted" in name else "share"))
     if (error := likelihood.calibration_error()) is not None:
         results.append(Result(id=f"calibration_error{one}", value=error, unit="share"))
     return results
@@ -101,6 +108,13 @@ def _nats(estimate: Estimate, teacher: Estimate | None) -> Result:
 
 def _result(name: str, estimate: Estimate, unit: str) -> Result:
     return Result(id=name, value=estimate.value, unit=unit, low=estimate.low, high=estimate.high)
+
+
+def _draft_results(drafts: Drafts, seed: int) -> list[Result]:
+    results = [_result("draft_mean_accepted", drafts.mean_accepted(seed), "tokens/draft")]
+    for k, estimate in enumerate(drafts.by_position(seed)):
+        results.append(_result(f"draft_acceptance_k{k}", estimate, "share"))
+    return results
 
 
 def _brier_results(score: BrierScore) -> list[Result]:

@@ -1,5 +1,6 @@
 """What people and machines see of a run: bars or lines, metrics.jsonl, TensorBoard, the status."""
 
+import re
 import time
 from collections import deque
 from collections.abc import Mapping
@@ -20,6 +21,7 @@ from latentforge.trainer.run.status import Status
 
 LINE_EVERY_SECONDS = 10.0
 _STEPS_OF_SPEED = 20
+_DETAIL = re.compile(r"_(k\d+|low)$")
 
 
 class StageProgress:
@@ -128,7 +130,8 @@ class StageProgress:
         self._record(step, "held_out", values)
         self._curves["held_out"].add(step, values)
         self._status.held_out = self._curves["held_out"].points
-        described = "  ".join(_figure(n, v) for n, v in values.items())
+        # A line has no room for each place in a chunk, and for both bounds; the other readers have them.
+        described = "  ".join(_figure(n, v) for n, v in values.items() if not _DETAIL.search(n))
         self.say(f"{self._stage} {step}/{self._total}  held-out: {described}")
 
     def say(self, line: str) -> None:

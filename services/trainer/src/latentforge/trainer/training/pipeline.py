@@ -89,6 +89,8 @@ def _summary(
             ce_last=last.ce,
             mse_first=first.mse,
             mse_last=last.mse,
+            acceptance_first=first.acceptance,
+            acceptance_last=last.acceptance,
             seconds=student.seconds,
         ),
         **{name: getattr(student, name) for name in TargetFigures.model_fields},

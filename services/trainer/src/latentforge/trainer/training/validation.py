@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 
 from latentforge.model.autoencoder import Autoencoder
 from latentforge.model.latent_model import LatentModel
-from latentforge.model.losses import ObjectiveWeights, StudentBatch, loss_of
+from latentforge.model.losses import ObjectiveWeights, StudentBatch, StudentLoss, loss_of
+from latentforge.model.metrics.acceptance import TokenAcceptance, token_acceptance
 from latentforge.model.token_level import TokenLevelModel
 from latentforge.text.packed import PackedData
 from latentforge.trainer.data.sequence_order import step_generator
@@ -65,7 +66,7 @@ def evaluate_student(
     """Figures on held-out batches: CE in nats per token, KD where there are rows, MSE per dimension of a latent.
 
     CE is over the valid tokens, those that the teacher has rows for, so that it compares with the teacher's and the
-    unigram's.
+    unigram's. Where there are rows, :func:`acceptance_figures` are added.
 
     Args:
         model: left in evaluation mode.
@@ -78,6 +79,7 @@ def evaluate_student(
     weights = ObjectiveWeights(ce=1.0, kd=float(batches[0].kd is not None), mse=float(isinstance(model, LatentModel)))
     terms = [name for name, weight in vars(weights).items() if weight]
     sums, amounts = dict.fromkeys(terms, 0.0), dict.fromkeys(terms, 0)
+    acceptance: list[TokenAcceptance] = []
     for i, batch in enumerate(batches):
         # The same noise at every validation: points of a curve differ by the weights alone.
         loss = loss_of(model, to_device(batch, device), weights, step_generator(seed, i, device))
@@ -86,7 +88,39 @@ def evaluate_student(
         for name in terms:
             sums[name] += amount[name] * float(getattr(loss, name))
             amounts[name] += amount[name]
-    return {name: value / max(amounts[name], 1) for name, value in sums.items()}
+        if batch.kd is not None:
+            acceptance.append(_acceptance(loss, to_device(batch, device), k))
+    figures = {name: value / max(amounts[name], 1) for name, value in sums.items()}
+    return figures | (acceptance_figures(acceptance, k) if acceptance else {})
+
+
+def _acceptance(loss: StudentLoss, batch: StudentBatch, chunk_size: int) -> TokenAcceptance:
+    assert batch.kd is not None
+    assert loss.by_token is not None
+    overlap, tv, nats = (x.view_as(batch.tokens) for x in (loss.by_token.overlap, loss.by_token.tv, loss.by_token.ce))
+    known = batch.valid & batch.kd.has_row
+    return token_acceptance(overlap, tv, -nats, batch.kd.realised_logprobs, known, chunk_size)
+
+
+def acceptance_figures(found: Sequence[TokenAcceptance], chunk_size: int) -> dict[str, float]:
+    """How the teacher would receive the student's drafts (see ``metrics.acceptance``).
+
+    Returns:
+        acceptance and acceptance_low, the upper and lower bound of what is accepted of one drafted token, mean over all
+        that have a row; acceptance_k0 …, the upper bound at each place in the chunk; mean_accepted and
+        mean_accepted_low, of a draft of a whole chunk. The last three only where K > 1, and where there are chunks with
+        all of their rows.
+    """
+    low, high, accepted_low, accepted_high = (
+        torch.cat([x.reshape(-1, chunk_size) for x in bound]).double() for bound in zip(*found, strict=True)
+    )
+    figures = {"acceptance": high.nanmean(), "acceptance_low": low.nanmean()}
+    if chunk_size > 1:
+        figures |= {f"acceptance_k{k}": high[:, k].nanmean() for k in range(chunk_size)}
+        figures["mean_accepted"] = accepted_high.sum(1).nanmean()
+        figures["mean_accepted_low"] = accepted_low.sum(1).nanmean()
+    # A mean over nothing is no figure.
+    return {name: float(value) for name, value in figures.items() if not value.isnan()}
 
 
 def to_device(batch: StudentBatch, device: torch.device) -> StudentBatch:

@@ -1,0 +1,114 @@
+"""Both estimators against the enumeration of every draft, and against speculative sampling itself."""
+
+from itertools import product
+
+import pytest
+import torch
+from torch import Tensor
+
+from latentforge.model.metrics.acceptance import accepted_of_drafts, token_acceptance
+from latentforge.model.sparse_kd import KdTargets, sparse_losses
+
+V, K = 4, 3
+Tables = dict[tuple[int, ...], Tensor]
+
+
+def conditionals(seed: int, sharpness: float) -> Tables:
+    """Distributions of the next token behind every prefix shorter than K, float64 [V]."""
+    rng = torch.Generator().manual_seed(seed)
+    prefixes = [x for length in range(K) for x in product(range(V), repeat=length)]
+    return {x: (sharpness * torch.randn(V, generator=rng, dtype=torch.float64)).softmax(0) for x in prefixes}
+
+
+def logprobs(tables: Tables, text: tuple[int, ...]) -> Tensor:
+    return torch.stack([tables[text[:i]][text[i]].log() for i in range(K)])
+
+
+def expected(teacher: Tables, student: Tables) -> float:
+    """E[accepted] by the process itself: a token is drawn from the student and accepted with min(1, p/q)."""
+
+    def behind(prefix: tuple[int, ...]) -> float:
+        if len(prefix) == K:
+            return 0.0
+        p, q = teacher[prefix], student[prefix]
+        return sum(float(q[x] * (p[x] / q[x]).clamp(max=1)) * (1 + behind((*prefix, x))) for x in range(V))
+
+    return behind(())
+
+
+def by_text(teacher: Tables, student: Tables, text: tuple[int, ...]) -> float:
+    p, q = (torch.stack([tables[text[:i]] for i in range(K)]) for tables in (teacher, student))
+    overlap = torch.minimum(p, q).sum(1)
+    known = torch.ones(1, K, dtype=torch.bool)
+    found = token_acceptance(
+        overlap[None], 1 - overlap[None], logprobs(student, text)[None], logprobs(teacher, text)[None], known, K
+    )
+    assert found.low.equal(overlap[None])
+    return float(found.accepted_high.sum())
+
+
+TEACHER, STUDENT = conditionals(0, 1.5), conditionals(1, 1.0)
+TEXTS = list(product(range(V), repeat=K))
+
+
+def test_drafts_of_the_student_give_the_expectation() -> None:
+    total = 0.0
+    for text in TEXTS:
+        accepted = accepted_of_drafts(logprobs(TEACHER, text), logprobs(STUDENT, text))
+        total += float(logprobs(STUDENT, text).sum().exp() * accepted.sum())
+    assert total == pytest.approx(expected(TEACHER, STUDENT), rel=1e-12)
+
+
+def test_text_of_the_teacher_gives_the_expectation() -> None:
+    total = sum(float(logprobs(TEACHER, text).sum().exp()) * by_text(TEACHER, STUDENT, text) for text in TEXTS)
+    assert total == pytest.approx(expected(TEACHER, STUDENT), rel=1e-12)
+    # A product of mean acceptances is another number, and so is the figure of text that the teacher did not write.
+    of_others = sum(by_text(TEACHER, STUDENT, text) for text in TEXTS) / len(TEXTS)
+    assert of_others != pytest.approx(total, rel=0.02)
+
+
+def test_speculative_sampling_accepts_as_many() -> None:
+    rng = torch.Generator().manual_seed(2)
+    lengths = []
+    for _ in range(4000):
+        prefix: tuple[int, ...] = ()
+        while len(prefix) < K:
+            p, q = TEACHER[prefix], STUDENT[prefix]
+            x = int(torch.multinomial(q, 1, generator=rng))
+            if torch.rand((), generator=rng, dtype=torch.float64) >= p[x] / q[x]:
+                break
+            prefix = (*prefix, x)
+        lengths.append(len(prefix))
+    mean = torch.tensor(lengths).double().mean()
+    error = float(torch.tensor(lengths).double().std()) / len(lengths) ** 0.5
+    assert abs(float(mean) - expected(TEACHER, STUDENT)) < 4 * error
+
+
+def test_a_tail_bounds_acceptance_from_both_sides() -> None:
+    rng = torch.Generator().manual_seed(3)
+    teacher = (2 * torch.randn(8, 30, generator=rng)).log_softmax(-1)
+    logits = 2 * torch.randn(8, 30, generator=rng)
+    text = torch.multinomial(teacher.exp(), 1, generator=rng)[:, 0]
+    top = teacher.topk(4)
+    realised = teacher.gather(1, text[:, None])[:, 0]
+    tail, has_row = 1 - top.values.exp().sum(1), torch.ones(8, dtype=torch.bool)
+    losses = sparse_losses(
+        logits, KdTargets(top.indices, top.values, torch.full((8,), 4), realised, tail, has_row), text
+    )
+    whole = torch.minimum(teacher.exp(), logits.softmax(-1)).sum(1)
+    known = torch.ones(2, 4, dtype=torch.bool)
+    of_text = losses.ce.neg().view(2, 4), realised.view(2, 4)
+    found = token_acceptance(losses.overlap.view(2, 4), losses.tv.view(2, 4), *of_text, known, 4)
+    exact = token_acceptance(whole.view(2, 4), 1 - whole.view(2, 4), *of_text, known, 4)
+    for low, middle, high in ((found.low, exact.low, found.high), found[2:3] + exact[2:3] + found[3:4]):
+        assert (low <= middle + 1e-6).all()
+        assert (middle <= high + 1e-6).all()
+
+
+def test_chunks_that_lack_a_row_tell_nothing_of_drafts() -> None:
+    known = torch.tensor([[False, True, True, True, True, True]])
+    half = torch.full((1, 6), 0.5)
+    found = token_acceptance(half, half, torch.full((1, 6), -2.0), torch.full((1, 6), -1.0), known, 3)
+    assert found.high.isnan().tolist() == [[True, False, False, False, False, False]]
+    assert found.accepted_high.isnan().tolist() == [[True, True, True, False, False, False]]
+    torch.testing.assert_close(found.accepted_high[0, 3:], 0.5 * torch.tensor([0.0, -1.0, -2.0]).exp())
