@@ -6,6 +6,7 @@ trainer by whichever name its checkout has it, so that it runs an earlier commit
 """
 
 import importlib
+import inspect
 import json
 import sys
 import time
@@ -79,6 +80,16 @@ def main() -> None:
         weights = {"ce": weights["ce"], "kd": weights["kd"], "mse": 0.0}
     objective = _named("ObjectiveWeights")(**weights)
     optimisation = _named("Optimisation")(model, recipe.student.optim)
+    # It takes the losses of a batch's parts; at commit c66e1e7 it took the batch's.
+    in_parts = "losses" in inspect.signature(optimisation.step).parameters
+
+    def take_step(step: int, total: torch.Tensor) -> dict[str, float]:
+        terms = {"loss": total}
+        values: dict[str, float] = (
+            optimisation.step(step, [(total, terms)]) if in_parts else optimisation.step(step, total, terms)
+        )
+        return values
+
     loss_of, autocast, generator = _named("loss_of"), _named("autocast"), _named("step_generator")
     step = 0
     print(json.dumps({"model": sys.modules["latentforge.model.losses"].__file__}), flush=True)  # noqa: T201
@@ -89,7 +100,7 @@ def main() -> None:
             with autocast(recipe, device):
                 batch = batches[step % len(batches)]
                 loss = loss_of(model, batch, objective, generator(recipe.seed, step, device))
-            losses.append(optimisation.step(step, loss.total, {"loss": loss.total})["loss"])
+            losses.append(take_step(step, loss.total)["loss"])
             step += 1
         if device.type == "cuda":
             torch.cuda.synchronize()

@@ -3,7 +3,7 @@ from typing import Annotated, Any
 import typer
 from typer.testing import CliRunner
 
-from latentforge.trainer.cli.options import RunOptions, TeacherOptions, with_groups
+from latentforge.trainer.cli.options import MemoryOptions, RunOptions, TeacherOptions, with_groups
 
 
 def test_every_field_of_a_group_is_an_option_of_its_own() -> None:
@@ -28,3 +28,28 @@ def test_every_field_of_a_group_is_an_option_of_its_own() -> None:
     assert "What it does." in said
     assert all(option in said for option in ("--recipe", "--held-out", "--fresh", "--gateway", "--prompts", "--k"))
     assert "--options" not in said
+
+
+def test_the_seeds_names_save_memory_with_either_kind_of_dash() -> None:
+    got: list[MemoryOptions] = []
+    app = typer.Typer()
+
+    @app.command()
+    @with_groups
+    def command(memory: MemoryOptions) -> None:
+        got.append(memory)
+
+    for dash in ("_", "-"):
+        names = [
+            f"--{name.replace('_', dash)}" for name in ("use_activation_checkpointing", "gradient_accumulation_steps")
+        ]
+        result = CliRunner().invoke(app, [*names, "4", "--bf16"])
+        assert result.exit_code == 0, result.output
+    assert CliRunner().invoke(app, ["--no-bf16"]).exit_code == 0
+    asked = {
+        "student.optim.gradient_accumulation_steps": 4,
+        "student.activation_checkpointing": True,
+        "precision": "bfloat16",
+    }
+    nothing = dict.fromkeys(asked)
+    assert [options.overrides for options in got] == [asked, asked, nothing | {"precision": "float32"}]

@@ -102,3 +102,9 @@ def test_epochs_of_the_autoencoder_become_steps() -> None:
     changed = longer.model_dump()
     changed["autoencoder"]["optim"]["steps"] = recipe.autoencoder.optim.steps
     assert changed == recipe.model_dump()
+
+
+def test_more_parts_than_the_batch_has_sequences_are_refused(recipe_file: Path) -> None:
+    asked = {"student.optim.gradient_accumulation_steps": 3}
+    with pytest.raises(RecipeError, match=r"gradient_accumulation_steps=3 is more than batch_size=2"):
+        load_recipe(str(recipe_file), Path(), asked)

@@ -42,7 +42,7 @@ def train(model: nn.Module, optimisation: Optimisation, steps: Iterator[int] | r
         generator = torch.Generator().manual_seed(step)
         loss = sum((p * torch.randn(p.shape, generator=generator)).sum() for p in named(model).values())
         assert isinstance(loss, Tensor)
-        optimisation.step(step, loss, {})
+        optimisation.step(step, [(loss, {})])
 
 
 def test_every_parameter_is_in_the_group_that_its_name_says(models: dict[str, nn.Module]) -> None:
@@ -109,7 +109,7 @@ def test_the_gradient_of_a_frozen_group_is_not_clipped_against(models: dict[str,
     loss = sum(p.sum() for p in named(model).values())
     assert isinstance(loss, Tensor)
     rest = sum(p.numel() for name, p in named(model).items() if group_of_parameter(name) != "layers")
-    norm = Optimisation(model, recipe(groups)).step(0, loss, {})["grad_norm"]
+    norm = Optimisation(model, recipe(groups)).step(0, [(loss, {})])["grad_norm"]
     assert norm == pytest.approx(rest**0.5, rel=1e-5)
 
 

@@ -27,7 +27,7 @@ def test_a_loss_or_gradient_that_is_not_finite_stops_before_the_optimizer(what: 
     # The root's slope at 0 is infinite, its value is not.
     loss = y * float("nan") if what == "loss" else (y - y).sqrt() + y
     with pytest.raises(TrainerError, match=rf"step 7: the {what} is not finite \(ce 1\.5\)"):
-        Optimisation(model, RECIPE).step(7, loss, {"ce": torch.tensor(1.5)})
+        Optimisation(model, RECIPE).step(7, [(loss, {"ce": torch.tensor(1.5)})])
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
 
 
@@ -35,6 +35,6 @@ def test_the_gradient_is_clipped_and_its_norm_reported() -> None:
     model = nn.Linear(2, 2)
     recipe = RECIPE.model_copy(update={"clip_norm": 0.5})
     optimisation = Optimisation(model, recipe)
-    values = optimisation.step(0, 100 * model(torch.ones(2)).sum(), {})
+    values = optimisation.step(0, [(100 * model(torch.ones(2)).sum(), {})])
     assert values["grad_norm"] > 100
     assert values["lr"] == pytest.approx(0.1)

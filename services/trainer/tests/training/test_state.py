@@ -17,7 +17,7 @@ def trained(steps: int) -> tuple[nn.Module, Optimisation]:
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
     optimisation = Optimisation(model, RECIPE)
     for step in range(steps):
-        optimisation.step(step, model(torch.ones(4)).square().sum(), {})
+        optimisation.step(step, [(model(torch.ones(4)).square().sum(), {})])
     return model, optimisation
 
 
@@ -28,7 +28,7 @@ def test_a_saved_state_comes_back(tmp_path: Path) -> None:
     other, other_optimisation = trained(0)
     assert StageState(tmp_path / "s", {"lr": 0.1}).load(other, other_optimisation) == (3, {"curve": [1.5]})
     for m, o in ((model, optimisation), (other, other_optimisation)):
-        o.step(3, m(torch.ones(4)).square().sum(), {})
+        o.step(3, [(m(torch.ones(4)).square().sum(), {})])
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
 
 

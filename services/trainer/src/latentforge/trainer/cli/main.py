@@ -9,6 +9,7 @@ import typer
 from latentforge.trainer.cli.data import data_app, pack, train_tokenizer
 from latentforge.trainer.cli.evaluate import evaluate
 from latentforge.trainer.cli.options import (
+    MemoryOptions,
     RunOptions,
     TeacherOptions,
     forget,
@@ -43,6 +44,7 @@ def _main() -> None:
 def run_all(
     options: RunOptions,
     teacher: TeacherOptions,
+    memory: MemoryOptions,
     status_port: Annotated[
         int | None, typer.Option("--status-port", help="Serve GET /health and GET /status here.")
     ] = None,
@@ -60,7 +62,7 @@ def run_all(
     if keep_serving and status_port is None:
         raise typer.BadParameter("there is nothing to serve without --status-port", param_hint="--keep-serving")
     with user_errors(), StopRequest() as stop:
-        context = run_context(options, teacher.overrides, stop, teacher.gateway)
+        context = run_context(options, teacher.overrides | memory.overrides, stop, teacher.gateway)
         server = StatusServer(context.status, status_host, status_port) if status_port is not None else None
         try:
             if options.fresh:

@@ -81,6 +81,28 @@ LengthOption = Annotated[
     typer.Option("--sequence-length", help="Tokens per sequence, a multiple of K.", show_default="the recipe's"),
 ]
 KOption = Annotated[int | None, typer.Option("--k", help="Tokens per chunk, K.", show_default="the recipe's")]
+AccumulationOption = Annotated[
+    int | None,
+    typer.Option(
+        "--gradient_accumulation_steps",
+        "--gradient-accumulation-steps",
+        help="Parts that a step's batch is computed in, one after another.",
+        show_default="the recipe's",
+    ),
+]
+Bf16Option = Annotated[
+    bool | None,
+    typer.Option("--bf16/--no-bf16", help="Compute the losses in bfloat16.", show_default="the recipe's"),
+]
+CheckpointingOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--use_activation_checkpointing/--no_activation_checkpointing",
+        "--use-activation-checkpointing/--no-activation-checkpointing",
+        help="Make the backbone's activations anew in the backward pass.",
+        show_default="the recipe's",
+    ),
+]
 GatewayOption = Annotated[
     str | None, typer.Option("--gateway", help="host:port of the teacher-gateway.", show_default="GATEWAY_TARGET")
 ]
@@ -113,6 +135,28 @@ class TeacherOptions:
     @property
     def overrides(self) -> dict[str, Any]:
         return {"teacher.targets": self.targets, "teacher.generate.prompts": self.prompts}
+
+
+@dataclass(frozen=True)
+class MemoryOptions:
+    """What a student's step takes: time for memory."""
+
+    gradient_accumulation_steps: AccumulationOption = None
+    activation_checkpointing: CheckpointingOption = None
+    bf16: Bf16Option = None
+
+    @property
+    def overrides(self) -> dict[str, Any]:
+        return {
+            "student.optim.gradient_accumulation_steps": self.gradient_accumulation_steps,
+            "student.activation_checkpointing": self.activation_checkpointing,
+            "precision": precision(self.bf16),
+        }
+
+
+def precision(bf16: bool | None) -> str | None:
+    """The recipe's word for what ``--bf16`` asks for."""
+    return None if bf16 is None else "bfloat16" if bf16 else "float32"
 
 
 def with_groups(command: Callable[..., None]) -> Callable[..., None]:

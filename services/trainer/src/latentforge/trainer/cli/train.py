@@ -7,11 +7,15 @@ from typing import Annotated
 import typer
 
 from latentforge.trainer.cli.options import (
+    AccumulationOption,
+    Bf16Option,
     KOption,
     LengthOption,
+    MemoryOptions,
     RunOptions,
     TeacherOptions,
     forget,
+    precision,
     run_context,
     sequence_length_of,
     user_errors,
@@ -47,6 +51,8 @@ def autoencoder(
     batch_size: Annotated[
         int | None, typer.Option("--batch-size", help="Chunks per step.", show_default="the recipe's")
     ] = None,
+    gradient_accumulation_steps: AccumulationOption = None,
+    bf16: Bf16Option = None,
     sequence_length: LengthOption = None,
 ) -> None:
     """Trains the autoencoder into runs/RUN/autoencoder/."""
@@ -63,6 +69,8 @@ def autoencoder(
             "autoencoder.model.latent_size": d,
             "autoencoder.optim.steps": steps,
             "autoencoder.optim.batch_size": batch_size,
+            "autoencoder.optim.gradient_accumulation_steps": gradient_accumulation_steps,
+            "precision": precision(bf16),
             "data.sequence_length": sequence_length_of(sequence_length, options.data),
         }
         context = run_context(options, overrides, stop)
@@ -88,6 +96,7 @@ def autoencoder(
 def student(
     options: RunOptions,
     teacher: TeacherOptions,
+    memory: MemoryOptions,
     ae_checkpoint: Annotated[
         Path | None,
         typer.Option("--ae-checkpoint", help="A trained autoencoder's folder.", show_default="runs/RUN/autoencoder"),
@@ -125,18 +134,22 @@ def student(
     from latentforge.trainer.training.student import result_file, train_student
 
     with user_errors(), StopRequest() as stop:
-        overrides = teacher.overrides | {
-            "chunk_size": k,
-            "student.objective": objective,
-            "student.optim.steps": steps,
-            "student.optim.batch_size": batch_size,
-            "student.weights.kd": kd_w,
-            "student.weights.mse": mse_w,
-            "student.weights.ce": ce_w,
-            "student.weights.energy": energy_w,
-            "student.model.head": head,
-            "data.sequence_length": sequence_length_of(sequence_length, options.data),
-        }
+        overrides = (
+            teacher.overrides
+            | memory.overrides
+            | {
+                "chunk_size": k,
+                "student.objective": objective,
+                "student.optim.steps": steps,
+                "student.optim.batch_size": batch_size,
+                "student.weights.kd": kd_w,
+                "student.weights.mse": mse_w,
+                "student.weights.ce": ce_w,
+                "student.weights.energy": energy_w,
+                "student.model.head": head,
+                "data.sequence_length": sequence_length_of(sequence_length, options.data),
+            }
+        )
         context = run_context(options, overrides, stop, teacher.gateway)
         if options.fresh:
             checkpoints = context.settings.checkpoints_dir / context.name
@@ -152,6 +165,7 @@ def student(
 def token_level(
     options: RunOptions,
     teacher: TeacherOptions,
+    memory: MemoryOptions,
     steps: StepsOption = None,
     batch_size: BatchOption = None,
     kd_w: KdOption = None,
@@ -168,13 +182,17 @@ def token_level(
     from latentforge.trainer.training.student import result_file, train_token_level
 
     with user_errors(), StopRequest() as stop:
-        overrides = teacher.overrides | {
-            "student.optim.steps": steps,
-            "student.optim.batch_size": batch_size,
-            "student.weights.kd": kd_w,
-            "student.weights.ce": ce_w,
-            "data.sequence_length": sequence_length_of(sequence_length, options.data),
-        }
+        overrides = (
+            teacher.overrides
+            | memory.overrides
+            | {
+                "student.optim.steps": steps,
+                "student.optim.batch_size": batch_size,
+                "student.weights.kd": kd_w,
+                "student.weights.ce": ce_w,
+                "data.sequence_length": sequence_length_of(sequence_length, options.data),
+            }
+        )
         context = run_context(options, overrides, stop, teacher.gateway)
         if options.fresh:
             places = context.folder / "state" / "token-level", context.folder / "token-level"

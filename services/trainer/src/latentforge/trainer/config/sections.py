@@ -1,9 +1,9 @@
 """The sections of a recipe."""
 
 from collections.abc import Sequence
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from latentforge.teacher_client.sparse_rows import LogprobDtype
 from latentforge.trainer.config.objectives import DEFAULT_OBJECTIVE
@@ -47,6 +47,12 @@ class OptimRecipe(Section):
 
     steps: int = Field(ge=1, description="Optimizer steps.")
     batch_size: int = Field(ge=1, description="Chunks per step of the autoencoder, sequences per step of the student.")
+    gradient_accumulation_steps: int = Field(
+        1,
+        ge=1,
+        description="Parts that a step's batch is computed in, one after another, each on every device: memory of one, "
+        "the gradient of all.",
+    )
     lr: float = Field(gt=0, allow_inf_nan=False, description="Peak learning rate of Muon and AdamW.")
     weight_decay: float = Field(0.0, ge=0, description="Of the matrices.")
     warmup_steps: int = Field(20, ge=0, description="Steps over which the rate rises to its peak.")
@@ -58,6 +64,15 @@ class OptimRecipe(Section):
         description="How groups learn: layers (the transformer), inputs (the token embeddings), chunks (from K "
         "embeddings to a step's input), outputs (output tables), rest.",
     )
+
+    @model_validator(mode="after")
+    def _check_parts(self) -> Self:
+        if self.gradient_accumulation_steps > self.batch_size:
+            raise ValueError(
+                f"gradient_accumulation_steps={self.gradient_accumulation_steps} is more than "
+                f"batch_size={self.batch_size}: there is nothing smaller than one of the batch; lower it"
+            )
+        return self
 
 
 class AutoencoderRecipe(Section):
@@ -148,6 +163,9 @@ class StudentRecipe(Section):
         min_length=1,
         description="What is taken over: layers, inputs (the token embeddings) and outputs (the output tables; of "
         "narrower tables the first principal components); unset takes all.",
+    )
+    activation_checkpointing: bool = Field(
+        False, description="Whether the backbone's activations are made anew in the backward pass, not kept."
     )
     phase_probability: float = Field(
         0.5, ge=0, le=1, description="Share of sequences whose first chunk is left-padded by 1 to K-1 pads."

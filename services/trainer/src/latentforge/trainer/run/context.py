@@ -15,8 +15,10 @@ from latentforge.trainer.config.settings import TrainerSettings
 from latentforge.trainer.run.device import device_of
 from latentforge.trainer.run.status import Status
 
-# Change when something is looked at or saved, not what comes out.
-_NO_IDENTITY = {"save_every", "validate_every"}
+# Change when something is looked at or saved, or what memory a step takes; what comes out they change by rounding at
+# most.
+_NO_IDENTITY = {"save_every", "validate_every", "activation_checkpointing"}
+_NO_IDENTITY_OF_OPTIM = {"gradient_accumulation_steps"}
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,8 @@ class RunContext:
         """What of the recipe a stage's result depends on."""
         recipe = self.recipe.model_dump(mode="json", include={"seed", "chunk_size", "precision", "data", stage})
         recipe[stage] = {k: v for k, v in recipe[stage].items() if k not in _NO_IDENTITY}
+        optim = recipe[stage]["optim"]
+        recipe[stage]["optim"] = {k: v for k, v in optim.items() if k not in _NO_IDENTITY_OF_OPTIM}
         return recipe | {"vocab_size": self.vocab_size}
 
     def use_threads(self, *, beside_gateway: bool) -> None:

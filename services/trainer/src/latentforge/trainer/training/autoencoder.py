@@ -1,6 +1,7 @@
 """The autoencoder's training: chunks of the training stream in, runs/<run>/autoencoder/ out."""
 
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from torch import Tensor
 from latentforge.model.autoencoder import Autoencoder
 from latentforge.model.initialisation import start_autoencoder
 from latentforge.model.io import save_pretrained
+from latentforge.model.noise import RowNoise
 from latentforge.text.packed import PackedData, check_data
 from latentforge.trainer.config.pretrained import open_source
 from latentforge.trainer.config.sections import AutoencoderRecipe
@@ -21,7 +23,8 @@ from latentforge.trainer.run.context import RunContext
 from latentforge.trainer.run.device import autocast
 from latentforge.trainer.run.interrupt import Interrupted
 from latentforge.trainer.run.progress import StageProgress
-from latentforge.trainer.training.optimisation import Optimisation
+from latentforge.trainer.training.micro_batches import micro_batches
+from latentforge.trainer.training.optimisation import MicroLoss, Optimisation
 from latentforge.trainer.training.state import StageState
 from latentforge.trainer.training.validation import evaluate_autoencoder
 
@@ -72,11 +75,7 @@ def train_autoencoder(run: RunContext, train: PackedData, held_out: PackedData) 
             chunks_nk = chunk_batch(
                 stream, recipe, config.chunk_size, config.pad_id, config.vocab_size, run.recipe.seed, step
             )
-            generator = step_generator(run.recipe.seed, step, device)
-            with autocast(run.recipe, device):
-                terms = autoencoder.loss(chunks_nk.to(device), generator)
-            parts = {"ce": terms.ce, "kl": terms.kl, "exact": terms.token_accuracy}
-            values = optimisation.step(step, terms.total, parts)
+            values = optimisation.step(step, _losses(run, autoencoder, chunks_nk.to(device), step))
             loss = values["ce"]
             step += 1
             progress.step(step, values, chunks_nk.numel())
@@ -102,6 +101,16 @@ def train_autoencoder(run: RunContext, train: PackedData, held_out: PackedData) 
     save_pretrained(autoencoder, out)
     result.write(out / EVALUATION)
     return result
+
+
+def _losses(run: RunContext, autoencoder: Autoencoder, chunks_nk: Tensor, step: int) -> Iterator[MicroLoss]:
+    num_chunks = len(chunks_nk)
+    for part in micro_batches(num_chunks, run.recipe.autoencoder.optim.gradient_accumulation_steps):
+        generator = step_generator(run.recipe.seed, step, chunks_nk.device)
+        noise = RowNoise(generator, part.start, part.stop - part.start, num_chunks)
+        with autocast(run.recipe, chunks_nk.device):
+            terms = autoencoder.loss(chunks_nk[part], noise)
+        yield terms.total, {"ce": terms.ce, "kl": terms.kl, "exact": terms.token_accuracy}
 
 
 def training_text(data: PackedData, max_tokens: int | None, seed: int) -> NDArray[Any]:

@@ -60,6 +60,8 @@ def _start_from(run: RunContext, model: Student | TokenLevelModel, token_counts:
     """Sets what is known before the first step: how often each token stands in the text, perhaps a pretrained model."""
     model.set_token_counts(token_counts)
     recipe = run.recipe.student
+    if recipe.activation_checkpointing:
+        model.backbone.activation_checkpointing_enable()
     if recipe.init_from is None:
         return
     source = open_source("student.init_from", recipe.init_from)

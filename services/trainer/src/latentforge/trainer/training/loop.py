@@ -1,12 +1,12 @@
 """A student's training loop: what both kinds of student go through from the first step to the last."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from torch import Tensor, nn
 
 from latentforge.core.manifest import TeacherId
-from latentforge.model.losses import StudentBatch, StudentLoss, loss_of
+from latentforge.model.losses import LossCounts, StudentBatch, StudentLoss, loss_of
 from latentforge.trainer.data.sequence_order import step_generator
 from latentforge.trainer.errors import TrainerError
 from latentforge.trainer.results import CacheFigures, CurvePoint, GeneratedFigures, StudentResult, TeacherFigures
@@ -18,7 +18,8 @@ from latentforge.trainer.targets.base import TargetSource
 from latentforge.trainer.targets.choose import MetTeacher
 from latentforge.trainer.teacher.connection import TeacherLostError
 from latentforge.trainer.training.learners import Learner
-from latentforge.trainer.training.optimisation import Optimisation
+from latentforge.trainer.training.micro_batches import micro_batches
+from latentforge.trainer.training.optimisation import MicroLoss, Optimisation
 from latentforge.trainer.training.publish import golden_text, is_published, publish, publish_steps, published
 from latentforge.trainer.training.state import StageState
 from latentforge.trainer.training.validation import evaluate_student, teacher_nll, to_device, unigram_ce
@@ -143,18 +144,23 @@ class StudentTraining:
         )
 
     def _take_step(self, batch: StudentBatch) -> dict[str, float]:
-        run, step = self.run, self.step
-        generator = step_generator(self.seed, step, run.device)
-        with autocast(run.recipe, run.device):
-            loss = loss_of(self.learner.model, batch, self.learner.weights, generator)
-        if batch.on_policy:
-            # What is measured on on-policy text is no figure of the data.
-            parts = {"on_policy_loss": loss.total} | _terms(loss, self.learner.weights.of_rows, "on_policy_")
-        else:
-            parts = {"loss": loss.total} | _terms(loss, vars(self.learner.weights))
-        values = self.optimisation.step(step, loss.total, parts)
+        values = self.optimisation.step(self.step, self._losses(batch))
         self.step += 1
         return values
+
+    def _losses(self, batch: StudentBatch) -> Iterator[MicroLoss]:
+        run, model, weights = self.run, self.learner.model, self.learner.weights
+        # Before the first part: what each of them divides by is known of all of them alone.
+        counts = LossCounts.of(batch, model.chunk_size)
+        for part in micro_batches(len(batch.tokens), self.recipe.optim.gradient_accumulation_steps):
+            generator = step_generator(self.seed, self.step, run.device)
+            with autocast(run.recipe, run.device):
+                loss = loss_of(model, batch.rows(part), weights, generator, counts)
+            if batch.on_policy:
+                # What is measured on on-policy text is no figure of the data.
+                yield loss.total, {"on_policy_loss": loss.total} | _terms(loss, weights.of_rows, "on_policy_")
+            else:
+                yield loss.total, {"loss": loss.total} | _terms(loss, vars(weights))
 
     def _validate(self, progress: StageProgress) -> None:
         """Measures on held-out data and adds to the curve."""

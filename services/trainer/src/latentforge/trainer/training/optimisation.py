@@ -1,8 +1,9 @@
 """What both training loops do with a loss: schedule, gradient, guard, step."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -10,6 +11,9 @@ from latentforge.model.optim import build_optimizers, load_state_tensors, set_le
 from latentforge.trainer.config.sections import OptimRecipe
 from latentforge.trainer.errors import TrainerError
 from latentforge.trainer.training.groups import ParameterGroups
+
+# A part's share of the loss, and what that is made of by name, scalars.
+MicroLoss = tuple[Tensor, Mapping[str, Tensor]]
 
 
 def learning_rate(step: int, recipe: OptimRecipe) -> float:
@@ -32,35 +36,45 @@ class Optimisation:
         self._optimizers: list[Optimizer] = build_optimizers(model, recipe.lr, recipe.weight_decay)
         self._groups = ParameterGroups(model, self._optimizers, recipe)
 
-    def step(self, step: int, loss: Tensor, parts: Mapping[str, Tensor]) -> dict[str, float]:
-        """Backpropagates ``loss`` and makes one optimizer step.
+    def step(self, step: int, losses: Iterable[MicroLoss]) -> dict[str, float]:
+        """Backpropagates the losses, each before the next one is asked for, and makes one optimizer step of their sum.
 
         Args:
             step: the step's number, for the schedule.
-            loss: scalar.
-            parts: what the loss is made of, scalars.
+            losses: of the batch's parts.
 
         Returns:
-            The parts as numbers, with the gradient's norm before clipping and the learning rate.
+            The sums of the terms as numbers, with the gradient's norm before clipping and the learning rate.
 
         Raises:
             TrainerError: loss or gradient is not finite; the model is left as it was before the step.
         """
-        values = {name: float(part.detach()) for name, part in parts.items()}
-        if not math.isfinite(float(loss.detach())):
-            raise TrainerError(_not_finite(step, "loss", values))
-        loss.backward()
+        sums: dict[str, Tensor] = {}
+        total = torch.zeros(())
+        for loss, terms in losses:
+            total = loss.detach() + total.to(loss.device)
+            for name, term in terms.items():
+                sums[name] = term.detach() + sums[name] if name in sums else term.detach()
+            loss.backward()
+        # Numbers only now: on a GPU each of them waits for all that was asked of it.
+        values = {name: float(term) for name, term in sums.items()}
         self._groups.drop_frozen(step)
         norm = float(nn.utils.clip_grad_norm_(self._parameters, self._recipe.clip_norm))
-        if not math.isfinite(norm):
-            raise TrainerError(_not_finite(step, "gradient", values))
+        for what, value in (("loss", float(total)), ("gradient", norm)):
+            if not math.isfinite(value):
+                self._zero_grad()
+                raise TrainerError(_not_finite(step, what, values))
         lr = learning_rate(step, self._recipe)
         set_learning_rate(self._optimizers, lr)
         self._groups.scale_rates(step)
         for optimizer in self._optimizers:
             optimizer.step()
-            optimizer.zero_grad()
+        self._zero_grad()
         return values | {"grad_norm": norm, "lr": lr}
+
+    def _zero_grad(self) -> None:
+        for optimizer in self._optimizers:
+            optimizer.zero_grad()
 
     def state(self) -> dict[str, Tensor]:
         return state_tensors(self._optimizers)
