@@ -130,6 +130,8 @@ class ClosedFormTeacher(teacher_pb2_grpc.TeacherServiceServicer):
         self.bos_id: int | None = None
         self.unavailable = 0
         self.fail_with: grpc.StatusCode | None = None
+        #: says of a sequence whether the teacher fails on it, each time
+        self.poisoned: Callable[[list[int]], bool] = lambda ids: False
         self.requests: list[list[list[int]]] = []
         self._seen: set[tuple[int, ...]] = set()
         self._cached = 0
@@ -208,6 +210,10 @@ class ClosedFormTeacher(teacher_pb2_grpc.TeacherServiceServicer):
                 text = f"sequences[{index}].ids: has id {max(key)}; ids are 0 to {VOCAB - 1}"
                 refusal = status_pb2.Status(code=grpc.StatusCode.INVALID_ARGUMENT.value[0], message=text)
                 yield pb.ScoreBatchResponse(index=index, error=refusal)
+                continue
+            if self.poisoned(sequences[index]):
+                failure = status_pb2.Status(code=grpc.StatusCode.INTERNAL.value[0], message="the teacher failed: nan")
+                yield pb.ScoreBatchResponse(index=index, error=failure)
                 continue
             hit = key in self._seen
             self._seen.add(key)

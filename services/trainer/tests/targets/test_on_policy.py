@@ -23,6 +23,7 @@ from latentforge.text.packed import PackedData
 from latentforge.trainer.errors import TrainerError
 from latentforge.trainer.results import StudentResult
 from latentforge.trainer.run.interrupt import Interrupted
+from latentforge.trainer.targets.failures import Failures
 from latentforge.trainer.targets.on_policy import OnPolicyText
 from latentforge.trainer.targets.scored import ScoredTargets
 from latentforge.trainer.teacher.connection import TeacherLink
@@ -49,7 +50,8 @@ def make_model(run: Any, kind: str) -> LatentModel | TokenLevelModel:
 @contextmanager
 def on_policy_text(run: Any, packed: PackedData) -> Iterator[OnPolicyText]:
     with TeacherLink.of(run.settings, run.stop) as link:
-        yield OnPolicyText(run, packed, TeacherRows(link, run.recipe.teacher.top_k, dtype="float32"))
+        rows = TeacherRows(link, run.recipe.teacher.top_k, dtype="float32")
+        yield OnPolicyText(run, packed, rows, Failures(run.recipe.teacher))
 
 
 @pytest.mark.parametrize("kind", ["latent", "token-level"])
@@ -102,7 +104,7 @@ def test_rows_stay_with_their_batches_where_the_two_kinds_take_turns(
     run = make_run(port=known_teacher.port, overrides=SOME | {"student.optim.steps": 40})
     train, held_out = split_tail(packed)
     with TeacherLink.of(run.settings, run.stop) as link:
-        source = ScoredTargets(run, link, train, held_out)
+        source = ScoredTargets(run, TeacherRows(link, run.recipe.teacher.top_k, "float32"), train, held_out)
         batches = source.training_batches(2, make_model(run, "latent"), with_rows=True)
         found = [(batch.on_policy, float(known_teacher.divergence(batch).abs().max())) for batch in batches]
     assert len(found) == 38
@@ -117,7 +119,7 @@ def test_steps_are_due_by_share_and_not_before_their_time(make_run: Any, packed:
         overrides = SOME | {"student.optim.steps": 400, "student.on_policy.share": share}
         run = make_run(overrides=overrides)
         nobody: Any = None
-        source = OnPolicyText(run, packed, nobody)
+        source = OnPolicyText(run, packed, nobody, nobody)
         found = [step for step in range(400) if source.is_due(step)]
         assert source.num_tokens(400) == len(found) * 3 * 10
         return found

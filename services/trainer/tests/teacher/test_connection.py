@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from latentforge.teacher_client.errors import TeacherError
+from latentforge.teacher_client.sparse_rows import SparseRows
 from latentforge.text.packed import PackedData
 from latentforge.trainer.errors import TrainerError
 from latentforge.trainer.run.interrupt import Interrupted
@@ -46,6 +47,7 @@ def test_a_lost_gateway_is_tried_again_and_said(
     with caplog.at_level(logging.WARNING):
         timer.start()
         rows = teacher_rows.take(teacher_rows.ask([torch.from_numpy(packed.sequence(0))]))
+    assert isinstance(rows[0], SparseRows)
     assert len(rows[0]) == 31
     said = [r.getMessage() for r in caplog.records if "teacher" in r.getMessage()]
     assert "lost" in said[0]
@@ -58,6 +60,27 @@ def test_patience_ends(packed: PackedData) -> None:
         asked = teacher.ask([torch.from_numpy(packed.sequence(0))])
         with pytest.raises(TeacherLostError, match=r"stayed away .* no teacher-gateway answers at 127\.0\.0\.1:9"):
             teacher.take(asked)
+
+
+def test_what_is_waited_for_is_said_until_it_is_back(
+    known_teacher: Any, packed: PackedData, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("latentforge.trainer.teacher.connection._SECONDS_BETWEEN_LINES", 0.1)
+    lines: list[str | None] = []
+    known_teacher.fail_with = grpc.StatusCode.UNAVAILABLE
+    threading.Timer(1.0, lambda: setattr(known_teacher, "fail_with", None)).start()
+    target = f"127.0.0.1:{known_teacher.port}"
+    with TeacherLink(target, patience=30.0) as link, caplog.at_level(logging.WARNING):
+        link.on_lost = lines.append
+        rows = TeacherRows(link, 4)
+        rows.take(rows.ask([torch.from_numpy(packed.sequence(0))]))
+    assert lines[0] == f"waiting for the teacher at {target} for 0 s, at most 30 s"
+    assert lines[-1] is None
+    waiting = [
+        r.getMessage() for r in caplog.records if r.getMessage().startswith(f"waiting for the teacher at {target}")
+    ]
+    assert waiting
+    assert "at most 30 s: UNAVAILABLE" in waiting[0]
 
 
 def test_a_pause_beyond_the_patience_is_cut_to_it_and_followed_by_a_last_try(monkeypatch: pytest.MonkeyPatch) -> None:

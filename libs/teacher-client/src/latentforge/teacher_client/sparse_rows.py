@@ -80,6 +80,21 @@ class SparseRows:
     def __len__(self) -> int:
         return int(self.ids.shape[0])
 
+    @classmethod
+    def none(cls, top_k: int) -> Self:
+        """A block of no rows: what a sequence has that a teacher was not asked about, or failed on."""
+        empty = np.zeros(0, np.float32)
+        shape = (0, top_k)
+        return cls(
+            first_position=0,
+            ids=np.zeros(shape, np.uint32),
+            logprobs=np.zeros(shape, np.float32),
+            counts=np.zeros(0, np.uint16),
+            realised_logprobs=empty,
+            realised_ranks=np.zeros(0, np.uint32),
+            tail_mass=empty,
+        )
+
     @property
     def top_k(self) -> int:
         return int(self.ids.shape[1])

@@ -236,6 +236,46 @@ async def test_a_refused_request_says_why(make_backend: MakeBackend, server: Fak
     await backend.close()
 
 
+async def test_a_sequence_that_breaks_the_servers_answer_is_broken_at_once_and_opens_no_breaker(
+    make_backend: MakeBackend, server: FakeVllm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = make_backend()
+    await backend.load()
+    good, answer, asked = np.array([5, 6, 7], np.uint32), server.answer, []
+
+    def poisoned(path: str, payload: dict[str, Any], headers: dict[str, str]) -> tuple[int, bytes]:
+        if any(66 in ids for ids in payload.get("prompt", [])):
+            asked.append(payload)
+            text = "Out of range float values are not JSON compliant: nan"
+            return 500, json.dumps({"error": {"message": text, "type": "InternalServerError", "code": 500}}).encode()
+        return answer(path, payload, headers)
+
+    monkeypatch.setattr(server, "answer", poisoned)
+    for attempt in range(12):
+        with pytest.raises(BackendError, match="answers 500: Out of range float") as caught:
+            await backend.score([good, np.array([5, 66, 7], np.uint32)], 2)
+        assert caught.value.kind is FailureKind.BROKEN
+        assert len(asked) == attempt + 1
+    assert len(await backend.score([good], 2)) == 1
+    await backend.close()
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"Internal Server Error", b'{"error": {"message": "EngineCore encountered an issue. See stack trace"}}'],
+)
+async def test_a_500_of_a_dying_engine_is_an_outage(
+    make_backend: MakeBackend, server: FakeVllm, monkeypatch: pytest.MonkeyPatch, body: bytes
+) -> None:
+    backend = make_backend()
+    await backend.load()
+    monkeypatch.setattr(server, "answer", lambda path, payload, headers: (500, body))
+    with pytest.raises(BackendError) as caught:
+        await backend.score([np.array([5, 6, 7], np.uint32)], 2)
+    assert caught.value.kind is FailureKind.GONE
+    await backend.close()
+
+
 async def test_an_unset_tokenizer_is_refused_with_what_to_set(make_backend: MakeBackend) -> None:
     with pytest.raises(SettingsError, match="TOKENIZER_PATH is not set"):
         await make_backend(tokenizer_path=None).load()

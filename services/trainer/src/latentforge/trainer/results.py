@@ -112,12 +112,17 @@ class TeacherFigures(TeacherId):
 
 
 class CacheFigures(_Part):
-    """Sequences and rows that a run asked for, how many came from the gateway's cache, and that cache's own counts."""
+    """Sequences and rows that a run asked for, how many came from the gateway's cache, and that cache's own counts.
+
+    Attributes:
+        failed: sequences that were trained without rows, because the teacher fails on them for good.
+    """
 
     hits: int
     misses: int
     rows: int
     rows_from_cache: int
+    failed: int = 0
     bytes: int
     saved_seconds: float
 

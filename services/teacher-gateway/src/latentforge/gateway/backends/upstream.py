@@ -52,6 +52,8 @@ class Api:
         attempts: tries of one request.
         timeout: seconds for one try.
         counts_refusals: the API counts every failed request against the key, so the breaker counts them too.
+        blames_request: says of a 500's body whether it is about what was asked, so that to ask again or to leave the
+            API alone helps nobody.
     """
 
     name: str
@@ -64,6 +66,7 @@ class Api:
     attempts: int
     timeout: float
     counts_refusals: bool = False
+    blames_request: Callable[[bytes], bool] = lambda body: False
 
 
 class _FailedTryError(Exception):
@@ -235,6 +238,10 @@ class Upstream:
     def _refused(self, response: httpx.Response) -> _FailedTryError:
         status = response.status_code
         what = f"answers {status}: {without_key(error_text(response.content), self._api.key)}"
+        if status == httpx.codes.INTERNAL_SERVER_ERROR and self._api.blames_request(response.content):
+            self._breaker.abandoned()
+            self._metrics.upstream_errors.labels(self._api.name, str(status)).inc()
+            return _FailedTryError(BackendError(f"{self._where} {what}", FailureKind.BROKEN), again=False)
         if status in _RETRIED:
             if status == httpx.codes.TOO_MANY_REQUESTS:
                 self._on_rate_limited()

@@ -67,8 +67,24 @@ class Recipe(Section):
                 )
         if not any(weights.model_dump().values()):
             raise ValueError("student.weights are all 0; give at least one term a weight")
+        self._check_share()
         self._check_on_policy()
         return self
+
+    def _check_share(self) -> None:
+        share, weights = self.teacher.share, self.student.weights
+        if share == 1.0:
+            return
+        if self.teacher.targets in ("generate", "text"):
+            raise ValueError(
+                f"teacher.share={share} with teacher.targets={self.teacher.targets!r}: it says how much of the data is "
+                "scored; set targets to score or auto, or share to 1"
+            )
+        if not (weights.ce or weights.mse or weights.energy):
+            raise ValueError(
+                f"teacher.share={share} with student.weights.ce=0: a sequence without the teacher's rows would teach "
+                "nothing; set the weight above 0, or share to 1"
+            )
 
     def _check_on_policy(self) -> None:
         on_policy = self.student.on_policy

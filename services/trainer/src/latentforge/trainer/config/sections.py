@@ -217,4 +217,23 @@ class TeacherRecipe(Section):
     )
     top_k: int = Field(20, ge=1, description="Entries per row.")
     logprob_dtype: LogprobDtype = Field("float16", description="How logprobs travel, and are stored.")
+    share: float = Field(
+        1.0,
+        ge=0,
+        le=1,
+        description="Of the training sequences, how many the teacher is asked about: the others teach without its "
+        "rows, by cross-entropy. A sequence's content decides, so that all epochs and runs ask about the same ones.",
+    )
+    max_failed_share: float = Field(
+        0.05,
+        ge=0,
+        le=1,
+        description="Sequences that the teacher fails on for good are trained without its rows; a larger share of "
+        "them ends the run.",
+    )
     generate: GenerateRecipe = Field(GenerateRecipe(), description="What generate asks for.")
+
+    def identity(self) -> dict[str, Any]:
+        """What of it a result depends on; a value that no run had before stands in it only where it is another."""
+        exclude = {"max_failed_share"} | ({"share"} if self.share == 1.0 else set())
+        return self.model_dump(exclude=exclude | ({"generate"} if self.targets == "score" else set()))

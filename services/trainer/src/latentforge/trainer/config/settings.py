@@ -39,4 +39,7 @@ class TrainerSettings(GatewayAccess):
     trainer_cuda_memory_fraction: float = Field(
         1.0, gt=0, le=1, description="The most of a GPU's memory that training may take."
     )
-    trainer_gateway_patience_seconds: float = Field(300.0, ge=0, description="How long a lost gateway is waited for.")
+    # What docker-compose.gb10.yml gives a teacher to start, and some minutes for a container's restart before that.
+    trainer_gateway_patience_seconds: float = Field(
+        2400.0, ge=0, description="How long a lost gateway is waited for; no less than a teacher may take to start."
+    )

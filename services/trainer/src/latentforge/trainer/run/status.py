@@ -25,6 +25,7 @@ class Status:
         eta: seconds left in the stage; None while unknown.
         tokens_per_s: over the newest steps, validations between them included; None before the second step.
         teacher_wait_seconds: how long this process has waited for its teacher; None where it has none.
+        waiting_for: what is waited for just now, for how long and at most how long; None while nothing is.
         train, held_out: the stage's curves, a bounded number of points with ``step`` and figures by name.
         done: the run is finished.
         error: why it failed, or None.
@@ -38,10 +39,15 @@ class Status:
     eta: float | None = None
     tokens_per_s: float | None = None
     teacher_wait_seconds: float | None = None
+    waiting_for: str | None = None
     train: list[Point] = field(default_factory=list)
     held_out: list[Point] = field(default_factory=list)
     done: bool = False
     error: str | None = None
+
+    def wait_for(self, line: str | None) -> None:
+        """Notes what is waited for; None ends it."""
+        self.waiting_for = line
 
 
 def build_app(status: Status) -> FastAPI:

@@ -69,5 +69,8 @@ class TargetSource(Protocol):
     def note(self) -> str:
         """A few words for the progress bar."""
 
+    def figures(self) -> dict[str, float]:
+        """What of it belongs to a step's metrics, by name."""
+
     def report(self) -> CacheFigures | GeneratedFigures | None:
         """What the run's result says of it."""

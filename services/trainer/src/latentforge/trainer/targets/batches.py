@@ -32,10 +32,15 @@ def held_out_sequences(data: PackedData, count: int) -> list[Tensor]:
     return [torch.from_numpy(data.sequence(int(i))) for i in picked]
 
 
+def training_indices(run: RunContext, data: PackedData, step: int) -> list[int]:
+    """Which sequences one step takes."""
+    indices: list[int] = batch_indices(len(data), run.recipe.student.optim.batch_size, run.recipe.seed, step).tolist()
+    return indices
+
+
 def training_sequences(run: RunContext, data: PackedData, step: int) -> list[Tensor]:
     """The sequences of one step as they are packed: what the teacher is asked about."""
-    indices = batch_indices(len(data), run.recipe.student.optim.batch_size, run.recipe.seed, step)
-    return [torch.from_numpy(data.sequence(int(i))) for i in indices]
+    return [torch.from_numpy(data.sequence(i)) for i in training_indices(run, data, step)]
 
 
 def training_batch(run: RunContext, data: PackedData, step: int, rows: Sequence[SparseRows] | None) -> StudentBatch:

@@ -15,6 +15,7 @@ from latentforge.trainer.targets.generated import GeneratedTargets
 from latentforge.trainer.targets.scored import ScoredTargets
 from latentforge.trainer.targets.text import TextTargets
 from latentforge.trainer.teacher.connection import TeacherLink
+from latentforge.trainer.teacher.rows import TeacherRows
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ def met_teacher(run: RunContext) -> Iterator[MetTeacher | None]:
         yield None
         return
     with TeacherLink.of(run.settings, run.stop) as link:
+        link.on_lost = run.status.wait_for
         about = link.teacher(run.tokenizer.fingerprint, run.vocab_size, run.recipe.teacher.top_k)
         yield MetTeacher(link, about, _kind(run, link.target, about))
 
@@ -65,6 +67,11 @@ def _kind(run: RunContext, target: str, about: pb.GetTeacherResponse) -> TargetK
     if wanted == "generate" and not about.can_generate:
         raise TrainerError(f"{who} cannot generate, only score; set teacher.targets to score or auto (TARGETS=score)")
     kind: TargetKind = wanted if wanted != "auto" else "score" if about.can_score else "generate"
+    if kind == "generate" and (scored := run.recipe.teacher.share) < 1:
+        raise TrainerError(
+            f"{who} cannot score, but teacher.share={scored} says how much of the data is scored; set it to 1, or "
+            "choose a teacher that scores"
+        )
     if kind == "generate" and share:
         raise TrainerError(
             f"{who} cannot score, but student.on_policy.share={share} wants its rows on what the student writes; set "
@@ -79,6 +86,11 @@ def _kind(run: RunContext, target: str, about: pb.GetTeacherResponse) -> TargetK
     return kind
 
 
+def _cache_stats(link: TeacherLink) -> tuple[int, float]:
+    stats = link.cache_stats()
+    return stats.bytes, stats.saved_seconds
+
+
 @contextmanager
 def target_source(
     run: RunContext, teacher: MetTeacher | None, train: PackedData, held_out: PackedData, *, fresh: bool = False
@@ -87,7 +99,9 @@ def target_source(
     if teacher is None:
         yield TextTargets(run, train, held_out)
     elif teacher.kind == "score":
-        yield ScoredTargets(run, teacher.link, train, held_out)
+        link, settings, asked = teacher.link, run.settings, run.recipe.teacher
+        rows = TeacherRows(link, asked.top_k, asked.logprob_dtype, settings.trainer_prefetch_in_flight)
+        yield ScoredTargets(run, rows, train, held_out, lambda: _cache_stats(link))
     else:
         about = teacher.about
         run.console.print(f"the student learns from text that {about.model} writes ({about.backend})", highlight=False)

@@ -109,6 +109,9 @@ class GeneratedTargets:
     def note(self) -> str:
         return f"of {len(self._train)} continuations"
 
+    def figures(self) -> dict[str, float]:
+        return {}
+
     def report(self) -> GeneratedFigures:
         return GeneratedFigures(
             prompts=len(self._prompts),

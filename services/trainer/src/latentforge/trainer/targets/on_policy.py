@@ -17,8 +17,9 @@ from latentforge.text.packed import PackedData
 from latentforge.trainer.data.sequence_order import step_random
 from latentforge.trainer.run.context import RunContext
 from latentforge.trainer.targets.continuation_batches import lay_out
+from latentforge.trainer.targets.failures import Failures
 from latentforge.trainer.teacher.continuations import Continuation
-from latentforge.trainer.teacher.rows import TeacherRows
+from latentforge.trainer.teacher.rows import RowSource
 
 
 class OnPolicyText:
@@ -29,9 +30,9 @@ class OnPolicyText:
     2024).
     """
 
-    def __init__(self, run: RunContext, train: PackedData, rows: TeacherRows) -> None:
+    def __init__(self, run: RunContext, train: PackedData, rows: RowSource, failures: Failures) -> None:
         """Takes prompts from ``train``, and the teacher's rows, as sparse as all others, from ``rows``."""
-        self._run, self._train, self._rows = run, train, rows
+        self._run, self._train, self._rows, self._failures = run, train, rows, failures
         student, self._recipe = run.recipe.student, run.recipe.student.on_policy
         self._first = self._recipe.begin * student.optim.steps
         # As many as fit the tokens of a step of text.
@@ -65,7 +66,8 @@ class OnPolicyText:
             for prompt, ids, length in zip(prompts, written.token_ids.cpu(), written.lengths.tolist(), strict=True)
         ]
         # Asked for now and waited for: what is written hangs on the student as the last step left it.
-        rows = self._rows.take(self._rows.ask(texts))
+        answers = self._rows.take(self._rows.ask(texts))
+        rows = self._failures.rows_of(answers, [f"on-policy text {i} of step {step}" for i in range(len(texts))])
         examples = [self._example(text.numpy().astype(np.uint32), r) for text, r in zip(texts, rows, strict=True)]
         batch = lay_out(examples, [0] * len(examples), recipe, tokenizer.pad_id, None)
         return replace(batch, on_policy=True)

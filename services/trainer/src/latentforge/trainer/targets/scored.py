@@ -1,42 +1,79 @@
 """Targets of kind ``score``: the data's sequences, with the rows that the teacher gives for them."""
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from itertools import islice
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from latentforge.model.latent_model import LatentModel
 from latentforge.model.losses import StudentBatch
 from latentforge.model.token_level import TokenLevelModel
 from latentforge.teacher_client.sparse_rows import SparseRows
 from latentforge.text.packed import PackedData
+from latentforge.trainer.data.sequence_hash import is_chosen, sequence_hash
+from latentforge.trainer.errors import TrainerError
 from latentforge.trainer.results import CacheFigures, TargetKind
 from latentforge.trainer.run.context import RunContext
-from latentforge.trainer.targets.batches import held_out_batch, held_out_sequences, training_batch, training_sequences
+from latentforge.trainer.targets.batches import held_out_batch, held_out_sequences, training_batch, training_indices
+from latentforge.trainer.targets.failures import Failures
 from latentforge.trainer.targets.on_policy import OnPolicyText
 from latentforge.trainer.targets.text import TextTargets
-from latentforge.trainer.teacher.connection import TeacherLink
-from latentforge.trainer.teacher.rows import CacheCount, TeacherRows
+from latentforge.trainer.teacher.rows import Answer, CacheCount, RowSource
+
+
+@dataclass(frozen=True)
+class _AskedBatch:
+    """A step's sequences, which of them the teacher is asked about, and what it answers about those."""
+
+    indices: Sequence[int]
+    chosen: Sequence[bool]
+    answers: Future[list[Answer]]
 
 
 class ScoredTargets(TextTargets):
-    """The data's sequences with the teacher's rows; it is asked about each as it is packed, some batches ahead."""
+    """The data's sequences with the teacher's rows; it is asked about each as it is packed, some batches ahead.
+
+    Args:
+        run: the run.
+        rows: where rows come from.
+        train, held_out: the data.
+        cache_stats: asked for the bytes that the gateway's cache holds and the seconds that it has saved.
+    """
 
     kind: TargetKind = "score"
 
-    def __init__(self, run: RunContext, link: TeacherLink, train: PackedData, held_out: PackedData) -> None:
+    def __init__(
+        self,
+        run: RunContext,
+        rows: RowSource,
+        train: PackedData,
+        held_out: PackedData,
+        cache_stats: Callable[[], tuple[int, float]] = lambda: (0, 0.0),
+    ) -> None:
         super().__init__(run, train, held_out)
-        settings, teacher = run.settings, run.recipe.teacher
-        self._rows = TeacherRows(link, teacher.top_k, teacher.logprob_dtype, settings.trainer_prefetch_in_flight)
-        self._link = link
-        self._on_policy = OnPolicyText(run, train, self._rows)
+        self._rows, self._cache_stats = rows, cache_stats
+        self._failures = Failures(run.recipe.teacher)
+        self._on_policy = OnPolicyText(run, train, rows, self._failures)
 
     def held_out_batches(self) -> list[StudentBatch]:
         sequences = held_out_sequences(self._held_out, self._run.recipe.student.validation_sequences)
-        rows = self._rows.take(self._rows.ask(sequences))
-        return [held_out_batch(*pair) for pair in zip(sequences, rows, strict=True)]
+        batches = []
+        for i, (sequence, answer) in enumerate(zip(sequences, self._rows.take(self._rows.ask(sequences)), strict=True)):
+            if not isinstance(answer, SparseRows):
+                self._failures.say(f"held-out sequence {i}", answer)
+                answer = SparseRows.none(self._run.recipe.teacher.top_k)
+            batches.append(held_out_batch(sequence, answer))
+        if not any(batch.kd is not None and batch.kd.has_row.any() for batch in batches):
+            raise TrainerError(
+                f"there are no teacher's rows for any of the {len(batches)} held-out sequences, so nothing can be "
+                "compared with the teacher; look at the gateway's log, or give other held-out data with --held-out"
+            )
+        return batches
 
     def training_batches(
         self, step: int, model: LatentModel | TokenLevelModel, *, with_rows: bool
@@ -46,10 +83,10 @@ class ScoredTargets(TextTargets):
         # Rows depend on the step alone, never on the student, so they can be asked for while it computes. What it
         # writes itself cannot: it is known at its own step, and takes no place among what was asked ahead.
         ahead = (s for s in steps if with_rows and not on_policy.is_due(s))
-        asked: deque[Future[list[SparseRows]]] = deque()
+        asked: deque[_AskedBatch] = deque()
 
         def ask(num_batches: int) -> None:
-            asked.extend(self._rows.ask(training_sequences(run, train, s)) for s in islice(ahead, num_batches))
+            asked.extend(self._ask(training_indices(run, train, s)) for s in islice(ahead, num_batches))
 
         def batches() -> Iterator[StudentBatch]:
             for s in steps:
@@ -59,7 +96,7 @@ class ScoredTargets(TextTargets):
                 rows = None
                 if with_rows:
                     # Steps take their rows in the order in which they were asked for: the oldest are this step's.
-                    rows = self._rows.take(asked.popleft())
+                    rows = self._take(asked.popleft())
                     ask(1)
                 yield training_batch(run, train, s, rows)
 
@@ -72,21 +109,42 @@ class ScoredTargets(TextTargets):
         return super().num_tokens(num_text) + self._on_policy.num_tokens(steps)
 
     def progress(self) -> dict[str, Any]:
-        return {"cache": asdict(self._rows.cache)}
+        return {"cache": asdict(self._rows.cache), "failures": self._failures.progress()}
 
     def restore(self, progress: dict[str, Any]) -> None:
         self._rows.cache = CacheCount(**progress["cache"])
+        # Runs that were begun before failures were counted had none.
+        self._failures.restore(progress.get("failures", {}))
 
     def note(self) -> str:
-        return f"cache {self._rows.cache.hits}/{self._rows.cache.sequences}"
+        failed = self._failures.count.failed
+        return f"cache {self._rows.cache.hits}/{self._rows.cache.sequences}" + (f", {failed} failed" if failed else "")
+
+    def figures(self) -> dict[str, float]:
+        return self._failures.figures()
 
     def report(self) -> CacheFigures:
-        cache, stats = self._rows.cache, self._link.cache_stats()
+        cache, (num_bytes, saved_seconds) = self._rows.cache, self._cache_stats()
         return CacheFigures(
             hits=cache.hits,
             misses=cache.sequences - cache.hits,
             rows=cache.rows,
             rows_from_cache=cache.rows_from_cache,
-            bytes=stats.bytes,
-            saved_seconds=round(stats.saved_seconds, 2),
+            failed=self._failures.count.failed,
+            bytes=num_bytes,
+            saved_seconds=round(saved_seconds, 2),
         )
+
+    def _ask(self, indices: Sequence[int]) -> _AskedBatch:
+        sequences = [self._train.sequence(i) for i in indices]
+        share = self._run.recipe.teacher.share
+        chosen = [share == 1.0 or is_chosen(sequence_hash(sequence), share) for sequence in sequences]
+        wanted: list[Tensor] = [torch.from_numpy(s) for s, c in zip(sequences, chosen, strict=True) if c]
+        return _AskedBatch(indices, chosen, self._rows.ask(wanted))
+
+    def _take(self, asked: _AskedBatch) -> list[SparseRows]:
+        """Rows of every sequence of a step, a block of none where the teacher was not asked or failed."""
+        names = [f"sequence {i} of {self._train.folder}" for i, c in zip(asked.indices, asked.chosen, strict=True) if c]
+        rows = iter(self._failures.rows_of(self._rows.take(asked.answers), names))
+        none = SparseRows.none(self._run.recipe.teacher.top_k)
+        return [next(rows) if chosen else none for chosen in asked.chosen]

@@ -56,5 +56,8 @@ class TextTargets:
     def note(self) -> str:
         return ""
 
+    def figures(self) -> dict[str, float]:
+        return {}
+
     def report(self) -> CacheFigures | None:
         return None

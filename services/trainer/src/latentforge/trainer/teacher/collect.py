@@ -22,9 +22,8 @@ from latentforge.trainer.run.interrupt import Interrupted
 from latentforge.trainer.run.progress import StageProgress
 from latentforge.trainer.teacher.connection import TeacherLink
 from latentforge.trainer.teacher.continuations import Continuation, Dropped, GeneratedStore
+from latentforge.trainer.teacher.rows import ONES_OWN_FAULT
 
-# What is the matter with one prompt, not with the teacher.
-_PROMPTS_FAULT = {grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.INTERNAL, grpc.StatusCode.DATA_LOSS}
 _MAX_DROPPED_SHARE = 0.5
 # So many answers are waited for before a share means something.
 _JUDGED_FROM = 20
@@ -35,7 +34,7 @@ Outcome = Continuation | Dropped
 def identity(recipe: TeacherRecipe, prompts: list[Prompt], teacher: pb.GetTeacherResponse) -> dict[str, Any]:
     """What the continuations depend on."""
     about = {n: getattr(teacher, n) for n in ("backend", "model", "revision", "quantization", "tokenizer_fingerprint")}
-    asked = recipe.model_dump(exclude={"targets"})
+    asked = recipe.model_dump(exclude={"targets", "share", "max_failed_share"})
     return {"teacher": about, **asked, "num_prompts": len(prompts), "prompts_sha256": digest(prompts)}
 
 
@@ -137,7 +136,7 @@ async def _continuations(link: TeacherLink, recipe: TeacherRecipe, prompt: Promp
         return await link.retried(ask)
     except TrainerError as error:
         cause = error.__cause__
-        if not isinstance(cause, TeacherError) or cause.code not in _PROMPTS_FAULT:
+        if not isinstance(cause, TeacherError) or cause.code not in ONES_OWN_FAULT:
             raise
         return [Dropped(f"refused: {cause}")] * settings.n
 

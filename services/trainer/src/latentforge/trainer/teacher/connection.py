@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+_SECONDS_BETWEEN_LINES = 30.0
 # More than a client tries again by itself: a run is worth waiting for a teacher that is too slow just now.
 _RETRIED = {
     grpc.StatusCode.UNAVAILABLE,
@@ -53,6 +54,8 @@ class TeacherLink:
 
     Attributes:
         waited: seconds that :meth:`wait` has taken so far, while nothing else was done.
+        on_lost: told in a line what is waited for and for how long, again and again; None when it is back. Called in
+            the link's thread.
     """
 
     def __init__(
@@ -69,6 +72,8 @@ class TeacherLink:
         self._patience = patience
         self._api_key, self._tls_ca = api_key, tls_ca
         self._lost_since: float | None = None
+        self._said = 0.0
+        self.on_lost: Callable[[str | None], None] = lambda line: None
 
     def __enter__(self) -> Self:
         self._loop = asyncio.new_event_loop()
@@ -88,10 +93,10 @@ class TeacherLink:
         self._end()
 
     @classmethod
-    def of(cls, settings: TrainerSettings, stop: Callable[[], bool]) -> Self:
-        """To the gateway that the environment names."""
+    def of(cls, settings: TrainerSettings, stop: Callable[[], bool], target: str | None = None) -> Self:
+        """To the gateway that the environment names, or with its key to ``target``."""
         return cls(
-            settings.gateway_target,
+            target or settings.gateway_target,
             patience=settings.trainer_gateway_patience_seconds,
             stop=stop,
             api_key=settings.gateway_api_key,
@@ -195,14 +200,23 @@ class TeacherLink:
         if self._lost_since is not None:
             logger.warning("teacher back after %.0f s", self._seconds_lost())
             self._lost_since = None
+            self.on_lost(None)
         return answer
 
     def _lost(self, state: RetryCallState) -> None:
         """Notes when the gateway was lost; whichever call finds it again ends that for all of them."""
+        now = time.monotonic()
+        assert state.outcome is not None
+        error = state.outcome.exception()
         if self._lost_since is None:
-            self._lost_since = time.monotonic()
-            assert state.outcome is not None
-            logger.warning("teacher lost (%s); trying again for %.0f s", state.outcome.exception(), self._patience)
+            self._lost_since = self._said = now
+            logger.warning("teacher lost (%s); trying again for %.0f s", error, self._patience)
+        seconds = now - self._lost_since
+        line = f"waiting for the teacher at {self.target} for {seconds:.0f} s, at most {self._patience:.0f} s"
+        if now - self._said >= _SECONDS_BETWEEN_LINES:
+            self._said = now
+            logger.warning("%s: %s", line, error)
+        self.on_lost(line)
 
     def _pause(self, state: RetryCallState) -> float:
         """As every client's, but no longer than the patience: a gateway may be back before it said it would be."""

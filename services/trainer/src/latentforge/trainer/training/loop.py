@@ -101,7 +101,7 @@ class StudentTraining:
                     batch = to_device(next(batches), run.device)
                     if self.teacher is not None:
                         progress.teacher_waited(self.teacher.link.waited)
-                    values = self._take_step(batch)
+                    values = self._take_step(batch) | self.source.figures()
                     progress.step(self.step, values, batch.tokens.numel(), note=self.source.note())
                     if self.step % recipe.validate_every == 0 or self.step == recipe.optim.steps:
                         self._validate(progress)

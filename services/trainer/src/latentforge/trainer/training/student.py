@@ -100,9 +100,8 @@ def _train(
 ) -> StudentResult:
     for data in (train, held_out):
         check_data(data, run.tokenizer, run.recipe.chunk_size)
-    asked = run.recipe.teacher.targets
     identity = run.identity("student") | {
-        "teacher": run.recipe.teacher.model_dump(exclude={"generate"} if asked == "score" else None),
+        "teacher": run.recipe.teacher.identity(),
         "train": train.identity(),
         **more_identity,
     }

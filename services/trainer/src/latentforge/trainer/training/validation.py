@@ -84,7 +84,8 @@ def evaluate_student(
         # The same noise at every validation: points of a curve differ by the weights alone.
         loss = loss_of(model, to_device(batch, device), weights, step_generator(seed, i, device))
         chunks = batch.chunk_valid if batch.chunk_valid is not None else batch.valid.unflatten(1, (-1, k)).any(-1)
-        amount = {"ce": int(batch.valid.sum()), "kd": int(batch.valid.sum()), "mse": int(chunks.sum())}
+        with_row = batch.valid & batch.kd.has_row if batch.kd is not None else batch.valid
+        amount = {"ce": int(batch.valid.sum()), "kd": int(with_row.sum()), "mse": int(chunks.sum())}
         for name in terms:
             sums[name] += amount[name] * float(getattr(loss, name))
             amounts[name] += amount[name]
@@ -144,5 +145,6 @@ def unigram_ce(token_counts: NDArray[np.int64], batches: Sequence[StudentBatch])
 
 
 def teacher_nll(batches: Sequence[StudentBatch]) -> float:
-    """The teacher's own cross-entropy of the valid tokens of held-out batches, nats per token."""
-    return float(-torch.cat([b.kd.realised_logprobs[b.valid] for b in batches if b.kd is not None]).mean())
+    """The teacher's own cross-entropy of the valid tokens of held-out batches that have a row, nats per token."""
+    found = [b.kd.realised_logprobs[b.valid & b.kd.has_row] for b in batches if b.kd is not None]
+    return float(-torch.cat(found).mean())

@@ -46,6 +46,29 @@ _DECODER = msgspec.json.Decoder(VllmAnswer)
 _ID_PREFIX = "token_id:"
 
 
+class _Error(msgspec.Struct, gc=False):
+    message: str
+
+
+class _ErrorAnswer(msgspec.Struct, gc=False):
+    error: _Error
+
+
+_ERROR_DECODER = msgspec.json.Decoder(_ErrorAnswer)
+
+
+def blames_request(body: bytes) -> bool:
+    """Whether a 500 tells of a request that the server fails on, as one whose log-probabilities are NaN.
+
+    An engine that is dead or about to be says so by that name, or with no words at all.
+    """
+    try:
+        message = _ERROR_DECODER.decode(body).error.message
+    except msgspec.DecodeError:
+        return False
+    return bool(message) and "engine" not in message.lower()
+
+
 def answer_of(body: bytes, count: int) -> VllmAnswer:
     """An answer with its ``count`` choices in the order of the prompts.
 

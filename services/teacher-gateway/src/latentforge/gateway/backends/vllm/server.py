@@ -18,7 +18,14 @@ from latentforge.gateway.backends.base import (
 )
 from latentforge.gateway.backends.model_folder import tokenizer_folder
 from latentforge.gateway.backends.upstream import Api, Upstream
-from latentforge.gateway.backends.vllm.answers import answer_of, continuation, generated_rows, prompt_rows, scored
+from latentforge.gateway.backends.vllm.answers import (
+    answer_of,
+    blames_request,
+    continuation,
+    generated_rows,
+    prompt_rows,
+    scored,
+)
 from latentforge.gateway.backends.vllm.continuations import VllmTeacher, stops
 from latentforge.gateway.backends.vllm.model import describe, digest, probe_text, read_model_files
 from latentforge.gateway.backends.vllm.startup import ServedModel, wait_for_server
@@ -65,6 +72,7 @@ class VllmBackend(VllmTeacher):
             max_queued=_MAX_QUEUED,
             attempts=_ATTEMPTS,
             timeout=_TIMEOUT_SECONDS,
+            blames_request=blames_request,
         )
         gauge = metrics.breaker_open.labels(settings.teacher_backend)
         breaker = Breaker(_BREAKER_FAILURES, _BREAKER_WINDOW, _BREAKER_PAUSE, on_change=gauge.set)
