@@ -1,29 +1,81 @@
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from latentforge.text import held_out
+from latentforge.text.documents import Document
 from latentforge.text.errors import TextError
-from latentforge.text.held_out import split_held_out
+from latentforge.text.held_out import HELD_OUT_BELOW, SplitSource, content_hash, held_out_below
+from latentforge.text.text_source import TextSource
 
 
-def test_held_out_documents_are_chosen_by_content_alone(tmp_path: Path) -> None:
+def documents(texts: list[str]) -> list[Document]:
+    return [Document(f"d:{i}", 0, text, None) for i, text in enumerate(texts)]
+
+
+def sides_of_old(texts: list[Document], min_characters: int) -> set[int] | None:
+    """The rule with everything in memory: the hashes that are held out, or None where it refuses."""
+    by_hash = sorted({(content_hash(d), len(d.content)) for d in texts})
+    chosen: set[int] = set()
+    characters = 0
+    for place, size in by_hash:
+        if place >= HELD_OUT_BELOW and characters >= min_characters:
+            break
+        chosen.add(place)
+        characters += size
+    return None if 2 * len(chosen) > len(by_hash) or characters < min_characters else chosen
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_every_document_is_on_the_side_that_the_whole_file_in_memory_gave_it(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    count = int(random.choice([1, 2, 3, 5, 20, 60, 300, 1000]))
+    texts = [f"{seed} {random.integers(count)} " + "x" * int(random.exponential(40)) for _ in range(count)]
+    texts += [texts[0], "", ""]
+    wanted = int(random.choice([0, 1, 50, 400, 3000, 100_000]))
+    expected = sides_of_old(documents(texts), wanted)
+    if expected is None:
+        with pytest.raises(TextError, match="too small to hold documents out"):
+            held_out_below(documents(texts), wanted)
+    else:
+        below = held_out_below(documents(texts), wanted)
+        assert {h for h in map(content_hash, documents(texts)) if h < below} == expected
+
+
+def test_reading_ends_when_five_percent_are_known_to_be_enough() -> None:
+    read = 0
+
+    def endless() -> Iterator[Document]:
+        nonlocal read
+        while True:
+            read += 1
+            yield Document(f"d:{read}", 0, f"document number {read}", None)
+
+    assert held_out_below(endless(), 1000) == HELD_OUT_BELOW
+    assert read < 5000
+
+
+def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(held_out, "_MOST_REMEMBERED", 400)
+    # So short that 5 % of them are never enough: all are looked at.
+    some = [str(i) for i in range(2000)]
+    expected = sides_of_old(documents(some), 500)
+    below = held_out_below(documents(some), 500)
+    assert expected is not None
+    assert {h for h in map(content_hash, documents(some)) if h < below} == expected
+
+
+def test_a_source_is_read_by_sides_and_no_file_is_written(tmp_path: Path) -> None:
     texts = [f"document number {i} " * 5 for i in range(200)]
-    sides = []
-    for name, order in (("a", texts), ("b", [*reversed(texts), texts[3]])):
-        source, train, held_out = (tmp_path / f"{name}-{part}.jsonl" for part in ("source", "train", "held"))
-        source.write_text("".join(json.dumps({"text": t}) + "\n" for t in order))
-        num_train, num_held_out = split_held_out(source, train, held_out, min_characters=100)
-        assert num_train + num_held_out == len(order)
-        sides.append({json.loads(line)["text"] for line in held_out.read_text().splitlines()})
-        assert not sides[-1] & {json.loads(line)["text"] for line in train.read_text().splitlines()}
-    assert sides[0] == sides[1]
-    assert 2 <= len(sides[0]) <= 25
-
-
-def test_too_small_a_file_is_not_divided(tmp_path: Path) -> None:
-    source = tmp_path / "one.jsonl"
-    source.write_text('{"text": "only one"}\n')
-    with pytest.raises(TextError, match="too small to hold documents out"):
-        split_held_out(source, tmp_path / "t", tmp_path / "h", min_characters=4)
-    assert not (tmp_path / "t").exists()
+    path = tmp_path / "source.jsonl"
+    path.write_text("".join(json.dumps({"text": t}) + "\n" for t in [*reversed(texts), texts[3]]))
+    source = TextSource.of(path)
+    below = held_out_below(source.documents(), 100)
+    train, held = ([d.text for d in SplitSource(source, split, below).documents()] for split in ("train", "held-out"))
+    assert sorted([*train, *held]) == sorted([*texts, texts[3]])  # type: ignore[type-var]
+    assert not set(train) & set(held)
+    assert 2 <= len(held) <= 25
+    assert [p.name for p in tmp_path.iterdir()] == ["source.jsonl"]

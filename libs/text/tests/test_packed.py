@@ -124,7 +124,7 @@ def test_a_chat_that_the_template_refuses_is_named_by_its_line(tmp_path: Path, t
     chats = [{"messages": [{"role": "user", "content": content}]} for content in ("a", "b", "c")]
     source = write(tmp_path / "d.jsonl", {"text": "hello"}, *chats)
     tokenizer = TextTokenizer(tmp_path, eos_id=0, pad_id=1)
-    with pytest.raises(TextError, match=r"d\.jsonl, line 3: the chat template refuses these messages: odd"):
+    with pytest.raises(TextError, match=r"d\.jsonl:3: the chat template refuses these messages: odd"):
         pack(source, tmp_path / "out", tokenizer)
 
 
@@ -140,7 +140,7 @@ def test_a_length_that_k_does_not_divide_twice_is_refused_with_neighbours(
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ('{"text": "fine and long enough"}\n{"text": 1}\n', "line 2"),
+        ('{"text": "fine and long enough"}\n{"text": 1}\n', "d.jsonl:2: "),
         ("", "has no documents"),
         ('{"text": ""}\n', "has no documents"),
         ('{"text": "ab"}\n', "has 3 tokens, fewer than one sequence of 8"),

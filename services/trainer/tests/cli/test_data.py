@@ -48,7 +48,7 @@ def test_a_failed_tokenizer_leaves_no_folder(invoke: Invoke, tmp_path: Path) -> 
     data.write_text('{"text": "fine"}\n{"txt": 1}\n')
     result = invoke("tokenizer", "--data", data, "--out", tmp_path / "out" / "t")
     assert result.exit_code == 1
-    assert 'line 2: neither "text" nor "messages"' in result.output
+    assert 'bad.jsonl:2: neither "text" nor "messages"' in result.output
     data.write_text('{"text": "fine"}\n')
     result = invoke("tokenizer", "--data", data, "--out", tmp_path / "out" / "t")
     assert result.exit_code == 1

@@ -80,7 +80,7 @@ def test_only_the_teachers_evaluation_is_told_ids(invoke: Invoke, one_id_tokeniz
         (["run", "--recipe", "tiny"], 1, "no teacher-gateway answers at 127.0.0.1:9"),
         (["run", "--recipe", "tiny", "--tokenizer", "/nowhere"], 1, "TOKENIZER_PATH: /nowhere has no tokenizer.json"),
         (["run", "--recipe", "tiny", "--set", "student.optim.lr=fast"], 2, "student.optim.lr is 'fast'"),
-        (["pack", "nothing.jsonl", "--out", "x"], 1, "nothing.jsonl is no file"),
+        (["pack", "nothing.jsonl", "--out", "x"], 1, "nothing.jsonl cannot be read"),
     ],
 )
 def test_errors_are_one_clear_message_and_the_right_code(

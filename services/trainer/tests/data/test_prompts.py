@@ -4,9 +4,10 @@ from typing import Any
 
 import pytest
 
-from latentforge.text.held_out import split_tail
+from latentforge.text.held_out import SplitSource, split_tail
 from latentforge.text.packed import PackedData
 from latentforge.text.packing import pack_jsonl
+from latentforge.text.text_source import TextSource
 from latentforge.text.tokenizer import TextTokenizer
 from latentforge.trainer.data.prompts import choose_prompts
 from latentforge.trainer.errors import TrainerError
@@ -18,7 +19,7 @@ def packed_of(tmp_path: Path, tokenizer: TextTokenizer) -> Any:
         source = tmp_path / "documents.jsonl"
         source.write_text("".join(json.dumps(d) + "\n" for d in documents))
         pack_jsonl(source, tmp_path / "packed", tokenizer, sequence_length=length, chunk_size=4, split="train")
-        return PackedData(tmp_path / "packed", source if keep_source else None)
+        return PackedData(tmp_path / "packed", SplitSource(TextSource.of(source), "train") if keep_source else None)
 
     return make
 

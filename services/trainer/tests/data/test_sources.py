@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from latentforge.text.documents import read_documents
+from latentforge.text.text_source import read_documents
 from latentforge.trainer.data.packages import HELD_OUT_PACKAGES, Packages
 from latentforge.trainer.data.sources import write_packages, write_stdlib
 from latentforge.trainer.errors import TrainerError

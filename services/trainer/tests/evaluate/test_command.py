@@ -277,7 +277,7 @@ def test_while_nothing_is_published_the_shipped_student_is_evaluated_on_the_libr
         (["teacher"], "give DATA, a packed folder or a JSONL file"),
         (["teacher", "HELD_OUT", "--no-teacher"], "--no-teacher leaves out the teacher"),
         (["teacher", "HELD_OUT", "--sequence-length", "64"], "is packed already"),
-        (["teacher", "missing.jsonl"], "missing.jsonl is no file"),
+        (["teacher", "missing.jsonl"], "missing.jsonl cannot be read"),
         (["teacher", "HELD_OUT", "--gateway", "127.0.0.1:9"], "`make eval` starts one for as long as it takes"),
     ],
 )

@@ -101,7 +101,7 @@ def test_data_of_another_tokenizer_and_bad_lines_are_named(
     bad.write_text('{"text": "fine"}\n{"words": 1}\n')
     code, output = warm(str(bad), "--top-k", "4")
     assert code == 1
-    assert 'line 2: neither "text" nor "messages"' in output
+    assert ':2: neither "text" nor "messages"' in output
     code, output = warm(str(tmp_path / "nowhere.jsonl"), "--top-k", "4")
     assert code == 1
     assert "nowhere.jsonl cannot be read" in output

@@ -11,7 +11,7 @@ from latentforge.text.control_tokens import ControlTokens
 from latentforge.text.errors import ChatError
 
 # A template writes them into control tokens of its own ('<|' + role + '|>'), so they are never just any text.
-ROLES = ("system", "user", "assistant")
+ROLES = ("system", "user", "assistant", "tool")
 Message = Mapping[str, Any]
 
 

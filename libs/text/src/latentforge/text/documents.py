@@ -1,8 +1,8 @@
-"""Documents as JSON lines: read with line numbers, written whole."""
+"""Documents: what one line of data says, checked and named by its place."""
 
 import json
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,14 @@ EXPECTED = 'one JSON object per line, {"text": "..."} or {"messages": [{"role": 
 
 @dataclass(frozen=True)
 class Document:
-    """One line of a file, of ``num_bytes``: either ``text`` or ``messages`` is set."""
+    """One line of data, of ``num_bytes``: either ``text`` or ``messages`` is set.
 
-    line: int
+    Attributes:
+        place: file:line.
+        messages: each has a string ``content``; what else they have is the chat template's affair.
+    """
+
+    place: str
     num_bytes: int
     text: str | None
     messages: list[dict[str, Any]] | None
@@ -35,25 +40,21 @@ class Document:
         return self.text if self.text is not None else "\n".join(m["content"] for m in self.messages or ())
 
 
-def read_documents(path: Path) -> Iterator[Document]:
-    """Yields the documents of a JSONL file; blank lines are passed over.
+def parse_document(raw: bytes, place: str, text_column: str | None = None) -> Document:
+    """Reads one line.
+
+    Args:
+        raw: JSON.
+        place: file:line, for errors.
+        text_column: the name under which the text stands; None takes "text" or "messages".
 
     Raises:
-        TextError: no such file, or a line that is not as expected; names file, line and what is expected.
+        TextError: it is not as expected; names the place, what is wrong and what is expected.
     """
-    try:
-        file = path.open("rb")
-    except OSError as error:
-        raise TextError(f"{path} cannot be read ({error.strerror}); give a file with {EXPECTED}") from None
-    with file:
-        for number, raw in enumerate(file, 1):
-            if raw.strip():
-                yield _document(path, number, raw)
 
-
-def _document(path: Path, number: int, raw: bytes) -> Document:
     def wrong(what: str) -> TextError:
-        return TextError(f"{path}, line {number}: {what}; expected {EXPECTED}")
+        expected = EXPECTED if text_column is None else f'one JSON object per line with a string "{text_column}"'
+        return TextError(f"{place}: {what}; expected {expected}")
 
     try:
         value = json.loads(raw)
@@ -68,25 +69,54 @@ def _document(path: Path, number: int, raw: bytes) -> Document:
         raise wrong(f"a number of more than {sys.get_int_max_str_digits()} digits") from None
     if not isinstance(value, dict):
         raise wrong(f"a JSON {type(value).__name__}, not an object")
-    text, messages = value.get("text"), value.get("messages")
+    name = text_column or "text"
+    text, messages = value.get(name), value.get("messages") if text_column is None else None
+    if text_column is not None and text is None:
+        raise wrong(f'no "{text_column}"')
     if (text is None) == (messages is None):
         raise wrong('both "text" and "messages"' if text is not None else 'neither "text" nor "messages"')
     if text is not None:
         if not isinstance(text, str):
-            raise wrong(f'"text" is a JSON {type(text).__name__}, not a string')
+            raise wrong(f'"{name}" is a JSON {type(text).__name__}, not a string')
         if half := surrogate_in(text):
-            raise wrong(f'"text" is no text: {half}')
-        return Document(number, len(raw), text, None)
+            raise wrong(f'"{name}" is no text: {half}')
+        return Document(place, len(raw), text, None)
     if not isinstance(messages, list) or not messages:
         raise wrong('"messages" is not a list with at least one message')
-    for message in messages:
-        if not isinstance(message, dict) or not isinstance(message.get("content"), str):
-            raise wrong('a message without a string "content"')
-        if message.get("role") not in ROLES:
-            raise wrong(f'a message with "role" {message.get("role")!r}, not one of {", ".join(ROLES)}')
-        if half := next(filter(None, map(surrogate_in, strings_of(message))), None):
-            raise wrong(f"a message is no text: {half}")
-    return Document(number, len(raw), None, messages)
+    try:
+        return Document(place, len(raw), None, [_message(message) for message in messages])
+    except TextError as error:
+        raise wrong(str(error)) from None
+
+
+def _message(value: Any) -> dict[str, Any]:
+    """The message with a string as its content."""
+    if not isinstance(value, dict):
+        raise TextError(f"a message is a JSON {type(value).__name__}, not an object")
+    message: dict[str, Any] = value
+    if message.get("role") not in ROLES:
+        raise TextError(f'a message with "role" {message.get("role")!r}, not one of {", ".join(ROLES)}')
+    content = message.get("content")
+    if isinstance(content, list):
+        message = {**message, "content": "".join(map(_part, content))}
+    elif content is None and message.get("tool_calls"):
+        # An assistant that only calls tools says nothing.
+        message = {**message, "content": ""}
+    elif not isinstance(content, str):
+        raise TextError('a message without a string "content" or a list of parts {"type": "text", "text": "..."}')
+    if half := next(filter(None, map(surrogate_in, strings_of(message))), None):
+        raise TextError(f"a message is no text: {half}")
+    return message
+
+
+def _part(part: Any) -> str:
+    kind = part.get("type") if isinstance(part, dict) else type(part).__name__
+    if kind != "text":
+        raise TextError(f'a content part of type {kind!r}: only {{"type": "text", "text": "..."}} can be learnt from')
+    if not isinstance(part.get("text"), str):
+        raise TextError('a content part of type "text" without a string "text"')
+    text: str = part["text"]
+    return text
 
 
 def write_lines(path: Path, lines: Iterable[str]) -> None:

@@ -7,3 +7,7 @@ class TextError(ValueError):
 
 class ChatError(TextError):
     """A chat that the tokenizer's template cannot render, and why."""
+
+
+class PackingStoppedError(Exception):
+    """Packing stopped because it was asked to; what is done is kept, and the same call resumes."""

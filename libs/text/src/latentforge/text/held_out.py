@@ -1,17 +1,24 @@
 """Which text nobody trains on: one share, decided by names or by content, the same on every machine."""
 
 import hashlib
-import json
-from pathlib import Path
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Literal
 
-from latentforge.text.documents import Document, read_documents, write_lines
+from latentforge.text.documents import Document
 from latentforge.text.errors import TextError
 from latentforge.text.packed import PackedData
+from latentforge.text.text_source import TextSource
 
 Split = Literal["train", "held-out"]
 
 HELD_OUT_PERCENT = 5
+# A document whose hash is below this is held out; of few documents those of the next hashes are, too.
+HELD_OUT_BELOW = HELD_OUT_PERCENT * 2**64 // 100
+# Of so many different documents 5 % are surely less than half.
+_ENOUGH_DOCUMENTS = 200
+# Documents with the smallest hashes that are looked at, where 5 % are too few characters: enough for any sequence.
+_MOST_REMEMBERED = 2**17
 
 
 def split_of(name: str) -> Split:
@@ -20,46 +27,77 @@ def split_of(name: str) -> Split:
     return "held-out" if int.from_bytes(digest[:4], "big") % 100 < HELD_OUT_PERCENT else "train"
 
 
-def split_held_out(source: Path, train: Path, held_out: Path, *, min_characters: int) -> tuple[int, int]:
-    """Divides a JSONL file by a hash of each document's content: 5 % is held out, or what ``min_characters`` needs.
+def content_hash(document: Document) -> int:
+    """A document's place in the order by which documents are held out, 0 … 2⁶⁴ − 1."""
+    return int.from_bytes(hashlib.sha256(document.content.encode()).digest()[:8], "big")
 
-    Copies of one document fall on the same side, and a document keeps its side when others are added.
+
+def held_out_below(documents: Iterable[Document], min_characters: int) -> int:
+    """The hash below which documents are held out: 5 % of all hashes, or what ``min_characters`` needs.
+
+    Copies of one document fall on the same side, and a document keeps its side when others are added. Reads on until
+    it is known that 5 % give enough, which is soon, and remembers hashes and sizes only.
 
     Args:
-        source: the file to divide.
-        train: where the lines for training go.
-        held_out: where the others go.
+        documents: in any order.
         min_characters: least size of the held-out part, so that it fills a sequence.
 
-    Returns:
-        Numbers of documents, (train, held-out).
-
     Raises:
-        TextError: the file is too small to divide.
+        TextError: there are too few documents to divide.
     """
-    documents = [(_content_hash(d), len(d.content), d) for d in read_documents(source)]
-    by_hash = sorted({(h, size) for h, size, _ in documents})
-    chosen: set[int] = set()
-    characters = 0
-    for h, size in by_hash:
-        if h >= HELD_OUT_PERCENT * 2**64 // 100 and characters >= min_characters:
+    sizes: dict[int, int] = {}
+    below = characters = total = 0
+    for document in documents:
+        place, size = content_hash(document), len(document.content)
+        if place in sizes:
+            continue
+        sizes[place] = size
+        total += size
+        if place < HELD_OUT_BELOW:
+            below, characters = below + 1, characters + size
+        if characters >= min_characters and len(sizes) >= _ENOUGH_DOCUMENTS and 2 * below <= len(sizes):
+            return HELD_OUT_BELOW
+        if len(sizes) >= 2 * _MOST_REMEMBERED:
+            # Larger hashes are needed only if these are too few characters, and then so many texts were all empty.
+            sizes = dict(sorted(sizes.items())[:_MOST_REMEMBERED])
+    chosen, characters, limit = 0, 0, HELD_OUT_BELOW
+    for place, size in sorted(sizes.items()):
+        if place >= HELD_OUT_BELOW and characters >= min_characters:
             break
-        chosen.add(h)
-        characters += size
-    if 2 * len(chosen) > len(by_hash) or characters < min_characters:
+        chosen, characters, limit = chosen + 1, characters + size, max(limit, place + 1)
+    if 2 * chosen > len(sizes) or characters < min_characters:
         raise TextError(
-            f"{source} is too small to hold documents out: {len(by_hash)} different documents, "
-            f"{sum(size for _, size in by_hash)} characters; a held-out part needs {min_characters}. "
-            "Give more documents, --held-out FILE, or a smaller --sequence-length"
+            f"the data is too small to hold documents out: {len(sizes)} different documents, {total} characters; a "
+            f"held-out part needs {min_characters}. Give more documents, --held-out FILE, or a smaller "
+            "--sequence-length"
         )
-    lines = [
-        (h in chosen, json.dumps({"text": d.text} if d.text is not None else {"messages": d.messages}))
-        for h, _, d in documents
-    ]
-    write_lines(train, [line for held, line in lines if not held])
-    write_lines(held_out, [line for held, line in lines if held])
-    num_held_out = sum(held for held, _ in lines)
-    return len(lines) - num_held_out, num_held_out
+    return limit
+
+
+@dataclass(frozen=True)
+class SplitSource:
+    """One side of a source that is divided by :func:`held_out_below`; reading passes over the other.
+
+    Attributes:
+        source: all documents.
+        split: the side.
+        below: the hash that divides them; None takes all as this side's.
+        skip_bad: passes over lines that are not as expected.
+    """
+
+    source: TextSource
+    split: Split
+    below: int | None = None
+    skip_bad: bool = False
+
+    def __str__(self) -> str:
+        return self.source.name
+
+    def documents(self) -> Iterator[Document]:
+        """Raises as :meth:`TextSource.documents`."""
+        for document in self.source.documents((lambda error: None) if self.skip_bad else None):
+            if self.below is None or (content_hash(document) < self.below) == (self.split == "held-out"):
+                yield document
 
 
 def split_tail(data: PackedData, percent: int = HELD_OUT_PERCENT) -> tuple[PackedData, PackedData]:
@@ -73,7 +111,3 @@ def split_tail(data: PackedData, percent: int = HELD_OUT_PERCENT) -> tuple[Packe
         raise TextError(f"{data.folder} holds {len(data)} sequence, none is left to hold out; give --held-out DIR")
     cut = len(data) - num_held_out
     return data.part(0, cut), data.part(cut, len(data))
-
-
-def _content_hash(document: Document) -> int:
-    return int.from_bytes(hashlib.sha256(document.content.encode()).digest()[:8], "big")

@@ -14,13 +14,14 @@ says how many): a training sequence is never padded on the right.
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from latentforge.core.errors import describe_errors
+from latentforge.text.documents import Document
 from latentforge.text.errors import TextError
 from latentforge.text.tokenizer import TextTokenizer
 
@@ -51,6 +52,20 @@ class PackedMeta(BaseModel):
     source: str
     source_sha256: str
     split: str
+    #: the column that held the text
+    text_column: str | None = None
+    #: the hash below which documents were held out, where data was divided while it was read
+    held_out_below: int | None = None
+    #: lines that were not as expected and left out
+    num_bad_lines: int = 0
+    #: places at which the ids may be others than those of the whole text, see :mod:`latentforge.text.long_texts`
+    num_forced_cuts: int = 0
+
+
+class DocumentSource(Protocol):
+    """Documents that can be read anew."""
+
+    def documents(self) -> Iterator[Document]: ...
 
 
 class PackedData:
@@ -64,7 +79,7 @@ class PackedData:
         TextError: the folder is not packed data, or its files do not fit its meta.json.
     """
 
-    def __init__(self, folder: Path, source: Path | None = None) -> None:
+    def __init__(self, folder: Path, source: DocumentSource | None = None) -> None:
         self.folder, self.source = folder, source
         self._first_token = 0
         path = folder / META
@@ -136,7 +151,8 @@ class PackedData:
 
     def identity(self) -> dict[str, Any]:
         """What a resumed run must find unchanged."""
-        return self.meta.model_dump(exclude={"num_documents", "num_empty_documents", "num_dropped_tokens", "source"})
+        counts = {name for name in PackedMeta.model_fields if name.startswith("num_")} - {"num_sequences"}
+        return self.meta.model_dump(exclude=counts | {"source"})
 
 
 def check_data(data: PackedData, tokenizer: TextTokenizer, chunk_size: int) -> None:

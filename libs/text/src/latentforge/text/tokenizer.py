@@ -47,10 +47,12 @@ class TextTokenizer(Vocabulary):
         super().__init__(folder, contents)
         self._eos_id = self._named("eos_token") if eos_id is None else eos_id
         self._pad_id = self._named("pad_token") if pad_id is None else pad_id
+        self._template_arguments = dict(template_arguments or {})
         self._template = None
         if self._files.chat_template is not None:
-            arguments = template_arguments or {}
-            self._template = ChatTemplate(self._files.chat_template, self._control, self._files.named, arguments)
+            self._template = ChatTemplate(
+                self._files.chat_template, self._control, self._files.named, self._template_arguments
+            )
         self.end_ids = self._ends()
         self.own_bos_id = self._own_bos()
         self.bos_id = self._chosen_bos(bos)
@@ -74,6 +76,20 @@ class TextTokenizer(Vocabulary):
         if self._pad_id is None:
             raise TextError(f"{self.folder}: the tokenizer defines no pad_id; {_say('pad')}")
         return self._pad_id
+
+    def spec(self) -> dict[str, Any]:
+        """What another process makes the same one of, in words of JSON: folder, arguments and, to compare, the
+        fingerprint."""
+        return {
+            "folder": str(self.folder),
+            "fingerprint": self.fingerprint,
+            "arguments": {
+                "eos_id": self._eos_id,
+                "pad_id": self._pad_id,
+                "bos": self.bos_id is not None,
+                "template_arguments": self._template_arguments,
+            },
+        }
 
     @property
     def has_chat_template(self) -> bool:
@@ -103,10 +119,13 @@ class TextTokenizer(Vocabulary):
         """
         if not chats:
             return []
+        return self._encoded(self._respelled, [self.rendered(chat, to_answer=to_answer) for chat in chats])
+
+    def rendered(self, chat: Sequence[Message], *, to_answer: bool = False) -> str:
+        """A chat's text, control tokens in their second spelling, for :meth:`encode_long`; as :meth:`encode_chats`."""
         if self._template is None:
             raise ChatError(f"{self.folder} has no chat template; give text")
-        rendered = [self._template.render(chat, to_answer=to_answer) for chat in chats]
-        return self._encoded(self._respelled, rendered)
+        return self._template.render(chat, to_answer=to_answer)
 
     def begin(self, ids: Sequence[int]) -> list[int]:
         """A sequence that begins with ``ids``: the bos is put before them where sequences have one and ids have not."""

@@ -1,20 +1,26 @@
 """A tokenizer's vocabulary: text to ids and back, with control tokens told from text that looks like them."""
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from tokenizers import AddedToken, Tokenizer
 
 from latentforge.text.control_tokens import ControlTokens, control_literals
 from latentforge.text.errors import TextError
 from latentforge.text.fingerprint import fingerprint_of
+from latentforge.text.long_texts import PIECE, Border, Piece, pieces_of, usable_borders
 from latentforge.text.respelling import respelled, unknown_literal
 from latentforge.text.surrogates import surrogate_in
 from latentforge.text.token_bytes import bytes_of_pieces, is_byte_level
 from latentforge.text.tokenizer_files import TOKENIZER, read_tokenizer_files
+
+# Characters of texts that are encoded at once where memory must stay bounded.
+_CHARACTERS_AT_ONCE = 2**19
 
 
 class Vocabulary:
@@ -82,6 +88,55 @@ class Vocabulary:
             self._control.check(text)
         return self._encoded(self._respelled, texts)
 
+    def encode_long(self, texts: Iterable[str], *, rendered: bool = False) -> Iterator[tuple[NDArray[np.uint32], int]]:
+        """Ids of texts of any length at bounded memory, see :mod:`latentforge.text.long_texts`.
+
+        Args:
+            texts: plain ones.
+            rendered: they are chats with control tokens in their second spelling instead.
+
+        Returns:
+            For each text its ids, uint32 [n], and at how many places they may be others than those of the whole text.
+
+        Raises:
+            TextError: as :meth:`encode`.
+        """
+        waiting: list[Piece] = []
+        parts: list[NDArray[np.uint32]] = []
+        num_forced = num_characters = 0
+
+        def encoded() -> Iterator[tuple[NDArray[np.uint32], int]]:
+            nonlocal parts, num_forced
+            found = self._arrays([piece.text for piece in waiting])
+            for piece, ids in zip(waiting, found, strict=True):
+                parts.append(ids[piece.num_anchor_ids :])
+                num_forced += piece.forced
+                if piece.last:
+                    yield np.concatenate(parts) if len(parts) > 1 else parts[0], num_forced
+                    parts, num_forced = [], 0
+            waiting.clear()
+
+        for text in texts:
+            if not rendered:
+                self._control.check(text)
+            for piece in pieces_of(text, self._borders) if len(text) > PIECE else [Piece(text)]:
+                waiting.append(piece)
+                num_characters += len(piece.text)
+                if num_characters >= _CHARACTERS_AT_ONCE:
+                    yield from encoded()
+                    num_characters = 0
+        yield from encoded()
+
+    @cached_property
+    def _borders(self) -> list[tuple[Border, int]]:
+        spelled = self._parsing.get_vocab(with_added_tokens=True)
+        tokens = [
+            self.token_bytes.get(i) or token.replace("▁", " ").encode()
+            for token, i in spelled.items()
+            if i not in self.control_ids
+        ]
+        return usable_borders(self.encode, tokens)
+
     def decode(self, ids: Sequence[int], *, skip_special: bool = False, goes_on: bool = False) -> str:
         """The text of ids.
 
@@ -146,11 +201,18 @@ class Vocabulary:
         return []
 
     def _encoded(self, tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
-        try:
-            # Without offsets, which nobody needs; the GIL is released, which encoding one text would not do.
-            return [list(e.ids) for e in tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
-        except TypeError:
-            raise TextError(next(filter(None, map(surrogate_in, texts)), "not a text")) from None
+        return [list(e.ids) for e in _encodings(tokenizer, texts)]
+
+    def _arrays(self, texts: Sequence[str]) -> list[NDArray[np.uint32]]:
+        return [np.fromiter(e.ids, np.uint32, len(e)) for e in _encodings(self._respelled, texts)]
+
+
+def _encodings(tokenizer: Any, texts: Sequence[str]) -> list[Any]:
+    try:
+        # Without offsets, which nobody needs; the GIL is released, which encoding one text would not do.
+        return list(tokenizer.encode_batch_fast(list(texts), add_special_tokens=False))
+    except TypeError:
+        raise TextError(next(filter(None, map(surrogate_in, texts)), "not a text")) from None
 
 
 def _made(folder: Path, make: Callable[[], Any]) -> Any:

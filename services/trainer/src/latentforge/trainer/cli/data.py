@@ -5,7 +5,15 @@ from typing import Annotated, cast
 
 import typer
 
-from latentforge.trainer.cli.options import BosOption, EosOption, PadOption, TokenizerOption, user_errors
+from latentforge.trainer.cli.options import (
+    BosOption,
+    EosOption,
+    PadOption,
+    SkipBadOption,
+    TextColumnOption,
+    TokenizerOption,
+    user_errors,
+)
 from latentforge.trainer.data.prompts import Split
 
 data_app = typer.Typer(no_args_is_help=True, help="Makes JSONL data.")
@@ -73,7 +81,7 @@ def data_packages(
 
 
 def train_tokenizer(
-    data: Annotated[Path, typer.Option("--data", help='A JSONL file, {"text"} or {"messages"} per line.')],
+    data: Annotated[Path, typer.Option("--data", help="A file, folder or glob of JSONL (.gz, .zst) or Parquet.")],
     out: Annotated[Path, typer.Option("--out", help="The tokenizer's folder; it must not exist.")],
     vocab_size: Annotated[
         int, typer.Option("--vocab-size", help="Ids, 4 special tokens and 256 bytes among them.")
@@ -84,7 +92,7 @@ def train_tokenizer(
 
     from latentforge.core.files import replacing
     from latentforge.text.bpe import train_bpe
-    from latentforge.text.documents import read_documents
+    from latentforge.text.text_source import read_documents
     from latentforge.trainer.errors import TrainerError
 
     with user_errors():
@@ -100,7 +108,9 @@ def train_tokenizer(
 
 
 def pack(
-    data: Annotated[Path, typer.Argument(help='A JSONL file, {"text"} or {"messages"} per line.')],
+    data: Annotated[
+        Path, typer.Argument(help="A file, folder or glob of JSONL (.gz, .zst) or Parquet, or hub:OWNER/NAME.")
+    ],
     out: Annotated[Path, typer.Option("--out", help="The packed folder to make.")],
     sequence_length: Annotated[
         int, typer.Option("--sequence-length", help="Tokens per sequence, a multiple of K.")
@@ -111,21 +121,36 @@ def pack(
     eos_id: EosOption = None,
     pad_id: PadOption = None,
     bos: BosOption = None,
+    text_column: TextColumnOption = None,
+    skip_bad: SkipBadOption = None,
+    processes: Annotated[
+        int | None,
+        typer.Option("--processes", min=0, help="That tokenise.", show_default="one a core; none for small data"),
+    ] = None,
 ) -> None:
-    """Packs a JSONL file into memory-mapped sequences of token ids."""
+    """Packs documents into memory-mapped sequences of token ids. Stopped or killed, the same command resumes."""
     from rich.console import Console
 
     from latentforge.core.settings import load_settings
+    from latentforge.text.text_source import TextSource
+    from latentforge.trainer.config.sections import DataRecipe
     from latentforge.trainer.config.settings import TrainerSettings
     from latentforge.trainer.data.prepare import pack_with_bar
+    from latentforge.trainer.run.interrupt import StopRequest
     from latentforge.trainer.run.tokenizer import teachers_tokenizer
 
-    with user_errors():
+    with user_errors(), StopRequest() as stop:
         settings = load_settings(TrainerSettings, tokenizer_path=tokenizer)
         text_tokenizer = teachers_tokenizer(settings, eos_id=eos_id, pad_id=pad_id, bos=bos)
-        console = Console(stderr=True)
         pack_with_bar(
-            data, out, text_tokenizer, sequence_length=sequence_length, chunk_size=k, split=split, console=console
+            TextSource.of(data, text_column),
+            {split: out},
+            text_tokenizer,
+            DataRecipe(sequence_length=sequence_length, skip_bad=bool(skip_bad)),
+            chunk_size=k,
+            processes=processes,
+            console=Console(stderr=True),
+            stop=stop,
         )
         typer.echo(str(out))
 

@@ -39,6 +39,13 @@ BosOption = Annotated[
         show_default="the recipe's, else as the tokenizer does",
     ),
 ]
+TextColumnOption = Annotated[
+    str | None,
+    typer.Option("--text-column", help="What holds a document's text.", show_default="text or messages"),
+]
+SkipBadOption = Annotated[
+    bool | None, typer.Option("--skip-bad", help="Leave lines that are no documents out, and count them.")
+]
 RecipeOption = Annotated[str, typer.Option("--recipe", help="A recipe's name (RECIPES_DIR) or a path to a TOML file.")]
 RunOption = Annotated[str | None, typer.Option("--run", help="The run's name.", show_default="the recipe's name")]
 FreshOption = Annotated[
@@ -69,12 +76,14 @@ SetOption = Annotated[
 DataOption = Annotated[
     Path | None,
     typer.Option(
-        "--data", help="A JSONL file or a packed folder.", show_default="the standard library of the running Python"
+        "--data",
+        help="A file, folder or glob of JSONL (.gz, .zst) or Parquet, hub:OWNER/NAME, or a packed folder.",
+        show_default="the standard library of the running Python",
     ),
 ]
 HeldOutOption = Annotated[
     Path | None,
-    typer.Option("--held-out", help="A JSONL file or a packed folder for validation.", show_default="5 % of the data"),
+    typer.Option("--held-out", help="The same for validation.", show_default="5 % of the data"),
 ]
 LengthOption = Annotated[
     int | None,
@@ -120,6 +129,8 @@ class RunOptions:
     eos_id: EosOption = None
     pad_id: PadOption = None
     bos: BosOption = None
+    text_column: TextColumnOption = None
+    skip_bad: SkipBadOption = None
     sets: SetOption = None
     fresh: FreshOption = False
 
@@ -204,6 +215,8 @@ def run_context(
         "data.eos_id": options.eos_id,
         "data.pad_id": options.pad_id,
         "data.bos": options.bos,
+        "data.text_column": options.text_column,
+        "data.skip_bad": options.skip_bad,
         **overrides,
     }
     overrides |= dict(parse_override(text) for text in options.sets or [])
@@ -218,10 +231,10 @@ def run_context(
 
 def sequence_length_of(chosen: int | None, data: Path | None) -> int | None:
     """Packed data brings its own sequence length."""
-    if chosen is not None or data is None or not data.is_dir():
-        return chosen
-    from latentforge.text.packed import PackedData
+    from latentforge.text.packed import META, PackedData
 
+    if chosen is not None or data is None or not (data / META).is_file():
+        return chosen
     return PackedData(data).meta.sequence_length
 
 

@@ -13,7 +13,9 @@ if TYPE_CHECKING:
 
 
 def warm(
-    data: Annotated[Path, typer.Argument(help="A JSONL file or a packed folder.")],
+    data: Annotated[
+        Path, typer.Argument(help="A file, folder or glob of JSONL (.gz, .zst) or Parquet, or a packed folder.")
+    ],
     gateway: GatewayOption = None,
     top_k: Annotated[int, typer.Option("--top-k", min=1, help="Entries per row; they serve fewer, too.")] = 20,
     max_length: Annotated[

@@ -28,6 +28,8 @@ class DataRecipe(Section):
     bos: bool | None = Field(
         None, description="Whether every sequence begins with the tokenizer's bos; unset does as the tokenizer does."
     )
+    text_column: str | None = Field(None, description="What holds a document's text; unset takes text or messages.")
+    skip_bad: bool = Field(False, description="Leaves lines that are no documents out, and counts them.")
 
 
 class GroupRecipe(Section):

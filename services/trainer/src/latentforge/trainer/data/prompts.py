@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from latentforge.text.documents import Document, read_documents
+from latentforge.text.documents import Document
 from latentforge.text.packed import PackedData
 from latentforge.text.tokenizer import TextTokenizer
 from latentforge.trainer.config.recipe import Recipe
@@ -73,11 +73,12 @@ def choose_prompts(
             f"max_tokens={settings.max_tokens} do not fit the {limit} tokens that data.sequence_length and the teacher "
             "leave; make one of them smaller"
         )
-    documents = _from_packed(data, settings.prompt_tokens, tokenizer) if data.source is None else _from_file(data)
+    source = data.source
+    documents = _from_packed(data, settings.prompt_tokens, tokenizer) if source is None else source.documents()
     others = {prompt.messages for prompt in besides}
     prompts: dict[Messages, Prompt] = {}
     passed_over = 0
-    for rank, document in heapq.nsmallest(_SPARE * count, _ranked(documents, settings.seed), key=lambda pair: pair[0]):
+    for rank, document in _first(_SPARE * count, documents, settings.seed):
         messages = _messages(document, settings.instruction, settings.prompt_tokens, tokenizer)
         if messages is None or _length(messages, tokenizer) > room:
             passed_over += 1
@@ -93,25 +94,27 @@ def choose_prompts(
     return Chosen(list(prompts.values()), count, passed_over)
 
 
-def _from_file(data: PackedData) -> Iterator[Document]:
-    assert data.source is not None
-    return read_documents(data.source)
-
-
 def _from_packed(data: PackedData, max_tokens: int, tokenizer: TextTokenizer) -> Iterator[Document]:
     for number, ids in enumerate(data.document_beginnings(max_tokens), 1):
         # Special tokens make a chat, which is no text to be continued.
         if not tokenizer.special_ids.intersection(ids):
-            yield Document(number, 0, tokenizer.decode(ids), None)
+            yield Document(f"{data.folder}, document {number}", 0, tokenizer.decode(ids), None)
 
 
-def _ranked(documents: Iterator[Document], seed: int) -> Iterator[tuple[str, Document]]:
-    seen = set()
+def _first(count: int, documents: Iterator[Document], seed: int) -> list[tuple[str, Document]]:
+    """The documents of the smallest hashes with these, copies once; no more than they are kept."""
+    kept: dict[str, Document] = {}
+    # The largest rank is the first to go.
+    ranks: list[int] = []
     for document in documents:
         rank = hashlib.blake2b(document.content.encode(), digest_size=8, salt=seed.to_bytes(16, "little")).hexdigest()
-        if rank not in seen:
-            seen.add(rank)
-            yield rank, document
+        if rank in kept or (len(kept) == count and int(rank, 16) > -ranks[0]):
+            continue
+        kept[rank] = document
+        heapq.heappush(ranks, -int(rank, 16))
+        if len(kept) > count:
+            del kept[f"{-heapq.heappop(ranks):016x}"]
+    return sorted(kept.items())
 
 
 def _messages(document: Document, instruction: str, max_tokens: int, tokenizer: TextTokenizer) -> Messages | None:
@@ -121,6 +124,9 @@ def _messages(document: Document, instruction: str, max_tokens: int, tokenizer: 
         # The last token may end inside a character.
         text = tokenizer.decode(ids).rstrip("\ufffd")
         return (("user", f"{instruction}\n\n{text}"),) if text.strip() else None
+    if any(m.get("tool_calls") for m in document.messages):
+        # A gateway takes words, and without its calls such a chat is another.
+        return None
     turns = [(str(m["role"]), str(m["content"])) for m in document.messages]
     answers = [i for i, (role, _) in enumerate(turns) if role == "assistant"]
     before = turns[: answers[-1]] if answers else turns

@@ -16,9 +16,11 @@ from latentforge.model.latent_model import LatentModel
 from latentforge.model.token_level import TokenLevelModel
 from latentforge.text.held_out import split_tail
 from latentforge.text.packed import PackedData, check_data
+from latentforge.text.text_source import TextSource
 from latentforge.text.tokenizer import TextTokenizer
+from latentforge.trainer.config.sections import DataRecipe
 from latentforge.trainer.config.settings import TrainerSettings
-from latentforge.trainer.data.prepare import pack_with_bar
+from latentforge.trainer.data.prepare import is_packed, pack_with_bar
 from latentforge.trainer.data.sources import write_stdlib
 from latentforge.trainer.errors import TrainerError
 from latentforge.trainer.evaluate.likelihood import Model
@@ -175,7 +177,7 @@ def load_data(
                 else "give DATA, a packed folder or a JSONL file"
             )
         path = subject.held_out
-    if not path.is_dir():
+    if not is_packed(path):
         path = _packed(path, subject, settings, sequence_length, console)
     elif sequence_length is not None:
         raise TrainerError(f"--sequence-length {sequence_length}, but {path} is packed already; leave it out")
@@ -199,12 +201,11 @@ def _packed(
     length = sequence_length or min(_LONGEST, _context(subject)) // k * k
     out = settings.runs_dir / "evaluate" / f"{source.stem}-{subject.tokenizer.fingerprint[-8:]}-k{k}-{length}"
     pack_with_bar(
-        source,
-        out,
+        TextSource.of(source),
+        {"held-out": out},
         subject.tokenizer,
-        sequence_length=length,
+        DataRecipe(sequence_length=length),
         chunk_size=k,
-        split="held-out",
         console=console,
     )
     return out

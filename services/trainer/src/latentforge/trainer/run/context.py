@@ -19,6 +19,8 @@ from latentforge.trainer.run.status import Status
 # most.
 _NO_IDENTITY = {"save_every", "validate_every", "activation_checkpointing"}
 _NO_IDENTITY_OF_OPTIM = {"gradient_accumulation_steps"}
+# Decide whether data is refused, not what it is.
+_NO_DATA_IDENTITY = {"skip_bad"}
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,7 @@ class RunContext:
         recipe[stage] = {k: v for k, v in recipe[stage].items() if k not in _NO_IDENTITY}
         optim = recipe[stage]["optim"]
         recipe[stage]["optim"] = {k: v for k, v in optim.items() if k not in _NO_IDENTITY_OF_OPTIM}
+        recipe["data"] = {k: v for k, v in recipe["data"].items() if k not in _NO_DATA_IDENTITY}
         return recipe | {"vocab_size": self.vocab_size}
 
     def use_threads(self, *, beside_gateway: bool) -> None:

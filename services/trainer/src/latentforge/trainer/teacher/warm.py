@@ -11,9 +11,9 @@ import grpc
 from latentforge.teacher.v1 import teacher_pb2 as pb
 from latentforge.teacher_client.client import TeacherClient
 from latentforge.teacher_client.sparse_rows import LogprobDtype
-from latentforge.text.documents import read_documents
-from latentforge.text.packed import PackedData
-from latentforge.text.packing import encode_documents
+from latentforge.text.encoding import encode_documents
+from latentforge.text.packed import META, PackedData
+from latentforge.text.text_source import TextSource, block_documents
 from latentforge.text.tokenizer import TextTokenizer
 from latentforge.trainer.errors import TrainerError
 
@@ -110,7 +110,9 @@ async def warm(
 def _parts(
     data: Path, teacher: pb.GetTeacherResponse, tokenizer: TextTokenizer, longest: int
 ) -> tuple[int, Iterator[Part]]:
-    return _packed_parts(data, teacher) if data.is_dir() else _document_parts(data, teacher, tokenizer, longest)
+    if (data / META).is_file():
+        return _packed_parts(data, teacher)
+    return _document_parts(TextSource.of(data), teacher, tokenizer, longest)
 
 
 def _packed_parts(folder: Path, teacher: pb.GetTeacherResponse) -> tuple[int, Iterator[Part]]:
@@ -127,22 +129,26 @@ def _packed_parts(folder: Path, teacher: pb.GetTeacherResponse) -> tuple[int, It
 
 
 def _document_parts(
-    file: Path, teacher: pb.GetTeacherResponse, tokenizer: TextTokenizer, longest: int
+    source: TextSource, teacher: pb.GetTeacherResponse, tokenizer: TextTokenizer, longest: int
 ) -> tuple[int, Iterator[Part]]:
-    """The documents of a JSONL file in pieces: bytes of the file, and sequences."""
+    """The documents of files in pieces: bytes of the files, and sequences."""
     _check_fingerprint(f"TOKENIZER_PATH={tokenizer.folder} is the tokenizer", tokenizer.fingerprint, teacher)
 
     def parts() -> Iterator[Part]:
-        documents = read_documents(file)
-        while some := list(islice(documents, _DOCUMENTS_AT_ONCE)):
-            # Cut here, not by the gateway, which takes no text longer than a sequence.
-            encoded = encode_documents(file, tokenizer, some)
-            most = longest - (tokenizer.bos_id is not None)
-            pieces = [tokenizer.begin(ids[at : at + most]) for ids in encoded for at in range(0, len(ids), most)]
-            # A single token has no row.
-            yield Part([piece for piece in pieces if len(piece) > 1], sum(d.num_bytes for d in some))
+        read = 0
+        for block in source.blocks():
+            documents = block_documents(block.name, block.raw, None, None)
+            while some := list(islice(documents, _DOCUMENTS_AT_ONCE)):
+                # Cut here, not by the gateway, which takes no text longer than a sequence.
+                encoded = encode_documents(tokenizer, some)
+                most = longest - (tokenizer.bos_id is not None)
+                pieces = [tokenizer.begin(ids[at : at + most]) for ids in encoded for at in range(0, len(ids), most)]
+                # A single token has no row.
+                yield Part([piece for piece in pieces if len(piece) > 1], 0)
+            yield Part([], block.read - read)
+            read = block.read
 
-    return file.stat().st_size if file.is_file() else 0, parts()
+    return source.num_bytes or 0, parts()
 
 
 def _check_fingerprint(what: str, fingerprint: str, teacher: pb.GetTeacherResponse) -> None:
