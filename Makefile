@@ -186,7 +186,7 @@ speed: $(READY_DEV) ## Decode speed of students beside token-level models, witho
 speed:
 	@$(BIN)/python -m experiments speed --scale $(or $(SCALE),cpu) $(ARGS)
 compare: $(READY_DEV) ## Objectives beside each other at the same tokens: results/objectives_<time>.json
-#: WHAT=objectives   or equal-time, decoders, logit-features, latents, init, induction, on-policy, rates, tokens   SCALE=cpu ARGS=
+#: WHAT=objectives   or equal-time, drafts, decoders, logit-features, latents, init, induction, on-policy, rates, tokens   SCALE=cpu ARGS=
 compare:
 	@$(EXPERIMENT) compare $(or $(WHAT),objectives) --scale $(or $(SCALE),cpu) $(ARGS)
 autoencoders: $(READY_DEV) ## Autoencoders over K, D and width, and a student of each: results/autoencoders_<time>.json

@@ -18,6 +18,7 @@ from experiments.comparisons import (
 )
 from experiments.experiment import Experiment
 from experiments.figures import (
+    draft_results,
     equal_time_results,
     latent_results,
     objective_results,
@@ -48,6 +49,7 @@ ResultsOption = Annotated[Path, typer.Option("--results", help="Where the result
 _RESULTS = {
     Comparison.objectives: objective_results,
     Comparison.equal_time: equal_time_results,
+    Comparison.drafts: draft_results,
     Comparison.latents: latent_results,
     Comparison.tokens: token_results,
 }

@@ -165,7 +165,7 @@ def evaluation_job(places: Places, scale: Scale, model: Model, held_out: str) ->
     if model.vocabulary == "large":
         # Half of the time, and after so few tokens every interval began at 0.
         values["--brier-positions"] = 0
-    if held_out != "stdlib":
+    if held_out != "stdlib" or not model.writes:
         # What it writes is looked at once; on other text only its likelihood.
         values |= {"--brier-positions": 0, "--prompts": 0}
     options = [part for name, value in values.items() for part in (name, str(value))]

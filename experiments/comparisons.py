@@ -17,10 +17,14 @@ OBJECTIVES = (
     "chunk-ce",
     "chunk-kd",
     "chunk-kd-heavy",
+    "chunk-tv",
+    "chunk-reverse-kl",
     "chunk-kd-linear",
     "chunk-kd-mse",
     "chunk-kd-energy",
 )
+# Whose students draft for their teacher; the first is what the others are compared with.
+DRAFTING = (DEFAULT_OBJECTIVE, "chunk-tv", "chunk-reverse-kl")
 _DECODERS: dict[str, dict[str, Any]] = {
     "gru128": {},
     "gru256": {"width": 256},
@@ -59,6 +63,7 @@ class Comparison(StrEnum):
 
     objectives = "objectives"
     equal_time = "equal-time"
+    drafts = "drafts"
     decoders = "decoders"
     logit_features = "logit-features"
     latents = "latents"
@@ -76,6 +81,16 @@ def objective_models(scale: Scale) -> list[Model]:
         for seed in scale.seeds
         for objective in OBJECTIVES
     ]
+
+
+def draft_models(scale: Scale) -> list[Model]:
+    """Students that learn what a draft is measured by, beside the default; two seeds, half of the ablation tokens."""
+    models = [
+        _ablation(scale, f"drafts-{objective}", "demo", objective=objective, seed=seed, writes=False)
+        for seed in scale.seeds[:2]
+        for objective in DRAFTING
+    ]
+    return [replace(model, tokens=scale.ablation_tokens // 2) for model in models]
 
 
 def equal_time_models(scale: Scale, rates: Mapping[str, float]) -> list[Model]:
@@ -204,6 +219,7 @@ def of_groups(models: Iterable[Model], groups: Collection[str]) -> list[Model]:
 # All but those whose models depend on what others measured.
 COMPARISONS: dict[Comparison, Callable[[Scale], list[Model]]] = {
     Comparison.objectives: objective_models,
+    Comparison.drafts: draft_models,
     Comparison.decoders: decoder_models,
     Comparison.logit_features: feature_models,
     Comparison.latents: latent_models,

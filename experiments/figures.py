@@ -57,6 +57,22 @@ def objective_results(measured: Sequence[Measured]) -> list[ModelResult]:
     return results
 
 
+def draft_results(measured: Sequence[Measured]) -> list[ModelResult]:
+    """What the teacher accepts more of 8 drafted tokens than of the default's, and of one; seed by seed."""
+    by_name = _by_objective(measured)
+    baselines = by_name.pop(DEFAULT_OBJECTIVE)
+    figures = (("draft_mean_accepted", "tokens/draft"), ("acceptance", "share"), ("acceptance_low", "share"))
+    results = []
+    for objective, ours in by_name.items():
+        for figure, unit in figures:
+            pairs = [(m.value(figure), b.value(figure)) for m, b in zip(ours, baselines, strict=True)]
+            more = [mine - theirs for mine, theirs in pairs if mine is not None and theirs is not None]
+            about = {"low": min(more), "high": max(more), "seeds": len(more)}
+            results.append(_result(f"{figure}_{objective}", statistics.mean(more), unit, **about))
+        results.append(_better(f"nats_{objective}", baselines, ours))
+    return results
+
+
 def equal_time_results(measured: Sequence[Measured]) -> list[ModelResult]:
     """What the default saves beside the regressed latent in the same time, over the seeds."""
     return [_saved("vs_seed_objective", _by_objective(measured), DEFAULT_OBJECTIVE)]

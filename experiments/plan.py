@@ -106,6 +106,7 @@ class Model:
         induction: whether it has an induction head, where its objective can have one.
         backbone_of: the run of the token-level student whose backbone it starts from.
         autoencoder: of a latent student; None takes the one that its vocabulary and K have by default.
+        writes: whether what it writes is evaluated, besides its likelihood and its drafts.
     """
 
     group: str
@@ -120,6 +121,7 @@ class Model:
     induction: bool = True
     backbone_of: str | None = None
     autoencoder: AutoencoderPlan | None = None
+    writes: bool = True
 
     @property
     def run(self) -> str:

@@ -34,12 +34,23 @@ def write_models(
 
 def models_table(measured: Sequence[Measured]) -> Table:
     table = Table(title="held-out standard library")
-    names = ("run", "tokens", "nats/token", "KL to teacher", "BrierLM", "packages: nats/token")
+    names = (
+        "run",
+        "tokens",
+        "nats/token",
+        "KL to teacher",
+        "BrierLM",
+        "packages: nats/token",
+        "acceptance",
+        "of 8 drafted",
+    )
     written = ("T=1: teacher's nats", "repeated", "T=0.7: teacher's nats", "repeated")
     for name in (*names, *written, "tokens/s", "16 at once", "MFLOP/token"):
         table.add_column(name, justify="left" if name == "run" else "right")
     for m in measured:
-        figures = m.nats, m.value("kl_to_teacher"), m.value("brier_lm"), m.value("nats_per_token", "packages")
+        others = "kl_to_teacher", "brier_lm", "acceptance", "draft_mean_accepted"
+        kl, brier, acceptance, accepted = map(m.value, others)
+        figures = m.nats, kl, brier, m.value("nats_per_token", "packages"), acceptance, accepted
         texts = [m.value(f"gen_{t}_{figure}") for t in ("t1", "t07") for figure in ("teacher_nats", "repetition")]
         speed = (
             (m.speed.one_request, m.speed.many_at_once, m.speed.training_flops / 1e6) if m.speed else (None, None, None)

@@ -16,12 +16,14 @@ from experiments.comparisons import (
     COMPARISONS,
     OBJECTIVES,
     autoencoder_models,
+    draft_models,
     equal_time_models,
     feature_models,
     latent_models,
 )
 from experiments.experiment import Experiment
 from experiments.figures import (
+    draft_results,
     equal_time_results,
 )
 from experiments.fresh import fresh_model, speed_models
@@ -108,6 +110,24 @@ def test_longer_training_is_that_of_the_charts_models_on_more_of_the_text(
 
 def test_the_compared_objectives_are_the_trainers() -> None:
     assert set(OBJECTIVES) == set(trainer_objectives.OBJECTIVES)
+
+
+def test_what_drafts_gain_is_counted_seed_by_seed() -> None:
+    models = draft_models(SCALES[ScaleName.cpu])
+    assert {m.seed for m in models} == {0, 1}
+    assert not any(m.writes for m in models)
+    gain = {"chunk-kd-heavy": 0.0, "chunk-tv": 0.25, "chunk-reverse-kl": -0.5}
+    measured = []
+    for m in models:
+        values = {"draft_mean_accepted": 1.0 + m.seed + (1 + m.seed) * gain[str(m.objective)]}
+        values |= {"acceptance": 0.5, "acceptance_low": 0.25, "nats_per_token": 3.0 - gain[str(m.objective)]}
+        results = {name: Result(id=name, value=value, unit="share") for name, value in values.items()}
+        measured.append(Measured(m, {"stdlib": results}))
+    found = {result.id: result for result in draft_results(measured)}
+    accepted = found["draft_mean_accepted_chunk-tv"]
+    assert (accepted.value, accepted.low, accepted.high) == (0.375, 0.25, 0.5)
+    assert found["nats_chunk-reverse-kl"].value == -0.5
+    assert found["acceptance_chunk-tv"].value == 0
 
 
 def test_at_equal_time_the_faster_learns_from_more() -> None:
