@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from latentforge.core.checkpoint_files import read_manifest, verify_checkpoint
 from latentforge.core.checkpoints import chosen_checkpoint, list_checkpoints, newest_runs
-from latentforge.core.manifest import CheckpointError, Golden, ManifestDraft, TeacherId
+from latentforge.core.manifest import MOST_SAMPLES, CheckpointError, Golden, ManifestDraft, TeacherId, TextSample
 from latentforge.core.publishing import publish_checkpoint
 
 DRAFT = ManifestDraft(
@@ -39,6 +40,17 @@ def test_what_is_published_verifies_and_is_named(tmp_path: Path) -> None:
     assert manifest.id == "run/step-00001200"
     assert set(manifest.files) == {f"{p}/config.json" for p in ("autoencoder", "student", "tokenizer")}
     assert manifest.golden == DRAFT.golden
+
+
+def test_samples_are_in_the_manifest_and_without_any_it_is_as_it_was_before_there_were_some(tmp_path: Path) -> None:
+    place = publish(tmp_path, 1)
+    assert "samples" not in json.loads((place / "manifest.json").read_text())
+    assert read_manifest(place).samples == ()
+    samples = tuple(TextSample(prompt="def f", text=str(i)) for i in range(MOST_SAMPLES))
+    place = publish_checkpoint(tmp_path, "run", 2, DRAFT.model_copy(update={"samples": samples}), write_parts)
+    assert verify_checkpoint(place).samples == samples
+    with pytest.raises(ValidationError, match="samples"):
+        ManifestDraft(**dict(DRAFT) | {"samples": (*samples, samples[0])})
 
 
 def test_a_failed_publish_leaves_nothing(tmp_path: Path) -> None:

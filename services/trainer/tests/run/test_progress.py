@@ -1,13 +1,22 @@
 import io
 import json
+import math
+import os
 from pathlib import Path
 
+import pytest
 from rich.console import Console
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
 
+from latentforge.core.manifest import TextSample
+from latentforge.trainer.results import LiveStatus, read_progress
 from latentforge.trainer.run.progress import StageProgress
+from latentforge.trainer.run.sinks.live import write_status
 from latentforge.trainer.run.status import Status
 
 HELD_OUT = {"ce": 0.25, "acceptance": 0.5, "acceptance_low": 0.375, "acceptance_k0": 0.625}
+
+SAMPLES = [TextSample(prompt="def f", text="(x):\n    return [red]1[/red]"), TextSample(prompt="", text="")]
 
 
 def run_steps(folder: Path, console: Console, status: Status) -> None:
@@ -15,6 +24,7 @@ def run_steps(folder: Path, console: Console, status: Status) -> None:
         for step in (1, 2, 3):
             progress.step(step, {"ce": 1.5 / step}, 100, note="cache 1/2")
         progress.validation(3, HELD_OUT)
+        progress.published(3, "r/step-00000003", SAMPLES)
 
 
 def test_without_a_terminal_lines_say_how_far_it_is(tmp_path: Path) -> None:
@@ -24,8 +34,13 @@ def test_without_a_terminal_lines_say_how_far_it_is(tmp_path: Path) -> None:
     lines = output.getvalue().splitlines()
     assert lines[0].startswith("student 1/3  ce 1.5000  ")
     assert "tok/s  cache 1/2  eta" in lines[0]
-    assert lines[-2].startswith("student 3/3")
-    assert lines[-1] == "student 3/3  held-out: ce 0.2500  acceptance 0.5000"
+    assert lines[-5].startswith("student 3/3")
+    assert lines[-4:] == [
+        "student 3/3  held-out: ce 0.2500  acceptance 0.5000",
+        "published r/step-00000003",
+        r"  sample 'def f' -> '(x):\n    return [red]1[/red]'",
+        "  sample '' -> ''",
+    ]
     assert (status.stage, status.step, status.of) == ("student", 3, 3)
     assert status.losses == {"ce": 0.5}
 
@@ -75,3 +90,45 @@ def test_a_stage_with_an_unreadable_line_resumes_with_an_empty_curve(tmp_path: P
     status = Status("r")
     with StageProgress(tmp_path, "student", 4, status, first=2, console=Console(file=io.StringIO())):
         assert status.train == []
+
+
+def test_samples_are_text_in_tensorboard(tmp_path: Path) -> None:
+    run_steps(tmp_path, Console(file=io.StringIO()), Status("r"))
+    board = EventAccumulator(str(tmp_path / "tensorboard" / "student"))
+    board.Reload()
+    assert set(board.Tags()["scalars"]) >= {"train/ce", "train/tok_per_s", "held_out/ce"}
+    assert board.Tags()["tensors"] == ["samples/0/text_summary", "samples/1/text_summary"]
+    (event,) = board.Tensors("samples/0/text_summary")
+    assert event.step == 3
+    text = event.tensor_proto.string_val[0].decode()
+    assert text == "**prompt**\n\n    def f\n\n**text**\n\n    (x):\n        return [red]1[/red]"
+
+
+def test_the_status_is_in_a_file_that_outlives_the_process(tmp_path: Path) -> None:
+    run_steps(tmp_path, Console(file=io.StringIO()), Status("r"))
+    live = LiveStatus.read(tmp_path / "status.json")
+    assert (live.run, live.stage, live.step, live.of, live.pid) == ("r", "student", 3, 3, os.getpid())
+    assert (live.losses, live.held_out_figures, live.tokens) == ({"ce": 0.5}, HELD_OUT, {"student": 300})
+    assert (live.checkpoints_published, live.last_published) == (1, "r/step-00000003")
+    assert (live.done, live.error) == (False, None)
+
+
+def test_a_figure_that_is_not_finite_ends_nothing(tmp_path: Path) -> None:
+    status = Status("r")
+    with StageProgress(tmp_path, "student", 3, status, console=Console(file=io.StringIO())) as progress:
+        progress.validation(0, {"ce": math.nan, "kd": 1.0})
+    assert LiveStatus.read(tmp_path / "status.json").held_out_figures == {"kd": 1.0}
+
+
+def test_a_status_file_that_cannot_be_written_ends_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "file").write_text("")
+    write_status(tmp_path / "file", Status("r"))
+    assert "status.json cannot be written" in caplog.text
+
+
+def test_the_wait_for_the_teacher_is_kept_step_by_step(tmp_path: Path) -> None:
+    with StageProgress(tmp_path, "student", 2, Status("r"), console=Console(file=io.StringIO())) as progress:
+        for step, waited in ((1, 1.5), (2, 1.75)):
+            progress.teacher_waited(waited)
+            progress.step(step, {"ce": 1.0}, 10)
+    assert [p.figures["teacher_wait_seconds"] for p in read_progress(tmp_path)] == [1.5, 0.25]

@@ -48,10 +48,10 @@ def test_a_step_is_saved_before_it_is_published_and_published_by_the_run_that_re
     result = train_student(whole, *data, autoencoder)
     assert steps_of(whole) == PUBLISHED
 
-    def killed_before(run: Any, model: Any, teacher: Any, step: int, metrics: Any, text: str) -> str:
+    def killed_before(run: Any, model: Any, teacher: Any, step: int, *rest: Any) -> str:
         if step == PUBLISHED[nth]:
             raise Killed
-        return publish(run, model, teacher, step, metrics, text)
+        return publish(run, model, teacher, step, *rest)
 
     cut = make_run("cut", port=known_teacher.port)
     monkeypatch.setattr(loop, "publish", killed_before)
@@ -75,8 +75,8 @@ def test_a_published_step_is_kept_by_the_run_that_resumes(
 ) -> None:
     data = split_tail(packed)
 
-    def killed_after(run: Any, model: Any, teacher: Any, step: int, metrics: Any, text: str) -> str:
-        publish(run, model, teacher, step, metrics, text)
+    def killed_after(run: Any, model: Any, teacher: Any, step: int, *rest: Any) -> str:
+        publish(run, model, teacher, step, *rest)
         raise Killed
 
     run = make_run(port=known_teacher.port)
@@ -140,10 +140,10 @@ def test_a_token_level_student_is_published_again_by_the_run_that_resumes(
 ) -> None:
     data = split_tail(packed)
 
-    def killed_at_the_end(run: Any, model: Any, teacher: Any, step: int, metrics: Any, text: str) -> str:
+    def killed_at_the_end(run: Any, model: Any, teacher: Any, step: int, *rest: Any) -> str:
         if step == PUBLISHED[-1]:
             raise Killed
-        return publish(run, model, teacher, step, metrics, text)
+        return publish(run, model, teacher, step, *rest)
 
     run = make_run(port=known_teacher.port)
     monkeypatch.setattr(loop, "publish", killed_at_the_end)

@@ -22,6 +22,8 @@ MANIFEST = "manifest.json"
 STEP_FOLDER = re.compile(r"step-([0-9]+)")
 # A thousand times what one of a few hundred tokens takes.
 LONGEST_MANIFEST = 2**24
+# A manifest is read whole, and often.
+MOST_SAMPLES = 32
 _WHAT_TO_DO = "train and publish the student anew, or serve it with the version that published it"
 
 
@@ -78,6 +80,15 @@ class Golden(BaseModel):
         return self
 
 
+class TextSample(BaseModel):
+    """What a student writes after a prompt, for people to read."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    prompt: str
+    text: str
+
+
 def _printable(run: str) -> str:
     if not run.isprintable() or "/" in run or run in (".", ".."):
         raise ValueError(f"{run!r} is no name of a folder that can be printed")
@@ -99,6 +110,8 @@ class ManifestDraft(BaseModel):
     teacher: TeacherId
     metrics: dict[str, FiniteFloat]
     golden: Golden
+    # A manifest without any does not name them, so that a version that does not know them reads it.
+    samples: tuple[TextSample, ...] = Field((), max_length=MOST_SAMPLES)
 
 
 class Manifest(ManifestDraft):

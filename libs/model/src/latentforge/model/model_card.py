@@ -57,7 +57,19 @@ As training measured it on text that it did not learn from; cross-entropy and di
 | --- | --- |
 {% for name, value in metrics.items() %}| `{{ name }}` | {{ "%.4g" | format(value) }} |
 {% endfor %}{% else %}Nothing.
-{% endif %}
+{% endif %}{% if samples %}
+## Samples
+
+Drawn at temperature 1 when it was published, none chosen.
+{% for sample in samples %}
+Prompt:
+
+{{ sample.prompt }}
+
+What it writes:
+
+{{ sample.text }}
+{% endfor %}{% endif %}
 ## Limits
 
 It knows what its teacher's distributions on one data set taught it, and nothing was done against false, offensive or
@@ -102,12 +114,18 @@ def card_values(
         "student": f"{_num_parameters(model.student):,}",
         "autoencoder": f"{_num_parameters(model.autoencoder):,}",
         "license": "none chosen yet" if license_name == NO_LICENSE else license_name,
+        "samples": [{name: _block(text) for name, text in sample} for sample in manifest.samples],
         "metrics": {name: value for name, value in manifest.metrics.items() if math.isfinite(value)},
     }
 
 
 def _card_data(license_name: str) -> ModelCardData:
     return ModelCardData(license=license_name, library_name=LIBRARY, pipeline_tag=PIPELINE, tags=list(TAGS))
+
+
+def _block(text: str) -> str:
+    """A text that Markdown shows as it is, whatever is in it."""
+    return "\n".join(f"    {line}" for line in text.splitlines()) or "    "
 
 
 def _num_parameters(module: torch.nn.Module) -> int:

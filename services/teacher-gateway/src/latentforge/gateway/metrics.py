@@ -1,15 +1,8 @@
 """What the gateway counts, in a registry of its own, and the HTTP server that gives it to Prometheus."""
 
-from prometheus_client import (
-    CollectorRegistry,
-    Counter,
-    Gauge,
-    Histogram,
-    PlatformCollector,
-    ProcessCollector,
-    start_http_server,
-)
+from prometheus_client import Counter, Gauge, Histogram, start_http_server
 
+from latentforge.core.metrics import new_registry
 from latentforge.core.settings import SettingsError
 from latentforge.core.sockets import bare_host, host_port
 
@@ -20,9 +13,7 @@ class Metrics:
     """Prometheus collectors. Labels hold names of ours only, never what a caller sent."""
 
     def __init__(self) -> None:
-        self.registry = CollectorRegistry()
-        ProcessCollector(registry=self.registry)
-        PlatformCollector(registry=self.registry)
+        self.registry = new_registry()
         self.requests = Counter(
             "gateway_requests",
             "Calls that ended, by method and gRPC status.",

@@ -2,14 +2,15 @@
 
 ``runs/<run>/summary.json`` is a :class:`RunSummary`, ``autoencoder/evaluation.json`` an :class:`AutoencoderResult`,
 ``student.json`` and ``token-level.json`` are a :class:`StudentResult`, and each line of ``metrics.jsonl`` is a
-:class:`ProgressPoint`. What does not apply to a run is left out of its file and None in the model.
+:class:`ProgressPoint`. ``status.json`` is a :class:`LiveStatus`. What does not apply to a run is left out of
+its file and None in the model.
 """
 
 import json
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, FiniteFloat, ValidationError
 
 from latentforge.core.errors import describe_errors
 from latentforge.core.files import write_atomically
@@ -20,6 +21,7 @@ from latentforge.trainer.errors import TrainerError
 SUMMARY = "summary.json"
 EVALUATION = "evaluation.json"
 METRICS = "metrics.jsonl"
+STATUS = "status.json"
 
 TargetKind = Literal["score", "generate", "text"]
 
@@ -239,6 +241,48 @@ class Evaluation(ResultsFile):
     teacher_tokenizer_fingerprint: str | None
     data: EvaluationData
     options: dict[str, int]
+
+
+class LiveStatus(RunFile):
+    """Where a run is, as its process wrote some seconds ago, or as it left it.
+
+    Attributes:
+        run: its name.
+        host, pid: of the process.
+        time: when this was written, in seconds since the epoch.
+        stage, step, of: where it was; the last stage is ``finished``.
+        losses, held_out_figures: of the newest step and validation.
+        eta: seconds left in the stage.
+        tokens_per_s: over the newest steps.
+        tokens: that the process trained on, by stage.
+        teacher_wait_seconds: for which the process waited for its teacher; None without one.
+        waiting_for: what it waited for; None where it did not.
+        checkpoints_published: by the process.
+        last_published: where the newest of them is.
+        counts: incidents that it got over, by kind.
+        done: the run is finished.
+        error: why it failed or stopped, or None.
+    """
+
+    run: str
+    host: str
+    pid: int
+    time: float
+    stage: str
+    step: int
+    of: int
+    losses: dict[str, FiniteFloat]
+    held_out_figures: dict[str, FiniteFloat]
+    eta: float | None = None
+    tokens_per_s: float | None = None
+    tokens: dict[str, int]
+    teacher_wait_seconds: float | None = None
+    waiting_for: str | None = None
+    checkpoints_published: int
+    last_published: str | None = None
+    counts: dict[str, int]
+    done: bool
+    error: str | None = None
 
 
 class ProgressPoint(BaseModel):

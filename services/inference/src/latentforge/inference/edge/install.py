@@ -3,6 +3,7 @@
 from fastapi import FastAPI, Response
 from fastapi.middleware.cors import CORSMiddleware
 
+from latentforge.core.metrics import CONTENT_TYPE
 from latentforge.core.request_id import REQUEST_ID
 from latentforge.core.tracing import Tracing
 from latentforge.inference.edge.access import AccessGate
@@ -11,7 +12,7 @@ from latentforge.inference.edge.context import RequestContext
 from latentforge.inference.edge.drain import DrainGate
 from latentforge.inference.edge.head import HeadAsGet
 from latentforge.inference.operation.drain import Drain
-from latentforge.inference.operation.metrics import CONTENT_TYPE, InferenceMetrics
+from latentforge.inference.operation.metrics import InferenceMetrics
 from latentforge.inference.settings import InferenceSettings
 
 

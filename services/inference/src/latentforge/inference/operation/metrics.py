@@ -2,20 +2,11 @@
 
 from collections.abc import Callable, Iterator
 
-from prometheus_client import (
-    CONTENT_TYPE_LATEST,
-    CollectorRegistry,
-    Counter,
-    Gauge,
-    Histogram,
-    PlatformCollector,
-    ProcessCollector,
-    generate_latest,
-)
+from prometheus_client import Counter, Gauge, Histogram
 from prometheus_client.core import CounterMetricFamily
 from prometheus_client.registry import Collector
 
-CONTENT_TYPE = CONTENT_TYPE_LATEST
+from latentforge.core.metrics import exposition, new_registry
 
 _SECONDS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
 _TOKEN_SECONDS = (0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
@@ -26,9 +17,7 @@ class InferenceMetrics:
     """Prometheus collectors. Labels hold names of ours only, never what a caller sent."""
 
     def __init__(self) -> None:
-        self.registry = CollectorRegistry()
-        ProcessCollector(registry=self.registry)
-        PlatformCollector(registry=self.registry)
+        self.registry = new_registry()
         self.requests = Counter(
             "inference_requests",
             "Requests that ended, by route and HTTP status; 0 where the client left before its answer.",
@@ -81,8 +70,8 @@ class InferenceMetrics:
         self.registry.register(_CountedElsewhere(name, documentation, value))
 
     def exposition(self) -> bytes:
-        """All of it, in Prometheus's text format (:data:`CONTENT_TYPE`)."""
-        return generate_latest(self.registry)
+        """All of it, in Prometheus's text format."""
+        return exposition(self.registry)
 
 
 class _CountedElsewhere(Collector):

@@ -46,7 +46,7 @@ def run_all(
     teacher: TeacherOptions,
     memory: MemoryOptions,
     status_port: Annotated[
-        int | None, typer.Option("--status-port", help="Serve GET /health and GET /status here.")
+        int | None, typer.Option("--status-port", help="Serve GET /health, GET /status and GET /metrics here.")
     ] = None,
     status_host: Annotated[str, typer.Option("--status-host", help="The address to serve them at.")] = "127.0.0.1",
     keep_serving: Annotated[
@@ -56,7 +56,8 @@ def run_all(
     """Data, autoencoder, student: the whole job; what is finished is not done again."""
     from latentforge.trainer.results import SUMMARY
     from latentforge.trainer.run.interrupt import StopRequest
-    from latentforge.trainer.run.status import StatusServer
+    from latentforge.trainer.run.sinks.live import write_status
+    from latentforge.trainer.run.status_server import StatusServer
     from latentforge.trainer.training.pipeline import run_pipeline, targets_line
 
     if keep_serving and status_port is None:
@@ -70,6 +71,7 @@ def run_all(
                 forget(*(p for p in made if p.name != "generated"), context.settings.checkpoints_dir / context.name)
             summary = run_pipeline(context, options.data, options.held_out, fresh=options.fresh)
             context.status.done = True
+            write_status(context.folder, context.status)
             typer.echo(
                 f"{context.folder / SUMMARY}; {len(summary.checkpoints)} checkpoints, the last is "
                 f"{summary.checkpoints[-1]}"
@@ -79,6 +81,8 @@ def run_all(
                 time.sleep(0.2)
         except BaseException as error:
             context.status.error = str(error) or type(error).__name__
+            if context.folder.is_dir():
+                write_status(context.folder, context.status)
             raise
         finally:
             if server is not None:

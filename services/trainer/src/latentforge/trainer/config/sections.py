@@ -5,6 +5,7 @@ from typing import Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from latentforge.core.manifest import MOST_SAMPLES
 from latentforge.teacher_client.sparse_rows import LogprobDtype
 from latentforge.trainer.config.objectives import DEFAULT_OBJECTIVE
 
@@ -184,6 +185,13 @@ class StudentRecipe(Section):
         ge=1,
         description="Most tokens of the held-out text whose log probabilities are in a checkpoint's manifest.",
     )
+    samples: int = Field(
+        2, ge=0, le=MOST_SAMPLES, description="Texts that the student writes at every publish, for people to read."
+    )
+    sample_prompts: list[str] | None = Field(
+        None, description="What those continue; unset takes the beginnings of held-out sequences."
+    )
+    sample_tokens: int = Field(32, ge=1, le=256, description="Most tokens of a sample.")
 
     @property
     def parts(self) -> Sequence[InitPart]:

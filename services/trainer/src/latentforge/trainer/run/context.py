@@ -17,7 +17,14 @@ from latentforge.trainer.run.status import Status
 
 # Change when something is looked at or saved, or what memory a step takes; what comes out they change by rounding at
 # most.
-_NO_IDENTITY = {"save_every", "validate_every", "activation_checkpointing"}
+_NO_IDENTITY = {
+    "save_every",
+    "validate_every",
+    "activation_checkpointing",
+    "samples",
+    "sample_prompts",
+    "sample_tokens",
+}
 _NO_IDENTITY_OF_OPTIM = {"gradient_accumulation_steps"}
 # Decide whether data is refused, not what it is.
 _NO_DATA_IDENTITY = {"skip_bad"}

@@ -21,6 +21,7 @@ from latentforge.trainer.training.learners import Learner
 from latentforge.trainer.training.micro_batches import micro_batches
 from latentforge.trainer.training.optimisation import MicroLoss, Optimisation
 from latentforge.trainer.training.publish import golden_text, is_published, publish, publish_steps, published
+from latentforge.trainer.training.samples import Sampler
 from latentforge.trainer.training.state import StageState
 from latentforge.trainer.training.validation import evaluate_student, teacher_nll, to_device, unigram_ce
 
@@ -46,6 +47,7 @@ class StudentTraining:
         self.teacher_id = NO_TEACHER if teacher is None else teacher.id
         self.step = 0
         self.held_out: list[StudentBatch] = []
+        self.sampler: Sampler | None = None
         self.curve: list[CurvePoint] = []
         self._seconds_before, self._started = 0.0, time.monotonic()
 
@@ -89,6 +91,7 @@ class StudentTraining:
         ) as progress:
             try:
                 self.held_out = self.source.held_out_batches()
+                self.sampler = Sampler(run, self._held_out_ids(), self.learner.model.max_tokens)
                 with_rows = any(self.learner.weights.of_rows.values())
                 batches = self.source.training_batches(self.step, self.learner.model, with_rows=with_rows)
                 if not self.curve:
@@ -101,6 +104,7 @@ class StudentTraining:
                     batch = to_device(next(batches), run.device)
                     if self.teacher is not None:
                         progress.teacher_waited(self.teacher.link.waited)
+                        run.status.teacher_rows = self.source.progress().get("cache", {})
                     values = self._take_step(batch) | self.source.figures()
                     progress.step(self.step, values, batch.tokens.numel(), note=self.source.note())
                     if self.step % recipe.validate_every == 0 or self.step == recipe.optim.steps:
@@ -184,11 +188,14 @@ class StudentTraining:
         point = last if last.step == self.step else self._measured(progress)
         figures = point.model_dump(exclude={"step"}, exclude_none=True)
         metrics = {f"held_out_{name}": value for name, value in figures.items()}
-        sequences = (row.tolist() for batch in self.held_out for row in batch.tokens)
-        text = golden_text(self.run.tokenizer, sequences, self.recipe.golden_tokens)
-        place = publish(self.run, self.learner.model, self.teacher_id, self.step, metrics, text)
+        text = golden_text(self.run.tokenizer, self._held_out_ids(), self.recipe.golden_tokens)
+        samples = () if self.sampler is None else self.sampler.draw(self.learner.model)
+        place = publish(self.run, self.learner.model, self.teacher_id, self.step, metrics, text, samples)
         self.model.train()
-        progress.say(f"published {place}")
+        progress.published(self.step, place, samples)
+
+    def _held_out_ids(self) -> Iterator[list[int]]:
+        return (row.tolist() for batch in self.held_out for row in batch.tokens)
 
     def _save(self) -> None:
         progressed = {

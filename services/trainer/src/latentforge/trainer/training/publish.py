@@ -13,7 +13,7 @@ from pathlib import Path
 
 from latentforge.core.checkpoints import list_checkpoints
 from latentforge.core.files import replacing
-from latentforge.core.manifest import MANIFEST, ManifestDraft, TeacherId, step_folder
+from latentforge.core.manifest import MANIFEST, ManifestDraft, TeacherId, TextSample, step_folder
 from latentforge.core.publishing import publish_checkpoint
 from latentforge.model.finite import check_finite
 from latentforge.model.golden import golden_of
@@ -93,6 +93,7 @@ def publish(
     step: int,
     metrics: Mapping[str, float],
     text: str,
+    samples: tuple[TextSample, ...] = (),
 ) -> str:
     """Publishes the student after ``step`` steps; says where.
 
@@ -103,6 +104,7 @@ def publish(
         step: how many steps it has made.
         metrics: measured of it at this step, for the manifest.
         text: what it is to be checked with by whoever loads it, see :func:`golden_text`.
+        samples: what it writes by then.
 
     Raises:
         TrainerError: a metric, a weight or a logit of the text is not finite; nothing is published.
@@ -134,6 +136,7 @@ def publish(
         teacher=teacher,
         metrics=dict(metrics),
         golden=golden,
+        samples=samples,
     )
 
     card = model_card(model, draft, f"{run.name}/{step_folder(step)}", run.recipe.license)

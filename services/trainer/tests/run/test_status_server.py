@@ -2,7 +2,8 @@ import httpx
 import pytest
 
 from latentforge.core.settings import SettingsError
-from latentforge.trainer.run.status import Status, StatusServer
+from latentforge.trainer.run.status import Status
+from latentforge.trainer.run.status_server import StatusServer
 
 
 def test_status_is_served_while_it_changes() -> None:
