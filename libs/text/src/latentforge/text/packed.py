@@ -25,6 +25,9 @@ from latentforge.text.documents import Document
 from latentforge.text.errors import TextError
 from latentforge.text.tokenizer import TextTokenizer
 
+# Counting makes 8 bytes of each.
+_COUNTED_AT_ONCE = 2**20
+
 META = "meta.json"
 TOKENS = "tokens.bin"
 DOCUMENTS = "documents.bin"
@@ -114,9 +117,19 @@ class PackedData:
         """All sequences one after another, [num_sequences · L], not copied."""
         return self._tokens.reshape(-1)
 
+    def token_counts(self, vocab_size: int) -> NDArray[np.int64]:
+        """How often each id stands in these sequences, int64 [V]; they are read in blocks."""
+        counts = np.zeros(vocab_size, np.int64)
+        tokens = self.tokens
+        for start in range(0, len(tokens), _COUNTED_AT_ONCE):
+            counts += np.bincount(tokens[start : start + _COUNTED_AT_ONCE], minlength=vocab_size)
+        return counts
+
     def document_starts(self) -> NDArray[np.int64]:
-        """Where documents start, in tokens from the start of the folder's first sequence."""
-        return np.fromfile(self.folder / DOCUMENTS, dtype="<i8")
+        """Where documents start, in tokens from the start of the folder's first sequence; not copied."""
+        path = self.folder / DOCUMENTS
+        # An empty file cannot be mapped.
+        return np.memmap(path, "<i8", "r") if path.stat().st_size else np.empty(0, np.int64)
 
     def document_beginnings(self, max_tokens: int) -> Iterator[list[int]]:
         """The first ids, up to ``max_tokens``, of each document that begins in these sequences.
@@ -126,11 +139,12 @@ class PackedData:
         length, bos_id = self.meta.sequence_length, self.meta.bos_id
         begin, end = self._first_token, self._first_token + len(self.tokens)
         starts = self.document_starts()
-        starts = starts[(begin <= starts) & (starts < end)] - begin
-        stops = np.append(starts, len(self.tokens))[1:]
+        first, last = np.searchsorted(starts, [begin, end]).tolist()
         # As many more as sequences may begin in between.
         reach = max_tokens + (0 if bos_id is None else 1 + max_tokens // (length - 1))
-        for start, stop in zip(starts, stops, strict=True):
+        for number in range(first, last):
+            start = int(starts[number]) - begin
+            stop = int(starts[number + 1]) - begin if number + 1 < last else len(self.tokens)
             places = np.arange(start, min(stop, start + reach))
             found = self.tokens[places]
             if bos_id is not None:

@@ -16,7 +16,13 @@ from numpy.typing import NDArray
 # Keep the streams of one seed apart. Other numbers would be other runs: they stay as they are. numpy takes a missing
 # number for a 0, so an autoencoder's epoch e shares the phase's generator with a student's step e, row 0; neither sees
 # the other.
-_ORDER, _PHASE, _NOISE, _CHUNKS = 1, 2, 3, 4
+_ORDER, _PHASE, _NOISE, _CHUNKS, _WALK = 1, 2, 3, 4, 5
+# So many items are permuted as an array, of 128 MiB; of more each place is computed by itself.
+_MOST_LISTED = 2**24
+
+
+# An even number: left and right are where they were.
+_ROUNDS = 8
 
 
 # One epoch is walked through at a time, by steps and, some batches ahead, by what asks the teacher; at its end, two.
@@ -35,9 +41,46 @@ def batch_indices(num_items: int, batch_size: int, seed: int, step: int) -> NDAr
     # Position p of the endless walk is place p mod n of epoch p div n.
     positions = step * batch_size + np.arange(batch_size)
     epochs, within = np.divmod(positions, num_items)
-    return np.array(
-        [_permutation(num_items, seed, int(e))[w] for e, w in zip(epochs, within, strict=True)], dtype=np.int64
-    )
+    items = np.empty(batch_size, dtype=np.int64)
+    for epoch in np.unique(epochs):
+        mine = epochs == epoch
+        if num_items <= _MOST_LISTED:
+            items[mine] = _permutation(num_items, seed, int(epoch))[within[mine]]
+        else:
+            items[mine] = _permuted(within[mine], num_items, seed, int(epoch))
+    return items
+
+
+def _permuted(places: NDArray[np.int64], num_items: int, seed: int, epoch: int) -> NDArray[np.int64]:
+    """A seeded permutation of 0 … n − 1 at some places, without any other of its n values.
+
+    A Feistel network over the numbers of b bits, n ≤ 2^b < 2n, is one of those; a number that it maps beyond n − 1 is
+    mapped again, which is a permutation of the first n (Black and Rogaway, "Ciphers with Arbitrary Finite Domains",
+    2002). Left and right have b/2 bits each, rounded down and up, and change places in every round.
+    """
+    num_bits = (num_items - 1).bit_length()
+    left_bits = num_bits // 2
+    keys = np.random.default_rng([_WALK, seed, epoch]).integers(2**64, size=_ROUNDS, dtype=np.uint64)
+
+    def network(numbers: NDArray[np.uint64]) -> NDArray[np.uint64]:
+        a_bits, b_bits = left_bits, num_bits - left_bits
+        a, b = numbers >> np.uint64(b_bits), numbers & np.uint64(2**b_bits - 1)
+        for key in keys:
+            a, b = b, a ^ (_mixed(b + key) >> np.uint64(64 - a_bits))
+            a_bits, b_bits = b_bits, a_bits
+        return a << np.uint64(b_bits) | b
+
+    found = network(places.astype(np.uint64))
+    while (beyond := found >= num_items).any():
+        found[beyond] = network(found[beyond])
+    return found.astype(np.int64)
+
+
+def _mixed(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """The finalizer of SplitMix64 (Steele, Lea and Flood, 2014): every bit of x changes half of the result's."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
 
 
 def phase(probability: float, chunk_size: int, seed: int, step: int, row: int) -> int:

@@ -28,7 +28,7 @@ class TextTargets:
 
     @cached_property
     def token_counts(self) -> NDArray[np.int64]:
-        return np.bincount(self._train.tokens, minlength=self._run.vocab_size)
+        return self._train.token_counts(self._run.vocab_size)
 
     def identity(self) -> dict[str, Any]:
         return {"targets": self.kind}
