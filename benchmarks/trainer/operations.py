@@ -8,9 +8,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-# Of one operation, in bfloat16 ones: what NVIDIA's GPUs since the A100 take for a product in TF32, which float32 ones
-# are computed in with torch.set_float32_matmul_precision("high"). In full float32 it would be 4 (GB10) to 16 (A100).
-COSTS = {torch.bfloat16: 1.0, torch.float16: 1.0, torch.float32: 2.0}
+# Of one operation, in bfloat16 ones. In float32 a GB10 makes 31 of its 125 TFLOP/s (its specification, not measured).
+COSTS = {torch.bfloat16: 1.0, torch.float16: 1.0, torch.float32: 4.0}
 
 
 class OperationCounter(TorchDispatchMode):

@@ -13,9 +13,9 @@ _WARM = 3
 
 def optimizer_share(bench: TrainerBench) -> list[Result]:
     """The optimizer's share of a step of gb10-single. By operations of matrix products, attention's included, counted
-    from their shapes (nothing is computed): one in bfloat16 counts 1, one in float32 2, which is what it takes in TF32
-    beside bfloat16 on NVIDIA's GPUs. What is done entry by entry, AdamW all of it, is not in it. On a GPU by time, and
-    by operations beside it (optimizer_share_operations).
+    from their shapes in the formats that CUDA gets (nothing is computed): one in bfloat16 counts 1, one in float32 4,
+    a GB10's peaks by its specification. What is done entry by entry, AdamW all of it, is not in it. On a GPU by time,
+    and by operations beside it (optimizer_share_operations).
     """
     recipe = load_recipe("smoke" if bench.quick else "gb10-single", TrainerSettings().recipes_dir)
     operations = counted(recipe)

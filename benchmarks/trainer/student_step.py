@@ -9,10 +9,12 @@ from torch.optim import Optimizer
 
 from benchmarks.trainer.models import random_batch, random_student
 from benchmarks.trainer.operations import OperationCounter, without_computing
-from latentforge.model.losses import ObjectiveWeights, loss_of
+from latentforge.model.config import MuonDtype
+from latentforge.model.losses import LossCounts, ObjectiveWeights, loss_of
 from latentforge.model.optim import build_optimizers
 from latentforge.trainer.config.recipe import Recipe
 from latentforge.trainer.run.device import autocast
+from latentforge.trainer.training.micro_batches import micro_batches
 
 
 @dataclass(frozen=True)
@@ -33,14 +35,22 @@ class StudentStep:
     Args:
         recipe: decides sizes and number formats.
         device: where it is.
+        muon_dtype: instead of the recipe's.
     """
 
-    def __init__(self, recipe: Recipe, device: torch.device) -> None:
-        self._recipe, self._device = recipe, device
+    def __init__(self, recipe: Recipe, device: torch.device, muon_dtype: MuonDtype | None = None) -> None:
+        self._recipe, self._device, student = recipe, device, recipe.student
         self.model = random_student(recipe, device)
-        self._batch = random_batch(recipe, recipe.student.optim.batch_size, device)
-        self._weights = ObjectiveWeights(**recipe.student.weights.model_dump())
-        self._optimizers: list[Optimizer] = build_optimizers(self.model, recipe.student.optim.lr)
+        if student.activation_checkpointing:
+            self.model.student.backbone.activation_checkpointing_enable()
+        self._batch = random_batch(recipe, student.optim.batch_size, device)
+        self._weights = ObjectiveWeights(**student.weights.model_dump())
+        self._optimizers: list[Optimizer] = build_optimizers(
+            self.model,
+            student.optim.lr,
+            split=student.optim.muon_split,
+            muon_dtype=muon_dtype or student.optim.muon_dtype,
+        )
 
     @property
     def tokens(self) -> int:
@@ -49,9 +59,12 @@ class StudentStep:
 
     def passes(self) -> None:
         """Forward and backward."""
-        with autocast(self._recipe, self._device):
-            loss = loss_of(self.model, self._batch, self._weights, torch.Generator(self._device))
-        loss.total.backward()
+        counts = LossCounts.of(self._batch, self.model.chunk_size)
+        for part in micro_batches(len(self._batch.tokens), self._recipe.student.optim.gradient_accumulation_steps):
+            generator = torch.Generator(self._device)
+            with autocast(self._recipe, self._device):
+                loss = loss_of(self.model, self._batch.rows(part), self._weights, generator, counts)
+            loss.total.backward()
 
     def update(self) -> None:
         """The optimizer's part."""
@@ -72,9 +85,9 @@ class StudentStep:
 
 
 def counted(recipe: Recipe) -> StepParts:
-    """Operations of a step, in bfloat16 ones (:data:`~benchmarks.trainer.operations.COSTS`); computes nothing."""
+    """Operations of a step on CUDA, in bfloat16 ones, see :data:`~benchmarks.trainer.operations.COSTS`."""
     with without_computing():
-        step = StudentStep(recipe, torch.device("cpu"))
+        step = StudentStep(recipe, torch.device("cpu"), muon_dtype="bfloat16")
         with OperationCounter() as passes:
             step.passes()
         with OperationCounter() as optimizer:

@@ -10,6 +10,7 @@ from latentforge.model.optim import (
     Muon,
     build_optimizers,
     load_state_tensors,
+    muon_dtype_of,
     orthogonalise,
     set_learning_rate,
     state_tensors,
@@ -26,6 +27,71 @@ def test_orthogonalise_keeps_singular_vectors_and_levels_values(shape: tuple[int
     assert (values > 0.5).all()
     assert (values < 1.3).all()
     assert (inner - torch.diag_embed(values)).abs().max() < 1e-3
+
+
+@pytest.mark.parametrize("shape", [(2, 64, 64), (2, 64, 192), (1, 128, 64)])
+def test_in_bfloat16_it_is_the_same_but_for_rounding(shape: tuple[int, int, int]) -> None:
+    matrices = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    # As of gradients: singular values over three orders of magnitude.
+    matrices = matrices * torch.logspace(0, -3, shape[2])
+    exact, rounded = orthogonalise(matrices), orthogonalise(matrices, dtype=torch.bfloat16)
+    assert rounded.dtype == torch.float32
+    assert not rounded.equal(exact)
+    assert (rounded - exact).norm() < 0.02 * exact.norm()
+    assert orthogonalise(torch.zeros(1, 4, 4), dtype=torch.bfloat16).equal(torch.zeros(1, 4, 4))
+
+
+def test_auto_is_float32_on_a_cpu_and_fast_asks_it() -> None:
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    assert muon_dtype_of("auto", cpu) == muon_dtype_of("float32", cuda) == torch.float32
+    assert muon_dtype_of("auto", cuda) == muon_dtype_of("fast", cuda) == torch.bfloat16
+    assert muon_dtype_of("bfloat16", cpu) == torch.bfloat16
+    has_units = any(torch.cpu.get_capabilities().get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+    assert (muon_dtype_of("fast", cpu) == torch.bfloat16) == has_units
+
+
+class Stacked(nn.Module):
+    """A GRU's gates, fused queries, keys and values, and a matrix that is one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.gru = nn.GRU(6, 4)
+        self.qkv = nn.Linear(5, 12)
+        self.out = nn.Linear(12, 5)
+
+
+def test_stacked_matrices_are_orthogonalised_one_by_one() -> None:
+    stacked, apart = Stacked(), Stacked()
+    rng = torch.Generator().manual_seed(1)
+    for p, q in zip(stacked.parameters(), apart.parameters(), strict=True):
+        p.grad = torch.randn(p.shape, generator=rng)
+        q.grad = p.grad.clone()
+    muon, adamw = build_optimizers(stacked, lr=0.1, split=True)
+    muon.step()
+    # The same by hand, each part a parameter of its own.
+    parts = {
+        name: [nn.Parameter(part.clone()) for part in p.detach().chunk(1 if name == "out.weight" else 3)]
+        for name, p in apart.named_parameters()
+        if p.ndim == 2
+    }
+    for name, p in apart.named_parameters():
+        if p.ndim == 2:
+            assert p.grad is not None
+            for part, grad in zip(parts[name], p.grad.chunk(len(parts[name])), strict=True):
+                part.grad = grad.contiguous()
+    Muon([part for of in parts.values() for part in of], lr=0.1).step()
+    moved = dict(stacked.named_parameters())
+    for name, wanted in parts.items():
+        torch.testing.assert_close(moved[name].detach(), torch.cat([part.detach() for part in wanted]))
+    whole = Stacked()
+    for p, q in zip(whole.parameters(), apart.parameters(), strict=True):
+        p.grad = q.grad
+    build_optimizers(whole, lr=0.1)[0].step()
+    assert whole.out.weight.equal(stacked.out.weight)
+    assert not whole.gru.all_weights[0][1].equal(stacked.gru.all_weights[0][1])
+    assert not whole.qkv.weight.equal(stacked.qkv.weight)
+    assert not any(p.ndim == 2 for p in adamw.param_groups[0]["params"])
 
 
 def test_a_zero_gradient_moves_nothing() -> None:

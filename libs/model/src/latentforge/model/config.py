@@ -12,6 +12,10 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 ROPE_SCALINGS = ("linear", "llama3", "yarn")
 
 
+#: auto: bfloat16 on CUDA, float32 elsewhere. fast: bfloat16 wherever the device has units for it.
+MuonDtype = Literal["auto", "fast", "float32", "bfloat16"]
+
+
 class _Config(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 

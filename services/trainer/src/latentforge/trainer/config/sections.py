@@ -6,6 +6,7 @@ from typing import Any, Literal, Self, get_args
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from latentforge.core.manifest import MOST_SAMPLES
+from latentforge.model.config import MuonDtype
 from latentforge.teacher_client.sparse_rows import LogprobDtype
 from latentforge.trainer.config.objectives import DEFAULT_OBJECTIVE
 
@@ -62,6 +63,15 @@ class OptimRecipe(Section):
     decay: Literal["linear", "cosine"] = Field("linear", description="How the rate falls to 0.")
     decay_from: float = Field(0.0, ge=0, lt=1, description="Share of the steps after which it begins to fall.")
     clip_norm: float = Field(1.0, gt=0, description="The gradient's norm is cut to this.")
+    muon_dtype: MuonDtype = Field(
+        "auto",
+        description="What Muon orthogonalises in. auto: bfloat16 on CUDA, float32 elsewhere; fast: bfloat16 wherever "
+        "the device has units for it. A CPU that has them takes less than half as long, one without them several times "
+        "as long.",
+    )
+    muon_split: bool = Field(
+        False, description="Whether Muon takes a GRU's gates, and fused queries, keys and values, apart."
+    )
     groups: dict[GroupName, GroupRecipe] = Field(
         {},
         description="How groups learn: layers (the transformer), inputs (the token embeddings), chunks (from K "

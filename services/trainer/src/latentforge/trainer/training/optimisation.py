@@ -33,7 +33,13 @@ class Optimisation:
     def __init__(self, model: nn.Module, recipe: OptimRecipe) -> None:
         self._recipe = recipe
         self._parameters = [p for p in model.parameters() if p.requires_grad]
-        self._optimizers: list[Optimizer] = build_optimizers(model, recipe.lr, recipe.weight_decay)
+        self._optimizers: list[Optimizer] = build_optimizers(
+            model,
+            recipe.lr,
+            recipe.weight_decay,
+            split=recipe.muon_split,
+            muon_dtype=recipe.muon_dtype,
+        )
         self._groups = ParameterGroups(model, self._optimizers, recipe)
 
     def step(self, step: int, losses: Iterable[MicroLoss]) -> dict[str, float]:
