@@ -41,6 +41,7 @@ def main(
     repeats: Annotated[int, typer.Option(min=1, help="Figures of each side, of which the median counts.")] = _REPEATS,
     device: Annotated[str, typer.Option(help="That models are trained on: auto, cpu, cuda or cuda:N.")] = "cpu",
     seed: Annotated[int, typer.Option(min=0, help="Of weights, data and noise.")] = 0,
+    stream_gb: Annotated[float, typer.Option(min=0.1, help="Gigabytes of text that are packed for stream.")] = 5.0,
     quick: Annotated[bool, typer.Option(help="A look whether it works: tiny models, one repeat.")] = False,
     out: Annotated[Path, typer.Option(help="Folder for bench_trainer_<time>.json.")] = Path("results"),
 ) -> None:
@@ -50,13 +51,15 @@ def main(
         ids = list(MEASUREMENTS) if only is None else asked_ids(only, list(MEASUREMENTS), str(chosen))
         try:
             with stop_on_signals():
-                _run(ids, chosen, out, repeats=1 if quick else repeats, seed=seed, quick=quick)
+                _run(ids, chosen, out, repeats=1 if quick else repeats, seed=seed, quick=quick, stream_gb=stream_gb)
         except StoppedError as stopped:
             typer.echo(f"bench-trainer: {stopped}; everything it started is stopped", err=True)
             raise typer.Exit(stopped.exit_code) from None
 
 
-def _run(ids: list[str], device: torch.device, out: Path, *, repeats: int, seed: int, quick: bool) -> None:
+def _run(
+    ids: list[str], device: torch.device, out: Path, *, repeats: int, seed: int, quick: bool, stream_gb: float
+) -> None:
     started, before = time.monotonic(), machine()
     chosen = [MEASUREMENTS[name] for name in ids]
     found: list[Result] = []
@@ -70,6 +73,7 @@ def _run(ids: list[str], device: torch.device, out: Path, *, repeats: int, seed:
             scratch=Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-trainer-"))),
             steps=_STEPS,
             seed=seed,
+            stream_gb=stream_gb,
         )
         for name, measurement in zip(ids, chosen, strict=True):
             progress.begin(name)

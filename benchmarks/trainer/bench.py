@@ -24,6 +24,7 @@ class TrainerBench(Benchmark):
         scratch: a folder that is removed at the end.
         steps: optimizer steps of a figure of speed.
         seed: of weights, data and noise.
+        stream_gb: gigabytes (10^9 bytes) of text that are packed.
     """
 
     quick: bool
@@ -31,6 +32,7 @@ class TrainerBench(Benchmark):
     scratch: Path
     steps: int
     seed: int = 0
+    stream_gb: float = 5.0
 
     @property
     def recipe(self) -> str:
