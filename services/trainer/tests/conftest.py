@@ -17,6 +17,7 @@ import torch
 from google.rpc import status_pb2  # type: ignore[import-untyped]
 from rich.console import Console
 from torch import Tensor
+from typer.testing import CliRunner
 
 from latentforge.model.autoencoder import Autoencoder
 from latentforge.model.io import save_pretrained
@@ -30,10 +31,12 @@ from latentforge.text.fingerprint import tokenizer_fingerprint
 from latentforge.text.packed import PackedData
 from latentforge.text.packing import pack_jsonl
 from latentforge.text.tokenizer import TextTokenizer
+from latentforge.trainer.cli.main import app
 from latentforge.trainer.config.recipe import load_recipe
 from latentforge.trainer.config.settings import TrainerSettings
 from latentforge.trainer.run.context import RunContext
 from latentforge.trainer.run.status import Status
+from latentforge.trainer.teacher import rows as rows_module
 from latentforge.trainer.teacher.connection import TeacherLink
 from latentforge.trainer.teacher.rows import TeacherRows
 from tests.fixtures import corpus, packed, restored_logging, tokenizer, tokenizer_folder
@@ -383,3 +386,23 @@ def teacher_rows(known_teacher: ClosedFormTeacher) -> Iterator[TeacherRows]:
 @pytest.fixture
 def known_rows() -> type[ClosedFormTeacher]:
     return ClosedFormTeacher
+
+
+@pytest.fixture
+def score(
+    known_teacher: Any, make_run: Any, recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., tuple[int, str]]:
+    """Runs `trainer score` on data; gives its exit code and what it says."""
+    monkeypatch.setenv("TOKENIZER_PATH", str(make_run.tokenizer.folder))
+    monkeypatch.setenv("RUNS_DIR", str(tmp_path / "runs"))
+    monkeypatch.setenv("TRAINER_GATEWAY_PATIENCE_SECONDS", "0")
+    monkeypatch.setattr(rows_module, "_SECONDS_BEFORE_LAST_TRY", 0.0)
+
+    def run(data: Path, out: Path, *arguments: str, port: int = known_teacher.port) -> tuple[int, str]:
+        words = ["score", str(data), "--out", str(out), "--recipe", str(recipe_file), "--gateway", f"127.0.0.1:{port}"]
+        result = CliRunner().invoke(app, [*words, *arguments])
+        if result.exception is not None and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        return result.exit_code, result.output
+
+    return run

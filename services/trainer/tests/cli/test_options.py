@@ -23,7 +23,11 @@ def test_every_field_of_a_group_is_an_option_of_its_own() -> None:
     )
     assert result.exit_code == 0, result.output
     assert got == [RunOptions(run="a", sets=["x=1", "y=2"]), 3, TeacherOptions(targets="text"), 8]
-    assert got[2].overrides == {"teacher.targets": "text", "teacher.generate.prompts": None}
+    assert got[2].overrides == {
+        "teacher.targets": "text",
+        "teacher.targets_from": None,
+        "teacher.generate.prompts": None,
+    }
     said = CliRunner().invoke(app, ["--help"], env={"COLUMNS": "200"}).output
     assert "What it does." in said
     assert all(option in said for option in ("--recipe", "--held-out", "--fresh", "--gateway", "--prompts", "--k"))

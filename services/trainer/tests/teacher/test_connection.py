@@ -121,6 +121,6 @@ def test_a_stop_request_ends_the_waiting(packed: PackedData) -> None:
 
 def test_the_link_knows_how_long_the_teacher_was_waited_for(known_teacher: Any) -> None:
     with TeacherLink(f"127.0.0.1:{known_teacher.port}") as link:
-        assert link.waited == 0
+        assert link.waiting.waited == 0
         link.wait(link.submit(asyncio.sleep(0.05)))
-        assert link.waited > 0
+        assert link.waiting.waited > 0

@@ -129,6 +129,21 @@ class CacheFigures(_Part):
     saved_seconds: float
 
 
+class KeptFigures(_Part):
+    """Sequences that a run looked for among kept rows.
+
+    Attributes:
+        sequences, found: how many, and how many of them have rows there.
+        rows: of those.
+        failed: sequences that the teacher failed on for good.
+    """
+
+    sequences: int
+    found: int
+    rows: int
+    failed: int = 0
+
+
 class GeneratedFigures(_Part):
     """What the teacher wrote for a student to learn from."""
 
@@ -150,6 +165,7 @@ class TargetFigures(_Part):
         targets: score, generate or text.
         teacher: None without one.
         cache: of targets that were scored.
+        kept: of targets that were scored before.
         generated: of targets that were generated.
         checkpoints: where the student was published, oldest first.
     """
@@ -160,6 +176,7 @@ class TargetFigures(_Part):
     targets: TargetKind
     teacher: TeacherFigures | None = None
     cache: CacheFigures | None = None
+    kept: KeptFigures | None = None
     generated: GeneratedFigures | None = None
     checkpoints: list[str]
 

@@ -17,6 +17,7 @@ from latentforge.trainer.cli.options import (
     user_errors,
     with_groups,
 )
+from latentforge.trainer.cli.score import score
 from latentforge.trainer.cli.train import train_app
 from latentforge.trainer.cli.warm import warm
 
@@ -31,6 +32,7 @@ app.command("tokenizer")(train_tokenizer)
 app.add_typer(train_app, name="train")
 app.command("evaluate")(evaluate)
 app.command("warm")(warm)
+app.command("score")(score)
 
 
 @app.callback()

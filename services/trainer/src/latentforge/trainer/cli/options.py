@@ -63,6 +63,14 @@ TargetsOption = Annotated[
         show_default="the recipe's",
     ),
 ]
+TargetsFromOption = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--targets-from",
+        help="A folder of kept rows (`trainer score`) to learn from in place of a gateway; repeatable.",
+        show_default="the recipe's",
+    ),
+]
 PromptsOption = Annotated[
     int | None,
     typer.Option("--prompts", help="Prompts that the teacher continues, for generate.", show_default="the recipe's"),
@@ -141,11 +149,16 @@ class TeacherOptions:
 
     gateway: GatewayOption = None
     targets: TargetsOption = None
+    targets_from: TargetsFromOption = None
     prompts: PromptsOption = None
 
     @property
     def overrides(self) -> dict[str, Any]:
-        return {"teacher.targets": self.targets, "teacher.generate.prompts": self.prompts}
+        return {
+            "teacher.targets": self.targets,
+            "teacher.targets_from": self.targets_from or None,
+            "teacher.generate.prompts": self.prompts,
+        }
 
 
 @dataclass(frozen=True)

@@ -68,6 +68,7 @@ class Recipe(Section):
         if not any(weights.model_dump().values()):
             raise ValueError("student.weights are all 0; give at least one term a weight")
         self._check_share()
+        self._check_targets_from()
         self._check_on_policy()
         return self
 
@@ -84,6 +85,19 @@ class Recipe(Section):
             raise ValueError(
                 f"teacher.share={share} with student.weights.ce=0: a sequence without the teacher's rows would teach "
                 "nothing; set the weight above 0, or share to 1"
+            )
+
+    def _check_targets_from(self) -> None:
+        folders, on_policy = self.teacher.targets_from, self.student.on_policy.share
+        if folders and self.teacher.targets == "text":
+            raise ValueError(
+                f"teacher.targets_from={[str(f) for f in folders]} with teacher.targets='text': without a teacher "
+                "there are no rows to read; set targets to score or auto, or take the folders out"
+            )
+        if folders and on_policy:
+            raise ValueError(
+                f"student.on_policy.share={on_policy} with teacher.targets_from: what the student writes can only be "
+                "scored by a gateway, as it is written; set share to 0, or take the folders out and start a gateway"
             )
 
     def _check_on_policy(self) -> None:

@@ -1,9 +1,10 @@
 """The sections of a recipe."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from latentforge.core.manifest import MOST_SAMPLES
 from latentforge.model.config import MuonDtype
@@ -244,6 +245,11 @@ class TeacherRecipe(Section):
         description="Of the training sequences, how many the teacher is asked about: the others teach without its "
         "rows, by cross-entropy. A sequence's content decides, so that all epochs and runs ask about the same ones.",
     )
+    targets_from: list[Path] = Field(
+        [],
+        description="Folders of kept rows (`trainer score`) that are read in place of a gateway; a sequence that none "
+        "of them holds is trained without rows.",
+    )
     max_failed_share: float = Field(
         0.05,
         ge=0,
@@ -253,7 +259,15 @@ class TeacherRecipe(Section):
     )
     generate: GenerateRecipe = Field(GenerateRecipe(), description="What generate asks for.")
 
+    @field_validator("targets_from", mode="before")
+    @classmethod
+    def _one_folder(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str | Path) else value
+
     def identity(self) -> dict[str, Any]:
-        """What of it a result depends on; a value that no run had before stands in it only where it is another."""
-        exclude = {"max_failed_share"} | ({"share"} if self.share == 1.0 else set())
+        """What of it a result depends on; a value that no run had before stands in it only where it is another.
+
+        Where kept rows lie does not count: what they are stands in the source's own identity.
+        """
+        exclude = {"max_failed_share", "targets_from"} | ({"share"} if self.share == 1.0 else set())
         return self.model_dump(exclude=exclude | ({"generate"} if self.targets == "score" else set()))

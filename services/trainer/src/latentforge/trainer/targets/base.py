@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from latentforge.model.latent_model import LatentModel
 from latentforge.model.losses import StudentBatch
 from latentforge.model.token_level import TokenLevelModel
-from latentforge.trainer.results import CacheFigures, GeneratedFigures, TargetKind
+from latentforge.trainer.results import CacheFigures, GeneratedFigures, KeptFigures, TargetKind
 
 
 class TargetSource(Protocol):
@@ -72,5 +72,5 @@ class TargetSource(Protocol):
     def figures(self) -> dict[str, float]:
         """What of it belongs to a step's metrics, by name."""
 
-    def report(self) -> CacheFigures | GeneratedFigures | None:
+    def report(self) -> CacheFigures | KeptFigures | GeneratedFigures | None:
         """What the run's result says of it."""

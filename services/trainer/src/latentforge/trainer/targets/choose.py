@@ -1,6 +1,6 @@
 """Which targets a run has: what its recipe asks for and its teacher can give."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 
@@ -8,13 +8,17 @@ from latentforge.core.manifest import TeacherId
 from latentforge.teacher.v1 import teacher_pb2 as pb
 from latentforge.text.packed import PackedData
 from latentforge.trainer.errors import TrainerError
+from latentforge.trainer.kept.folder import KeptFolder
+from latentforge.trainer.kept.rows import KeptRows
 from latentforge.trainer.results import TargetKind
 from latentforge.trainer.run.context import RunContext
+from latentforge.trainer.run.waiting import Waiting
 from latentforge.trainer.targets.base import TargetSource
 from latentforge.trainer.targets.generated import GeneratedTargets
+from latentforge.trainer.targets.kept import KeptTargets
 from latentforge.trainer.targets.scored import ScoredTargets
 from latentforge.trainer.targets.text import TextTargets
-from latentforge.trainer.teacher.connection import TeacherLink
+from latentforge.trainer.teacher.connection import TeacherLink, check_teacher
 from latentforge.trainer.teacher.rows import TeacherRows
 
 
@@ -23,12 +27,18 @@ class MetTeacher:
     """A teacher that the run can learn from.
 
     Attributes:
-        link: to its gateway.
+        link: to its gateway; None where its rows were kept.
+        kept: those.
+        where: its gateway's target, or the folder of its rows.
+        waiting: for how long it has been waited for.
         about: what it said of itself.
         kind: of the targets that the run has from it.
     """
 
-    link: TeacherLink
+    link: TeacherLink | None
+    kept: Sequence[KeptFolder]
+    where: str
+    waiting: Waiting
     about: pb.GetTeacherResponse
     kind: TargetKind
 
@@ -48,14 +58,46 @@ def met_teacher(run: RunContext) -> Iterator[MetTeacher | None]:
     if run.recipe.teacher.targets == "text":
         yield None
         return
+    if run.recipe.teacher.targets_from:
+        yield _kept_teacher(run)
+        return
     with TeacherLink.of(run.settings, run.stop) as link:
         link.on_lost = run.status.wait_for
         about = link.teacher(run.tokenizer.fingerprint, run.vocab_size, run.recipe.teacher.top_k)
-        yield MetTeacher(link, about, _kind(run, link.target, about))
+        yield MetTeacher(link, (), link.target, link.waiting, about, _kind(run, f"at {link.target}", about))
 
 
-def _kind(run: RunContext, target: str, about: pb.GetTeacherResponse) -> TargetKind:
-    who = f"the teacher {about.model} ({about.backend}) at {target}"
+def _kept_teacher(run: RunContext) -> MetTeacher:
+    """The teacher whose rows were kept.
+
+    Raises:
+        TrainerError: a folder is not whole or does not fit this run, or two are of different teachers.
+    """
+    recipe = run.recipe.teacher
+    folders = [KeptFolder(folder) for folder in recipe.targets_from]
+    first = folders[0]
+    for folder in folders:
+        manifest, place = folder.manifest, f"of {folder.folder}"
+        about = manifest.teacher.as_answer(manifest.kind, manifest.top_k)
+        check_teacher(about, place, run.tokenizer.fingerprint, run.vocab_size, recipe.top_k)
+        if (manifest.kind, manifest.teacher) != (first.manifest.kind, first.manifest.teacher):
+            raise TrainerError(
+                f"{folder.folder} holds {manifest.kind} rows of {manifest.teacher}, {first.folder} "
+                f"{first.manifest.kind} rows of {first.manifest.teacher}; give folders of one teacher and kind"
+            )
+        if (manifest.logprob_dtype, recipe.logprob_dtype) == ("float16", "float32"):
+            raise TrainerError(
+                f"{folder.folder} holds log-probabilities in float16, teacher.logprob_dtype='float32' asks for more; "
+                "set it to float16, or score the data anew with --set teacher.logprob_dtype=float32"
+            )
+    about = first.manifest.teacher.as_answer(first.manifest.kind, first.manifest.top_k)
+    kind = _kind(run, f"of {first.folder}", about)
+    where = ", ".join(str(folder.folder) for folder in folders)
+    return MetTeacher(None, folders, where, Waiting(run.stop), about, kind)
+
+
+def _kind(run: RunContext, place: str, about: pb.GetTeacherResponse) -> TargetKind:
+    who = f"the teacher {about.model} ({about.backend}) {place}"
     wanted, share = run.recipe.teacher.targets, run.recipe.student.on_policy.share
     if not about.can_score and not about.can_generate:
         raise TrainerError(f"{who} can neither score nor generate; give the gateway another TEACHER_BACKEND")
@@ -86,6 +128,11 @@ def _kind(run: RunContext, target: str, about: pb.GetTeacherResponse) -> TargetK
     return kind
 
 
+def _link(teacher: MetTeacher) -> TeacherLink:
+    assert teacher.link is not None
+    return teacher.link
+
+
 def _cache_stats(link: TeacherLink) -> tuple[int, float]:
     stats = link.cache_stats()
     return stats.bytes, stats.saved_seconds
@@ -98,12 +145,16 @@ def target_source(
     """The source of the teacher's kind; ``fresh`` begins another collection where the old one does not fit."""
     if teacher is None:
         yield TextTargets(run, train, held_out)
+    elif teacher.kept:
+        asked = run.recipe.teacher
+        with closing(KeptRows(teacher.kept, asked.top_k, asked.logprob_dtype, teacher.waiting)) as kept:
+            yield KeptTargets(run, kept, train, held_out)
     elif teacher.kind == "score":
-        link, settings, asked = teacher.link, run.settings, run.recipe.teacher
+        link, settings, asked = _link(teacher), run.settings, run.recipe.teacher
         rows = TeacherRows(link, asked.top_k, asked.logprob_dtype, settings.trainer_prefetch_in_flight)
         yield ScoredTargets(run, rows, train, held_out, lambda: _cache_stats(link))
     else:
         about = teacher.about
         run.console.print(f"the student learns from text that {about.model} writes ({about.backend})", highlight=False)
-        with closing(GeneratedTargets(run, teacher.link, train, held_out, about, fresh=fresh)) as source:
+        with closing(GeneratedTargets(run, _link(teacher), train, held_out, about, fresh=fresh)) as source:
             yield source

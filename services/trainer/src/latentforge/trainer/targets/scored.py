@@ -17,7 +17,7 @@ from latentforge.teacher_client.sparse_rows import SparseRows
 from latentforge.text.packed import PackedData
 from latentforge.trainer.data.sequence_hash import is_chosen, sequence_hash
 from latentforge.trainer.errors import TrainerError
-from latentforge.trainer.results import CacheFigures, TargetKind
+from latentforge.trainer.results import CacheFigures, KeptFigures, TargetKind
 from latentforge.trainer.run.context import RunContext
 from latentforge.trainer.targets.batches import held_out_batch, held_out_sequences, training_batch, training_indices
 from latentforge.trainer.targets.failures import Failures
@@ -123,7 +123,7 @@ class ScoredTargets(TextTargets):
     def figures(self) -> dict[str, float]:
         return self._failures.figures()
 
-    def report(self) -> CacheFigures:
+    def report(self) -> CacheFigures | KeptFigures:
         cache, (num_bytes, saved_seconds) = self._rows.cache, self._cache_stats()
         return CacheFigures(
             hits=cache.hits,

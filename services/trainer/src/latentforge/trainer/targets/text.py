@@ -11,7 +11,7 @@ from latentforge.model.latent_model import LatentModel
 from latentforge.model.losses import StudentBatch
 from latentforge.model.token_level import TokenLevelModel
 from latentforge.text.packed import PackedData
-from latentforge.trainer.results import CacheFigures, TargetKind
+from latentforge.trainer.results import CacheFigures, KeptFigures, TargetKind
 from latentforge.trainer.run.context import RunContext
 from latentforge.trainer.targets.batches import held_out_batch, held_out_sequences, training_batch
 
@@ -59,5 +59,5 @@ class TextTargets:
     def figures(self) -> dict[str, float]:
         return {}
 
-    def report(self) -> CacheFigures | None:
+    def report(self) -> CacheFigures | KeptFigures | None:
         return None

@@ -34,7 +34,7 @@ Outcome = Continuation | Dropped
 def identity(recipe: TeacherRecipe, prompts: list[Prompt], teacher: pb.GetTeacherResponse) -> dict[str, Any]:
     """What the continuations depend on."""
     about = {n: getattr(teacher, n) for n in ("backend", "model", "revision", "quantization", "tokenizer_fingerprint")}
-    asked = recipe.model_dump(exclude={"targets", "share", "max_failed_share"})
+    asked = recipe.model_dump(exclude={"targets", "share", "max_failed_share", "targets_from"})
     return {"teacher": about, **asked, "num_prompts": len(prompts), "prompts_sha256": digest(prompts)}
 
 

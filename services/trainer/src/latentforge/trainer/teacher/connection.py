@@ -5,7 +5,7 @@ import logging
 import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine
-from concurrent.futures import Future, wait
+from concurrent.futures import Future
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -20,7 +20,7 @@ from latentforge.teacher_client.errors import TeacherError
 from latentforge.teacher_client.retries import pause, retrying_options
 from latentforge.trainer.config.settings import TrainerSettings
 from latentforge.trainer.errors import TrainerError
-from latentforge.trainer.run.interrupt import Interrupted
+from latentforge.trainer.run.waiting import Waiting
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ class TeacherLink:
         tls_ca: PEM file of the root certificate of a gateway with TLS.
 
     Attributes:
-        waited: seconds that :meth:`wait` has taken so far, while nothing else was done.
+        waiting: has :meth:`wait` waited so far.
         on_lost: told in a line what is waited for and for how long, again and again; None when it is back. Called in
             the link's thread.
     """
@@ -68,7 +68,7 @@ class TeacherLink:
         tls_ca: Path | None = None,
     ) -> None:
         self.target, self.stop = target, stop
-        self.waited = 0.0
+        self.waiting = Waiting(stop)
         self._patience = patience
         self._api_key, self._tls_ca = api_key, tls_ca
         self._lost_since: float | None = None
@@ -120,34 +120,10 @@ class TeacherLink:
         await asyncio.gather(*others, return_exceptions=True)
         await self.client.close()
 
-    def teacher(self, fingerprint: str, vocab_size: int, top_k: int) -> pb.GetTeacherResponse:
-        """Asks what the teacher is, and refuses one that this run cannot learn from, however it is asked.
-
-        Args:
-            fingerprint: of the tokenizer that packed the data.
-            vocab_size: ids of the models.
-            top_k: entries per row.
-
-        Raises:
-            TrainerError: another tokenizer (both fingerprints), too small a max_top_k, or too wide an output layer.
-        """
+    def teacher(self, fingerprint: str, vocab_size: int | None, top_k: int) -> pb.GetTeacherResponse:
+        """Asks what the teacher is, and refuses one that :func:`check_teacher` refuses."""
         answer = self.wait(self.submit(self.retried(lambda: self.client.teacher())))
-        who = f"the teacher {answer.model} ({answer.backend}) at {self.target}"
-        if answer.tokenizer_fingerprint != fingerprint:
-            raise TrainerError(
-                f"{who} has the tokenizer fingerprint {answer.tokenizer_fingerprint}, the data was packed with "
-                f"{fingerprint}; "
-                "set TOKENIZER_PATH to the teacher's tokenizer and pack again"
-            )
-        if answer.max_top_k < top_k:
-            raise TrainerError(
-                f"{who} gives at most {answer.max_top_k} entries a row; teacher.top_k={top_k} asks for more"
-            )
-        if answer.vocab_size > vocab_size:
-            raise TrainerError(
-                f"{who} has an output layer of {answer.vocab_size} ids, the models have {vocab_size}; "
-                f"set the recipe's vocab_size to {answer.vocab_size}"
-            )
+        check_teacher(answer, f"at {self.target}", fingerprint, vocab_size, top_k)
         return answer
 
     def cache_stats(self) -> pb.GetCacheStatsResponse:
@@ -164,16 +140,7 @@ class TeacherLink:
         Raises:
             Interrupted: ``stop`` said so meanwhile.
         """
-        started = time.monotonic()
-        try:
-            while not self.stop():
-                done, _ = wait([future], timeout=0.2)
-                if done:
-                    return future.result()
-        finally:
-            self.waited += time.monotonic() - started
-        future.cancel()
-        raise Interrupted
+        return self.waiting.wait(future)
 
     async def retried(self, call: Callable[[], Awaitable[T]]) -> T:
         """Calls again, more and more seldom, while the gateway is lost, and for the last time when the patience ends.
@@ -227,6 +194,37 @@ class TeacherLink:
 
     def _seconds_lost(self) -> float:
         return 0.0 if self._lost_since is None else time.monotonic() - self._lost_since
+
+
+def check_teacher(
+    answer: pb.GetTeacherResponse, place: str, fingerprint: str, vocab_size: int | None, top_k: int
+) -> None:
+    """Refuses a teacher that a run cannot learn from, however it is asked.
+
+    Args:
+        answer: what it says of itself.
+        place: where it is, or its rows are, for the error.
+        fingerprint: of the tokenizer that packed the data.
+        vocab_size: ids of the models; None where there are none.
+        top_k: entries per row.
+
+    Raises:
+        TrainerError: another tokenizer (both fingerprints), too small a max_top_k, or too wide an output layer.
+    """
+    who = f"the teacher {answer.model} ({answer.backend}) {place}"
+    if answer.tokenizer_fingerprint != fingerprint:
+        raise TrainerError(
+            f"{who} has the tokenizer fingerprint {answer.tokenizer_fingerprint}, the data was packed with "
+            f"{fingerprint}; "
+            "set TOKENIZER_PATH to the teacher's tokenizer and pack again"
+        )
+    if answer.max_top_k < top_k:
+        raise TrainerError(f"{who} gives at most {answer.max_top_k} entries a row; teacher.top_k={top_k} asks for more")
+    if vocab_size is not None and answer.vocab_size > vocab_size:
+        raise TrainerError(
+            f"{who} has an output layer of {answer.vocab_size} ids, the models have {vocab_size}; "
+            f"set the recipe's vocab_size to {answer.vocab_size}"
+        )
 
 
 def _is_loss(error: BaseException) -> bool:

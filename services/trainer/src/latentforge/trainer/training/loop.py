@@ -9,7 +9,14 @@ from latentforge.core.manifest import TeacherId
 from latentforge.model.losses import LossCounts, StudentBatch, StudentLoss, loss_of
 from latentforge.trainer.data.sequence_order import step_generator
 from latentforge.trainer.errors import TrainerError
-from latentforge.trainer.results import CacheFigures, CurvePoint, GeneratedFigures, StudentResult, TeacherFigures
+from latentforge.trainer.results import (
+    CacheFigures,
+    CurvePoint,
+    GeneratedFigures,
+    KeptFigures,
+    StudentResult,
+    TeacherFigures,
+)
 from latentforge.trainer.run.context import RunContext
 from latentforge.trainer.run.device import autocast
 from latentforge.trainer.run.interrupt import Interrupted
@@ -63,8 +70,8 @@ class StudentTraining:
         self.step, saved = found
         if saved["teacher"] != self.teacher_id.model_dump():
             raise TrainerError(
-                f"this run learns from {saved['teacher']}, {self.run.settings.gateway_target} is "
-                f"{self.teacher_id.model_dump()}; start that gateway, or start anew with --fresh or --run NAME"
+                f"this run learns from {saved['teacher']}, {self.teacher.where if self.teacher else 'nobody'} is "
+                f"{self.teacher_id.model_dump()}; learn from that one, or start anew with --fresh or --run NAME"
             )
         if saved["source"] != self.source.identity():
             raise TrainerError(
@@ -103,7 +110,7 @@ class StudentTraining:
                         raise Interrupted
                     batch = to_device(next(batches), run.device)
                     if self.teacher is not None:
-                        progress.teacher_waited(self.teacher.link.waited)
+                        progress.teacher_waited(self.teacher.waiting.waited)
                         run.status.teacher_rows = self.source.progress().get("cache", {})
                     values = self._take_step(batch) | self.source.figures()
                     progress.step(self.step, values, batch.tokens.numel(), note=self.source.note())
@@ -143,6 +150,7 @@ class StudentTraining:
             targets=self.source.kind,
             teacher=teacher,
             cache=report if isinstance(report, CacheFigures) else None,
+            kept=report if isinstance(report, KeptFigures) else None,
             generated=report if isinstance(report, GeneratedFigures) else None,
             checkpoints=checkpoints,
         )

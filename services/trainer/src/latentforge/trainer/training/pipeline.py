@@ -68,6 +68,8 @@ def targets_line(summary: RunSummary) -> str:
             f"{cache.rows:,} rows came from the cache, which holds {cache.bytes / 1e6:,.1f} MB; the gateway "
             f"has saved {cache.saved_seconds:.1f} s of teacher time"
         )
+    if (kept := summary.kept) is not None:
+        return f"kept rows: {kept.found:,} of {kept.sequences:,} sequences had some, {kept.rows:,} rows"
     return "no teacher was asked"
 
 

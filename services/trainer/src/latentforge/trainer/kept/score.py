@@ -1,0 +1,240 @@
+"""Having a teacher score data into a folder of kept rows: `trainer score`."""
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from latentforge.core.files import write_atomically
+from latentforge.teacher_client.sparse_rows import SparseRows
+from latentforge.text.packed import PackedData
+from latentforge.trainer.config.sections import TeacherRecipe
+from latentforge.trainer.data.sequence_hash import is_chosen, sequence_hash
+from latentforge.trainer.errors import TrainerError
+from latentforge.trainer.kept.card import data_card
+from latentforge.trainer.kept.manifest import CARD, KeptBy, KeptManifest, KeptSplit, KeptTeacher, SplitFiles
+from latentforge.trainer.kept.table import KeptSequence, kept_schema, write_kept
+from latentforge.trainer.run.interrupt import Interrupted
+from latentforge.trainer.teacher.connection import TeacherLink
+from latentforge.trainer.teacher.rows import Answer, TeacherRows
+
+# A file is what a kill costs: about a minute of a large teacher, 17 MB.
+_POSITIONS_PER_FILE = 2**18
+_POSITIONS_PER_REQUEST = 2**13
+# So many sequences are looked at before a share of failures means something.
+_JUDGED_FROM = 20
+
+
+@dataclass(frozen=True)
+class Shard:
+    """The ``index``-th of ``count`` equal parts of the files, counted from 1."""
+
+    index: int = 1
+    count: int = 1
+
+    @classmethod
+    def parse(cls, text: str) -> "Shard":
+        """Reads ``i/n``.
+
+        Raises:
+            TrainerError: it is no such thing.
+        """
+        index, slash, count = text.partition("/")
+        if not (slash and index.isdigit() and count.isdigit() and 1 <= int(index) <= int(count)):
+            raise TrainerError(f"--shard {text!r}: give one of n parts as i/n, from 1/n to n/n, like 2/4")
+        return cls(int(index), int(count))
+
+
+@dataclass
+class ScoreProgress:
+    """How far it is, of this process's shard.
+
+    Attributes:
+        total, done, kept: sequences; ``kept`` were there before.
+        positions: that were scored by this process.
+        failed: sequences that the teacher fails on for good, of those.
+        seconds: since scoring began.
+    """
+
+    total: int = 0
+    done: int = 0
+    kept: int = 0
+    positions: int = 0
+    failed: int = 0
+    started: float = field(default_factory=time.monotonic)
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self.started
+
+    @property
+    def eta(self) -> float | None:
+        """Seconds left; None while unknown."""
+        fresh = self.done - self.kept
+        return (self.total - self.done) * self.seconds / fresh if fresh else None
+
+
+@dataclass
+class _File:
+    """A file whose sequences are asked for."""
+
+    split: KeptSplit
+    number: int
+    indices: Sequence[int]
+    answers: dict[int, Answer] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Request:
+    file: _File
+    places: range
+
+
+class Scoring:
+    """One shard of a folder, over one or more gateways.
+
+    Args:
+        folder: of kept rows; begun here, or by an earlier process with the same data, teacher and settings.
+        data: the packed data of each split.
+        links: to the gateways, of one teacher.
+        recipe: k, precision and share.
+        made: how, for manifest and card.
+        shard: which of the files are this process's.
+        in_flight: requests open at once, of each gateway.
+
+    Raises:
+        TrainerError: the folder was begun otherwise.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        data: Mapping[KeptSplit, PackedData],
+        links: Sequence[TeacherLink],
+        teacher: KeptTeacher,
+        recipe: TeacherRecipe,
+        made: KeptBy,
+        *,
+        shard: Shard,
+        in_flight: int,
+    ) -> None:
+        self._folder, self._data, self._links, self._recipe = folder, data, links, recipe
+        self._in_flight = in_flight
+        self._indices = {
+            split: _chosen(part, recipe.share if split == "train" else 1.0) for split, part in data.items()
+        }
+        self.manifest = KeptManifest(
+            kind="score",
+            teacher=teacher,
+            top_k=recipe.top_k,
+            logprob_dtype=recipe.logprob_dtype,
+            share=recipe.share,
+            splits={
+                split: SplitFiles(
+                    num_sequences=len(self._indices[split]),
+                    per_file=max(1, _POSITIONS_PER_FILE // part.meta.sequence_length),
+                    data=part.identity() | {"source": part.meta.source},
+                )
+                for split, part in data.items()
+            },
+            made=made,
+        )
+        self.manifest.claim(folder)
+        write_atomically(folder / CARD, data_card(KeptManifest.read(folder)))
+        self._schema: pa.Schema = kept_schema(teacher.vocab_size, recipe.logprob_dtype)
+        # Every n-th file, not one stretch: shards then have like shares of both splits.
+        self._files = self.manifest.files()[shard.index - 1 :: shard.count]
+        self.progress = ScoreProgress()
+
+    def run(self, stop: Callable[[], bool], on_progress: Callable[[ScoreProgress], None]) -> ScoreProgress:
+        """Asks for every file that is missing and writes it as soon as it is complete.
+
+        Raises:
+            TrainerError: the teacher refused, or fails on too many sequences.
+            TeacherLostError: a gateway stayed away longer than the patience; whole files stay.
+            Interrupted: ``stop`` said so; whole files stay.
+        """
+        recipe, most = self._recipe, self._in_flight
+        sources = [TeacherRows(link, recipe.top_k, recipe.logprob_dtype, most) for link in self._links]
+        progress = self.progress
+        progress.total = sum(len(self._indices_of(*file)) for file in self._files)
+        requests = self._requests()
+        pending: dict[Future[list[Answer]], tuple[int, _Request]] = {}
+        load = [0] * len(sources)
+        try:
+            while True:
+                # One more than may be open, so that a gateway never waits for this thread.
+                while min(load) <= most and (request := next(requests, None)) is not None:
+                    gateway = load.index(min(load))
+                    sequences = [self._sequence(request.file, place) for place in request.places]
+                    pending[sources[gateway].ask(sequences)] = gateway, request
+                    load[gateway] += 1
+                on_progress(progress)
+                if not pending:
+                    return progress
+                if stop():
+                    raise Interrupted
+                for future in wait(pending, timeout=0.2, return_when=FIRST_COMPLETED)[0]:
+                    gateway, request = pending.pop(future)
+                    load[gateway] -= 1
+                    self._take(request, future.result())
+        finally:
+            for future in pending:
+                future.cancel()
+
+    def _indices_of(self, split: KeptSplit, number: int) -> Sequence[int]:
+        held = self.manifest.splits[split].sequences(number)
+        return self._indices[split][held.start : held.stop]
+
+    def _sequence(self, file: _File, place: int) -> torch.Tensor:
+        return torch.from_numpy(self._data[file.split].sequence(file.indices[place]))
+
+    def _requests(self) -> Iterator[_Request]:
+        for split, number in self._files:
+            indices = self._indices_of(split, number)
+            if self.manifest.path(self._folder, split, number).is_file():
+                self.progress.done += len(indices)
+                self.progress.kept += len(indices)
+                continue
+            file = _File(split, number, indices)
+            size = max(1, _POSITIONS_PER_REQUEST // self._data[split].meta.sequence_length)
+            for first in range(0, len(indices), size):
+                yield _Request(file, range(first, min(first + size, len(indices))))
+
+    def _take(self, request: _Request, answers: Sequence[Answer]) -> None:
+        file, progress = request.file, self.progress
+        for place, answer in zip(request.places, answers, strict=True):
+            file.answers[place] = answer
+            progress.done += 1
+            if isinstance(answer, SparseRows):
+                progress.positions += len(answer)
+            else:
+                progress.failed += 1
+                asked = progress.done - progress.kept
+                if asked >= _JUDGED_FROM and progress.failed > self._recipe.max_failed_share * asked:
+                    raise TrainerError(
+                        f"the teacher fails on {progress.failed} of {asked} sequences, the last is {file.split} "
+                        f"{file.indices[place]}: {answer}. Look at the gateway's log, or allow more with --set "
+                        "teacher.max_failed_share=…"
+                    )
+        if len(file.answers) == len(file.indices):
+            path = self.manifest.path(self._folder, file.split, file.number)
+            write_kept(path, [self._kept(file, place) for place in range(len(file.indices))], self._schema)
+
+    def _kept(self, file: _File, place: int) -> KeptSequence:
+        index, answer = file.indices[place], file.answers[place]
+        ids = self._data[file.split].sequence(index).astype(np.uint32)
+        if isinstance(answer, SparseRows):
+            return KeptSequence(index, ids, answer)
+        return KeptSequence(index, ids, SparseRows.none(self._recipe.top_k), str(answer))
+
+
+def _chosen(data: PackedData, share: float) -> list[int]:
+    if share == 1.0:
+        return list(range(len(data)))
+    return [i for i in range(len(data)) if is_chosen(sequence_hash(data.sequence(i)), share)]
