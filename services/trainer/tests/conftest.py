@@ -112,6 +112,21 @@ def recipe_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture
+def environment(tmp_path: Path, tokenizer_folder: Path, recipe_file: Path) -> dict[str, str]:
+    return {
+        "RUNS_DIR": str(tmp_path / "runs"),
+        "CHECKPOINTS_DIR": str(tmp_path / "checkpoints"),
+        "TOKENIZER_PATH": str(tokenizer_folder),
+        "RECIPES_DIR": str(recipe_file.parent),
+        "TRAINER_GATEWAY_PATIENCE_SECONDS": "0",
+        "GATEWAY_TARGET": "127.0.0.1:9",
+        "TRAINER_THREADS": "1",
+        "NO_COLOR": "1",
+        "COLUMNS": "200",
+    }
+
+
 class ClosedFormTeacher(teacher_pb2_grpc.TeacherServiceServicer):
     """p(x_i | x_<i) depends on x_(i-1) alone and is known in closed form; answers like a gateway, over real gRPC."""
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
 from latentforge.model.config import MuonDtype
+from latentforge.model.sharded import piece_like, whole
 
 # Of Keller Jordan's Muon (2024, https://kellerjordan.github.io/posts/muon/). The steep slope at 0 lifts small singular
 # values fast, at the price of exactness: five iterations take every σ from 0.003 to 1 into 0.68 … 1.21.
@@ -105,13 +106,13 @@ class Muon(Optimizer):
 
     def _step_alike(self, group: dict[str, Any], params: list[nn.Parameter]) -> None:
         """A step of weights of one shape."""
-        momenta = torch.stack([self._momentum(p, group["momentum"]) for p in params])
+        momenta = torch.stack([whole(self._momentum(p, group["momentum"])) for p in params])
         apart = momenta.unflatten(1, (group["matrices"], -1)).flatten(0, 1)
         updates = orthogonalise(apart, dtype=self._dtype).unflatten(0, (len(params), -1)).flatten(1, 2)
         scale = 0.2 * max(apart.shape[1:]) ** 0.5
         for p, update in zip(params, updates, strict=True):
             p.mul_(1 - group["lr"] * group["weight_decay"])
-            p.add_(update, alpha=-group["lr"] * scale)
+            p.add_(piece_like(update, p), alpha=-group["lr"] * scale)
 
     def _momentum(self, p: nn.Parameter, momentum: float) -> Tensor:
         assert p.grad is not None
@@ -196,5 +197,6 @@ def load_state_tensors(optimizers: list[Optimizer], tensors: dict[str, Tensor]) 
         for key, value in tensors.items():
             owner, index, name = key.split(".", 2)
             if int(owner) == o:
-                state.setdefault(int(index), {})[name] = value
+                parameters = [p for group in optimizer.param_groups for p in group["params"]]
+                state.setdefault(int(index), {})[name] = piece_like(value, parameters[int(index)])
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

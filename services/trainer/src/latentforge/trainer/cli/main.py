@@ -39,6 +39,9 @@ app.command("score")(score)
 def _main() -> None:
     # Threads that spin while they wait cost a factor of four beside another busy process. Read when torch loads.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if "WORLD_SIZE" in os.environ:
+        # DDP warns of every model that could have had parameters without a gradient, and has none.
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
 
 @app.command("run")
@@ -58,27 +61,35 @@ def run_all(
     """Data, autoencoder, student: the whole job; what is finished is not done again."""
     from latentforge.trainer.results import SUMMARY
     from latentforge.trainer.run.interrupt import StopRequest
+    from latentforge.trainer.run.ranks import joined_ranks
     from latentforge.trainer.run.sinks.live import write_status
     from latentforge.trainer.run.status_server import StatusServer
     from latentforge.trainer.training.pipeline import run_pipeline, targets_line
 
     if keep_serving and status_port is None:
         raise typer.BadParameter("there is nothing to serve without --status-port", param_hint="--keep-serving")
-    with user_errors(), StopRequest() as stop:
-        context = run_context(options, teacher.overrides | memory.overrides, stop, teacher.gateway)
-        server = StatusServer(context.status, status_host, status_port) if status_port is not None else None
+    with user_errors(), StopRequest() as stop, joined_ranks() as ranks:
+        context = run_context(options, teacher.overrides | memory.overrides, stop, teacher.gateway, ranks)
+        server = (
+            StatusServer(context.status, status_host, status_port)
+            if status_port is not None and ranks.is_main
+            else None
+        )
         try:
             if options.fresh:
                 made = context.folder.iterdir() if context.folder.is_dir() else ()
-                forget(*(p for p in made if p.name != "generated"), context.settings.checkpoints_dir / context.name)
+                forget(
+                    ranks, *(p for p in made if p.name != "generated"), context.settings.checkpoints_dir / context.name
+                )
             summary = run_pipeline(context, options.data, options.held_out, fresh=options.fresh)
             context.status.done = True
-            write_status(context.folder, context.status)
-            typer.echo(
-                f"{context.folder / SUMMARY}; {len(summary.checkpoints)} checkpoints, the last is "
-                f"{summary.checkpoints[-1]}"
-            )
-            typer.echo(targets_line(summary))
+            if ranks.is_main:
+                write_status(context.folder, context.status)
+                typer.echo(
+                    f"{context.folder / SUMMARY}; {len(summary.checkpoints)} checkpoints, the last is "
+                    f"{summary.checkpoints[-1]}"
+                )
+                typer.echo(targets_line(summary))
             while keep_serving and not stop():
                 time.sleep(0.2)
         except BaseException as error:

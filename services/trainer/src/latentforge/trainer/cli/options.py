@@ -14,6 +14,7 @@ from latentforge.core.files import remove
 
 if TYPE_CHECKING:
     from latentforge.trainer.run.context import RunContext
+    from latentforge.trainer.run.ranks import Ranks
 
 TokenizerOption = Annotated[
     Path | None, typer.Option("--tokenizer", help="The teacher's tokenizer folder.", show_default="TOKENIZER_PATH")
@@ -47,7 +48,15 @@ SkipBadOption = Annotated[
     bool | None, typer.Option("--skip-bad", help="Leave lines that are no documents out, and count them.")
 ]
 RecipeOption = Annotated[str, typer.Option("--recipe", help="A recipe's name (RECIPES_DIR) or a path to a TOML file.")]
-RunOption = Annotated[str | None, typer.Option("--run", help="The run's name.", show_default="the recipe's name")]
+RunOption = Annotated[
+    str | None,
+    typer.Option(
+        "--run",
+        "--run-name",
+        help="The run's name; torchrun takes --run for its own.",
+        show_default="the recipe's name",
+    ),
+]
 FreshOption = Annotated[
     bool,
     typer.Option(
@@ -208,18 +217,25 @@ def with_groups(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def run_context(
-    options: RunOptions, overrides: dict[str, Any], stop: Callable[[], bool], gateway: str | None = None
+    options: RunOptions,
+    overrides: dict[str, Any],
+    stop: Callable[[], bool],
+    gateway: str | None = None,
+    ranks: "Ranks | None" = None,
 ) -> "RunContext":
     """The run that the options name, its recipe with ``overrides`` by dotted name.
 
     Raises:
         SettingsError, RecipeError, TextError: a setting, the recipe or the tokenizer cannot be used.
     """
+    from rich.console import Console
+
     from latentforge.core.settings import load_settings
     from latentforge.trainer.config.pretrained import check_vocabulary
     from latentforge.trainer.config.recipe import load_recipe, parse_override
     from latentforge.trainer.config.settings import TrainerSettings
     from latentforge.trainer.run.context import RunContext
+    from latentforge.trainer.run.ranks import ALONE
     from latentforge.trainer.run.status import Status
     from latentforge.trainer.run.tokenizer import teachers_tokenizer
 
@@ -239,7 +255,9 @@ def run_context(
     tokenizer.check_ids()
     check_vocabulary(recipe.student, recipe.autoencoder, tokenizer, recipe.vocab_size or tokenizer.vocab_size)
     name = options.run or recipe.name
-    return RunContext(name, recipe, settings, tokenizer, Status(name), stop)
+    ranks = ranks or ALONE
+    console = Console(stderr=True, quiet=not ranks.is_main)
+    return RunContext(name, recipe, settings, tokenizer, Status(name), stop, console, ranks)
 
 
 def sequence_length_of(chosen: int | None, data: Path | None) -> int | None:
@@ -251,10 +269,11 @@ def sequence_length_of(chosen: int | None, data: Path | None) -> int | None:
     return PackedData(data).meta.sequence_length
 
 
-def forget(*places: Path) -> None:
-    """Removes files and folders, where they are."""
-    for place in places:
-        remove(place)
+def forget(ranks: "Ranks", *places: Path) -> None:
+    """Removes files and folders, where they are, once for all processes."""
+    with ranks.main_first():
+        for place in places if ranks.is_main else ():
+            remove(place)
 
 
 @contextmanager

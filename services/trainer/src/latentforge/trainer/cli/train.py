@@ -59,11 +59,12 @@ def autoencoder(
     from latentforge.trainer.data.prepare import run_data
     from latentforge.trainer.errors import TrainerError
     from latentforge.trainer.run.interrupt import StopRequest
+    from latentforge.trainer.run.ranks import joined_ranks
     from latentforge.trainer.training.autoencoder import train_autoencoder
 
     if steps is not None and epochs is not None:
         raise typer.BadParameter("give --steps or --epochs, not both", param_hint="--epochs")
-    with user_errors(), StopRequest() as stop:
+    with user_errors(), StopRequest() as stop, joined_ranks() as ranks:
         overrides = {
             "chunk_size": k,
             "autoencoder.model.latent_size": d,
@@ -73,10 +74,11 @@ def autoencoder(
             "precision": precision(bf16),
             "data.sequence_length": sequence_length_of(sequence_length, options.data),
         }
-        context = run_context(options, overrides, stop)
+        context = run_context(options, overrides, stop, ranks=ranks)
         if options.fresh:
-            forget(context.folder / "state" / "autoencoder", context.folder / "autoencoder")
-        train, held_out = run_data(context, options.data, options.held_out)
+            forget(ranks, context.folder / "state" / "autoencoder", context.folder / "autoencoder")
+        with ranks.main_first():
+            train, held_out = run_data(context, options.data, options.held_out)
         if not len(train):
             raise TrainerError(f"{options.data} holds no sequence")
         if epochs is not None:
@@ -84,11 +86,12 @@ def autoencoder(
             recipe = context.recipe.with_autoencoder_epochs(epochs, len(train) * train.meta.sequence_length)
             context = replace(context, recipe=recipe)
         result = train_autoencoder(context, train, held_out)
-        typer.echo(
-            f"autoencoder K={result.k} D={result.d}: {result.token_exact:.2%} of held-out tokens and "
-            f"{result.chunk_exact:.2%} of chunks exact, {result.token_exact_noisy:.2%} of tokens under "
-            f"posterior noise; {context.folder / 'autoencoder'}"
-        )
+        if ranks.is_main:
+            typer.echo(
+                f"autoencoder K={result.k} D={result.d}: {result.token_exact:.2%} of held-out tokens and "
+                f"{result.chunk_exact:.2%} of chunks exact, {result.token_exact_noisy:.2%} of tokens under "
+                f"posterior noise; {context.folder / 'autoencoder'}"
+            )
 
 
 @train_app.command("student")
@@ -131,9 +134,10 @@ def student(
     """Trains the student against the gateway and publishes checkpoints/RUN/."""
     from latentforge.trainer.data.prepare import run_data
     from latentforge.trainer.run.interrupt import StopRequest
+    from latentforge.trainer.run.ranks import joined_ranks
     from latentforge.trainer.training.student import result_file, train_student
 
-    with user_errors(), StopRequest() as stop:
+    with user_errors(), StopRequest() as stop, joined_ranks() as ranks:
         overrides = (
             teacher.overrides
             | memory.overrides
@@ -150,14 +154,16 @@ def student(
                 "data.sequence_length": sequence_length_of(sequence_length, options.data),
             }
         )
-        context = run_context(options, overrides, stop, teacher.gateway)
+        context = run_context(options, overrides, stop, teacher.gateway, ranks)
         if options.fresh:
             checkpoints = context.settings.checkpoints_dir / context.name
-            forget(context.folder / "state" / "student", result_file(context, "student"), checkpoints)
-        train, held_out = run_data(context, options.data, options.held_out)
+            forget(ranks, context.folder / "state" / "student", result_file(context, "student"), checkpoints)
+        with ranks.main_first():
+            train, held_out = run_data(context, options.data, options.held_out)
         folder = ae_checkpoint or context.folder / "autoencoder"
         result = train_student(context, train, held_out, folder, d, fresh=options.fresh)
-        typer.echo(_line("student", result))
+        if ranks.is_main:
+            typer.echo(_line("student", result))
 
 
 @train_app.command("token-level")
@@ -179,9 +185,10 @@ def token_level(
     """
     from latentforge.trainer.data.prepare import run_data
     from latentforge.trainer.run.interrupt import StopRequest
+    from latentforge.trainer.run.ranks import joined_ranks
     from latentforge.trainer.training.student import result_file, train_token_level
 
-    with user_errors(), StopRequest() as stop:
+    with user_errors(), StopRequest() as stop, joined_ranks() as ranks:
         overrides = (
             teacher.overrides
             | memory.overrides
@@ -193,12 +200,14 @@ def token_level(
                 "data.sequence_length": sequence_length_of(sequence_length, options.data),
             }
         )
-        context = run_context(options, overrides, stop, teacher.gateway)
+        context = run_context(options, overrides, stop, teacher.gateway, ranks)
         if options.fresh:
             places = context.folder / "state" / "token-level", context.folder / "token-level"
-            forget(*places, result_file(context, "token-level"))
-        train, held_out = run_data(context, options.data, options.held_out)
-        typer.echo(_line("token-level student", train_token_level(context, train, held_out, fresh=options.fresh)))
+            forget(ranks, *places, result_file(context, "token-level"))
+        with ranks.main_first():
+            train, held_out = run_data(context, options.data, options.held_out)
+        if ranks.is_main:
+            typer.echo(_line("token-level student", train_token_level(context, train, held_out, fresh=options.fresh)))
 
 
 def _line(what: str, result: StudentResult) -> str:

@@ -32,6 +32,10 @@ class Recipe(Section):
     precision: Literal["float32", "bfloat16"] = Field(
         "float32", description="Of the forward pass; weights and optimizer state stay float32."
     )
+    distributed: Literal["ddp", "fsdp"] = Field(
+        "ddp",
+        description="How several processes hold the student: ddp, each the whole; fsdp, a piece each.",
+    )
     license: str = Field(
         "unknown", description="Of the weights, for the model card: as the Hugging Face hub names it, like mit."
     )

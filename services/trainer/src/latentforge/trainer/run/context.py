@@ -13,6 +13,7 @@ from latentforge.text.tokenizer import TextTokenizer
 from latentforge.trainer.config.recipe import Recipe
 from latentforge.trainer.config.settings import TrainerSettings
 from latentforge.trainer.run.device import device_of
+from latentforge.trainer.run.ranks import ALONE, Ranks
 from latentforge.trainer.run.status import Status
 
 # Change when something is looked at or saved, or what memory a step takes; what comes out they change by rounding at
@@ -42,6 +43,7 @@ class RunContext:
         status: kept up to date.
         stop: says whether the run was asked to stop.
         console: where progress goes.
+        ranks: the processes that train it together.
     """
 
     name: str
@@ -51,6 +53,7 @@ class RunContext:
     status: Status
     stop: Callable[[], bool] = lambda: False
     console: Console = field(default_factory=lambda: Console(stderr=True))
+    ranks: Ranks = ALONE
 
     def __post_init__(self) -> None:
         if self.device.type == "cuda":
@@ -59,6 +62,11 @@ class RunContext:
     @property
     def folder(self) -> Path:
         return self.settings.runs_dir / self.name
+
+    @property
+    def progress_folder(self) -> Path:
+        """Where progress is written: the run's folder, or where nobody reads it for all processes but the first."""
+        return self.ranks.scratch or self.folder
 
     @property
     def device(self) -> torch.device:

@@ -33,25 +33,30 @@ def held_out_sequences(data: PackedData, count: int) -> list[Tensor]:
 
 
 def training_indices(run: RunContext, data: PackedData, step: int) -> list[int]:
-    """Which sequences one step takes."""
-    indices: list[int] = batch_indices(len(data), run.recipe.student.optim.batch_size, run.recipe.seed, step).tolist()
-    return indices
+    """Which sequences this process takes in one step."""
+    batch_size = run.recipe.student.optim.batch_size
+    indices = batch_indices(len(data), batch_size, run.recipe.seed, step)[run.ranks.share(batch_size)]
+    found: list[int] = indices.tolist()
+    return found
 
 
 def training_sequences(run: RunContext, data: PackedData, step: int) -> list[Tensor]:
-    """The sequences of one step as they are packed: what the teacher is asked about."""
+    """This process's sequences of one step as they are packed: what the teacher is asked about."""
     return [torch.from_numpy(data.sequence(i)) for i in training_indices(run, data, step)]
 
 
 def training_batch(run: RunContext, data: PackedData, step: int, rows: Sequence[SparseRows] | None) -> StudentBatch:
-    """The batch of one step: sequences, masks and rows, each sequence shifted by a phase of its own."""
+    """This process's part of a step's batch: sequences, masks and rows, each sequence shifted by its own phase."""
     recipe, seed = run.recipe, run.recipe.seed
+    batch_size = recipe.student.optim.batch_size
+    first = run.ranks.share(batch_size).start
     sequences = training_sequences(run, data, step)
     pads = [
-        phase(recipe.student.phase_probability, recipe.chunk_size, seed, step, row) for row in range(len(sequences))
+        phase(recipe.student.phase_probability, recipe.chunk_size, seed, step, first + row)
+        for row in range(len(sequences))
     ]
     shifted = list(zip(sequences, pads, strict=True))
     tokens = torch.stack([shift_right(s, p, run.tokenizer.pad_id) for s, p in shifted])
     valid = torch.stack([shift_right(torch.ones(len(s), dtype=torch.bool), p, False) for s, p in shifted])
     kd = kd_targets(rows, tokens.shape[1], pads) if rows is not None else None
-    return StudentBatch(tokens, valid, kd)
+    return StudentBatch(tokens, valid, kd, first=first, of=batch_size)

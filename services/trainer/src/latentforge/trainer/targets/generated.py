@@ -96,7 +96,8 @@ class GeneratedTargets:
     def training_batches(
         self, step: int, model: LatentModel | TokenLevelModel, *, with_rows: bool
     ) -> Iterator[StudentBatch]:
-        return (self._train.training_batch(s) for s in range(step, self._run.recipe.student.optim.steps))
+        steps, share = range(step, self._run.recipe.student.optim.steps), self._run.ranks.share(self._train.per_batch)
+        return (self._train.training_batch(s).rows(share) for s in steps)
 
     def num_tokens(self, steps: int) -> int:
         return self._train.num_tokens(steps)

@@ -60,17 +60,19 @@ class OnPolicyText:
         params = SamplingParams(temperature=self._recipe.temperature, seed=int(random.integers(2**63)))
         written = generate_batch(model, prompts, self._recipe.max_tokens, params)
         model.train()
+        # All processes write all of it, alike; each asks about its own.
+        share = self._run.ranks.share(self.per_batch)
         # The end of a text is written, too.
         texts = [
             torch.cat([prompt, ids[: length + 1]])
             for prompt, ids, length in zip(prompts, written.token_ids.cpu(), written.lengths.tolist(), strict=True)
-        ]
+        ][share]
         # Asked for now and waited for: what is written hangs on the student as the last step left it.
         answers = self._rows.take(self._rows.ask(texts))
         rows = self._failures.rows_of(answers, [f"on-policy text {i} of step {step}" for i in range(len(texts))])
         examples = [self._example(text.numpy().astype(np.uint32), r) for text, r in zip(texts, rows, strict=True)]
         batch = lay_out(examples, [0] * len(examples), recipe, tokenizer.pad_id, None)
-        return replace(batch, on_policy=True)
+        return replace(batch, on_policy=True, first=share.start, of=self.per_batch)
 
     def _example(self, text: NDArray[np.uint32], rows: SparseRows) -> Continuation:
         prompt, written = np.split(text, [self._recipe.prompt_tokens])

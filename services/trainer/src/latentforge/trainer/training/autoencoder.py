@@ -1,7 +1,6 @@
 """The autoencoder's training: chunks of the training stream in, runs/<run>/autoencoder/ out."""
 
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -12,21 +11,20 @@ from torch import Tensor
 from latentforge.model.autoencoder import Autoencoder
 from latentforge.model.initialisation import start_autoencoder
 from latentforge.model.io import save_pretrained
-from latentforge.model.noise import RowNoise
 from latentforge.text.packed import PackedData, check_data
 from latentforge.trainer.config.pretrained import open_source
 from latentforge.trainer.config.sections import AutoencoderRecipe
-from latentforge.trainer.data.sequence_order import batch_indices, epoch_phase, step_generator, step_random
+from latentforge.trainer.data.sequence_order import batch_indices, epoch_phase, step_random
 from latentforge.trainer.data.sequence_stream import SequenceStream
 from latentforge.trainer.errors import TrainerError
 from latentforge.trainer.results import EVALUATION, AutoencoderResult
 from latentforge.trainer.run.context import RunContext
-from latentforge.trainer.run.device import autocast
 from latentforge.trainer.run.interrupt import Interrupted
 from latentforge.trainer.run.progress import StageProgress
-from latentforge.trainer.training.micro_batches import micro_batches
-from latentforge.trainer.training.optimisation import MicroLoss, Optimisation
+from latentforge.trainer.training.optimisation import Optimisation
+from latentforge.trainer.training.parallel import ParallelModel
 from latentforge.trainer.training.state import StageState
+from latentforge.trainer.training.step_losses import autoencoder_losses
 from latentforge.trainer.training.validation import evaluate_autoencoder
 
 # Of 10^10 tokens the held-out chunks are 62 million.
@@ -45,7 +43,9 @@ def train_autoencoder(run: RunContext, train: PackedData, held_out: PackedData) 
     recipe = run.recipe.autoencoder
     for data in (train, held_out):
         check_data(data, run.tokenizer, run.recipe.chunk_size)
-    state = StageState(run.folder / "state" / "autoencoder", run.identity("autoencoder") | {"train": train.identity()})
+    ranks = run.ranks
+    identity = run.identity("autoencoder") | {"train": train.identity()}
+    state = StageState(run.folder / "state" / "autoencoder", identity, ranks=ranks)
     out = run.folder / "autoencoder"
     if (out / EVALUATION).is_file():
         run.console.print(f"autoencoder: finished before, {out}", highlight=False)
@@ -60,7 +60,9 @@ def train_autoencoder(run: RunContext, train: PackedData, held_out: PackedData) 
     if recipe.init_from is not None:
         start_autoencoder(autoencoder, open_source("autoencoder.init_from", recipe.init_from))
     autoencoder.to(device)
-    optimisation = Optimisation(autoencoder, recipe.optim)
+    # Small beside any student: whole on every process, whatever the student is.
+    parallel = ParallelModel(autoencoder, Autoencoder.loss, run.ranks, "ddp", device)
+    optimisation = Optimisation(autoencoder, recipe.optim, run.ranks)
     step, saved = state.load(autoencoder, optimisation) or (0, {"seconds": 0.0, "loss": None})
     seconds, loss = float(saved["seconds"]), saved["loss"]
     started = time.monotonic()
@@ -70,51 +72,43 @@ def train_autoencoder(run: RunContext, train: PackedData, held_out: PackedData) 
 
     autoencoder.train()
     with StageProgress(
-        run.folder, "autoencoder", recipe.optim.steps, run.status, first=step, console=run.console
+        run.progress_folder, "autoencoder", recipe.optim.steps, run.status, first=step, console=run.console
     ) as progress:
         while step < recipe.optim.steps:
-            if run.stop():
+            if ranks.any(run.stop()):
                 save()
                 raise Interrupted
             chunks_nk = chunk_batch(
                 stream, recipe, config.chunk_size, config.pad_id, config.vocab_size, run.recipe.seed, step
             )
-            values = optimisation.step(step, _losses(run, autoencoder, chunks_nk.to(device), step))
+            values = optimisation.step(step, autoencoder_losses(run.recipe, parallel, chunks_nk.to(device), step))
             loss = values["ce"]
             step += 1
             progress.step(step, values, chunks_nk.numel())
             if step % recipe.save_every == 0 or step == recipe.optim.steps:
                 save()
-            if step % recipe.validate_every == 0 and step < recipe.optim.steps:
+            if step % recipe.validate_every == 0 and step < recipe.optim.steps and ranks.is_main:
                 progress.validation(
                     step, evaluate_autoencoder(autoencoder, held_out, run.recipe.seed, recipe.validation_chunks)
                 )
                 autoencoder.train()
-        figures = evaluate_autoencoder(autoencoder, held_out, run.recipe.seed, _EVALUATED_CHUNKS)
-        progress.validation(step, figures)
-    result = AutoencoderResult.model_validate(
-        {
-            "k": config.chunk_size,
-            "d": config.latent_size,
-            "steps": step,
-            "seconds": round(seconds + time.monotonic() - started, 2),
-            "loss": loss,
-            **figures,
-        }
-    )
-    save_pretrained(autoencoder, out)
-    result.write(out / EVALUATION)
-    return result
-
-
-def _losses(run: RunContext, autoencoder: Autoencoder, chunks_nk: Tensor, step: int) -> Iterator[MicroLoss]:
-    num_chunks = len(chunks_nk)
-    for part in micro_batches(num_chunks, run.recipe.autoencoder.optim.gradient_accumulation_steps):
-        generator = step_generator(run.recipe.seed, step, chunks_nk.device)
-        noise = RowNoise(generator, part.start, part.stop - part.start, num_chunks)
-        with autocast(run.recipe, chunks_nk.device):
-            terms = autoencoder.loss(chunks_nk[part], noise)
-        yield terms.total, {"ce": terms.ce, "kl": terms.kl, "exact": terms.token_accuracy}
+        with ranks.main_first():
+            if ranks.is_main:
+                figures = evaluate_autoencoder(autoencoder, held_out, run.recipe.seed, _EVALUATED_CHUNKS)
+                progress.validation(step, figures)
+                result = AutoencoderResult.model_validate(
+                    {
+                        "k": config.chunk_size,
+                        "d": config.latent_size,
+                        "steps": step,
+                        "seconds": round(seconds + time.monotonic() - started, 2),
+                        "loss": loss,
+                        **figures,
+                    }
+                )
+                save_pretrained(autoencoder, out)
+                result.write(out / EVALUATION)
+    return AutoencoderResult.read(out / EVALUATION)
 
 
 def training_text(data: PackedData, max_tokens: int | None, seed: int) -> SequenceStream:

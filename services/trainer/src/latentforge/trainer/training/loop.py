@@ -1,13 +1,14 @@
 """A student's training loop: what both kinds of student go through from the first step to the last."""
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
+from typing import TypeVar, cast
 
-from torch import Tensor, nn
+import torch
+from torch import nn
 
 from latentforge.core.manifest import TeacherId
-from latentforge.model.losses import LossCounts, StudentBatch, StudentLoss, loss_of
-from latentforge.trainer.data.sequence_order import step_generator
+from latentforge.model.losses import StudentBatch, loss_of
 from latentforge.trainer.errors import TrainerError
 from latentforge.trainer.results import (
     CacheFigures,
@@ -18,19 +19,21 @@ from latentforge.trainer.results import (
     TeacherFigures,
 )
 from latentforge.trainer.run.context import RunContext
-from latentforge.trainer.run.device import autocast
 from latentforge.trainer.run.interrupt import Interrupted
 from latentforge.trainer.run.progress import StageProgress
 from latentforge.trainer.targets.base import TargetSource
 from latentforge.trainer.targets.choose import MetTeacher
 from latentforge.trainer.teacher.connection import TeacherLostError
 from latentforge.trainer.training.learners import Learner
-from latentforge.trainer.training.micro_batches import micro_batches
-from latentforge.trainer.training.optimisation import MicroLoss, Optimisation
+from latentforge.trainer.training.optimisation import Optimisation
+from latentforge.trainer.training.parallel import ParallelModel
 from latentforge.trainer.training.publish import golden_text, is_published, publish, publish_steps, published
 from latentforge.trainer.training.samples import Sampler
 from latentforge.trainer.training.state import StageState
+from latentforge.trainer.training.step_losses import student_losses
 from latentforge.trainer.training.validation import evaluate_student, teacher_nll, to_device, unigram_ce
+
+T = TypeVar("T")
 
 # Whom a student without a teacher learns from, in its manifest and its state.
 NO_TEACHER = TeacherId(backend="none", model="none", revision="none")
@@ -49,13 +52,20 @@ class StudentTraining:
     ) -> None:
         self.run, self.source, self.learner, self.teacher, self.state = run, source, learner, teacher, state
         self.recipe, self.seed = run.recipe.student, run.recipe.seed
-        self.model: nn.Module = learner.model
-        self.optimisation = Optimisation(self.model, self.recipe.optim)
+        if run.ranks.size > 1 and run.recipe.distributed == "fsdp" and self.recipe.on_policy.share:
+            raise TrainerError(
+                f"student.on_policy.share={self.recipe.on_policy.share} with distributed='fsdp': no process has the "
+                "whole student to write with; set distributed to ddp, or share to 0"
+            )
+        self.parallel = ParallelModel(learner.model, loss_of, run.ranks, run.recipe.distributed, run.device)
+        self.model: nn.Module = self.parallel.model
+        self.optimisation = Optimisation(self.model, self.recipe.optim, run.ranks)
         self.teacher_id = NO_TEACHER if teacher is None else teacher.id
         self.step = 0
         self.held_out: list[StudentBatch] = []
         self.sampler: Sampler | None = None
         self.curve: list[CurvePoint] = []
+        self._is_new, self._is_ready = True, False
         self._seconds_before, self._started = 0.0, time.monotonic()
 
     def load(self) -> None:
@@ -68,6 +78,7 @@ class StudentTraining:
         if found is None:
             return
         self.step, saved = found
+        self._is_new = not saved["curve"]
         if saved["teacher"] != self.teacher_id.model_dump():
             raise TrainerError(
                 f"this run learns from {saved['teacher']}, {self.teacher.where if self.teacher else 'nobody'} is "
@@ -94,26 +105,33 @@ class StudentTraining:
         """
         run, recipe, publish_at = self.run, self.recipe, publish_steps(self.recipe)
         with StageProgress(
-            run.folder, self.learner.stage, recipe.optim.steps, run.status, first=self.step, console=run.console
+            run.progress_folder,
+            self.learner.stage,
+            recipe.optim.steps,
+            run.status,
+            first=self.step,
+            console=run.console,
         ) as progress:
             try:
-                self.held_out = self.source.held_out_batches()
-                self.sampler = Sampler(run, self._held_out_ids(), self.learner.model.max_tokens)
+                # The first process validates; the others' teacher is not asked for that.
+                self.held_out = self._together(self.source.held_out_batches if run.ranks.is_main else list)
+                if run.ranks.is_main:
+                    self.sampler = Sampler(run, self._held_out_ids(), self.learner.model.max_tokens)
+                self._is_ready = True
                 with_rows = any(self.learner.weights.of_rows.values())
                 batches = self.source.training_batches(self.step, self.learner.model, with_rows=with_rows)
-                if not self.curve:
+                if self._is_new:
                     self._validate(progress)
                 elif self.step in publish_at:
                     self._publish(progress)
                 while self.step < recipe.optim.steps:
-                    if run.stop():
-                        raise Interrupted
-                    batch = to_device(next(batches), run.device)
+                    batch = to_device(self._together(lambda: next(batches)), run.device)
                     if self.teacher is not None:
                         progress.teacher_waited(self.teacher.waiting.waited)
                         run.status.teacher_rows = self.source.progress().get("cache", {})
                     values = self._take_step(batch) | self.source.figures()
-                    progress.step(self.step, values, batch.tokens.numel(), note=self.source.note())
+                    num_tokens = (batch.of or len(batch.tokens)) * batch.tokens.shape[1]
+                    progress.step(self.step, values, num_tokens, note=self.source.note())
                     if self.step % recipe.validate_every == 0 or self.step == recipe.optim.steps:
                         self._validate(progress)
                     if self.step in publish_at:
@@ -124,7 +142,7 @@ class StudentTraining:
             except (Interrupted, TeacherLostError):
                 self._save()
                 # Without held-out batches nothing can be said of it; the resumed run publishes, if it is due.
-                if self.step and self.held_out:
+                if self.step and self._is_ready:
                     self._publish(progress)
                 raise
 
@@ -156,31 +174,35 @@ class StudentTraining:
         )
 
     def _take_step(self, batch: StudentBatch) -> dict[str, float]:
-        values = self.optimisation.step(self.step, self._losses(batch))
+        losses = student_losses(self.run.recipe, self.parallel, self.learner.weights, batch, self.step)
+        values = self.optimisation.step(self.step, losses)
         self.step += 1
         return values
 
-    def _losses(self, batch: StudentBatch) -> Iterator[MicroLoss]:
-        run, model, weights = self.run, self.learner.model, self.learner.weights
-        # Before the first part: what each of them divides by is known of all of them alone.
-        counts = LossCounts.of(batch, model.chunk_size)
-        for part in micro_batches(len(batch.tokens), self.recipe.optim.gradient_accumulation_steps):
-            generator = step_generator(self.seed, self.step, run.device)
-            with autocast(run.recipe, run.device):
-                loss = loss_of(model, batch.rows(part), weights, generator, counts)
-            if batch.on_policy:
-                # What is measured on on-policy text is no figure of the data.
-                yield loss.total, {"on_policy_loss": loss.total} | _terms(loss, weights.of_rows, "on_policy_")
-            else:
-                yield loss.total, {"loss": loss.total} | _terms(loss, vars(weights))
+    def _together(self, get: Callable[[], T]) -> T:
+        """What this process gets, where none was asked to stop or lost its teacher: else all end at this step."""
+        got, trouble = None, None
+        try:
+            if self.run.stop():
+                raise Interrupted
+            got = get()
+        except (Interrupted, TeacherLostError) as error:
+            trouble = error
+        stopped, lost = isinstance(trouble, Interrupted), isinstance(trouble, TeacherLostError)
+        others = self.run.ranks.sum(torch.tensor([int(stopped), int(lost)]))
+        if trouble is None and not others.any():
+            return cast(T, got)
+        raise trouble or (TeacherLostError("another process lost its teacher") if others[1] else Interrupted)
 
     def _validate(self, progress: StageProgress) -> None:
         """Measures on held-out data and adds to the curve."""
-        self.curve.append(self._measured(progress))
+        self.parallel.gather()
+        if self.run.ranks.is_main:
+            self.curve.append(self._measured(progress))
 
     def _measured(self, progress: StageProgress) -> CurvePoint:
         figures = evaluate_student(self.learner.model, self.held_out, self.seed, self.run.device)
-        self.model.train()
+        self.learner.model.train()
         progress.validation(self.step, figures)
         return CurvePoint(step=self.step, **figures)
 
@@ -190,7 +212,8 @@ class StudentTraining:
         What is measured for publishing alone stays out of the curve, which must be the same whether the run was
         interrupted, and so published more, or not.
         """
-        if is_published(self.run, self.learner.model, self.step):
+        self.parallel.gather()
+        if not self.run.ranks.is_main or is_published(self.run, self.learner.model, self.step):
             return
         last = self.curve[-1]
         point = last if last.step == self.step else self._measured(progress)
@@ -199,7 +222,7 @@ class StudentTraining:
         text = golden_text(self.run.tokenizer, self._held_out_ids(), self.recipe.golden_tokens)
         samples = () if self.sampler is None else self.sampler.draw(self.learner.model)
         place = publish(self.run, self.learner.model, self.teacher_id, self.step, metrics, text, samples)
-        self.model.train()
+        self.learner.model.train()
         progress.published(self.step, place, samples)
 
     def _held_out_ids(self) -> Iterator[list[int]]:
@@ -217,8 +240,3 @@ class StudentTraining:
 
     def _spent(self) -> float:
         return round(self._seconds_before + time.monotonic() - self._started, 2)
-
-
-def _terms(loss: StudentLoss, weights: Mapping[str, float], prefix: str = "") -> dict[str, Tensor]:
-    """The terms of a loss that weigh something."""
-    return {f"{prefix}{name}": getattr(loss, name) for name, weight in weights.items() if weight}

@@ -8,9 +8,13 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from latentforge.model.optim import build_optimizers, load_state_tensors, set_learning_rate, state_tensors
+from latentforge.model.sharded import whole
 from latentforge.trainer.config.sections import OptimRecipe
 from latentforge.trainer.errors import TrainerError
+from latentforge.trainer.run.ranks import ALONE, Ranks, peers_needed
 from latentforge.trainer.training.groups import ParameterGroups
+
+_TOTAL = ""
 
 # A part's share of the loss, and what that is made of by name, scalars.
 MicroLoss = tuple[Tensor, Mapping[str, Tensor]]
@@ -30,8 +34,9 @@ def learning_rate(step: int, recipe: OptimRecipe) -> float:
 class Optimisation:
     """The optimizers of one model under one schedule."""
 
-    def __init__(self, model: nn.Module, recipe: OptimRecipe) -> None:
-        self._recipe = recipe
+    def __init__(self, model: nn.Module, recipe: OptimRecipe, ranks: Ranks = ALONE) -> None:
+        """Of a model that this process may train with others, ``ranks``."""
+        self._recipe, self._ranks = recipe, ranks
         self._parameters = [p for p in model.parameters() if p.requires_grad]
         self._optimizers: list[Optimizer] = build_optimizers(
             model,
@@ -56,17 +61,19 @@ class Optimisation:
             TrainerError: loss or gradient is not finite; the model is left as it was before the step.
         """
         sums: dict[str, Tensor] = {}
-        total = torch.zeros(())
         for loss, terms in losses:
-            total = loss.detach() + total.to(loss.device)
-            for name, term in terms.items():
+            for name, term in ({_TOTAL: loss} | dict(terms)).items():
                 sums[name] = term.detach() + sums[name] if name in sums else term.detach()
-            loss.backward()
+            with peers_needed():
+                loss.backward()
         # Numbers only now: on a GPU each of them waits for all that was asked of it.
-        values = {name: float(term) for name, term in sums.items()}
+        summed = self._ranks.sum(torch.stack(list(sums.values()))).tolist()
+        values = dict(zip(sums, summed, strict=True))
+        total = values.pop(_TOTAL)
         self._groups.drop_frozen(step)
-        norm = float(nn.utils.clip_grad_norm_(self._parameters, self._recipe.clip_norm))
-        for what, value in (("loss", float(total)), ("gradient", norm)):
+        with peers_needed():
+            norm = float(whole(nn.utils.clip_grad_norm_(self._parameters, self._recipe.clip_norm)))
+        for what, value in (("loss", total), ("gradient", norm)):
             if not math.isfinite(value):
                 self._zero_grad()
                 raise TrainerError(_not_finite(step, what, values))
@@ -74,7 +81,8 @@ class Optimisation:
         set_learning_rate(self._optimizers, lr)
         self._groups.scale_rates(step)
         for optimizer in self._optimizers:
-            optimizer.step()
+            with peers_needed():
+                optimizer.step()
         self._zero_grad()
         return values | {"grad_norm": norm, "lr": lr}
 
@@ -83,7 +91,9 @@ class Optimisation:
             optimizer.zero_grad()
 
     def state(self) -> dict[str, Tensor]:
-        return state_tensors(self._optimizers)
+        """The optimizers' state, whole; all processes have to ask for it."""
+        with peers_needed():
+            return {name: whole(value) for name, value in state_tensors(self._optimizers).items()}
 
     def load_state(self, tensors: dict[str, Tensor]) -> None:
         load_state_tensors(self._optimizers, tensors)

@@ -41,7 +41,8 @@ def run_pipeline(
         refuse_others_checkpoints(run)
         with met_teacher(run):
             pass
-    train, held_out_data = run_data(run, data, held_out)
+    with run.ranks.main_first():
+        train, held_out_data = run_data(run, data, held_out)
     data_seconds = round(time.monotonic() - started, 2)
     autoencoder = train_autoencoder(run, train, held_out_data)
     student = train_student(run, train, held_out_data, run.folder / "autoencoder", fresh=fresh)
@@ -50,7 +51,8 @@ def run_pipeline(
         # A rerun of a finished run packs nothing, and must not say that packing took no time.
         data_seconds = RunSummary.read(path).seconds.data
     summary = _summary(run, autoencoder, student, data_seconds)
-    summary.write(path)
+    if run.ranks.is_main:
+        summary.write(path)
     run.status.stage, run.status.eta = "finished", 0.0
     return summary
 

@@ -12,9 +12,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from latentforge.core.files import replacing
+from latentforge.model.sharded import piece_like
 from latentforge.trainer.errors import TrainerError
 from latentforge.trainer.run.identity import claim
+from latentforge.trainer.run.ranks import ALONE, Ranks
 from latentforge.trainer.training.optimisation import Optimisation
+from latentforge.trainer.training.parallel import trainable, whole_weights
 
 _FOLDER = re.compile(r"step-(\d{8})")
 _PROGRESS = "progress.json"
@@ -27,26 +30,35 @@ class StageState:
         folder: the stage's folder.
         identity: everything that the stage's result depends on, as nested dictionaries.
         restart: the options that start anew, for the message.
+        ranks: the processes that train it: all save and load together, the first one writes.
 
     Raises:
         TrainerError: the folder belongs to another recipe; names the first field that differs, both values and how
             to start anew.
     """
 
-    def __init__(self, folder: Path, identity: Mapping[str, Any], restart: str = "--fresh or --run NAME") -> None:
-        self.folder = folder
-        claim(folder, identity, restart)
+    def __init__(
+        self,
+        folder: Path,
+        identity: Mapping[str, Any],
+        restart: str = "--fresh or --run NAME",
+        ranks: Ranks = ALONE,
+    ) -> None:
+        self.folder, self._ranks = folder, ranks
+        with ranks.main_first():
+            claim(folder, identity, restart)
 
     def save(self, step: int, model: nn.Module, optimisation: Optimisation, progress: Mapping[str, Any]) -> None:
         """Saves the state after ``step`` steps and drops older ones."""
         place = self.folder / f"step-{step:08d}"
-        if place.exists():
+        weights, tensors = whole_weights(model), optimisation.state()
+        if not self._ranks.is_main or place.exists():
             # A step has one state, whether the run was interrupted before it or not.
             return
         with replacing(place) as temporary:
             temporary.mkdir()
-            _save(_trainable(model), temporary / "model.safetensors")
-            _save(optimisation.state(), temporary / "optimizer.safetensors")
+            _save(weights, temporary / "model.safetensors")
+            _save(tensors, temporary / "optimizer.safetensors")
             (temporary / _PROGRESS).write_text(json.dumps(progress), encoding="utf-8")
         # Only now: until the new state is on the disk the old one is all there is.
         for _, older in self._places()[:-1]:
@@ -67,10 +79,12 @@ class StageState:
             weights = load_file(place / "model.safetensors")
             tensors = load_file(place / "optimizer.safetensors")
             progress = json.loads((place / _PROGRESS).read_text(encoding="utf-8"))
-            _, unexpected = model.load_state_dict(weights, strict=False)
-            missing = set(_trainable(model)) - set(weights)
+            own = trainable(model)
+            pieces = {name: piece_like(value, own[name]) for name, value in weights.items() if name in own}
+            model.load_state_dict(pieces, strict=False)
+            unexpected, missing = set(weights) - set(own), set(own) - set(weights)
             if unexpected or missing:
-                raise ValueError(f"weights differ: {min([*unexpected, *missing])}")
+                raise ValueError(f"weights differ: {min(unexpected | missing)}")
             optimisation.load_state(tensors)
         except (OSError, SafetensorError, ValueError, KeyError, RuntimeError) as error:
             raise TrainerError(
@@ -91,12 +105,6 @@ def _saved(folder: Path) -> list[tuple[int, Path]]:
     """The saved steps, oldest first, and where they are."""
     found = [(m, p) for p in folder.iterdir() if (m := _FOLDER.fullmatch(p.name))]
     return sorted((int(m[1]), p) for m, p in found)
-
-
-def _trainable(model: nn.Module) -> dict[str, Tensor]:
-    """All but the frozen weights, which are an autoencoder's: its own folder has those, and the identity its sha256."""
-    frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
-    return {name: value for name, value in model.state_dict().items() if name not in frozen}
 
 
 def _save(tensors: dict[str, Tensor], path: Path) -> None:

@@ -1,5 +1,6 @@
 """A student's training: text and the teacher's rows in; published checkpoints, or a token-level student, out."""
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -105,25 +106,28 @@ def _train(
         "train": train.identity(),
         **more_identity,
     }
-    state = StageState(_state_folder(run, stage), identity)
+    state = StageState(_state_folder(run, stage), identity, ranks=run.ranks)
     path = result_file(run, stage)
     if path.is_file():
         run.console.print(f"{stage}: finished before, {path}", highlight=False)
         return StudentResult.read(path)
     run.use_threads(beside_gateway=True)
-    with (
-        met_teacher(run) as teacher,
-        target_source(run, teacher, train, held_out, fresh=fresh) as source,
-    ):
-        source.prepare()
+    ranks = run.ranks
+    with met_teacher(run) as teacher, ExitStack() as stack:
+        # Text that the teacher writes is asked for once.
+        with ranks.main_first():
+            is_fresh = fresh and ranks.is_main
+            source = stack.enter_context(target_source(run, teacher, train, held_out, fresh=is_fresh))
+            source.prepare()
         counts = torch.from_numpy(source.token_counts)
         learner = token_level_learner(run, counts) if autoencoder is None else latent_learner(run, autoencoder, counts)
         training = StudentTraining(run, source, learner, teacher, state)
         training.load()
         training.loop()
-        result = training.result()
-    result.write(path)
-    return result
+        with ranks.main_first():
+            if ranks.is_main:
+                training.result().write(path)
+    return StudentResult.read(path)
 
 
 def fitting_autoencoder(run: RunContext, folder: Path, latent_size: int | None) -> Autoencoder:

@@ -1,0 +1,132 @@
+"""The processes that train one run together, as torchrun starts them; one alone is a group of one."""
+
+import os
+import re
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from latentforge.trainer.errors import TrainerError
+
+# Others wait while the first one packs data, validates and publishes. Whoever dies is noticed at once by its closed
+# connections and by torchrun, not by this.
+_PATIENCE = timedelta(hours=24)
+_LOST = re.compile(r"gloo|nccl|connection|socket|peer", re.IGNORECASE)
+
+
+class PeerLostError(TrainerError):
+    """Another process of the group is gone."""
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """A process and its group.
+
+    Attributes:
+        rank: this process, 0 … size − 1; the first one validates, saves, publishes and prints.
+        size: how many there are.
+        scratch: where all but the first write what nobody reads; None for the first.
+    """
+
+    rank: int = 0
+    size: int = 1
+    scratch: Path | None = None
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def share(self, rows: int) -> slice:
+        """This process's part of a batch's ``rows``; sizes differ by one at most.
+
+        Raises:
+            TrainerError: there are fewer rows than processes.
+        """
+        if rows < self.size:
+            raise TrainerError(
+                f"a step of {rows} sequences cannot be shared by {self.size} processes; raise batch_size, or start "
+                "fewer"
+            )
+        return slice(rows * self.rank // self.size, rows * (self.rank + 1) // self.size)
+
+    def sum(self, values: Tensor) -> Tensor:
+        """The sum over all processes, of a tensor of theirs that are of one shape."""
+        if self.size == 1:
+            return values
+        # Few numbers, and on the CPU in every case: those go over gloo, beside what NCCL does.
+        summed = values.detach().cpu().clone()
+        with peers_needed():
+            dist.all_reduce(summed)
+        return summed.to(values.device)
+
+    def any(self, said: bool) -> bool:
+        """Whether any process says so; all get the same answer."""
+        return bool(self.sum(torch.tensor(int(said))))
+
+    @contextmanager
+    def main_first(self) -> Iterator[None]:
+        """The body on the first process, then on all others, which find what it has made."""
+        if not self.is_main:
+            self.wait()
+        yield
+        if self.is_main:
+            self.wait()
+
+    def wait(self) -> None:
+        """Until all processes are here."""
+        self.any(False)
+
+
+ALONE = Ranks()
+
+
+@contextmanager
+def peers_needed() -> Iterator[None]:
+    """Says in plain words that another process is gone, where a collective operation fails.
+
+    Raises:
+        PeerLostError: it did.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        if not _LOST.search(str(error)):
+            raise
+        raise PeerLostError(
+            "another process of this run is gone; the last saved state counts: run the same command to resume "
+            f"({str(error).splitlines()[0]})"
+        ) from error
+
+
+@contextmanager
+def joined_ranks() -> Iterator[Ranks]:
+    """The group that torchrun's environment names; without one, this process alone.
+
+    Raises:
+        PeerLostError: the others did not come.
+    """
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1:
+        yield ALONE
+        return
+    rank = int(os.environ["RANK"])
+    backend = "gloo"
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        backend = "cpu:gloo,cuda:nccl"
+    with peers_needed():
+        dist.init_process_group(backend, timeout=_PATIENCE)
+    try:
+        with tempfile.TemporaryDirectory(prefix="latentforge-rank-") as scratch:
+            yield Ranks(rank, size, None if rank == 0 else Path(scratch))
+    finally:
+        dist.destroy_process_group()
