@@ -36,14 +36,11 @@ def expected(teacher: Tables, student: Tables) -> float:
     return behind(())
 
 
-def by_text(teacher: Tables, student: Tables, text: tuple[int, ...]) -> float:
+def along(teacher: Tables, student: Tables, text: tuple[int, ...]) -> float:
     p, q = (torch.stack([tables[text[:i]] for i in range(K)]) for tables in (teacher, student))
-    overlap = torch.minimum(p, q).sum(1)
-    known = torch.ones(1, K, dtype=torch.bool)
-    found = token_acceptance(
-        overlap[None], 1 - overlap[None], logprobs(student, text)[None], logprobs(teacher, text)[None], known, K
-    )
-    assert found.low.equal(overlap[None])
+    overlap = torch.minimum(p, q).sum(1)[None]
+    found = token_acceptance(overlap, 1 - overlap, torch.ones(1, K, dtype=torch.bool), K)
+    assert found.low.equal(overlap)
     return float(found.accepted_high.sum())
 
 
@@ -59,12 +56,13 @@ def test_drafts_of_the_student_give_the_expectation() -> None:
     assert total == pytest.approx(expected(TEACHER, STUDENT), rel=1e-12)
 
 
-def test_text_of_the_teacher_gives_the_expectation() -> None:
-    total = sum(float(logprobs(TEACHER, text).sum().exp()) * by_text(TEACHER, STUDENT, text) for text in TEXTS)
-    assert total == pytest.approx(expected(TEACHER, STUDENT), rel=1e-12)
-    # A product of mean acceptances is another number, and so is the figure of text that the teacher did not write.
-    of_others = sum(by_text(TEACHER, STUDENT, text) for text in TEXTS) / len(TEXTS)
-    assert of_others != pytest.approx(total, rel=0.02)
+def test_an_estimate_along_text_is_exact_where_acceptance_does_not_depend_on_the_prefix() -> None:
+    teacher, student = ({x: tables[(0,) * len(x)] for x in tables} for tables in (TEACHER, STUDENT))
+    assert {round(along(teacher, student, text), 9) for text in TEXTS} == {round(expected(teacher, student), 9)}
+    # Elsewhere it is near, and depends on the text.
+    of_teacher = sum(float(logprobs(TEACHER, text).sum().exp()) * along(TEACHER, STUDENT, text) for text in TEXTS)
+    assert of_teacher == pytest.approx(expected(TEACHER, STUDENT), rel=0.2)
+    assert of_teacher != pytest.approx(expected(TEACHER, STUDENT), rel=1e-3)
 
 
 def test_speculative_sampling_accepts_as_many() -> None:
@@ -97,9 +95,8 @@ def test_a_tail_bounds_acceptance_from_both_sides() -> None:
     )
     whole = torch.minimum(teacher.exp(), logits.softmax(-1)).sum(1)
     known = torch.ones(2, 4, dtype=torch.bool)
-    of_text = losses.ce.neg().view(2, 4), realised.view(2, 4)
-    found = token_acceptance(losses.overlap.view(2, 4), losses.tv.view(2, 4), *of_text, known, 4)
-    exact = token_acceptance(whole.view(2, 4), 1 - whole.view(2, 4), *of_text, known, 4)
+    found = token_acceptance(losses.overlap.view(2, 4), losses.tv.view(2, 4), known, 4)
+    exact = token_acceptance(whole.view(2, 4), 1 - whole.view(2, 4), known, 4)
     for low, middle, high in ((found.low, exact.low, found.high), found[2:3] + exact[2:3] + found[3:4]):
         assert (low <= middle + 1e-6).all()
         assert (middle <= high + 1e-6).all()
@@ -108,7 +105,7 @@ def test_a_tail_bounds_acceptance_from_both_sides() -> None:
 def test_chunks_that_lack_a_row_tell_nothing_of_drafts() -> None:
     known = torch.tensor([[False, True, True, True, True, True]])
     half = torch.full((1, 6), 0.5)
-    found = token_acceptance(half, half, torch.full((1, 6), -2.0), torch.full((1, 6), -1.0), known, 3)
+    found = token_acceptance(half, half, known, 3)
     assert found.high.isnan().tolist() == [[True, False, False, False, False, False]]
     assert found.accepted_high.isnan().tolist() == [[True, True, True, False, False, False]]
-    torch.testing.assert_close(found.accepted_high[0, 3:], 0.5 * torch.tensor([0.0, -1.0, -2.0]).exp())
+    assert found.accepted_high[0, 3:].tolist() == [0.5, 0.25, 0.125]

@@ -54,12 +54,10 @@ def test_validation_and_evaluation_have_the_figures_of_a_slow_reference(
                 high[i % k].append(bounds[i][1])
         for first in range(0, len(tokens), k):
             if all(known[first : first + k]):
-                before, sums = 1.0, [0.0, 0.0]
-                for i in range(first, first + k):
-                    sums = [total + before * bound for total, bound in zip(sums, bounds[i], strict=True)]
-                    before *= min(1.0, float(q[i, tokens[i]] / p[i, tokens[i]]))
-                accepted_low.append(sums[0])
-                accepted.append(sums[1])
+                chunk = np.array([bounds[i] for i in range(first, first + k)])
+                of_low, of_high = chunk.cumprod(0).sum(0)
+                accepted_low.append(of_low)
+                accepted.append(of_high)
     wanted = {"acceptance": np.mean([*chain(*high)]), "acceptance_low": np.mean([*chain(*low)])}
     if k > 1:
         wanted |= {f"acceptance_k{i}": np.mean(values) for i, values in enumerate(high)}

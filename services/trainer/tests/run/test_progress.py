@@ -36,7 +36,7 @@ def test_without_a_terminal_lines_say_how_far_it_is(tmp_path: Path) -> None:
     assert "tok/s  cache 1/2  eta" in lines[0]
     assert lines[-5].startswith("student 3/3")
     assert lines[-4:] == [
-        "student 3/3  held-out: ce 0.2500  acceptance 0.5000",
+        "student 3/3  held-out: ce 0.2500  acceptance 0.5000  acceptance_low 0.3750",
         "published r/step-00000003",
         r"  sample 'def f' -> '(x):\n    return [red]1[/red]'",
         "  sample '' -> ''",

@@ -232,13 +232,12 @@ def _figures(layer: OutputLayer, batch: StudentBatch, chunk_size: int, num_befor
 
         def placed(values: Tensor) -> Tensor:
             """Values of the tokens where those stand in the batch."""
-            whole = torch.full(batch.tokens.shape, torch.nan, dtype=torch.float32, device=device)
-            whole[rows, columns] = values.float()
+            whole = torch.full(batch.tokens.shape, torch.nan, device=device)
+            whole[rows, columns] = values
             return whole
 
         known = batch.valid & batch.kd.has_row
-        logprobs = placed(-nats), placed(-teacher_nats)
-        found = token_acceptance(placed(overlap), placed(tv), *logprobs, known, chunk_size)
+        found = token_acceptance(placed(overlap), placed(tv), known, chunk_size)
         acceptance = TokenAcceptance(*(bound[rows, columns].cpu() for bound in found))
     return Likelihood(
         nats=nats.cpu(),

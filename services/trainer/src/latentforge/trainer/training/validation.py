@@ -98,9 +98,8 @@ def evaluate_student(
 def _acceptance(loss: StudentLoss, batch: StudentBatch, chunk_size: int) -> TokenAcceptance:
     assert batch.kd is not None
     assert loss.by_token is not None
-    overlap, tv, nats = (x.view_as(batch.tokens) for x in (loss.by_token.overlap, loss.by_token.tv, loss.by_token.ce))
-    known = batch.valid & batch.kd.has_row
-    return token_acceptance(overlap, tv, -nats, batch.kd.realised_logprobs, known, chunk_size)
+    overlap, tv = (x.view_as(batch.tokens) for x in (loss.by_token.overlap, loss.by_token.tv))
+    return token_acceptance(overlap, tv, batch.valid & batch.kd.has_row, chunk_size)
 
 
 def acceptance_figures(found: Sequence[TokenAcceptance], chunk_size: int) -> dict[str, float]:

@@ -12,7 +12,7 @@ from latentforge.trainer.run.events import Event
 
 LINE_EVERY_SECONDS = 10.0
 _LONGEST_SAMPLE = 100
-_DETAIL = re.compile(r"_(k\d+|low)$")
+_DETAIL = re.compile(r"_k\d+$")
 
 
 class Terminal:
@@ -38,7 +38,7 @@ class Terminal:
         elif event.kind == "train":
             self._step(event)
         elif event.kind == "held_out":
-            # A line has no room for each place in a chunk, and for both bounds; the other readers have them.
+            # A line has no room for each place in a chunk; the other readers have them.
             shown = {name: value for name, value in event.figures.items() if not _DETAIL.search(name)}
             self.say(f"{event.stage} {event.step}/{event.of}  held-out: {_described(shown)}")
         elif event.kind == "published":
