@@ -35,6 +35,7 @@ def make_inputs(v: int = V) -> tuple[list[Tensor], tuple[KdTargets, Tensor], Ten
 
 @pytest.mark.parametrize(("v", "at_once"), [(V, 2**20), (V, 32 * V), (K, 2**20)])
 def test_values_and_gradients_are_those_of_autograd(monkeypatch: pytest.MonkeyPatch, v: int, at_once: int) -> None:
+    monkeypatch.setattr(output_loss, "_LEAST_TOKENS_AT_ONCE", 1)
     monkeypatch.setattr(output_loss, "_LOGITS_AT_ONCE_CPU", at_once)
     (inputs, learned, bias, fixed), rows, ce_w, kd_w = make_inputs(v)
     layer = OutputLayer(inputs, torch.cat([fixed, learned], 1), bias, FIXED)
@@ -56,6 +57,7 @@ def test_values_and_gradients_are_those_of_autograd(monkeypatch: pytest.MonkeyPa
 
 def test_autocast_rounds_products_and_not_their_sums(monkeypatch: pytest.MonkeyPatch) -> None:
     # So many blocks of rows that their gradients, added up in bfloat16, would come to a stop on the way.
+    monkeypatch.setattr(output_loss, "_LEAST_TOKENS_AT_ONCE", 1)
     monkeypatch.setattr(output_loss, "_LOGITS_AT_ONCE_CPU", 32 * V)
     tensors, rows, ce_w, kd_w = make_inputs()
     inputs, learned, bias, fixed = (t.detach() for t in tensors)
@@ -79,6 +81,7 @@ def test_autocast_rounds_products_and_not_their_sums(monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize("whole", [False, True])
 def test_pointer_logits_add_to_the_logits_and_have_gradients(monkeypatch: pytest.MonkeyPatch, whole: bool) -> None:
+    monkeypatch.setattr(output_loss, "_LEAST_TOKENS_AT_ONCE", 1)
     monkeypatch.setattr(output_loss, "_LOGITS_AT_ONCE_CPU", 32 * V)
     (inputs, learned, bias, fixed), rows, ce_w, kd_w = make_inputs()
     rng = torch.Generator().manual_seed(3)

@@ -30,6 +30,9 @@ from latentforge.model.sparse_kd import NEVER, BucketLosses, Buckets, bucket_los
 
 _LOGITS_AT_ONCE_CPU = 2**20
 _LOGITS_AT_ONCE_GPU = 2**27
+# A product with fewer rows spends its time on packing the weight: at 32,768 ids 128 take 0.79 of the time of 32, though
+# their logits leave the cache.
+_LEAST_TOKENS_AT_ONCE = 128
 
 
 class TokenWeights(NamedTuple):
@@ -137,7 +140,7 @@ class _TokenLosses(torch.autograd.Function):
         boost_grad = torch.zeros_like(boosts) if with_grad and boosts is not None else None
         learned_grad, bias_grad = torch.zeros_like(weight[:, num_fixed:]), torch.zeros_like(bias)
         budget = _LOGITS_AT_ONCE_CPU if inputs.device.type == "cpu" else _LOGITS_AT_ONCE_GPU
-        step = max(32, budget // vocab_size)
+        step = max(_LEAST_TOKENS_AT_ONCE, budget // vocab_size)
         for first in range(0, n, step):
             part = slice(first, first + step)
             ids = kept_ids[part]
