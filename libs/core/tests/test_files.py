@@ -1,14 +1,16 @@
 import hashlib
 import os
 import signal
+import socket
 import stat
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from latentforge.core.files import fsync, remove, replacing, sha256_of, write_atomically
+from latentforge.core.files import discard, fsync, remove, replacing, sha256_of, sweep, write_atomically
 
 
 def write(folder: Path) -> None:
@@ -89,12 +91,16 @@ def test_a_process_that_is_killed_in_the_middle_leaves_the_old_file(tmp_path: Pa
     assert done.returncode == -signal.SIGKILL
     assert path.read_text() == "old"
     # The temporary name begins with a dot, so that whoever lists the folder passes over it.
-    assert all(name.startswith(".file.") for name in names(tmp_path) - {"file"})
+    assert all(name.startswith(".file~") for name in names(tmp_path) - {"file"})
+    assert len(names(tmp_path)) == 2
+    # Whoever writes the file next takes it away.
+    write_atomically(path, "new")
+    assert names(tmp_path) == {"file"}
 
 
 def test_what_an_earlier_process_of_the_same_id_left_is_not_taken_along(tmp_path: Path) -> None:
     place = tmp_path / "folder"
-    left = tmp_path / f".folder.{os.getpid()}"
+    left = tmp_path / f".folder~{os.getpid()}@{socket.gethostname()}"
     (left / "torn").mkdir(parents=True)
     with replacing(place) as temporary:
         temporary.mkdir()
@@ -115,7 +121,7 @@ def test_content_and_names_are_on_the_disk_before_and_after_the_rename(
     monkeypatch.setattr("latentforge.core.files.fsync", recorded)
     with replacing(place) as temporary:
         write(temporary)
-    hidden = f".folder.{os.getpid()}"
+    hidden = f".folder~{os.getpid()}@{socket.gethostname()}"
     assert done[:-1] == [f"{hidden}{rest}, before" for rest in ("", "/new", "/new/file")]
     assert done[-1] == "., after"
 
@@ -150,3 +156,54 @@ def test_a_link_is_removed_without_what_it_points_at(tmp_path: Path) -> None:
 def test_a_sum_is_that_of_the_content(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"abc" * 100_000)
     assert sha256_of(tmp_path / "file") == hashlib.sha256(b"abc" * 100_000).hexdigest()
+
+
+def dead_process() -> int:
+    with subprocess.Popen([sys.executable, "-c", ""]) as process:
+        process.wait()
+    return process.pid
+
+
+def test_what_dead_processes_left_is_swept_and_what_living_ones_write_is_kept(tmp_path: Path) -> None:
+    here = socket.gethostname()
+    left = tmp_path / f".step-00000004~{dead_process()}@{here}"
+    left.mkdir()
+    (left / "model.safetensors").write_bytes(b"half")
+    living = tmp_path / f".step-00000008~{os.getppid()}@{here}"
+    lately = tmp_path / ".summary.json~1@elsewhere"
+    long_ago = tmp_path / ".summary.json~2@elsewhere"
+    for path in (living, lately, long_ago, tmp_path / ".hidden", tmp_path / "step-00000004"):
+        path.touch()
+    os.utime(long_ago, (time.time() - 7200,) * 2)
+    with replacing(tmp_path / "ours") as temporary:
+        temporary.touch()
+        assert set(sweep(tmp_path)) == {left, long_ago}
+        assert temporary.exists()
+    assert names(tmp_path) == {living.name, lately.name, ".hidden", "step-00000004", "ours"}
+    assert sweep(tmp_path / "nothing") == []
+
+
+def test_a_folder_that_is_written_into_elsewhere_counts_as_touched(tmp_path: Path) -> None:
+    left = tmp_path / ".step-00000004~1@elsewhere"
+    left.mkdir()
+    (left / "file").touch()
+    os.utime(left, (time.time() - 7200,) * 2)
+    assert sweep(tmp_path) == []
+    os.utime(left / "file", (time.time() - 7200,) * 2)
+    assert sweep(tmp_path) == [left]
+
+
+def test_what_is_discarded_is_gone_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = tmp_path / "step-00000004"
+    write(place)
+    seen: list[set[str]] = []
+
+    def watched(path: Path) -> None:
+        seen.append(names(tmp_path))
+        remove(path)
+
+    monkeypatch.setattr("latentforge.core.files.remove", watched)
+    discard(place)
+    assert place.name not in seen[-1]
+    assert names(tmp_path) == set()
+    discard(place)
