@@ -15,7 +15,7 @@ from latentforge.trainer.data.sequence_hash import is_chosen, sequence_hash
 from latentforge.trainer.errors import TrainerError
 from latentforge.trainer.run.interrupt import Interrupted
 from latentforge.trainer.targets import scored
-from latentforge.trainer.targets.batches import training_indices, training_sequences
+from latentforge.trainer.targets.batches import step_texts, training_sequences
 from latentforge.trainer.targets.scored import ScoredTargets
 from latentforge.trainer.teacher import rows as rows_module
 from latentforge.trainer.teacher.connection import TeacherLink
@@ -36,9 +36,9 @@ def test_rows_are_asked_for_at_once_and_no_more_than_so_many_batches_ahead(
 
     def spied(run: Any, data: PackedData, step: int) -> Any:
         asked.append(step)
-        return training_indices(run, data, step)
+        return step_texts(run, data, step)
 
-    monkeypatch.setattr(scored, "training_indices", spied)
+    monkeypatch.setattr(scored, "step_texts", spied)
     run = make_run(port=known_teacher.port, ahead=3)
     with TeacherLink.of(run.settings, run.stop) as link:
         source = ScoredTargets(run, rows_of(run, link), *split_tail(packed))

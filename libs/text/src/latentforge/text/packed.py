@@ -131,6 +131,14 @@ class PackedData:
         # An empty file cannot be mapped.
         return np.memmap(path, "<i8", "r") if path.stat().st_size else np.empty(0, np.int64)
 
+    def document_parts(self, index: int) -> list[NDArray[np.int64]]:
+        """Sequence ``index`` cut where documents begin in it, int64 [n] each; they are the sequence together."""
+        length = self.meta.sequence_length
+        first = self._first_token + index * length
+        starts = self.document_starts()
+        at = np.searchsorted(starts, [first + 1, first + length])
+        return np.split(self.sequence(index), np.asarray(starts[at[0] : at[1]]) - first)
+
     def document_beginnings(self, max_tokens: int) -> Iterator[list[int]]:
         """The first ids, up to ``max_tokens``, of each document that begins in these sequences.
 

@@ -32,6 +32,11 @@ class DataRecipe(Section):
         None, description="Whether every sequence begins with the tokenizer's bos; unset does as the tokenizer does."
     )
     text_column: str | None = Field(None, description="What holds a document's text; unset takes text or messages.")
+    mask_documents: bool = Field(
+        False,
+        description="Whether documents that share a sequence are hidden from one another, for teacher and student: "
+        "each is a text of its own then. false: they attend across their borders.",
+    )
     skip_bad: bool = Field(False, description="Leaves lines that are no documents out, and counts them.")
 
 

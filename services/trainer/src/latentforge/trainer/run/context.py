@@ -83,6 +83,9 @@ class RunContext:
         optim = recipe[stage]["optim"]
         recipe[stage]["optim"] = {k: v for k, v in optim.items() if k not in _NO_IDENTITY_OF_OPTIM}
         recipe["data"] = {k: v for k, v in recipe["data"].items() if k not in _NO_DATA_IDENTITY}
+        # Runs that were begun before there was a choice did as those that choose so now.
+        if not recipe["data"]["mask_documents"]:
+            del recipe["data"]["mask_documents"]
         return recipe | {"vocab_size": self.vocab_size}
 
     def use_threads(self, *, beside_gateway: bool) -> None:

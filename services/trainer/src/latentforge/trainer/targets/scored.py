@@ -7,9 +7,6 @@ from dataclasses import asdict, dataclass
 from itertools import islice
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from latentforge.model.latent_model import LatentModel
 from latentforge.model.losses import StudentBatch
 from latentforge.model.token_level import TokenLevelModel
@@ -19,7 +16,7 @@ from latentforge.trainer.data.sequence_hash import is_chosen, sequence_hash
 from latentforge.trainer.errors import TrainerError
 from latentforge.trainer.results import CacheFigures, KeptFigures, TargetKind
 from latentforge.trainer.run.context import RunContext
-from latentforge.trainer.targets.batches import held_out_batch, held_out_sequences, training_batch, training_indices
+from latentforge.trainer.targets.batches import StepTexts, held_out_texts_batch, step_texts, training_batch
 from latentforge.trainer.targets.failures import Failures
 from latentforge.trainer.targets.on_policy import OnPolicyText
 from latentforge.trainer.targets.text import TextTargets
@@ -28,7 +25,7 @@ from latentforge.trainer.teacher.rows import Answer, CacheCount, RowSource
 
 @dataclass(frozen=True)
 class _AskedBatch:
-    """A step's sequences, which of them the teacher is asked about, and what it answers about those."""
+    """The sequences of a step's texts, which of the texts the teacher is asked about, and what it answers."""
 
     indices: Sequence[int]
     chosen: Sequence[bool]
@@ -61,13 +58,17 @@ class ScoredTargets(TextTargets):
         self._on_policy = OnPolicyText(run, train, rows, self._failures)
 
     def held_out_batches(self) -> list[StudentBatch]:
-        sequences = held_out_sequences(self._held_out, self._run.recipe.student.validation_sequences)
+        sequences = self._held_out_texts(self._run.recipe.student.validation_sequences)
+        answers = iter(self._rows.take(self._rows.ask([text for texts in sequences for text in texts])))
         batches = []
-        for i, (sequence, answer) in enumerate(zip(sequences, self._rows.take(self._rows.ask(sequences)), strict=True)):
-            if not isinstance(answer, SparseRows):
-                self._failures.say(f"held-out sequence {i}", answer)
-                answer = SparseRows.none(self._run.recipe.teacher.top_k)
-            batches.append(held_out_batch(sequence, answer))
+        for i, texts in enumerate(sequences):
+            rows = []
+            for answer in islice(answers, len(texts)):
+                if not isinstance(answer, SparseRows):
+                    self._failures.say(f"held-out sequence {i}", answer)
+                    answer = SparseRows.none(self._run.recipe.teacher.top_k)
+                rows.append(answer)
+            batches.append(held_out_texts_batch(self._run, texts, rows))
         if not any(batch.kd is not None and batch.kd.has_row.any() for batch in batches):
             raise TrainerError(
                 f"there are no teacher's rows for any of the {len(batches)} held-out sequences, so nothing can be "
@@ -86,7 +87,7 @@ class ScoredTargets(TextTargets):
         asked: deque[_AskedBatch] = deque()
 
         def ask(num_batches: int) -> None:
-            asked.extend(self._ask(training_indices(run, train, s)) for s in islice(ahead, num_batches))
+            asked.extend(self._ask(step_texts(run, train, s)) for s in islice(ahead, num_batches))
 
         def batches() -> Iterator[StudentBatch]:
             for s in steps:
@@ -135,15 +136,14 @@ class ScoredTargets(TextTargets):
             saved_seconds=round(saved_seconds, 2),
         )
 
-    def _ask(self, indices: Sequence[int]) -> _AskedBatch:
-        sequences = [self._train.sequence(i) for i in indices]
+    def _ask(self, step: StepTexts) -> _AskedBatch:
         share = self._run.recipe.teacher.share
-        chosen = [share == 1.0 or is_chosen(sequence_hash(sequence), share) for sequence in sequences]
-        wanted: list[Tensor] = [torch.from_numpy(s) for s, c in zip(sequences, chosen, strict=True) if c]
-        return _AskedBatch(indices, chosen, self._rows.ask(wanted))
+        chosen = [share == 1.0 or is_chosen(sequence_hash(self._train.sequence(i)), share) for i in step.indices]
+        wanted = [text for text, c in zip(step.texts, chosen, strict=True) if c]
+        return _AskedBatch(step.indices, chosen, self._rows.ask(wanted))
 
     def _take(self, asked: _AskedBatch) -> list[SparseRows]:
-        """Rows of every sequence of a step, a block of none where the teacher was not asked or failed."""
+        """Rows of every text of a step, a block of none where the teacher was not asked or failed."""
         names = [f"sequence {i} of {self._train.folder}" for i, c in zip(asked.indices, asked.chosen, strict=True) if c]
         rows = iter(self._failures.rows_of(self._rows.take(asked.answers), names))
         none = SparseRows.none(self._run.recipe.teacher.top_k)

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from latentforge.model.latent_model import LatentModel
 from latentforge.model.losses import StudentBatch
@@ -13,7 +14,8 @@ from latentforge.model.token_level import TokenLevelModel
 from latentforge.text.packed import PackedData
 from latentforge.trainer.results import CacheFigures, KeptFigures, TargetKind
 from latentforge.trainer.run.context import RunContext
-from latentforge.trainer.targets.batches import held_out_batch, held_out_sequences, training_batch
+from latentforge.trainer.targets.batches import held_out_indices, held_out_texts_batch, training_batch
+from latentforge.trainer.targets.documents import document_texts
 
 
 class TextTargets:
@@ -35,7 +37,11 @@ class TextTargets:
 
     def held_out_batches(self) -> list[StudentBatch]:
         count = self._run.recipe.student.validation_sequences
-        return [held_out_batch(sequence, None) for sequence in held_out_sequences(self._held_out, count)]
+        return [held_out_texts_batch(self._run, texts, None) for texts in self._held_out_texts(count)]
+
+    def _held_out_texts(self, count: int) -> list[list[Tensor]]:
+        """The texts of each held-out sequence that validations look at."""
+        return [document_texts(self._run, self._held_out, i) for i in held_out_indices(self._held_out, count)]
 
     def training_batches(
         self, step: int, model: LatentModel | TokenLevelModel, *, with_rows: bool
