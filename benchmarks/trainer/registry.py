@@ -1,6 +1,6 @@
 """All that is measured, in the order in which it runs: a line each, with its bars."""
 
-from benchmarks.trainer import optimizer_share, step_speed, stream
+from benchmarks.trainer import optimizer_share, scored_offline, step_speed, stream
 from benchmarks.trainer.bench import Measurement
 
 MEASUREMENTS: dict[str, Measurement] = {
@@ -9,5 +9,8 @@ MEASUREMENTS: dict[str, Measurement] = {
     ),
     "against_before": Measurement(step_speed.against_before, at_least={"against_before": 1.3}, figures=2),
     "optimizer_share": Measurement(optimizer_share.optimizer_share, at_most={"optimizer_share": 0.25}, figures=0),
+    "scored_offline": Measurement(
+        scored_offline.scored_offline, at_most={"scored_offline": 80, "scored_offline_wait": 0.01}
+    ),
     "stream": Measurement(stream.stream, at_least={"stream_throughput": 0.8}, at_most={"stream": 1500}, figures=2),
 }

@@ -65,7 +65,7 @@ def test_every_sequence_is_asked_once_and_its_rows_are_the_teachers(
 def test_the_files_are_read_in_three_lines_without_us(score: Any, packed: PackedData, tmp_path: Path) -> None:
     score(packed.folder, tmp_path / "kept")
     card = (tmp_path / "kept" / "README.md").read_text()
-    code = card.split("```python\n")[1].split("```")[0].replace('"data"', repr(str(tmp_path / "kept" / "data")))
+    code = card.split("```python\n")[1].split("```")[0].replace('"FOLDER/data"', repr(str(tmp_path / "kept" / "data")))
     assert len(code.strip().splitlines()) == 3
     found: dict[str, Any] = {}
     exec(code, found)

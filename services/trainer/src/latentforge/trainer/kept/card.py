@@ -15,29 +15,30 @@ configs:
 
 # Rows of {model}
 
-What {model} ({backend}, {engine}) finds probable at every token of {text}: for each position its {top_k} likeliest
-next tokens with their log-probabilities, and how probable it finds the token that is really there. A student learns
-from these rows without asking the teacher again.
+What {model} finds probable at every token of {text}: for each position its {top_k} likeliest next tokens with their
+log-probabilities, and how probable it finds the token that is really there. A student learns from these rows without
+asking the teacher again.
 
 | split | sequences | of |
 | --- | --- | --- |
 {splits}
 
 - made by `{command}`, LatentForge {version}, {created}
-- revision `{revision}`, quantisation {quantization}; tokenizer `{fingerprint}`, {vocab_size} ids
+- backend {backend}, {engine}; revision `{revision}`, quantisation {quantization}
+- tokenizer `{fingerprint}`, {vocab_size} ids
 - {share}
 
 ## Reading it
 
 ```python
 import pyarrow.parquet as pq
-row = pq.read_table("{DATA}").slice(0, 1).to_pylist()[0]
+row = pq.read_table("FOLDER/{DATA}").slice(0, 1).to_pylist()[0]
 print(row["ids"][:4], row["top_ids"][0], row["top_logprobs"][0])
 ```
 
 ```python
 from datasets import load_dataset
-rows = load_dataset(".", split="train")
+rows = load_dataset("FOLDER", split="train")
 print(rows[0]["ids"][:4], rows[0]["top_ids"][0], rows[0]["top_logprobs"][0])
 ```
 

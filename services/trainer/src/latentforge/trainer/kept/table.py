@@ -23,6 +23,7 @@ from latentforge.trainer.data.sequence_hash import sequence_hash
 # What is read at once for one sequence; smaller, and the footer grows to more than a hundredth of the file.
 _POSITIONS_PER_GROUP = 2048
 _ZSTD_LEVEL = 3
+_NUMPY = {"int32": "<i4", "uint16": "<u2", "uint32": "<u4", "halffloat": "<f2", "float": "<f4"}
 _LISTS = ("ids", "realised_logprobs", "realised_ranks", "tail_mass", "unmapped_mass")
 _NESTED = ("top_ids", "top_logprobs")
 
@@ -119,7 +120,8 @@ def write_kept(path: Path, sequences: Sequence[KeptSequence], schema: pa.Schema)
 
 def read_group(file: pq.ParquetFile, group: int, top_k: int) -> list[KeptSequence]:
     """The sequences of a row group, rows padded to ``top_k`` entries as a gateway gives them."""
-    table = file.read_row_group(group)
+    # One thread reads ahead; more would take cores from the step that it reads for.
+    table = file.read_row_group(group, use_threads=False)
     columns = {name: table.column(name).combine_chunks() for name in table.column_names}
     plain = {n: columns[n].to_pylist() for n in ("sequence", "place", "first_position", "stopped", "error")}
     unmapped = columns["unmapped_mass"] if columns["unmapped_mass"].null_count < len(table) else None
@@ -169,9 +171,17 @@ def _nested(parts: Sequence[NDArray[Any]], rows: Sequence[SparseRows], kind: pa.
     return pa.ListArray.from_arrays(_offsets([len(r) for r in rows]), entries)
 
 
+def _numpy(values: pa.Array) -> NDArray[Any]:
+    """A view of an array without nulls; ``to_numpy`` would import pandas, which takes a second, where there is one."""
+    dtype = _NUMPY[str(values.type)]
+    if not len(values):
+        return np.zeros(0, dtype)
+    return np.frombuffer(values.buffers()[1], dtype)[values.offset : values.offset + len(values)]
+
+
 def _list(column: pa.ListArray, i: int) -> NDArray[Any]:
-    values: NDArray[Any] = column.values.to_numpy(zero_copy_only=False)
-    offsets = column.offsets.to_numpy()
+    values: NDArray[Any] = _numpy(column.values)
+    offsets = _numpy(column.offsets)
     return values[offsets[i] : offsets[i + 1]]
 
 
@@ -179,11 +189,11 @@ def _padded(
     column: pa.ListArray, i: int, top_k: int, dtype: type[np.generic]
 ) -> tuple[NDArray[Any], NDArray[np.uint16]]:
     """A sequence's lists as a matrix [n, top_k], and their lengths [n]."""
-    outer = column.offsets.to_numpy()
+    outer = _numpy(column.offsets)
     inner = column.values
-    bounds = inner.offsets.to_numpy()[outer[i] : outer[i + 1] + 1]
+    bounds = _numpy(inner.offsets)[outer[i] : outer[i + 1] + 1]
     counts = np.diff(bounds)
-    values = inner.values.to_numpy(zero_copy_only=False)[bounds[0] : bounds[-1]] if len(bounds) else np.zeros(0, dtype)
+    values = _numpy(inner.values)[bounds[0] : bounds[-1]] if len(bounds) else np.zeros(0, dtype)
     matrix = np.zeros((len(counts), top_k), dtype)
     matrix[np.arange(top_k)[None] < counts[:, None]] = values
     return matrix, counts.astype(np.uint16)
