@@ -1,6 +1,6 @@
 """All that is measured, in the order in which it runs: a line each, with its bars."""
 
-from benchmarks.trainer import optimizer_share, scored_offline, step_speed, stream
+from benchmarks.trainer import optimizer_share, processes, scored_offline, step_speed, stream
 from benchmarks.trainer.bench import Measurement
 
 MEASUREMENTS: dict[str, Measurement] = {
@@ -12,5 +12,8 @@ MEASUREMENTS: dict[str, Measurement] = {
     "scored_offline": Measurement(
         scored_offline.scored_offline, at_most={"scored_offline": 80, "scored_offline_wait": 0.01}
     ),
+    "accumulate": Measurement(processes.accumulate, at_most={"accumulate": 1e-5}),
+    "ddp": Measurement(processes.ddp, at_most={"ddp": 1e-5}, figures=2),
+    "fsdp": Measurement(processes.fsdp, at_most={"fsdp": 1e-5}, figures=2),
     "stream": Measurement(stream.stream, at_least={"stream_throughput": 0.8}, at_most={"stream": 1500}, figures=2),
 }
