@@ -46,6 +46,8 @@ COMPOSE: dict[str, dict[str, str]] = {
     "docker-compose.yml": {
         "RUN": "The trainer's run; unset is compose-$RECIPE, or gb10 with docker-compose.gb10.yml.",
         "IMAGE_TAG": "Tag of the images that are built.",
+        "PROMETHEUS_PORT": "With --profile watch: Prometheus's port on this machine.",
+        "GRAFANA_PORT": "With --profile watch: the dashboard's port on this machine.",
         "REDIS_MAXMEMORY": "Redis drops the rows that were asked for least recently beyond this.",
     },
     "docker-compose.gb10.yml": {
