@@ -318,16 +318,27 @@ class ProgressPoint(BaseModel):
         return self.__pydantic_extra__
 
 
-def read_progress(run_folder: Path) -> list[ProgressPoint]:
+def read_progress(run_folder: Path, *, lenient: bool = False) -> list[ProgressPoint]:
     """The lines of a run's ``metrics.jsonl``; steps that were done again after a kill are there twice.
+
+    Args:
+        run_folder: the run's.
+        lenient: passes over lines that a kill, or a full disk, cut in the middle.
 
     Raises:
         TrainerError: it is missing, or a line is not a :class:`ProgressPoint`.
     """
     path = run_folder / METRICS
+    points = []
     try:
-        return [ProgressPoint.model_validate_json(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                points.append(ProgressPoint.model_validate_json(line))
+            except ValidationError:
+                if not lenient:
+                    raise
     except OSError as error:
         raise TrainerError(f"{path} cannot be read ({error.strerror}); the run is not that far") from None
     except ValidationError as error:
         raise TrainerError(f"{path} has a line that is no progress point: {describe_errors(error)[0]}") from None
+    return points

@@ -14,12 +14,14 @@ from latentforge.trainer.cli.options import (
     TeacherOptions,
     forget,
     run_context,
+    tracked_context,
     user_errors,
     with_groups,
 )
 from latentforge.trainer.cli.score import score
 from latentforge.trainer.cli.train import train_app
 from latentforge.trainer.cli.warm import warm
+from latentforge.trainer.cli.watch import plot, status
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -33,6 +35,8 @@ app.add_typer(train_app, name="train")
 app.command("evaluate")(evaluate)
 app.command("warm")(warm)
 app.command("score")(score)
+app.command("status")(status)
+app.command("plot")(plot)
 
 
 @app.callback()
@@ -81,7 +85,8 @@ def run_all(
                 forget(
                     ranks, *(p for p in made if p.name != "generated"), context.settings.checkpoints_dir / context.name
                 )
-            summary = run_pipeline(context, options.data, options.held_out, fresh=options.fresh)
+            with tracked_context(context) as tracked:
+                summary = run_pipeline(tracked, options.data, options.held_out, fresh=options.fresh)
             context.status.done = True
             if ranks.is_main:
                 write_status(context.folder, context.status)
@@ -94,7 +99,7 @@ def run_all(
                 time.sleep(0.2)
         except BaseException as error:
             context.status.error = str(error) or type(error).__name__
-            if context.folder.is_dir():
+            if ranks.is_main and context.folder.is_dir():
                 write_status(context.folder, context.status)
             raise
         finally:

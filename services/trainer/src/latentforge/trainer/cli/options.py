@@ -4,7 +4,7 @@ import functools
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -90,6 +90,14 @@ SetOption = Annotated[
         "--set", metavar="NAME=VALUE", help="Override a recipe's value, e.g. student.optim.lr=0.002; repeatable."
     ),
 ]
+TrackerOption = Annotated[
+    str | None,
+    typer.Option(
+        "--tracker",
+        help="trackio or wandb (Weights & Biases): an experiment tracker that the run is logged to, or none.",
+        show_default="TRAINER_TRACKER",
+    ),
+]
 DataOption = Annotated[
     Path | None,
     typer.Option(
@@ -150,6 +158,7 @@ class RunOptions:
     skip_bad: SkipBadOption = None
     sets: SetOption = None
     fresh: FreshOption = False
+    tracker: TrackerOption = None
 
 
 @dataclass(frozen=True)
@@ -239,7 +248,12 @@ def run_context(
     from latentforge.trainer.run.status import Status
     from latentforge.trainer.run.tokenizer import teachers_tokenizer
 
-    settings = load_settings(TrainerSettings, gateway_target=gateway, tokenizer_path=options.tokenizer)
+    settings = load_settings(
+        TrainerSettings,
+        gateway_target=gateway,
+        tokenizer_path=options.tokenizer,
+        trainer_tracker=options.tracker,
+    )
     overrides = {
         "data.eos_id": options.eos_id,
         "data.pad_id": options.pad_id,
@@ -258,6 +272,25 @@ def run_context(
     ranks = ranks or ALONE
     console = Console(stderr=True, quiet=not ranks.is_main)
     return RunContext(name, recipe, settings, tokenizer, Status(name), stop, console, ranks)
+
+
+@contextmanager
+def tracked_context(context: "RunContext") -> "Iterator[RunContext]":
+    """The same context with the chosen tracker among its sinks.
+
+    Raises:
+        TrainerError: the tracker is not installed, or cannot begin.
+    """
+    from latentforge.trainer.run.sinks.tracker import tracked
+
+    if not context.ranks.is_main:
+        yield context
+        return
+    settings, config = context.settings, context.recipe.model_dump(mode="json")
+    with tracked(
+        settings.trainer_tracker, settings.trainer_tracker_project, context.name, context.folder, config
+    ) as sinks:
+        yield replace(context, sinks=(*context.sinks, *sinks))
 
 
 def sequence_length_of(chosen: int | None, data: Path | None) -> int | None:

@@ -18,6 +18,7 @@ from latentforge.trainer.cli.options import (
     precision,
     run_context,
     sequence_length_of,
+    tracked_context,
     user_errors,
     with_groups,
 )
@@ -85,7 +86,8 @@ def autoencoder(
             # Known only now: the data says how many steps a pass takes.
             recipe = context.recipe.with_autoencoder_epochs(epochs, len(train) * train.meta.sequence_length)
             context = replace(context, recipe=recipe)
-        result = train_autoencoder(context, train, held_out)
+        with tracked_context(context) as tracked:
+            result = train_autoencoder(tracked, train, held_out)
         if ranks.is_main:
             typer.echo(
                 f"autoencoder K={result.k} D={result.d}: {result.token_exact:.2%} of held-out tokens and "
@@ -161,7 +163,8 @@ def student(
         with ranks.main_first():
             train, held_out = run_data(context, options.data, options.held_out)
         folder = ae_checkpoint or context.folder / "autoencoder"
-        result = train_student(context, train, held_out, folder, d, fresh=options.fresh)
+        with tracked_context(context) as tracked:
+            result = train_student(tracked, train, held_out, folder, d, fresh=options.fresh)
         if ranks.is_main:
             typer.echo(_line("student", result))
 
@@ -206,8 +209,10 @@ def token_level(
             forget(ranks, *places, result_file(context, "token-level"))
         with ranks.main_first():
             train, held_out = run_data(context, options.data, options.held_out)
+        with tracked_context(context) as tracked:
+            result = train_token_level(tracked, train, held_out, fresh=options.fresh)
         if ranks.is_main:
-            typer.echo(_line("token-level student", train_token_level(context, train, held_out, fresh=options.fresh)))
+            typer.echo(_line("token-level student", result))
 
 
 def _line(what: str, result: StudentResult) -> str:

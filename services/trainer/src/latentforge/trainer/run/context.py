@@ -13,6 +13,7 @@ from latentforge.text.tokenizer import TextTokenizer
 from latentforge.trainer.config.recipe import Recipe
 from latentforge.trainer.config.settings import TrainerSettings
 from latentforge.trainer.run.device import device_of
+from latentforge.trainer.run.events import Sink
 from latentforge.trainer.run.ranks import ALONE, Ranks
 from latentforge.trainer.run.status import Status
 
@@ -44,6 +45,7 @@ class RunContext:
         stop: says whether the run was asked to stop.
         console: where progress goes.
         ranks: the processes that train it together.
+        sinks: what is told of progress besides (see StageProgress).
     """
 
     name: str
@@ -54,6 +56,7 @@ class RunContext:
     stop: Callable[[], bool] = lambda: False
     console: Console = field(default_factory=lambda: Console(stderr=True))
     ranks: Ranks = ALONE
+    sinks: tuple[Sink, ...] = ()
 
     def __post_init__(self) -> None:
         if self.device.type == "cuda":

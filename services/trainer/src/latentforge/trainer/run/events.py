@@ -10,7 +10,7 @@ EventKind = Literal["started", "train", "held_out", "published"]
 
 
 @dataclass(frozen=True)
-class Pace:
+class StagePace:
     """How fast a stage is.
 
     Attributes:
@@ -56,7 +56,7 @@ class Event:
     step: int
     of: int
     figures: Mapping[str, float] = field(default_factory=dict)
-    pace: Pace | None = None
+    pace: StagePace | None = None
     note: str = ""
     place: str = ""
     samples: tuple[TextSample, ...] = ()

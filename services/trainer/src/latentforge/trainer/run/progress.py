@@ -11,7 +11,7 @@ from rich.console import Console
 
 from latentforge.core.manifest import TextSample
 from latentforge.trainer.results import METRICS
-from latentforge.trainer.run.events import Event, EventKind, Pace, Sink
+from latentforge.trainer.run.events import Event, EventKind, Sink, StagePace
 from latentforge.trainer.run.sinks.board import Board
 from latentforge.trainer.run.sinks.live import Live
 from latentforge.trainer.run.sinks.metrics_file import MetricsFile
@@ -89,7 +89,7 @@ class StageProgress:
         elapsed = max(now - self._started, 1e-6)
         self._done.append((now, self._amount))
         (then, amount_then), (_, amount_now) = self._done[0], self._done[-1]
-        pace = Pace(
+        pace = StagePace(
             tokens=amount,
             mean=self._amount / elapsed,
             recent=(amount_now - amount_then) / max(now - then, 1e-6),

@@ -90,7 +90,9 @@ def collect(run: RunContext, link: TeacherLink, store: GeneratedStore, prompts: 
     total = len(prompts) * n
     if done == len(prompts):
         return _judge(store, final=True)
-    with StageProgress(run.folder, "generate", total, run.status, first=done * n, console=run.console) as progress:
+    with StageProgress(
+        run.folder, "generate", total, run.status, first=done * n, console=run.console, more=run.sinks
+    ) as progress:
         try:
             while True:
                 while len(pending) < in_flight and (number := next(missing, None)) is not None:

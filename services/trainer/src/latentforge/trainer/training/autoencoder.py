@@ -72,7 +72,13 @@ def train_autoencoder(run: RunContext, train: PackedData, held_out: PackedData) 
 
     autoencoder.train()
     with StageProgress(
-        run.progress_folder, "autoencoder", recipe.optim.steps, run.status, first=step, console=run.console
+        run.progress_folder,
+        "autoencoder",
+        recipe.optim.steps,
+        run.status,
+        first=step,
+        console=run.console,
+        more=run.sinks,
     ) as progress:
         while step < recipe.optim.steps:
             if ranks.any(run.stop()):

@@ -111,6 +111,7 @@ class StudentTraining:
             run.status,
             first=self.step,
             console=run.console,
+            more=run.sinks,
         ) as progress:
             try:
                 # The first process validates; the others' teacher is not asked for that.

@@ -15,6 +15,7 @@ from latentforge.trainer.results import (
     TargetFigures,
 )
 from latentforge.trainer.run.context import RunContext
+from latentforge.trainer.run.sinks.live import write_status
 from latentforge.trainer.targets.choose import met_teacher
 from latentforge.trainer.training.autoencoder import train_autoencoder
 from latentforge.trainer.training.student import refuse_others_checkpoints, result_file, train_student
@@ -41,6 +42,9 @@ def run_pipeline(
         refuse_others_checkpoints(run)
         with met_teacher(run):
             pass
+    run.status.stage = "data"
+    if run.ranks.is_main:
+        write_status(run.folder, run.status)
     with run.ranks.main_first():
         train, held_out_data = run_data(run, data, held_out)
     data_seconds = round(time.monotonic() - started, 2)
