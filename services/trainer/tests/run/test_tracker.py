@@ -7,6 +7,7 @@ import re
 import sqlite3
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +103,8 @@ def test_wandb_offline_keeps_both_halves_of_a_run_under_one_id(
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_API_KEY", SECRET)
     for reported in (0, 2):
+        # Offline, wandb names its folders by the second.
+        time.sleep(1.1 * (reported > 0))
         track("wandb", tmp_path / "r", reported)
     identity = json.loads((tmp_path / "r" / "tracker.json").read_text())["wandb"]
     files = list((tmp_path / "r" / "wandb").glob(f"offline-run-*-{identity}*/*.wandb"))
@@ -125,6 +128,7 @@ def test_wandb_offline_keeps_both_halves_of_a_run_under_one_id(
 
 _TRACKIO = """
 import sys
+import time
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 from test_tracker import track

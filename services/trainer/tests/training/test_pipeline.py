@@ -20,6 +20,10 @@ def test_data_to_checkpoints_in_one_call(known_teacher: Any, make_run: Any, corp
     assert set(written["seconds"]) == {"data", "autoencoder", "student"}
     assert {"k", "d", "token_exact", "chunk_exact", "token_exact_noisy", "loss"} <= set(written["ae"])
     assert {"steps", "tokens", "kd_first", "kd_last", "ce_first", "ce_last", "seconds"} <= set(written["student"])
+    assert written["student"]["tokens_per_s"] == pytest.approx(
+        summary.student.tokens / summary.student.seconds, rel=0.01
+    )
+    assert 0 <= written["student"]["teacher_wait_seconds"] <= summary.student.seconds
     assert {"model", "revision", "fingerprint", "held_out_nll"} <= set(written["teacher"])
     # As it was resolved, what was left open included.
     assert written["recipe"]["vocab_size"] is None

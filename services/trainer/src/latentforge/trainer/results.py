@@ -182,15 +182,21 @@ class TargetFigures(_Part):
 
 
 class StudentResult(TargetFigures, RunFile):
-    """A finished student, of either kind."""
+    """A finished student, of either kind.
+
+    Attributes:
+        steps, tokens, seconds: that it took, validations and waiting included, whatever the number of processes.
+        teacher_wait_seconds: of those it waited for its teacher; None without one.
+    """
 
     steps: int
     tokens: int
     seconds: float
+    teacher_wait_seconds: float | None = None
 
 
 class StudentFigures(_Part):
-    """What a summary says of a student: its size in steps and tokens, and both ends of its curve."""
+    """What a summary says of a student: steps, tokens and time that it took, and both ends of its curve."""
 
     steps: int
     tokens: int
@@ -203,6 +209,8 @@ class StudentFigures(_Part):
     acceptance_first: float | None = None
     acceptance_last: float | None = None
     seconds: float
+    tokens_per_s: float | None = None
+    teacher_wait_seconds: float | None = None
 
 
 class StageSeconds(_Part):

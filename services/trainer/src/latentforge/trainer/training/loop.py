@@ -67,6 +67,7 @@ class StudentTraining:
         self.curve: list[CurvePoint] = []
         self._is_new, self._is_ready = True, False
         self._seconds_before, self._started = 0.0, time.monotonic()
+        self._waited_before = 0.0
 
     def load(self) -> None:
         """Resumes from what an earlier process saved, if it did.
@@ -92,6 +93,8 @@ class StudentTraining:
         self.curve = [CurvePoint.model_validate(point) for point in saved["curve"]]
         self.source.restore(saved["progress"])
         self._seconds_before = float(saved["seconds"])
+        # A state of an earlier version does not say.
+        self._waited_before = float(saved.get("teacher_wait_seconds", 0.0))
 
     def loop(self) -> None:
         """Steps, validates, saves and publishes until the recipe's last step.
@@ -163,6 +166,7 @@ class StudentTraining:
             steps=self.step,
             tokens=num_tokens,
             seconds=self._spent(),
+            teacher_wait_seconds=self._waited() if self.teacher is not None else None,
             curve=self.curve,
             unigram_ce=unigram,
             held_out_tokens=sum(int(batch.valid.sum()) for batch in self.held_out),
@@ -233,11 +237,15 @@ class StudentTraining:
         progressed = {
             "curve": [point.model_dump(exclude_none=True) for point in self.curve],
             "seconds": self._spent(),
+            "teacher_wait_seconds": self._waited(),
             "teacher": self.teacher_id.model_dump(),
             "source": self.source.identity(),
             "progress": self.source.progress(),
         }
         self.state.save(self.step, self.model, self.optimisation, progressed)
+
+    def _waited(self) -> float:
+        return round(self._waited_before + (self.teacher.waiting.waited if self.teacher is not None else 0.0), 2)
 
     def _spent(self) -> float:
         return round(self._seconds_before + time.monotonic() - self._started, 2)

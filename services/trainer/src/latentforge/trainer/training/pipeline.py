@@ -100,6 +100,8 @@ def _summary(
             acceptance_first=first.acceptance,
             acceptance_last=last.acceptance,
             seconds=student.seconds,
+            tokens_per_s=round(student.tokens / max(student.seconds, 1e-6), 1),
+            teacher_wait_seconds=student.teacher_wait_seconds,
         ),
         **{name: getattr(student, name) for name in TargetFigures.model_fields},
     )

@@ -107,8 +107,7 @@ def tracked(
     except Exception as error:
         raise TrainerError(
             f"{name} cannot begin run {run!r} of project {project!r} ({type(error).__name__}); look at what it says "
-            "above, work offline (WANDB_MODE=offline; trackio does unless it is told where to), or set "
-            "TRAINER_TRACKER to none"
+            "above, give it what it wants (WANDB_API_KEY, or WANDB_MODE=offline), or set TRAINER_TRACKER to none"
         ) from None
     write_atomically(kept, json.dumps({**earlier, name: known_as}) + "\n")
     metrics = folder / METRICS
