@@ -131,4 +131,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    # Who asked may have been killed.
+    with suppress(BrokenPipeError):
+        main()
