@@ -49,8 +49,9 @@ def reference(head: InductionHead, ids: Tensor, text: Tensor) -> tuple[Tensor, T
 
 def run(head: InductionHead, ids: Tensor, embedded: Tensor) -> tuple[Tensor, Tensor]:
     """Vectors [B, L, OUT] and additions to logits [B, L, V]."""
-    found = head(ids, embedded)
-    return found.vectors, found.pointer_logits.add_to(torch.zeros(B * L, V, dtype=torch.float64)).unflatten(0, (B, L))
+    found = head(ids, embedded).look_up()
+    logits = torch.zeros(B * L, V, dtype=torch.float64).scatter_add(1, found.ids, found.boosts)
+    return found.vectors.unflatten(0, (B, L)), logits.unflatten(0, (B, L))
 
 
 @torch.no_grad()
@@ -84,7 +85,7 @@ def test_it_raises_what_came_after_the_same_tokens_before() -> None:
     head.log_sharpness.fill_(5.0)
     head.nothing.fill_(0.9 * torch.e**5)
     ids = torch.tensor([[3, 4, 5, 6, 9, 4, 7, 8, 4, 5, 11, 4, 7, 0]])
-    found = head(ids, torch.eye(size)[ids]).pointer_logits.boosts / (head.gain * TABLE_SCALE)
+    found = head(ids, torch.eye(size)[ids]).look_up().boosts / (head.gain * TABLE_SCALE)
     called = {i: int(ids[0, row.argmax()]) for i, row in enumerate(found) if row.max() > 0.5}
     # 4 5 was followed by 6, 4 7 by 8; of 8 4, 9 4 and 11 4 only the 4 is the same.
     assert called == {10: 6, 13: 8}
@@ -100,4 +101,12 @@ def test_all_of_it_learns() -> None:
 
 def test_new_heads_add_no_vectors() -> None:
     ids, embedded = texts()
-    assert not InductionHead(E, OUT, InductionConfig(context=3))(ids, embedded.float()).vectors.any()
+    assert not InductionHead(E, OUT, InductionConfig(context=3))(ids, embedded.float()).look_up().vectors.any()
+
+
+def test_autocast_leaves_the_attention_in_float32() -> None:
+    ids, embedded = texts()
+    head = make_head().float()
+    with torch.autocast("cpu", torch.bfloat16):
+        attention = head(ids, embedded.float())
+    assert all(tensor.dtype == torch.float32 for tensor in attention[:6])

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from latentforge.model import output_loss
+from latentforge.model.induction_attention import InductionAttention
 from latentforge.model.output_loss import OutputLayer, TokenWeights, token_losses
-from latentforge.model.pointer_logits import PointerLogits
 from latentforge.model.sparse_kd import KdTargets, make_buckets, sparse_losses
 
 N, V, K, W, FIXED = 84, 40, 5, 9, 4
@@ -48,23 +48,32 @@ def make_case(v: int = V) -> Case:
         tail_mass=torch.where(no_tail, 0, 1 - torch.where(held, masses, 0).sum(1)).float(),
         has_row=torch.ones(N, dtype=torch.bool),
     )
-    shapes = {"inputs": (N, W), "weight": (v, W - FIXED), "bias": (v,), "fixed": (v, FIXED), "boosts": (N, N // 2)}
+    shapes = {"inputs": (N, W), "weight": (v, W - FIXED), "bias": (v,), "fixed": (v, FIXED)}
+    of_heads = (2, 2, N // 2, 3)
+    shapes |= {"queries": of_heads, "keys": of_heads, "values": of_heads, "nothing": (2,), "gain": (2,)}
+    shapes |= {"out": (W - FIXED, 6)}
     leaves = {name: torch.randn(shape, generator=rng) / 2 for name, shape in shapes.items()}
-    leaves["boosts"] = torch.cat([part.tril(-1) for part in leaves["boosts"].chunk(2)])
-    for name in ("inputs", "weight", "bias", "boosts"):
-        leaves[name].requires_grad_()
+    for name, leaf in leaves.items():
+        leaf.requires_grad_(name != "fixed")
     # Two texts of N/2 tokens, in which tokens stand more than once.
     return Case(teacher, rows, realised, leaves, torch.randint(max(2, v // 2), (2, N // 2), generator=rng))
 
 
-def slow_logits(case: Case, *, pointers: bool) -> Tensor:
+def attention_of(leaves: dict[str, Tensor], ids: Tensor) -> InductionAttention:
+    return InductionAttention._make([*(leaves[name] for name in InductionAttention._fields[:6]), ids, None])
+
+
+def slow_logits(case: Case, *, induction: bool) -> Tensor:
     """Float64 [N, v]."""
     leaves = {name: tensor.double() for name, tensor in case.leaves.items()}
-    logits = leaves["inputs"] @ torch.cat([leaves["fixed"], leaves["weight"]], 1).T + leaves["bias"]
-    if not pointers:
+    weight = torch.cat([leaves["fixed"], leaves["weight"]], 1)
+    logits = leaves["inputs"] @ weight.T + leaves["bias"]
+    if not induction:
         return logits
+    found = attention_of(leaves, case.ids).look_up()
     one_hot = F.one_hot(case.ids, logits.shape[1]).double()
-    return logits + torch.stack([leaves["boosts"][n] @ one_hot[n // (N // 2)] for n in range(N)])
+    boosts = torch.stack([found.boosts[n] @ one_hot[n // (N // 2)] for n in range(N)])
+    return logits + found.vectors @ leaves["weight"].T + boosts
 
 
 def slow_losses(case: Case, logits: Tensor) -> dict[str, Tensor]:
@@ -93,45 +102,41 @@ def slow_losses(case: Case, logits: Tensor) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("v", [V, K + 1, K])
-@pytest.mark.parametrize("pointers", [False, True])
+@pytest.mark.parametrize("induction", [False, True])
 @pytest.mark.parametrize("alone", [None, "ce", "kd", "tv", "reverse_kl"])
 def test_losses_and_gradients_are_those_of_the_slow_reference(
-    monkeypatch: pytest.MonkeyPatch, v: int, pointers: bool, alone: str | None
+    monkeypatch: pytest.MonkeyPatch, v: int, induction: bool, alone: str | None
 ) -> None:
-    # Three blocks of tokens.
+    # Three blocks of tokens, with induction heads two of each text.
     monkeypatch.setattr(output_loss, "_LEAST_TOKENS_AT_ONCE", 1)
     monkeypatch.setattr(output_loss, "_LOGITS_AT_ONCE_CPU", 32 * v)
     case = make_case(v)
     rng = torch.Generator().manual_seed(6)
     weights = {name: torch.rand(N, generator=rng) * (alone in (None, name)) for name in TokenWeights._fields}
     leaves = case.leaves
-    texts = torch.arange(2).repeat_interleave(N // 2)
     layer = OutputLayer(
         leaves["inputs"],
         torch.cat([leaves["fixed"], leaves["weight"]], 1),
         leaves["bias"],
         FIXED,
-        PointerLogits(leaves["boosts"], case.ids, texts, True) if pointers else None,
+        attention_of(leaves, case.ids) if induction else None,
     )
     got = token_losses(layer, make_buckets(case.rows, case.realised, v), TokenWeights(**weights))
-    wanted = slow_losses(case, slow_logits(case, pointers=pointers))
+    wanted = slow_losses(case, slow_logits(case, induction=induction))
     for name in NAMES:
         torch.testing.assert_close(getattr(got.each, name).double(), wanted[name], rtol=1e-6, atol=1e-6, msg=name)
     total = torch.stack([weights[name].double() @ wanted[name] for name in weights]).sum()
     torch.testing.assert_close(got.total.double(), total, rtol=1e-6, atol=1e-6)
-    learnt = [leaves[name] for name in ("inputs", "weight", "bias", *(["boosts"] if pointers else []))]
+    learnt = [leaves[name] for name in ("inputs", "weight", "bias")]
+    learnt += attention_of(leaves, case.ids)[:6] if induction else ()
     theirs = torch.autograd.grad(2 * total, learnt)
     for ours, exact in zip(torch.autograd.grad(2 * got.total, learnt), theirs, strict=True):
-        if ours.shape == leaves["boosts"].shape:
-            # What is 0 whatever is learnt needs no gradient.
-            exact = torch.cat([part.tril(-1) for part in exact.chunk(2)])
-            ours = torch.cat([part.tril(-1) for part in ours.chunk(2)])
-        torch.testing.assert_close(ours, exact, rtol=1e-6, atol=2e-6)
+        torch.testing.assert_close(ours, exact, rtol=2e-6, atol=4e-6)
 
 
 def test_merging_tokens_bounds_the_whole_vocabularys_divergences_and_the_acceptance() -> None:
     case = make_case()
-    logits = slow_logits(case, pointers=False).detach()
+    logits = slow_logits(case, induction=False).detach()
     teacher, student = case.teacher, logits.softmax(-1)
     each = sparse_losses(logits, case.rows, case.realised)
     accepted = torch.minimum(teacher, student).sum(1)
@@ -149,7 +154,7 @@ def test_merging_tokens_bounds_the_whole_vocabularys_divergences_and_the_accepta
 
 def test_rows_that_hold_every_token_are_exact() -> None:
     case = make_case(K)
-    logits = slow_logits(case, pointers=False).detach()
+    logits = slow_logits(case, induction=False).detach()
     whole = case.rows.counts == K
     teacher, student = case.teacher[whole], logits.softmax(-1)[whole]
     each = sparse_losses(logits, case.rows, case.realised)
@@ -164,7 +169,7 @@ def test_rows_that_hold_every_token_are_exact() -> None:
 
 def test_extreme_logits_keep_every_loss_and_gradient_finite() -> None:
     case = make_case()
-    logits = (300 * slow_logits(case, pointers=False).float().detach()).requires_grad_()
+    logits = (300 * slow_logits(case, induction=False).float().detach()).requires_grad_()
     each = sparse_losses(logits, case.rows, case.realised)
     torch.stack(list(each)).sum().backward()
     assert all(x.isfinite().all() for x in each)

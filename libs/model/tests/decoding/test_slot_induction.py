@@ -35,8 +35,9 @@ def test_ragged_texts_find_what_each_finds_as_a_whole() -> None:
     for context, num_heads in ((1, 1), (2, 3), (5, 2)):
         head = make_head(context, num_heads)
         ids, embedded = torch.randint(1, V, (B, L)), torch.randn(B, L, E, dtype=torch.float64)
-        whole = head(ids, embedded)
-        logits = whole.pointer_logits.add_to(torch.zeros(B * L, V, dtype=torch.float64)).unflatten(0, (B, L))
+        whole = head(ids, embedded).look_up()
+        vectors = whole.vectors.unflatten(0, (B, L))
+        logits = torch.zeros(B * L, V, dtype=torch.float64).scatter_add(1, whole.ids, whole.boosts).unflatten(0, (B, L))
         known = torch.cat([torch.zeros(B, context, E, dtype=torch.float64), embedded], 1)
         slots = SlotInduction(head, B, L, K, PAD)
         lengths = [0, 8, 12]
@@ -45,7 +46,7 @@ def test_ragged_texts_find_what_each_finds_as_a_whole() -> None:
                 end = min(first + 8, length)
                 slots.read(slot, first, ids[slot, first:end], known[slot, first : end + context])
             if length:
-                check(slots, slots.find_all(slot, 2, length), whole.vectors[slot, 2:length], logits[slot, 2:length])
+                check(slots, slots.find_all(slot, 2, length), vectors[slot, 2:length], logits[slot, 2:length])
         while min(lengths) < L:
             ready = [slot for slot in range(B) if lengths[slot] < L]
             rows = sorted(rng.sample(ready, rng.randint(1, len(ready))))
@@ -56,7 +57,7 @@ def test_ragged_texts_find_what_each_finds_as_a_whole() -> None:
                 found = slots.find(k)
                 at = [lengths[slot] + k for slot in rows]
                 mine = FoundTokens(*(part[rows] for part in found))
-                check(slots, mine, whole.vectors[rows, at], logits[rows, at])
+                check(slots, mine, vectors[rows, at], logits[rows, at])
                 read = torch.zeros(B, dtype=torch.int64)
                 read[rows] = ids[rows, at]
                 slots.tail[rows, context + k] = embedded[rows, at]

@@ -1,30 +1,16 @@
 """Induction heads: look up where the last tokens stood before, and raise what came after them there."""
 
 import math
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from latentforge.model.config import InductionConfig
-from latentforge.model.induction_attention import strictly_causal_attention
+from latentforge.model.induction_attention import InductionAttention
 from latentforge.model.layers import TABLE_SCALE, output_scale
-from latentforge.model.pointer_logits import PointerLogits, pointer_logits_of_texts
 
 _TINY = 1e-12
-
-
-class Found(NamedTuple):
-    """What stands in texts of b·L tokens behind the places that are like each token's own.
-
-    Attributes:
-        vectors: to be added to what an output table reads, float [b, L, out_size].
-        pointer_logits: to be added to the logits of the b·L tokens.
-    """
-
-    vectors: Tensor
-    pointer_logits: PointerLogits
 
 
 def build_induction(embed_size: int, out_size: int, config: InductionConfig) -> "InductionHead | None":
@@ -60,16 +46,21 @@ class InductionHead(nn.Module):
         self._output_scale = output_scale(out_size)
         nn.init.zeros_(self.out.weight)
 
-    def forward(self, ids: Tensor, embedded: Tensor) -> Found:
-        """What is found before every token of texts, int64 [b, L], embedded [b, L, e]: for token i out of those < i."""
+    def forward(self, ids: Tensor, embedded: Tensor) -> InductionAttention:
+        """What finds something before every token of texts, int64 [b, L], embedded [b, L, e]: for token i out of those
+        < i.
+
+        Under autocast it is in float32 all the same: in a shorter format alike places could not be told apart.
+        """
         # Place i has the tokens i - context … i - 1, zeros before the text: nothing of token i itself.
         before = F.pad(embedded[:, :-1], (0, 0, self.context, 0))
         places = F.normalize(self._split(self.read(self._windows(before))), dim=-1, eps=_TINY)
         queries = places * self.log_sharpness.exp()[:, None, None]
         values = self._split(self.value(embedded))
-        found, boosts = strictly_causal_attention(queries, places, values, self.nothing, self.gain * TABLE_SCALE)
-        vectors = self.out(found.transpose(1, 2).flatten(2)) * self._output_scale
-        return Found(vectors, pointer_logits_of_texts(boosts, ids))
+        queries, keys, values = (x.to(self.gain.dtype) for x in (queries, places, values))
+        return InductionAttention(
+            queries, keys, values, self.nothing, self.gain * TABLE_SCALE, self.out.weight * self._output_scale, ids
+        )
 
     def _windows(self, tokens: Tensor) -> Tensor:
         """Every ``context`` tokens that stand side by side, [b, t + context - 1, e] to [b, t, context·e]."""

@@ -1,97 +1,146 @@
-"""The induction heads' attention over whole texts, block by block, so that nothing but its result is L² large.
+"""The induction heads' attention over whole texts, which never holds a number for every pair of places.
 
-Beside what attention usually gives, the shares themselves are wanted: summed over the heads, they are the copy boosts.
-Fused attention kernels do not give them, and autograd would keep every head's, [b, h, L, L]; here the backward pass
-makes them anew.
+For each head, with s_ij = q_i · k_j for j < i and the score n of finding nothing,
+
+    a_ij = exp(s_ij) / (exp(n) + Σ_{j' < i} exp(s_ij'))     found_i = Σ_j a_ij·v_j     boost_ij = Σ_heads gain·a_ij
+
+Strictly causal, because what is found at i predicts token i, and value i is that token. The shares sum to less than 1;
+at i = 0 there are none. What is found, times ``out``, is added to what the output layer reads for token i; boost ij is
+added to the logit of the token that stands at j.
+
+Boosts are L² large, and so is their gradient, which the token losses know block by block. So these ask
+:class:`AttentionBlocks` for a block of places, make their logits of it, and hand back its gradients at once: the shares
+are made once, and memory grows with L alone. :meth:`InductionAttention.look_up` is the same for any places, by
+autograd.
 """
 
-from collections.abc import Callable, Iterator
-from typing import Any
+from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
-
-# As many queries at once as leave their shares in a processor's cache.
-_QUERIES = 128
 
 
-def strictly_causal_attention(
-    queries: Tensor, keys: Tensor, values: Tensor, nothing: Tensor, gain: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Strictly causal attention beside a score of finding nothing, n.
+class LookedUp(NamedTuple):
+    """What is found before n tokens.
 
-    For each head, with s_ij = q_i · k_j for j < i:
+    Attributes:
+        vectors: to be added to what the output layer reads, float [n, w].
+        boosts: to be added to the logits of ``ids``, float [n, L]; a token that stands there several times gets the
+            sum, as in a pointer network (Vinyals et al., arXiv 1506.03134).
+        ids: int64 [n, L].
+    """
 
-        a_ij = exp(s_ij) / (exp(n) + Σ_{j' < i} exp(s_ij'))     found_i = Σ_j a_ij·v_j     boost_ij = Σ_heads gain·a_ij
+    vectors: Tensor
+    boosts: Tensor
+    ids: Tensor
 
-    Strictly, because what is found at i predicts token i, and value i is that token. The shares sum to less than 1; at
-    i = 0 there are none. Under autocast all of it is in float32: in a shorter format alike places could not be told
-    apart.
 
-    Args:
+class InductionAttention(NamedTuple):
+    """Queries, keys and values of whole texts; places count through them, text after text.
+
+    Attributes:
         queries, keys, values: float [b, h, L, d].
         nothing, gain: float [h].
-
-    Returns:
-        found, float [b, h, L, d]; boosts, float [b, L, L].
+        out: from what all heads find to the output layer's last columns, float [w, h·d].
+        ids: of the texts' tokens, int64 [b, L].
+        places: of the output layer's rows, int64 [n]; None where these are all places.
     """
-    run: Callable[..., tuple[Tensor, Tensor]] = _StrictlyCausalAttention.apply
-    inputs = queries, keys, values, nothing, gain
-    if not torch.is_autocast_enabled(queries.device.type):
-        return run(*inputs)
-    with torch.autocast(queries.device.type, enabled=False):
-        return run(*(tensor.float() for tensor in inputs))
+
+    queries: Tensor
+    keys: Tensor
+    values: Tensor
+    nothing: Tensor
+    gain: Tensor
+    out: Tensor
+    ids: Tensor
+    places: Tensor | None = None
+
+    def at(self, places: Tensor) -> "InductionAttention":
+        """The same for rows of which each belongs to one of the places, int64 [n]."""
+        return self._replace(places=places)
+
+    def look_up(self, rows: Tensor | slice = slice(None)) -> LookedUp:
+        """What is found for some of the rows, int64 [n] or a slice; differentiable."""
+        b, h, length, _ = self.queries.shape
+        every = torch.arange(b * length, device=self.ids.device) if self.places is None else self.places
+        places = every[rows]
+        texts, positions = places // length, places % length
+        vectors = self.queries.new_zeros(len(places), len(self.out))
+        boosts = self.queries.new_zeros(len(places), length)
+        columns = torch.arange(length, device=self.ids.device)
+        for text in texts.unique():
+            mine = (texts == text).nonzero()[:, 0]
+            scores = self.queries[text][:, positions[mine]] @ self.keys[text].mT
+            scores = scores.masked_fill(columns >= positions[mine, None], -torch.inf)
+            nothing = self.nothing[:, None, None].expand(h, len(mine), 1)
+            shares = torch.cat([nothing, scores], -1).softmax(-1)[..., 1:]
+            found = (shares @ self.values[text]).transpose(0, 1).flatten(1)
+            vectors = vectors.index_copy(0, mine, found @ self.out.T)
+            boosts = boosts.index_copy(0, mine, torch.einsum("hij,h->ij", shares, self.gain))
+        return LookedUp(vectors, boosts, self.ids[texts])
 
 
-def _shares(queries: Tensor, keys: Tensor, nothing: Tensor) -> Iterator[tuple[slice, int, Tensor]]:
-    """Which queries, how many keys they may see at most, and their shares of those, [b, h, queries, keys]."""
-    length = queries.shape[2]
-    none = nothing[:, None, None]
-    # Only the last square of a block's scores holds keys that are not before the query: the diagonal and above it.
-    later = torch.ones(_QUERIES, _QUERIES, dtype=torch.bool, device=queries.device).triu()
-    for first in range(0, length, _QUERIES):
-        end = min(first + _QUERIES, length)
-        shares = queries[:, :, first:end] @ keys[:, :, :end].mT
-        shares[..., first:].masked_fill_(later[: end - first, : end - first], -torch.inf)
-        # The softmax, with the score of finding nothing in its maximum and its sum, but not among its shares.
-        top = torch.maximum(shares.amax(-1, keepdim=True), none)
-        shares.sub_(top).exp_()
-        shares.div_(shares.sum(-1, keepdim=True) + (none - top).exp())
-        yield slice(first, end), end, shares
+class AttentionGradients(NamedTuple):
+    """The gradients of an :class:`InductionAttention`'s first six tensors."""
+
+    queries: Tensor
+    keys: Tensor
+    values: Tensor
+    nothing: Tensor
+    gain: Tensor
+    out: Tensor
 
 
-class _StrictlyCausalAttention(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any, queries: Tensor, keys: Tensor, values: Tensor, nothing: Tensor, gain: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        ctx.save_for_backward(queries, keys, values, nothing, gain)
-        batch_size, _, length, _ = queries.shape
-        found, boosts = torch.empty_like(values), values.new_zeros(batch_size, length, length)
-        for part, end, shares in _shares(queries, keys, nothing):
-            found[:, :, part] = shares @ values[:, :, :end]
-            for head, weight in enumerate(gain):
-                boosts[:, part, :end] += shares[:, head] * weight
-        return found, boosts
+class AttentionBlocks:
+    """Blocks of neighbouring places of one text, one after another: what they find, and then their gradients.
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, of_found: Tensor, of_boosts: Tensor) -> tuple[Tensor, ...]:
-        queries, keys, values, nothing, gain = ctx.saved_tensors
-        of_queries, of_keys, of_values = torch.empty_like(queries), torch.zeros_like(keys), torch.zeros_like(values)
-        of_nothing, of_gain = torch.zeros_like(nothing), torch.zeros_like(gain)
-        for part, end, shares in _shares(queries, keys, nothing):
-            # With g_ij the gradient of a_ij, that of a softmax: ∂L/∂s_ij = a_ij·(g_ij - Σ_j' a_ij'·g_ij'). The score of
-            # finding nothing has the same, and its own share, 1 - Σ_j a_ij, is used nowhere: its g is 0.
-            boosts = of_boosts[:, part, :end].unsqueeze(1)
-            of_gain += (shares * boosts).sum((0, 2, 3))
-            of_values[:, :, :end] += shares.mT @ of_found[:, :, part]
-            of_shares = of_found[:, :, part] @ values[:, :, :end].mT
-            of_shares += gain[:, None, None] * boosts
-            inner = (shares * of_shares).sum(-1, keepdim=True)
-            of_nothing -= ((1 - shares.sum(-1, keepdim=True)) * inner).sum((0, 2, 3))
-            of_scores = of_shares.sub_(inner).mul_(shares)
-            of_queries[:, :, part] = of_scores @ keys[:, :, :end]
-            of_keys[:, :, :end] += of_scores.mT @ queries[:, :, part]
-        return of_queries, of_keys, of_values, of_nothing, of_gain
+    A key and a value of zeros stand before each text's own, in column 0: the score of finding nothing is written over
+    the product with that key, so that one softmax is over all. It boosts nothing and adds nothing.
+    """
+
+    def __init__(self, attention: InductionAttention) -> None:
+        self._attention = attention
+        self._keys, self._values = (F.pad(x, (0, 0, 1, 0)) for x in (attention.keys, attention.values))
+        self._ids = F.pad(attention.ids, (1, 0))
+        sums = (attention.queries, self._keys, self._values, attention.nothing, attention.gain, attention.out)
+        self._sums = AttentionGradients(*(torch.zeros_like(tensor) for tensor in sums))
+        self._block = (0, 0, 0)
+        self._shares = self._found = attention.queries
+
+    def find(self, text: int, first: int, end: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Vectors [m, w] and boosts [m, end + 1] of ids [m, end + 1] for the places first … end - 1 of a text."""
+        attention = self._attention
+        shares = attention.queries[text, :, first:end] @ self._keys[text, :, : end + 1].mT
+        shares[..., 0] = attention.nothing[:, None]
+        # Only the last square holds keys that are not before the query: the diagonal and above it.
+        later = torch.ones(end - first, end - first, dtype=torch.bool, device=shares.device).triu()
+        shares[..., first + 1 :].masked_fill_(later, -torch.inf)
+        shares = shares.softmax(-1)
+        found = (shares @ self._values[text, :, : end + 1]).transpose(0, 1).flatten(1)
+        boosts = torch.mv(shares.flatten(1).T, attention.gain).view(shares.shape[1:])
+        boosts[:, 0] = 0
+        self._block, self._shares, self._found = (text, first, end), shares, found
+        return found @ attention.out.T, boosts, self._ids[text, : end + 1].expand(end - first, -1)
+
+    def learn(self, of_vectors: Tensor, of_boosts: Tensor) -> None:
+        """Adds to the gradients what those of the last block's vectors and boosts come to; overwrites the latter."""
+        attention, sums, shares = self._attention, self._sums, self._shares
+        text, first, end = self._block
+        heads, size = len(attention.gain), attention.queries.shape[-1]
+        keys, values = self._keys[text, :, : end + 1], self._values[text, :, : end + 1]
+        of_boosts[:, 0] = 0
+        sums.out.addmm_(of_vectors.T, self._found)
+        of_found = (of_vectors @ attention.out).unflatten(1, (heads, size)).transpose(0, 1)
+        sums.gain.add_(torch.mv(shares.flatten(1), of_boosts.flatten()))
+        of_shares = (of_found @ values.mT).addcmul_(of_boosts, attention.gain[:, None, None])
+        # With g_ij the gradient of a_ij: ∂L/∂s_ij = a_ij·(g_ij - Σ_j' a_ij'·g_ij').
+        of_scores = torch.ops.aten._softmax_backward_data(of_shares, shares, -1, shares.dtype)
+        sums.nothing.add_(of_scores[..., 0].sum(1))
+        sums.queries[text, :, first:end] = of_scores @ keys
+        sums.keys[text, :, : end + 1].baddbmm_(of_scores.mT, attention.queries[text, :, first:end])
+        sums.values[text, :, : end + 1].baddbmm_(shares.mT, of_found)
+
+    def gradients(self) -> AttentionGradients:
+        """The sums over all blocks."""
+        return self._sums._replace(keys=self._sums.keys[:, :, 1:], values=self._sums.values[:, :, 1:])

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from latentforge.model.autoencoder import Autoencoder
-from latentforge.model.induction import Found
+from latentforge.model.induction_attention import InductionAttention
 from latentforge.model.logit_features import LinearFeatures
 from latentforge.model.output_loss import OutputLayer
 from latentforge.model.student import Student
@@ -100,32 +100,24 @@ class LatentModel(nn.Module):
     def output(self, tokens_btk: Tensor, hidden_bth: Tensor, latents_btd: Tensor) -> OutputLayer:
         """The output layer of all b·t·K tokens and what it reads: token_losses and logits() need nothing else."""
         embedded_btke = self.student.embed(tokens_btk)
-        found = self.found(tokens_btk, embedded_btke)
         # To a chunk decoder every chunk of every text is an item of one batch, n = b·t.
         parts = hidden_bth, latents_btd, self.student.windows(embedded_btke), embedded_btke
-        hidden_nh, latents_nd, previous, current = (part.flatten(0, 1) for part in parts)
-        if found is None:
-            return self.output_of_chunks(hidden_nh, latents_nd, previous, current)
-        vectors = found.vectors.view(-1, self.chunk_size, found.vectors.shape[-1])
-        layer = self.output_of_chunks(hidden_nh, latents_nd, previous, current, vectors)
-        return layer._replace(pointer_logits=found.pointer_logits)
+        layer = self.output_of_chunks(*(part.flatten(0, 1) for part in parts))
+        return layer._replace(induction=self.induction(tokens_btk, embedded_btke))
 
-    def found(self, tokens: Tensor, embedded: Tensor) -> Found | None:
-        """What the induction heads find before every token of [b, t, K], embedded [b, t, K, e]; None without any."""
+    def induction(self, tokens: Tensor, embedded: Tensor) -> InductionAttention | None:
+        """The induction heads over all of tokens [b, t, K], embedded [b, t, K, e]; None without any."""
         induction = self.student.induction
         return None if induction is None else induction(tokens.flatten(1), embedded.flatten(1, 2))
 
-    def output_of_chunks(
-        self, hidden: Tensor, latents: Tensor, previous: Tensor, current: Tensor, found: Tensor | None = None
-    ) -> OutputLayer:
-        """The output layer and what it reads for the n·K tokens of any n chunks, without pointer logits.
+    def output_of_chunks(self, hidden: Tensor, latents: Tensor, previous: Tensor, current: Tensor) -> OutputLayer:
+        """The output layer and what it reads for the n·K tokens of any n chunks, without induction heads.
 
         Args:
             hidden: backbone states that predict the chunks, float [n, h].
             latents: float [n, D].
             previous: embedded tokens of the chunk decoder's window before each, float [n, W·K, e].
             current: embedded tokens of the chunks themselves, float [n, K, e].
-            found: the induction heads' vectors for the chunks' tokens, float [n, K, rank].
         """
         features, table = self.logit_features(hidden, latents).flatten(0, 1), self.output_weight
         # Features and corrections are one product with one table, [features, corrections] · [table, U]ᵀ; its first part
@@ -135,8 +127,6 @@ class LatentModel(nn.Module):
         if decoder is None:
             return OutputLayer(features, table, self.student.bias, num_fixed)
         corrections = decoder(hidden, previous, current)
-        if found is not None:
-            corrections = corrections + found
         weight = torch.cat([table, decoder.output.whole()], 1)
         return OutputLayer(torch.cat([features, corrections.flatten(0, 1)], 1), weight, self.student.bias, num_fixed)
 

@@ -18,14 +18,14 @@ In a weighted sum of them every id outside S has a gradient that is exp(ℓ_v) t
 buffer that the logsumexp needs anyway. The k+1 kept ids are then put right by a scatter.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from latentforge.model.pointer_logits import PointerLogits
+from latentforge.model.induction_attention import AttentionBlocks, InductionAttention
 from latentforge.model.sparse_kd import NEVER, BucketLosses, Buckets, bucket_losses, divergence_factors, student_buckets
 
 _LOGITS_AT_ONCE_CPU = 2**20
@@ -33,6 +33,9 @@ _LOGITS_AT_ONCE_GPU = 2**27
 # A product with fewer rows spends its time on packing the weight: at 32,768 ids 128 take 0.79 of the time of 32, though
 # their logits leave the cache.
 _LEAST_TOKENS_AT_ONCE = 128
+# Places of which an induction head's shares of all places before them are held at once.
+_PLACES_AT_ONCE_CPU = 256
+_PLACES_AT_ONCE_GPU = 1024
 
 
 class TokenWeights(NamedTuple):
@@ -62,26 +65,36 @@ class TokenLosses(NamedTuple):
 
 
 class OutputLayer(NamedTuple):
-    """An output layer and what it reads: logits are ``inputs @ weight.T + bias``, plus pointer logits.
+    """An output layer and what it reads: logits are ``inputs @ weight.T + bias``, and what induction heads add.
 
     Attributes:
         inputs: float [n, w].
         weight: float [V, w].
         bias: float [V].
         num_fixed: leading columns of the weight that get no gradient.
-        pointer_logits: of the same n tokens, or None.
+        induction: of the same n tokens, or None.
     """
 
     inputs: Tensor
     weight: Tensor
     bias: Tensor
     num_fixed: int = 0
-    pointer_logits: PointerLogits | None = None
+    induction: InductionAttention | None = None
 
     def logits(self, picked: slice | Tensor = slice(None)) -> Tensor:
         """Logits of some of the n tokens, float32 [m, V], new memory."""
-        logits = torch.addmm(self.bias, self.inputs[picked], self.weight.T).float()
-        return logits if self.pointer_logits is None else self.pointer_logits.select(picked).add_to(logits)
+        inputs = self.inputs[picked]
+        if self.induction is None:
+            return torch.addmm(self.bias, inputs, self.weight.T).float()
+        found = self.induction.look_up(picked)
+        logits = torch.addmm(self.bias, _with_vectors(inputs, found.vectors), self.weight.T).float()
+        # ``logits[i, ids[i, j]] += boosts[i, j]`` for every j: repeated ids sum up.
+        return logits.scatter_add_(1, found.ids, found.boosts.float())
+
+
+def _with_vectors(inputs: Tensor, vectors: Tensor) -> Tensor:
+    """Inputs [n, w] with vectors [n, v] added to their last columns."""
+    return inputs + F.pad(vectors, (inputs.shape[1] - vectors.shape[1], 0)).to(inputs.dtype)
 
 
 def token_losses(layer: OutputLayer, buckets: Buckets, weights: TokenWeights) -> TokenLosses:
@@ -95,12 +108,13 @@ def token_losses(layer: OutputLayer, buckets: Buckets, weights: TokenWeights) ->
         weights: of the losses.
     """
     run: Callable[..., tuple[Tensor, ...]] = _TokenLosses.apply
-    pointer_logits = layer.pointer_logits or (None, None, None, False)
+    assert layer.induction is None or layer.induction.places is None
+    induction = () if layer.induction is None else layer.induction[:-1]
     device = layer.inputs.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else layer.inputs.dtype
     # By hand, because the gradients are products too, some of them into memory that is there: autocast leaves those.
     with torch.autocast(device, enabled=False):
-        total, best, *each = run(*layer[:4], *pointer_logits, *buckets, *weights, torch.is_grad_enabled(), dtype)
+        total, best, *each = run(*layer[:4], *buckets, *weights, torch.is_grad_enabled(), dtype, *induction)
     return TokenLosses(total, BucketLosses(*each), best)
 
 
@@ -112,10 +126,6 @@ class _TokenLosses(torch.autograd.Function):
         weight: Tensor,
         bias: Tensor,
         num_fixed: int,
-        boosts: Tensor | None,
-        copied_ids: Tensor | None,
-        texts: Tensor | None,
-        whole: bool,
         kept_ids: Tensor,
         kept: Tensor,
         teacher: Tensor,
@@ -125,6 +135,7 @@ class _TokenLosses(torch.autograd.Function):
         reverse_kl_weights: Tensor | None,
         with_grad: bool,
         dtype: torch.dtype,
+        *induction: Tensor,
     ) -> tuple[Tensor, ...]:
         n, vocab_size = inputs.shape[0], weight.shape[0]
         losses = BucketLosses(*(torch.empty_like(ce_weights) for _ in BucketLosses._fields))
@@ -132,20 +143,22 @@ class _TokenLosses(torch.autograd.Function):
         tv_weights = torch.zeros_like(ce_weights) if tv_weights is None else tv_weights
         reverse_kl_weights = torch.zeros_like(ce_weights) if reverse_kl_weights is None else reverse_kl_weights
         best = torch.empty(n, dtype=torch.bool, device=inputs.device)
-        pointer_logits = None
-        if boosts is not None and copied_ids is not None and texts is not None:
-            pointer_logits = PointerLogits(boosts, copied_ids, texts, whole)
-        layer = OutputLayer(inputs.to(dtype), weight.to(dtype), bias.to(dtype), num_fixed, pointer_logits)
+        attention = InductionAttention(*induction) if induction else None
+        blocks = AttentionBlocks(attention) if attention is not None else None
+        layer = OutputLayer(inputs.to(dtype), weight.to(dtype), bias.to(dtype), num_fixed)
         input_grad = torch.empty_like(layer.inputs) if with_grad else None
-        boost_grad = torch.zeros_like(boosts) if with_grad and boosts is not None else None
         learned_grad, bias_grad = torch.zeros_like(weight[:, num_fixed:]), torch.zeros_like(bias)
-        budget = _LOGITS_AT_ONCE_CPU if inputs.device.type == "cpu" else _LOGITS_AT_ONCE_GPU
-        step = max(_LEAST_TOKENS_AT_ONCE, budget // vocab_size)
-        for first in range(0, n, step):
-            part = slice(first, first + step)
+        for part in _parts(inputs, vocab_size, attention):
+            read, boosted_ids = layer.inputs[part], None
+            if attention is not None and blocks is not None:
+                text, first = divmod(part.start, attention.ids.shape[1])
+                vectors, boosts, boosted_ids = blocks.find(text, first, first + part.stop - part.start)
+                read = _with_vectors(read, vectors)
+            logits = torch.addmm(layer.bias, read, layer.weight.T).float()
+            if boosted_ids is not None:
+                logits.scatter_add_(1, boosted_ids, boosts.float())
             ids = kept_ids[part]
             block = Buckets(ids, kept[part], teacher[part])
-            logits = layer.logits(part)
             kept_logits = logits.gather(1, ids)
             logits.scatter_(1, ids, NEVER)
             top = logits.amax(1, keepdim=True)
@@ -181,15 +194,18 @@ class _TokenLosses(torch.autograd.Function):
             # Zeros first: where every id is kept there is no tail, and its coefficient multiplied numbers that mean
             # nothing. Then sums, since ids stand twice where a column is not in use.
             buffer.scatter_(1, ids, 0).scatter_add_(1, ids, kept_grad)
-            if boost_grad is not None and pointer_logits is not None:
-                pointer_logits.select(part).gradient(buffer, boost_grad[part])
             # With g the gradient of logits = x·Wᵀ + b: that of b is Σ g, of x is g·W, of W is gᵀ·x.
             bias_grad += buffer.sum(0)
             gradient = buffer.to(dtype)
             torch.mm(gradient, layer.weight, out=input_grad[part])
-            _add_product(learned_grad, gradient.T, layer.inputs[part, num_fixed:])
+            _add_product(learned_grad, gradient.T, read[:, num_fixed:])
+            if blocks is not None and boosted_ids is not None:
+                # The transpose of the scatter is a gather: each boost went into one logit, and has its gradient.
+                of_vectors = input_grad[part, -vectors.shape[1] :].to(vectors.dtype)
+                blocks.learn(of_vectors, buffer.gather(1, boosted_ids).to(boosts.dtype))
         if input_grad is not None:
-            ctx.save_for_backward(input_grad, F.pad(learned_grad, (num_fixed, 0)), bias_grad, boost_grad)
+            of_induction = () if blocks is None else blocks.gradients()
+            ctx.save_for_backward(input_grad, F.pad(learned_grad, (num_fixed, 0)), bias_grad, *of_induction)
         total = ce_weights * losses.ce + kd_weights * losses.kd
         if with_divergences:
             total = total + tv_weights * losses.tv + reverse_kl_weights * losses.reverse_kl
@@ -199,9 +215,21 @@ class _TokenLosses(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         # Everything was made in the forward pass, for a total whose own gradient is 1.
-        inputs, weight, bias, boosts = ctx.saved_tensors
-        scaled = (inputs * grads[0], weight * grads[0], bias * grads[0])
-        return *scaled, None, None if boosts is None else boosts * grads[0], *[None] * 12
+        inputs, weight, bias, *of_induction = (gradient * grads[0] for gradient in ctx.saved_tensors)
+        # Ids have none.
+        return inputs, weight, bias, *[None] * 10, *of_induction, *([None] if of_induction else [])
+
+
+def _parts(inputs: Tensor, vocab_size: int, attention: InductionAttention | None) -> Iterator[slice]:
+    """The n tokens in parts that are computed at once; with induction heads each is of one text."""
+    on_cpu = inputs.device.type == "cpu"
+    step = max(_LEAST_TOKENS_AT_ONCE, (_LOGITS_AT_ONCE_CPU if on_cpu else _LOGITS_AT_ONCE_GPU) // vocab_size)
+    length = len(inputs)
+    if attention is not None:
+        length, step = attention.ids.shape[1], min(step, _PLACES_AT_ONCE_CPU if on_cpu else _PLACES_AT_ONCE_GPU)
+    for text in range(0, len(inputs), length):
+        for first in range(text, text + length, step):
+            yield slice(first, min(first + step, text + length))
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:

@@ -76,16 +76,12 @@ class TokenLevelModel(nn.Module):
         # Shifted by one token: position i reads token i - 1, and the causal mask hides all later ones from it.
         inputs = torch.cat([self.start_inputs(tokens.shape[0]), embedded[:, :-1]], 1)
         hidden = self.run_backbone(inputs)
-        if self.induction is None:
-            return self.output_of(hidden)
-        found = self.induction(tokens, embedded)
-        return self.output_of(hidden, found.vectors)._replace(pointer_logits=found.pointer_logits)
+        layer = self.output_of(hidden)
+        return layer if self.induction is None else layer._replace(induction=self.induction(tokens, embedded))
 
-    def output_of(self, hidden: Tensor, found: Tensor | None = None) -> OutputLayer:
-        """The output layer over hidden states [..., h] and the heads' vectors [..., h], without pointer logits."""
+    def output_of(self, hidden: Tensor) -> OutputLayer:
+        """The output layer over hidden states [..., h], without induction heads."""
         inputs = hidden * output_scale(self.config.hidden_size)
-        if found is not None:
-            inputs = inputs + found
         return OutputLayer(inputs.flatten(0, -2), self.output_table.weight, self.bias)
 
     def logits(self, tokens: Tensor) -> Tensor:

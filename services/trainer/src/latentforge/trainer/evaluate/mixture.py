@@ -82,8 +82,8 @@ def _log_probs(
     hidden = model.hidden(tokens_btk)[at]
     embedded = student.embed(tokens_btk)
     previous, current, realised = student.windows(embedded)[at], embedded[at], tokens_btk[at]
-    every = model.found(tokens_btk, embedded)
-    # Rows of the chunks' tokens among those of all tokens.
+    induction = model.induction(tokens_btk, embedded)
+    # The places of the chunks' tokens among those of all tokens.
     picked = (at[0] * tokens.shape[1] + at[1] * k)[:, None] + torch.arange(k, device=tokens.device)
     picked = picked.flatten()
     found = []
@@ -91,14 +91,9 @@ def _log_probs(
         num = min(_DRAWS_AT_ONCE, draws - first)
         latents = student.head(hidden, num, generator).flatten(0, 1)
         read = previous.repeat(num, 1, 1), current.repeat(num, 1, 1)
-        context = hidden.repeat(num, 1), latents, *read
-        if every is None:
-            layer = model.output_of_chunks(*context)
-        else:
-            vectors = every.vectors.flatten(0, 1)[picked].unflatten(0, (-1, k)).repeat(num, 1, 1)
-            layer = model.output_of_chunks(*context, vectors)._replace(
-                pointer_logits=every.pointer_logits.select(picked.repeat(num))
-            )
+        layer = model.output_of_chunks(hidden.repeat(num, 1), latents, *read)
+        if induction is not None:
+            layer = layer._replace(induction=induction.at(picked.repeat(num)))
         wanted = realised.flatten().repeat(num)
         values = torch.empty(len(wanted), device=tokens.device)
 
