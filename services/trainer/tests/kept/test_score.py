@@ -206,6 +206,14 @@ def test_another_teacher_or_other_data_in_the_folder_is_refused_by_field(
     assert files_of(tmp_path / "kept") == before
 
 
+def test_documents_that_are_to_be_hidden_from_one_another_are_refused(
+    score: Any, packed: PackedData, tmp_path: Path
+) -> None:
+    code, output = score(packed.folder, tmp_path / "kept", "--set", "data.mask_documents=true")
+    assert code == 1
+    assert "rows are kept of whole sequences" in output
+
+
 def test_a_lost_gateway_ends_it_with_what_is_whole(
     known_teacher: Any, score: Any, packed: PackedData, tmp_path: Path, unused_tcp_port: int
 ) -> None:

@@ -146,6 +146,7 @@ def test_rows_that_do_not_fit_are_refused_by_name(
 
     refused(r"gives at most 4 entries a row; teacher\.top_k=5 asks for more", teacher__top_k=5)
     refused("can only be scored by a gateway", student__on_policy__share=0.5)
+    refused("those rows were made with the documents before in sight", data__mask_documents=True)
     refused("teacher.targets='text'", teacher__targets="text", student__objective="chunk-ce")
     refused("cannot generate, only score", teacher__targets="generate", data__sequence_length=64)
     refused("nowhere/manifest.json cannot be read", teacher__targets_from=str(tmp_path / "nowhere"))

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from latentforge.trainer.cli.collect import collect
 from latentforge.trainer.cli.data import data_app, pack, train_tokenizer
 from latentforge.trainer.cli.evaluate import evaluate
 from latentforge.trainer.cli.options import (
@@ -35,6 +36,7 @@ app.add_typer(train_app, name="train")
 app.command("evaluate")(evaluate)
 app.command("warm")(warm)
 app.command("score")(score)
+app.command("collect")(collect)
 app.command("status")(status)
 app.command("plot")(plot)
 

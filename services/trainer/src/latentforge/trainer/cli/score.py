@@ -84,6 +84,11 @@ def score(
         length = sequence_length_of(None, data)
         overrides = {"teacher.top_k": top_k, "teacher.share": share, "data.sequence_length": length}
         run = run_context(RunOptions(data=data, **own), overrides, stop)
+        if run.recipe.data.mask_documents:
+            raise TrainerError(
+                "data.mask_documents=true: rows are kept of whole sequences, with the documents before in sight; set "
+                "it to false, or learn from a gateway"
+            )
         targets = (gateway or run.settings.gateway_target).split(",")
         links = [stack.enter_context(TeacherLink.of(run.settings, stop, target)) for target in targets]
         recipe = run.recipe.teacher

@@ -45,7 +45,7 @@ class KeptFolder:
             raise TrainerError(_incomplete(folder, self.manifest, missing))
         self._open: Callable[[int], Any] = lru_cache(maxsize=_OPEN_FILES)(self._opened)
         self._groups: OrderedDict[tuple[int, int], list[KeptSequence]] = OrderedDict()
-        hashes = [self._column(file, "hash") for file in range(len(self._paths))]
+        hashes = [self._hashes(file) for file in range(len(self._paths))]
         lengths = [len(h) for h in hashes]
         keys = np.concatenate([np.zeros(0, np.uint64), *hashes])
         order = np.argsort(keys, kind="stable")
@@ -65,7 +65,7 @@ class KeptFolder:
     def find(self, ids: NDArray[np.integer]) -> KeptSequence | None:
         """The sequence of these ids [L]; None where there is none."""
         for place in self._candidates(ids).tolist():
-            found = self._read(place >> 32, place & 0xFFFFFFFF)
+            found = self.at(place >> 32, place & 0xFFFFFFFF)
             if np.array_equal(found.ids, ids):
                 return found
         return None
@@ -83,7 +83,18 @@ class KeptFolder:
         found: NDArray[np.uint64] = self._places[first:stop]
         return found
 
-    def _read(self, file: int, line: int) -> KeptSequence:
+    def lines(self, file: int) -> list[tuple[int, int, int, int]]:
+        """Of every sequence of the ``file``-th file of the manifest: number, place, first position, length."""
+        names = ["sequence", "place", "first_position", "ids"]
+        table = self._columns(file, names)
+        *plain, ids = (table.column(name).combine_chunks() for name in names)
+        found: list[tuple[int, int, int, int]] = list(
+            zip(*(column.to_pylist() for column in plain), ids.value_lengths().to_pylist(), strict=True)
+        )
+        return found
+
+    def at(self, file: int, line: int) -> KeptSequence:
+        """The ``line``-th sequence of the ``file``-th file of the manifest."""
         reader = self._open(file)
         per_group: int = reader.metadata.row_group(0).num_rows
         group, within = divmod(line, per_group)
@@ -103,13 +114,16 @@ class KeptFolder:
         except (OSError, pa.ArrowException) as error:
             raise self._unreadable(file, error) from None
 
-    def _column(self, file: int, name: str) -> NDArray[np.uint64]:
-        """The first 8 bytes of every value of a column of hashes."""
+    def _hashes(self, file: int) -> NDArray[np.uint64]:
+        """The first 8 bytes of every sequence's hash."""
+        column = self._columns(file, ["hash"]).column("hash")
+        return np.frombuffer(b"".join(value[:8] for value in column.to_pylist()), "<u8")
+
+    def _columns(self, file: int, names: list[str]) -> pa.Table:
         try:
-            column = self._open(file).read(columns=[name]).column(name).combine_chunks()
+            return self._open(file).read(columns=names)
         except (OSError, pa.ArrowException) as error:
             raise self._unreadable(file, error) from None
-        return np.frombuffer(b"".join(value[:8] for value in column.to_pylist()), "<u8")
 
     def _unreadable(self, file: int, error: Exception) -> TrainerError:
         return TrainerError(

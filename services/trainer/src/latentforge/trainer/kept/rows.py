@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 
 import grpc
 import numpy as np
@@ -77,15 +78,15 @@ class KeptRows:
             self.cache.hits += 1
             self.cache.rows += len(kept.rows)
             self.cache.rows_from_cache += len(kept.rows)
-            return self._fitted(kept.rows)
+            return as_asked(kept.rows, self._top_k, self._dtype)
         return SparseRows.none(self._top_k)
 
-    def _fitted(self, rows: SparseRows) -> SparseRows:
-        """As a gateway would have sent them."""
-        rows = rows.narrowed(self._top_k)
-        if self._dtype == "float32":
-            return rows
-        shape = rows.logprobs.shape
-        rounded = logprobs_from_bytes(logprobs_to_bytes(rows.logprobs, "float16"), "float16", (shape[0], shape[1]))
-        values = {name: getattr(rows, name) for name in rows.__dataclass_fields__}
-        return SparseRows(**(values | {"logprobs": rounded}))
+
+def as_asked(rows: SparseRows, top_k: int, dtype: LogprobDtype) -> SparseRows:
+    """Kept rows as a gateway would have sent them: with ``top_k`` entries, log-probabilities rounded to ``dtype``."""
+    rows = rows.narrowed(top_k)
+    if dtype == "float32":
+        return rows
+    num_rows, width = rows.logprobs.shape
+    rounded = logprobs_to_bytes(rows.logprobs, "float16")
+    return replace(rows, logprobs=logprobs_from_bytes(rounded, "float16", (num_rows, width)))

@@ -8,13 +8,14 @@ from latentforge.core.manifest import TeacherId
 from latentforge.teacher.v1 import teacher_pb2 as pb
 from latentforge.text.packed import PackedData
 from latentforge.trainer.errors import TrainerError
+from latentforge.trainer.kept.continuations import KeptContinuations
 from latentforge.trainer.kept.folder import KeptFolder
 from latentforge.trainer.kept.rows import KeptRows
 from latentforge.trainer.results import TargetKind
 from latentforge.trainer.run.context import RunContext
 from latentforge.trainer.run.waiting import Waiting
 from latentforge.trainer.targets.base import TargetSource
-from latentforge.trainer.targets.generated import GeneratedTargets
+from latentforge.trainer.targets.generated import GeneratedTargets, KeptGeneratedTargets
 from latentforge.trainer.targets.kept import KeptTargets
 from latentforge.trainer.targets.scored import ScoredTargets
 from latentforge.trainer.targets.text import TextTargets
@@ -145,6 +146,13 @@ def target_source(
     """The source of the teacher's kind; ``fresh`` begins another collection where the old one does not fit."""
     if teacher is None:
         yield TextTargets(run, train, held_out)
+    elif teacher.kept and teacher.kind == "generate":
+        asked = run.recipe.teacher
+        if len(teacher.kept) > 1:
+            raise TrainerError(
+                f"teacher.targets_from names {len(teacher.kept)} folders of text that a teacher wrote; give one"
+            )
+        yield KeptGeneratedTargets(run, KeptContinuations(teacher.kept[0], asked.top_k, asked.logprob_dtype))
     elif teacher.kept:
         asked = run.recipe.teacher
         with closing(KeptRows(teacher.kept, asked.top_k, asked.logprob_dtype, teacher.waiting)) as kept:

@@ -1,7 +1,8 @@
 """Generated text as batches: one prompt and its continuation per sequence, only the continuation is learnt."""
 
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -13,7 +14,31 @@ from latentforge.trainer.config.recipe import Recipe
 from latentforge.trainer.data.sequence_order import batch_indices, phase
 from latentforge.trainer.errors import TrainerError
 from latentforge.trainer.targets.kd_targets import kd_targets
-from latentforge.trainer.teacher.continuations import Continuation, GeneratedStore
+from latentforge.trainer.teacher.continuations import Continuation, Record
+
+
+class ContinuationStore(Protocol):
+    """Where continuations are: a collection, or a folder of kept rows.
+
+    Attributes:
+        folder: of them.
+        num_usable, num_dropped: how many can be used, and how many cannot.
+    """
+
+    folder: Path
+    num_usable: int
+    num_dropped: int
+
+    def records(self, prompts: Sequence[int]) -> list[Record]:
+        """The usable continuations of prompts, in the prompts' order."""
+
+    def read(self, record: Record) -> Continuation: ...
+
+    def num_tokens(self) -> int:
+        """Tokens of the usable continuations."""
+
+    def digest(self, prompts: Sequence[int]) -> str:
+        """Tells the continuations of prompts from others."""
 
 
 class Examples:
@@ -34,7 +59,9 @@ class Examples:
         TrainerError: there are none.
     """
 
-    def __init__(self, store: GeneratedStore, prompts: Sequence[int], recipe: Recipe, pad_id: int, eos_id: int) -> None:
+    def __init__(
+        self, store: ContinuationStore, prompts: Sequence[int], recipe: Recipe, pad_id: int, eos_id: int
+    ) -> None:
         self._store, self._recipe = store, recipe
         self._pad_id, self._eos_id = pad_id, eos_id
         self._records = store.records(prompts)
