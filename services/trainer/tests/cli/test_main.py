@@ -2,6 +2,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -13,6 +14,7 @@ from safetensors.torch import load_file
 
 from latentforge.core.checkpoints import list_checkpoints
 from latentforge.text.packed import PackedData
+from latentforge.trainer.run.lock import RunLock
 
 Invoke = Any
 
@@ -121,7 +123,7 @@ def test_sigterm_saves_and_the_same_command_goes_on(
     assert process.returncode == 0, errors
     assert "Run the same command to resume" in errors
     assert "Traceback" not in errors
-    (saved,) = (tmp_path / "runs" / "cut" / "state" / "student").glob("step-*")
+    saved = max((tmp_path / "runs" / "cut" / "state" / "student").glob("step-*"))
     step = int(saved.name[5:])
     assert 0 < step < steps
     assert list_checkpoints(checkpoints / "cut")[-1].name == saved.name
@@ -133,3 +135,22 @@ def test_sigterm_saves_and_the_same_command_goes_on(
         for name in ("cut", "whole")
     )
     assert all(value.equal(theirs[name]) for name, value in ours.items())
+
+
+def test_a_run_that_another_trainer_has_is_refused_and_its_leftovers_are_swept(
+    invoke: Invoke, corpus: Path, tmp_path: Path
+) -> None:
+    arguments = ("train", "autoencoder", "--recipe", "tiny", "--data", corpus, "--run", "r")
+    folder = tmp_path / "runs" / "r"
+    left = folder / "state" / "autoencoder" / f".step-00000004~{2**22 + 1}@{socket.gethostname()}"
+    left.mkdir(parents=True)
+    lock = RunLock(folder)
+    result = invoke(*arguments)
+    assert result.exit_code == 1
+    assert f"error: {folder} is in use: process {os.getpid()} on" in result.output
+    assert left.exists()
+    lock.release()
+    result = invoke(*arguments)
+    assert result.exit_code == 0, result.output
+    assert not left.exists()
+    assert not (folder / "lock").exists()

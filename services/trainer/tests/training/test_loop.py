@@ -35,7 +35,7 @@ def steps_of(run: Any) -> list[int]:
 
 
 def saved_step(run: Any, stage: str = "student") -> int:
-    (saved,) = (run.folder / "state" / stage).glob("step-*")
+    saved = max((run.folder / "state" / stage).glob("step-*"))
     return int(saved.name[5:])
 
 
@@ -187,3 +187,73 @@ def test_the_status_has_the_curves_of_the_run_and_the_wait_for_its_teacher(
     assert {point["step"] for point in status.held_out} == {point.step for point in result.curve} | set(PUBLISHED)
     assert status.teacher_wait_seconds is not None
     assert status.teacher_wait_seconds > 0
+
+
+def refusing(monkeypatch: Any, refused: set[int]) -> None:
+    """Publishing fails at steps of ``refused``, as on a full disk."""
+
+    def refuse(run: Any, model: Any, teacher: Any, step: int, *about: Any) -> str:
+        if step in refused:
+            raise OSError(28, "No space left on device")
+        return publish(run, model, teacher, step, *about)
+
+    monkeypatch.setattr(loop, "publish", refuse)
+
+
+def test_what_cannot_be_published_is_a_warning_and_the_next_save_publishes(
+    known_teacher: Any, make_run: Any, packed: PackedData, autoencoder: Path, monkeypatch: Any
+) -> None:
+    refusing(monkeypatch, {1, 6})
+    run = make_run(port=known_teacher.port)
+    result = train_student(run, *split_tail(packed), autoencoder)
+    # Saved after every fourth step.
+    assert steps_of(run) == [4, 8, 12]
+    assert result.steps == 12
+    assert "warning: step 6 cannot be published ([Errno 28] No space left on device)" in make_run.output.getvalue()
+
+
+def test_a_last_step_that_cannot_be_published_is_an_error_and_the_same_command_publishes_it(
+    known_teacher: Any, make_run: Any, packed: PackedData, autoencoder: Path, monkeypatch: Any
+) -> None:
+    data, run = split_tail(packed), make_run(port=known_teacher.port)
+    refusing(monkeypatch, {12})
+    with pytest.raises(TrainerError, match=r"step 12 is saved and not published: .*run the same command"):
+        train_student(run, *data, autoencoder)
+    assert steps_of(run) == [1, 6]
+    monkeypatch.undo()
+    train_student(make_run(port=known_teacher.port), *data, autoencoder)
+    assert steps_of(run) == PUBLISHED
+
+
+def test_a_torn_state_is_passed_over_and_the_run_ends_with_the_same_bits(
+    known_teacher: Any, make_run: Any, packed: PackedData, autoencoder: Path
+) -> None:
+    data = split_tail(packed)
+    whole = make_run("whole", port=known_teacher.port)
+    train_student(whole, *data, autoencoder)
+    with pytest.raises(Interrupted):
+        train_student(make_run("cut", port=known_teacher.port, stop_at=("student", 9)), *data, autoencoder)
+    cut = make_run("cut", port=known_teacher.port)
+    newest = cut.folder / "state" / "student" / "step-00000009"
+    (newest / "model.safetensors").write_bytes((newest / "model.safetensors").read_bytes()[:-100])
+    train_student(cut, *data, autoencoder)
+    assert "step-00000009 cannot be resumed from" in make_run.output.getvalue()
+    assert "resuming from step 8" in make_run.output.getvalue()
+    ours, theirs = (
+        load_file(run.settings.checkpoints_dir / run.name / "step-00000012" / "student" / "model.safetensors")
+        for run in (whole, cut)
+    )
+    assert all(value.equal(theirs[name]) for name, value in ours.items())
+
+
+def test_so_many_checkpoints_are_kept_as_the_recipe_says(
+    known_teacher: Any, make_run: Any, packed: PackedData, autoencoder: Path
+) -> None:
+    overrides = {"student.publish_every": 2, "student.keep_checkpoints": 1, "student.optim.lr": 0.01}
+    run = make_run(port=known_teacher.port, overrides=overrides)
+    result = train_student(run, *split_tail(packed), autoencoder)
+    lines = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+    ce = {line["step"]: line["ce"] for line in lines if line["stage"] == "student" and line["kind"] == "held_out"}
+    best = min((step for step in ce if step and step % 2 == 0), key=ce.__getitem__)
+    assert steps_of(run) == sorted({best, 12})
+    assert result.checkpoints == [f"tiny/step-{step:08d}" for step in steps_of(run)]

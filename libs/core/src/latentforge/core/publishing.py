@@ -1,15 +1,21 @@
 """Publishing: a checkpoint becomes visible whole, in one rename, or not at all."""
 
 import json
+import os
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
-from latentforge.core.checkpoint_files import file_names, verify_checkpoint
+from latentforge.core.checkpoint_files import file_names, read_manifest, verify_checkpoint
+from latentforge.core.checkpoints import list_checkpoints
 from latentforge.core.files import replacing, sha256_of
 from latentforge.core.manifest import MANIFEST, CheckpointError, FileRecord, Manifest, ManifestDraft, step_folder
 
 PARTS = ("autoencoder", "student", "tokenizer")
+# Smaller ones are not worth a look at another checkpoint.
+_SHARED_FROM = 2**16
 _FIRST = ("format_version", "run", "step", "created")
 
 
@@ -45,8 +51,26 @@ def publish_checkpoint(root: Path, run: str, step: int, draft: ManifestDraft, wr
         for name in file_names(temporary):
             # safetensors writes 0600; the server may run as somebody else.
             (temporary / name).chmod(0o644)
+        _share(temporary, place.parent, json.loads(content)["files"])
         (temporary / MANIFEST).write_text(content, encoding="utf-8")
     return place
+
+
+def _share(folder: Path, run_folder: Path, files: dict[str, dict[str, Any]]) -> None:
+    """Makes files that the run's newest checkpoint has too, as an autoencoder's, one file with two names.
+
+    The other one is read again before: a damaged file is not taken over. Where the file system has no links, or no
+    more of them, the copy stays.
+    """
+    # Whatever is wrong with the other checkpoint, this one is whole.
+    with suppress(CheckpointError, OSError):
+        newest = list_checkpoints(run_folder)[-1:]
+        for name, record in read_manifest(newest[0]).files.items() if newest else ():
+            same = files.get(name) == record.model_dump() and record.size >= _SHARED_FROM
+            if same and sha256_of(newest[0] / name) == record.sha256:
+                link = folder / f".{Path(name).name}"
+                os.link(newest[0] / name, link)
+                link.replace(folder / name)
 
 
 def manifest_of(folder: Path, run: str, step: int, created: str, draft: ManifestDraft) -> str:

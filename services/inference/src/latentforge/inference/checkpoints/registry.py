@@ -18,6 +18,7 @@ from latentforge.core.checkpoints import (
     list_checkpoints,
     newest_runs,
 )
+from latentforge.core.leases import take_lease
 from latentforge.core.manifest import CheckpointError
 from latentforge.core.pins import is_pinned
 from latentforge.inference.checkpoints.loader import (
@@ -168,6 +169,8 @@ class Registry:
 
             try:
                 self._loader.forget_the_gone(pass_over)
+                for snapshot in self.loaded:
+                    self._hold(snapshot.place)
                 for place in self._candidates(pass_over):
                     try:
                         if self._is_settled_by(place):
@@ -191,6 +194,7 @@ class Registry:
         return loaded or bool(served and served[0] == place)
 
     def _swap_to(self, place: Path, stamp: Stamp) -> bool:
+        self._hold(place)
         try:
             snapshot = self._loader.load(place, stamp)
         except QuarantinedError:
@@ -238,7 +242,13 @@ class Registry:
             raise UnknownCheckpointError(
                 f"{name_of(place)} is not what is served, beside which INFERENCE_EXTRA_CHECKPOINTS=0 keeps nothing"
             )
+        self._hold(place)
         return self._loader.load_and_keep(place)
+
+    def _hold(self, place: Path) -> None:
+        """Keeps the trainer from removing a checkpoint that is read or kept; the fallback is nobody's to remove."""
+        if place.parent.parent == self.root:
+            take_lease(place)
 
     def _places_named(self, name: str) -> list[Path]:
         """Where a checkpoint's id or a run's name leads, most wanted first; at least one."""

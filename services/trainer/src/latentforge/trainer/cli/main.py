@@ -14,6 +14,7 @@ from latentforge.trainer.cli.options import (
     RunOptions,
     TeacherOptions,
     forget,
+    hold,
     run_context,
     tracked_context,
     user_errors,
@@ -67,6 +68,7 @@ def run_all(
     """Data, autoencoder, student: the whole job; what is finished is not done again."""
     from latentforge.trainer.results import SUMMARY
     from latentforge.trainer.run.interrupt import StopRequest
+    from latentforge.trainer.run.lock import LOCK
     from latentforge.trainer.run.ranks import joined_ranks
     from latentforge.trainer.run.sinks.live import write_status
     from latentforge.trainer.run.status_server import StatusServer
@@ -74,8 +76,9 @@ def run_all(
 
     if keep_serving and status_port is None:
         raise typer.BadParameter("there is nothing to serve without --status-port", param_hint="--keep-serving")
-    with user_errors(), StopRequest() as stop, joined_ranks() as ranks:
+    with user_errors() as stack, StopRequest() as stop, joined_ranks() as ranks:
         context = run_context(options, teacher.overrides | memory.overrides, stop, teacher.gateway, ranks)
+        hold(context, stack)
         server = (
             StatusServer(context.status, status_host, status_port)
             if status_port is not None and ranks.is_main
@@ -85,7 +88,9 @@ def run_all(
             if options.fresh:
                 made = context.folder.iterdir() if context.folder.is_dir() else ()
                 forget(
-                    ranks, *(p for p in made if p.name != "generated"), context.settings.checkpoints_dir / context.name
+                    ranks,
+                    *(p for p in made if p.name not in ("generated", LOCK)),
+                    context.settings.checkpoints_dir / context.name,
                 )
             with tracked_context(context) as tracked:
                 summary = run_pipeline(tracked, options.data, options.held_out, fresh=options.fresh)

@@ -3,7 +3,7 @@
 import functools
 import inspect
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,6 +15,9 @@ from latentforge.core.files import remove
 if TYPE_CHECKING:
     from latentforge.trainer.run.context import RunContext
     from latentforge.trainer.run.ranks import Ranks
+
+# Seconds: a pin that a server writes takes less.
+_LEFT_AFTER = 60.0
 
 TokenizerOption = Annotated[
     Path | None, typer.Option("--tokenizer", help="The teacher's tokenizer folder.", show_default="TOKENIZER_PATH")
@@ -293,6 +296,25 @@ def tracked_context(context: "RunContext") -> "Iterator[RunContext]":
         yield replace(context, sinks=(*context.sinks, *sinks))
 
 
+def hold(context: "RunContext", until: ExitStack) -> None:
+    """Keeps other trainers from the run until ``until`` is closed, and sweeps what one that died was writing.
+
+    Raises:
+        TrainerError: another trainer has it.
+    """
+    from latentforge.core.files import sweep
+    from latentforge.trainer.run.lock import RunLock
+
+    if not context.ranks.is_main:
+        return
+    lock = RunLock(context.folder)
+    until.callback(lock.release)
+    folders = [context.folder, *(p for p in context.folder.rglob("*") if p.is_dir())]
+    for folder in (*folders, context.settings.checkpoints_dir / context.name):
+        # Nobody else writes here now, whatever machine the dead one was on.
+        sweep(folder, left_after=_LEFT_AFTER)
+
+
 def sequence_length_of(chosen: int | None, data: Path | None) -> int | None:
     """Packed data brings its own sequence length."""
     from latentforge.text.packed import META, PackedData
@@ -310,8 +332,8 @@ def forget(ranks: "Ranks", *places: Path) -> None:
 
 
 @contextmanager
-def user_errors() -> Iterator[None]:
-    """Says what a user can put right in plain words, and ends with the right exit code."""
+def user_errors() -> Iterator[ExitStack]:
+    """Says what a user can put right in plain words, and ends with the right exit code; gives what is closed then."""
     from latentforge.core.command_line import DONE, errors_reported
     from latentforge.core.logs import configure_logging
     from latentforge.teacher_client.errors import TeacherError
@@ -320,8 +342,8 @@ def user_errors() -> Iterator[None]:
 
     configure_logging("trainer")
     try:
-        with errors_reported(ValueError, TeacherError, OSError, usage=(RecipeError,)):
-            yield
+        with errors_reported(ValueError, TeacherError, OSError, usage=(RecipeError,)), ExitStack() as stack:
+            yield stack
     except Interrupted:
         typer.echo("stopped as asked; everything is saved. Run the same command to resume.", err=True)
         raise typer.Exit(DONE) from None

@@ -15,6 +15,7 @@ from latentforge.trainer.cli.options import (
     RunOptions,
     TeacherOptions,
     forget,
+    hold,
     precision,
     run_context,
     sequence_length_of,
@@ -65,7 +66,7 @@ def autoencoder(
 
     if steps is not None and epochs is not None:
         raise typer.BadParameter("give --steps or --epochs, not both", param_hint="--epochs")
-    with user_errors(), StopRequest() as stop, joined_ranks() as ranks:
+    with user_errors() as stack, StopRequest() as stop, joined_ranks() as ranks:
         overrides = {
             "chunk_size": k,
             "autoencoder.model.latent_size": d,
@@ -76,6 +77,7 @@ def autoencoder(
             "data.sequence_length": sequence_length_of(sequence_length, options.data),
         }
         context = run_context(options, overrides, stop, ranks=ranks)
+        hold(context, stack)
         if options.fresh:
             forget(ranks, context.folder / "state" / "autoencoder", context.folder / "autoencoder")
         with ranks.main_first():
@@ -139,7 +141,7 @@ def student(
     from latentforge.trainer.run.ranks import joined_ranks
     from latentforge.trainer.training.student import result_file, train_student
 
-    with user_errors(), StopRequest() as stop, joined_ranks() as ranks:
+    with user_errors() as stack, StopRequest() as stop, joined_ranks() as ranks:
         overrides = (
             teacher.overrides
             | memory.overrides
@@ -157,6 +159,7 @@ def student(
             }
         )
         context = run_context(options, overrides, stop, teacher.gateway, ranks)
+        hold(context, stack)
         if options.fresh:
             checkpoints = context.settings.checkpoints_dir / context.name
             forget(ranks, context.folder / "state" / "student", result_file(context, "student"), checkpoints)
@@ -191,7 +194,7 @@ def token_level(
     from latentforge.trainer.run.ranks import joined_ranks
     from latentforge.trainer.training.student import result_file, train_token_level
 
-    with user_errors(), StopRequest() as stop, joined_ranks() as ranks:
+    with user_errors() as stack, StopRequest() as stop, joined_ranks() as ranks:
         overrides = (
             teacher.overrides
             | memory.overrides
@@ -204,6 +207,7 @@ def token_level(
             }
         )
         context = run_context(options, overrides, stop, teacher.gateway, ranks)
+        hold(context, stack)
         if options.fresh:
             places = context.folder / "state" / "token-level", context.folder / "token-level"
             forget(ranks, *places, result_file(context, "token-level"))

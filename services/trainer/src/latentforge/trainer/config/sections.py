@@ -125,6 +125,7 @@ class AutoencoderRecipe(Section):
     )
     validate_every: int = Field(200, ge=1, description="Steps between validations.")
     save_every: int = Field(200, ge=1, description="Steps between saves.")
+    keep_states: int = Field(2, ge=1, description="Newest saved states that are kept, should one be damaged.")
     validation_chunks: int = Field(
         1024, ge=1, description="Held-out chunks of a validation during the run; the last one takes all."
     )
@@ -191,6 +192,13 @@ class StudentRecipe(Section):
     )
     validate_every: int = Field(50, ge=1, description="Steps between validations.")
     save_every: int = Field(50, ge=1, description="Steps between saves.")
+    keep_states: int = Field(2, ge=1, description="Newest saved states that are kept, should one be damaged.")
+    keep_checkpoints: int | None = Field(
+        None,
+        ge=1,
+        description="Newest checkpoints that are kept; besides them the best, the pinned one and those that a server "
+        "has on lease. Unset keeps all.",
+    )
     validation_sequences: int = Field(8, ge=1, description="Held-out sequences of a validation.")
     num_publishes: int = Field(5, ge=3, description="Checkpoints published over the run, the first one early.")
     publish_every: int | None = Field(

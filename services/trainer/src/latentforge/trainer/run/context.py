@@ -22,6 +22,8 @@ from latentforge.trainer.run.status import Status
 _NO_IDENTITY = {
     "save_every",
     "validate_every",
+    "keep_states",
+    "keep_checkpoints",
     "activation_checkpointing",
     "samples",
     "sample_prompts",
@@ -90,6 +92,10 @@ class RunContext:
         if not recipe["data"]["mask_documents"]:
             del recipe["data"]["mask_documents"]
         return recipe | {"vocab_size": self.vocab_size}
+
+    def say(self, line: str) -> None:
+        """Writes one line for whoever started the run."""
+        self.console.print(line, soft_wrap=True, highlight=False, markup=False)
 
     def use_threads(self, *, beside_gateway: bool) -> None:
         """Sets torch's threads as chosen, else to all cores, less one while the gateway needs it."""

@@ -45,7 +45,8 @@ def train_autoencoder(run: RunContext, train: PackedData, held_out: PackedData) 
         check_data(data, run.tokenizer, run.recipe.chunk_size)
     ranks = run.ranks
     identity = run.identity("autoencoder") | {"train": train.identity()}
-    state = StageState(run.folder / "state" / "autoencoder", identity, ranks=ranks)
+    folder = run.folder / "state" / "autoencoder"
+    state = StageState(folder, identity, ranks=ranks, keep=recipe.keep_states, say=run.say)
     out = run.folder / "autoencoder"
     if (out / EVALUATION).is_file():
         run.console.print(f"autoencoder: finished before, {out}", highlight=False)

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from typing import TypeVar, cast
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from latentforge.core.manifest import TeacherId
@@ -27,7 +28,7 @@ from latentforge.trainer.teacher.connection import TeacherLostError
 from latentforge.trainer.training.learners import Learner
 from latentforge.trainer.training.optimisation import Optimisation
 from latentforge.trainer.training.parallel import ParallelModel
-from latentforge.trainer.training.publish import golden_text, is_published, publish, publish_steps, published
+from latentforge.trainer.training.publish import golden_text, is_published, prune, publish, publish_steps, published
 from latentforge.trainer.training.samples import Sampler
 from latentforge.trainer.training.state import StageState
 from latentforge.trainer.training.step_losses import student_losses
@@ -66,6 +67,7 @@ class StudentTraining:
         self.sampler: Sampler | None = None
         self.curve: list[CurvePoint] = []
         self._is_new, self._is_ready = True, False
+        self._unpublished: str | None = None
         self._seconds_before, self._started = 0.0, time.monotonic()
         self._waited_before = 0.0
 
@@ -104,7 +106,9 @@ class StudentTraining:
 
         Raises:
             Interrupted, TeacherLostError: after saving and publishing what is there.
-            TrainerError: a loss, a gradient or a student that is to be published is not finite.
+            TrainerError: a loss, a gradient or a student that is to be published is not finite, or the last step could
+                not be published.
+            OSError: the state cannot be saved; what was saved before is kept.
         """
         run, recipe, publish_at = self.run, self.recipe, publish_steps(self.recipe)
         with StageProgress(
@@ -143,6 +147,13 @@ class StudentTraining:
                         self._publish(progress)
                     elif self.step % recipe.save_every == 0:
                         self._save()
+                        if run.ranks.any(self._unpublished is not None):
+                            self._publish(progress)
+                if self._unpublished is not None:
+                    raise TrainerError(
+                        f"step {self.step} is saved and not published: {self._unpublished}. Make room or give access, "
+                        "then run the same command: it publishes the step"
+                    )
             except (Interrupted, TeacherLostError):
                 self._save()
                 # Without held-out batches nothing can be said of it; the resumed run publishes, if it is due.
@@ -226,9 +237,20 @@ class StudentTraining:
         metrics = {f"held_out_{name}": value for name, value in figures.items()}
         text = golden_text(self.run.tokenizer, self._held_out_ids(), self.recipe.golden_tokens)
         samples = () if self.sampler is None else self.sampler.draw(self.learner.model)
-        place = publish(self.run, self.learner.model, self.teacher_id, self.step, metrics, text, samples)
-        self.learner.model.train()
+        try:
+            place = publish(self.run, self.learner.model, self.teacher_id, self.step, metrics, text, samples)
+            removed = prune(self.run, self.learner.model)
+        except (OSError, SafetensorError) as error:
+            # A disk that is full for an hour must not cost a run of weeks.
+            self._unpublished = str(error)
+            progress.say(f"warning: step {self.step} cannot be published ({error}); the next save tries again")
+            return
+        finally:
+            self.learner.model.train()
+        self._unpublished = None
         progress.published(self.step, place, samples)
+        if removed:
+            progress.say(f"removed {', '.join(removed)}: keep_checkpoints={self.recipe.keep_checkpoints}")
 
     def _held_out_ids(self) -> Iterator[list[int]]:
         return (row.tolist() for batch in self.held_out for row in batch.tokens)

@@ -12,9 +12,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from latentforge.core.checkpoints import list_checkpoints
+from latentforge.core.disk import check_room
 from latentforge.core.files import replacing
 from latentforge.core.manifest import MANIFEST, ManifestDraft, TeacherId, TextSample, step_folder
 from latentforge.core.publishing import publish_checkpoint
+from latentforge.core.retention import prune_checkpoints
 from latentforge.model.finite import check_finite
 from latentforge.model.golden import golden_of
 from latentforge.model.io import save_pretrained
@@ -127,6 +129,7 @@ def publish(
         golden = golden_of(model, text, run.tokenizer.begin(run.tokenizer.encode(text)), run.recipe.seed)
     except ValueError as error:
         raise _not_finite(step, str(error)) from None
+    check_room(run.settings.checkpoints_dir, sum(w.numel() * w.element_size() for w in model.state_dict().values()))
     draft = ManifestDraft(
         chunk_size=model.chunk_size,
         latent_size=model.student.config.latent_size,
@@ -149,6 +152,18 @@ def publish(
 
     place = publish_checkpoint(run.settings.checkpoints_dir, run.name, step, draft, write)
     return f"{run.name}/{place.name}"
+
+
+def prune(run: RunContext, model: LatentModel | TokenLevelModel) -> list[str]:
+    """Removes the checkpoints that ``student.keep_checkpoints`` is to keep no longer; gives their names.
+
+    Raises:
+        OSError: the disk refuses.
+    """
+    keep = run.recipe.student.keep_checkpoints
+    if keep is None or not isinstance(model, LatentModel):
+        return []
+    return prune_checkpoints(run.settings.checkpoints_dir / run.name, keep)
 
 
 def is_published(run: RunContext, model: LatentModel | TokenLevelModel, step: int) -> bool:

@@ -2,8 +2,7 @@
 
 import json
 import re
-import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from latentforge.core.files import replacing
+from latentforge.core.disk import check_room
+from latentforge.core.files import discard, replacing
 from latentforge.model.sharded import piece_like
 from latentforge.trainer.errors import TrainerError
 from latentforge.trainer.run.identity import claim
@@ -31,6 +31,8 @@ class StageState:
         identity: everything that the stage's result depends on, as nested dictionaries.
         restart: the options that start anew, for the message.
         ranks: the processes that train it: all save and load together, the first one writes.
+        keep: how many of the newest states are kept; one that is torn is passed over for the one before.
+        say: is told what is passed over.
 
     Raises:
         TrainerError: the folder belongs to another recipe; names the first field that differs, both values and how
@@ -43,38 +45,78 @@ class StageState:
         identity: Mapping[str, Any],
         restart: str = "--fresh or --run NAME",
         ranks: Ranks = ALONE,
+        *,
+        keep: int = 2,
+        say: Callable[[str], object] = lambda line: None,
     ) -> None:
-        self.folder, self._ranks = folder, ranks
+        self.folder, self._ranks, self._keep, self._say = folder, ranks, keep, say
+        self._torn: set[Path] = set()
         with ranks.main_first():
             claim(folder, identity, restart)
 
     def save(self, step: int, model: nn.Module, optimisation: Optimisation, progress: Mapping[str, Any]) -> None:
-        """Saves the state after ``step`` steps and drops older ones."""
+        """Saves the state after ``step`` steps and drops those that are older than the newest few.
+
+        Raises:
+            OSError: the disk is full or refuses; the states that were there are as they were.
+        """
         place = self.folder / f"step-{step:08d}"
         weights, tensors = whole_weights(model), optimisation.state()
-        if not self._ranks.is_main or place.exists():
+        if not self._ranks.is_main or (place.exists() and place not in self._torn):
             # A step has one state, whether the run was interrupted before it or not.
             return
+        self._make_room(_size(weights) + _size(tensors))
         with replacing(place) as temporary:
             temporary.mkdir()
             _save(weights, temporary / "model.safetensors")
             _save(tensors, temporary / "optimizer.safetensors")
             (temporary / _PROGRESS).write_text(json.dumps(progress), encoding="utf-8")
         # Only now: until the new state is on the disk the old one is all there is.
-        for _, older in self._places()[:-1]:
-            shutil.rmtree(older)
+        self._torn.discard(place)
+        for torn in self._torn:
+            discard(torn)
+        self._torn.clear()
+        for _, older in self._places()[: -self._keep]:
+            discard(older)
+
+    def _make_room(self, num_bytes: int) -> None:
+        """Looks for room for a state, and gives up all older ones but one for it before it gives up."""
+        while True:
+            try:
+                return check_room(self.folder, num_bytes)
+            except OSError:
+                spare = [place for _, place in self._places() if place not in self._torn][:-1]
+                if not spare:
+                    raise
+                discard(spare[0])
 
     def load(self, model: nn.Module, optimisation: Optimisation) -> tuple[int, dict[str, Any]] | None:
         """Restores the newest state into model and optimizers; gives its step and progress, or None where nothing is
         saved.
 
+        A state that is torn is passed over for the one before it, and replaced when its step is saved again.
+
         Raises:
-            TrainerError: the state is unreadable or does not fit the model.
+            TrainerError: no state can be read, or none fits the model.
         """
-        places = self._places()
-        if not places:
-            return None
-        step, place = places[-1]
+        places = self._places()[::-1]
+        first: TrainerError | None = None
+        for step, place in places:
+            try:
+                progress = self._read(place, model, optimisation)
+            except TrainerError as error:
+                first = first or error
+                self._torn.add(place)
+                continue
+            if first is not None:
+                self._say(f"warning: {first}. Passed over: resuming from step {step}")
+            return step, progress
+        if first is not None:
+            self._torn.clear()
+            raise first
+        return None
+
+    def _read(self, place: Path, model: nn.Module, optimisation: Optimisation) -> dict[str, Any]:
         try:
             weights = load_file(place / "model.safetensors")
             tensors = load_file(place / "optimizer.safetensors")
@@ -90,7 +132,7 @@ class StageState:
             raise TrainerError(
                 f"{place} cannot be resumed from ({error}); delete it, or start anew with --fresh"
             ) from None
-        return step, progress
+        return dict(progress)
 
     def _places(self) -> list[tuple[int, Path]]:
         return _saved(self.folder)
@@ -108,4 +150,12 @@ def _saved(folder: Path) -> list[tuple[int, Path]]:
 
 
 def _save(tensors: dict[str, Tensor], path: Path) -> None:
-    save_file({name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}, path)
+    try:
+        save_file({name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}, path)
+    except SafetensorError as error:
+        # So it calls a full disk, too.
+        raise OSError(f"{path} cannot be written: {error}") from None
+
+
+def _size(tensors: Mapping[str, Tensor]) -> int:
+    return sum(value.numel() * value.element_size() for value in tensors.values())

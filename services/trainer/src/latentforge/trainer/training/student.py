@@ -106,7 +106,9 @@ def _train(
         "train": train.identity(),
         **more_identity,
     }
-    state = StageState(_state_folder(run, stage), identity, ranks=run.ranks)
+    state = StageState(
+        _state_folder(run, stage), identity, ranks=run.ranks, keep=run.recipe.student.keep_states, say=run.say
+    )
     path = result_file(run, stage)
     if path.is_file():
         run.console.print(f"{stage}: finished before, {path}", highlight=False)
