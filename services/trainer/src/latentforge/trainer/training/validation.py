@@ -81,16 +81,17 @@ def evaluate_student(
     sums, amounts = dict.fromkeys(terms, 0.0), dict.fromkeys(terms, 0)
     acceptance: list[TokenAcceptance] = []
     for i, batch in enumerate(batches):
+        moved = to_device(batch, device)
         # The same noise at every validation: points of a curve differ by the weights alone.
-        loss = loss_of(model, to_device(batch, device), weights, step_generator(seed, i, device))
+        loss = loss_of(model, moved, weights, step_generator(seed, i, device))
         chunks = batch.chunk_valid if batch.chunk_valid is not None else batch.valid.unflatten(1, (-1, k)).any(-1)
         with_row = batch.valid & batch.kd.has_row if batch.kd is not None else batch.valid
         amount = {"ce": int(batch.valid.sum()), "kd": int(with_row.sum()), "mse": int(chunks.sum())}
         for name in terms:
             sums[name] += amount[name] * float(getattr(loss, name))
             amounts[name] += amount[name]
-        if batch.kd is not None:
-            acceptance.append(_acceptance(loss, to_device(batch, device), k))
+        if moved.kd is not None:
+            acceptance.append(_acceptance(loss, moved, k))
     figures = {name: value / max(amounts[name], 1) for name, value in sums.items()}
     return figures | (acceptance_figures(acceptance, k) if acceptance else {})
 
