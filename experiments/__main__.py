@@ -63,7 +63,7 @@ _CORES = len(os.sched_getaffinity(0))
 
 def _console() -> Console:
     """A file takes wide tables."""
-    return Console(stderr=True, width=None if sys.stderr.isatty() else 170)
+    return Console(stderr=True, width=None if sys.stderr.isatty() else 200)
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""How many of a student's drafted tokens its teacher would accept, without drawing any.
+"""How many of a student's drafted tokens its teacher would accept, in expectation.
 
 In speculative sampling (Leviathan et al., arXiv 2211.17192) a student q drafts x_1 … x_K, and the teacher p accepts x_i
 with probability min(1, p(x_i)/q(x_i)), given those before it, until the first that it rejects. Behind a prefix x_<i the
@@ -11,8 +11,8 @@ probability is a_i = Σ_x min(p(x), q(x)) = 1 - TV, and over all prefixes the ex
 :func:`token_acceptance` has an estimate that every validation can have, Σ_i Π_{j≤i} a_j(x_<j) along given text. It is
 exact where a_j does not depend on which tokens were accepted before; in truth the text's own tokens stand in for them.
 On the shipped pair, with whole distributions, it gave 1.90 along held-out text where drafts gave 1.83
-(docs/results/drafts). Weighting the text's prefixes by min(1, q/p) instead has no bias along a teacher's text, but gave
-2.25 along people's: tokens that both find unlikely count there as if every draft had them.
+(docs/results/acceptance). Weighting the text's prefixes by min(1, q/p) instead has no bias along a teacher's text, but
+gave 2.25 along people's: tokens that both find unlikely count there as if every draft had them.
 
 All is at temperature 1, and without the token that the teacher adds behind the last accepted one.
 """
