@@ -184,3 +184,10 @@ def test_a_scoring_teacher_has_the_flags_that_keep_its_rows_right(profile: str) 
     assert teacher["restart"] == "on-failure:3"
     assert int(teacher["shm_size"]) == 16 * 2**30
     assert teacher["ulimits"]["memlock"] == -1
+
+
+@pytest.mark.parametrize("profile", ["gb10-single", "gb10-dual"])
+def test_a_start_does_not_wait_for_the_first_checkpoint_of_a_gb10(profile: str) -> None:
+    config = json.loads(_compose("--env-file", os.devnull, *_GB10, "--profile", profile, "config", "--format", "json"))
+    (inference,) = (s for name, s in config["services"].items() if name.startswith("inference"))
+    assert inference["healthcheck"]["test"][-1] == "/health"

@@ -8,8 +8,10 @@ import typer
 
 from latentforge.trainer.cli.collect import collect
 from latentforge.trainer.cli.data import data_app, pack, train_tokenizer
+from latentforge.trainer.cli.dry_run import dry_run
 from latentforge.trainer.cli.evaluate import evaluate
 from latentforge.trainer.cli.options import (
+    DryRunOption,
     MemoryOptions,
     RunOptions,
     TeacherOptions,
@@ -61,6 +63,7 @@ def run_all(
         int | None, typer.Option("--status-port", help="Serve GET /health, GET /status and GET /metrics here.")
     ] = None,
     status_host: Annotated[str, typer.Option("--status-host", help="The address to serve them at.")] = "127.0.0.1",
+    dry: DryRunOption = False,
     keep_serving: Annotated[
         bool, typer.Option("--keep-serving", help="Stay up after the run is done, until SIGTERM.")
     ] = False,
@@ -77,6 +80,9 @@ def run_all(
     if keep_serving and status_port is None:
         raise typer.BadParameter("there is nothing to serve without --status-port", param_hint="--keep-serving")
     with user_errors() as stack, StopRequest() as stop, joined_ranks() as ranks:
+        if dry:
+            dry_run(options, teacher.overrides | memory.overrides, ["autoencoder", "student"])
+            return
         context = run_context(options, teacher.overrides | memory.overrides, stop, teacher.gateway, ranks)
         hold(context, stack)
         server = (

@@ -2,7 +2,7 @@
 
 import functools
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
@@ -13,6 +13,8 @@ import typer
 from latentforge.core.files import remove
 
 if TYPE_CHECKING:
+    from latentforge.trainer.config.recipe import Recipe
+    from latentforge.trainer.config.settings import TrainerSettings
     from latentforge.trainer.run.context import RunContext
     from latentforge.trainer.run.ranks import Ranks
 
@@ -140,6 +142,12 @@ CheckpointingOption = Annotated[
         show_default="the recipe's",
     ),
 ]
+DryRunOption = Annotated[
+    bool,
+    typer.Option(
+        "--dry-run", help="Say what it takes: parameters, memory, speed, time, disk. Trains, asks and leaves nothing."
+    ),
+]
 GatewayOption = Annotated[
     str | None, typer.Option("--gateway", help="host:port of the teacher-gateway.", show_default="GATEWAY_TARGET")
 ]
@@ -242,14 +250,30 @@ def run_context(
     """
     from rich.console import Console
 
-    from latentforge.core.settings import load_settings
     from latentforge.trainer.config.pretrained import check_vocabulary
-    from latentforge.trainer.config.recipe import load_recipe, parse_override
-    from latentforge.trainer.config.settings import TrainerSettings
     from latentforge.trainer.run.context import RunContext
     from latentforge.trainer.run.ranks import ALONE
     from latentforge.trainer.run.status import Status
     from latentforge.trainer.run.tokenizer import teachers_tokenizer
+
+    settings, recipe = recipe_of(options, overrides, gateway)
+    data = recipe.data
+    tokenizer = teachers_tokenizer(settings, eos_id=data.eos_id, pad_id=data.pad_id, bos=data.bos)
+    tokenizer.check_ids()
+    check_vocabulary(recipe.student, recipe.autoencoder, tokenizer, recipe.vocab_size or tokenizer.vocab_size)
+    name = options.run or recipe.name
+    ranks = ranks or ALONE
+    console = Console(stderr=True, quiet=not ranks.is_main)
+    return RunContext(name, recipe, settings, tokenizer, Status(name), stop, console, ranks)
+
+
+def recipe_of(
+    options: RunOptions, overrides: Mapping[str, Any], gateway: str | None = None
+) -> "tuple[TrainerSettings, Recipe]":
+    """The settings, and the recipe that the options name with ``overrides`` by dotted name; raises as above."""
+    from latentforge.core.settings import load_settings
+    from latentforge.trainer.config.recipe import load_recipe, parse_override
+    from latentforge.trainer.config.settings import TrainerSettings
 
     settings = load_settings(
         TrainerSettings,
@@ -267,14 +291,7 @@ def run_context(
     }
     overrides |= dict(parse_override(text) for text in options.sets or [])
     recipe = load_recipe(options.recipe, settings.recipes_dir, overrides)
-    data = recipe.data
-    tokenizer = teachers_tokenizer(settings, eos_id=data.eos_id, pad_id=data.pad_id, bos=data.bos)
-    tokenizer.check_ids()
-    check_vocabulary(recipe.student, recipe.autoencoder, tokenizer, recipe.vocab_size or tokenizer.vocab_size)
-    name = options.run or recipe.name
-    ranks = ranks or ALONE
-    console = Console(stderr=True, quiet=not ranks.is_main)
-    return RunContext(name, recipe, settings, tokenizer, Status(name), stop, console, ranks)
+    return settings, recipe
 
 
 @contextmanager

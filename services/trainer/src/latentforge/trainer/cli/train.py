@@ -6,9 +6,11 @@ from typing import Annotated
 
 import typer
 
+from latentforge.trainer.cli.dry_run import dry_run
 from latentforge.trainer.cli.options import (
     AccumulationOption,
     Bf16Option,
+    DryRunOption,
     KOption,
     LengthOption,
     MemoryOptions,
@@ -56,6 +58,7 @@ def autoencoder(
     gradient_accumulation_steps: AccumulationOption = None,
     bf16: Bf16Option = None,
     sequence_length: LengthOption = None,
+    dry: DryRunOption = False,
 ) -> None:
     """Trains the autoencoder into runs/RUN/autoencoder/."""
     from latentforge.trainer.data.prepare import run_data
@@ -76,6 +79,9 @@ def autoencoder(
             "precision": precision(bf16),
             "data.sequence_length": sequence_length_of(sequence_length, options.data),
         }
+        if dry:
+            dry_run(options, overrides, ["autoencoder"])
+            return
         context = run_context(options, overrides, stop, ranks=ranks)
         hold(context, stack)
         if options.fresh:
@@ -134,6 +140,7 @@ def student(
         str | None, typer.Option("--head", help="deterministic or energy.", show_default="the recipe's")
     ] = None,
     sequence_length: LengthOption = None,
+    dry: DryRunOption = False,
 ) -> None:
     """Trains the student against the gateway and publishes checkpoints/RUN/."""
     from latentforge.trainer.data.prepare import run_data
@@ -158,6 +165,9 @@ def student(
                 "data.sequence_length": sequence_length_of(sequence_length, options.data),
             }
         )
+        if dry:
+            dry_run(options, overrides, ["student"])
+            return
         context = run_context(options, overrides, stop, teacher.gateway, ranks)
         hold(context, stack)
         if options.fresh:
@@ -183,6 +193,7 @@ def token_level(
     kd_w: KdOption = None,
     ce_w: CeOption = None,
     sequence_length: LengthOption = None,
+    dry: DryRunOption = False,
 ) -> None:
     """Trains the baseline, a student that writes one token a step, into runs/RUN/token-level/.
 
@@ -206,6 +217,9 @@ def token_level(
                 "data.sequence_length": sequence_length_of(sequence_length, options.data),
             }
         )
+        if dry:
+            dry_run(options, overrides, ["token-level"])
+            return
         context = run_context(options, overrides, stop, teacher.gateway, ranks)
         hold(context, stack)
         if options.fresh:

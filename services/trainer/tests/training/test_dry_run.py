@@ -1,0 +1,64 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from latentforge.trainer.config.recipe import load_recipe
+from latentforge.trainer.config.settings import TrainerSettings
+from latentforge.trainer.run.peak_memory import PeakMemory
+from latentforge.trainer.training.dry_run import StageName, TokenizerIds, build, stage_needs
+
+IDS = TokenizerIds(260, 1, 3)
+
+
+def test_what_is_held_at_once_is_counted_without_computing_it() -> None:
+    with FakeTensorMode(), PeakMemory() as memory:
+        a = torch.zeros(1000)
+        b = a + 1
+        view = b[10:]
+        assert memory.held == 8000
+        del b
+        assert memory.held == 8000
+        del view
+        assert (memory.held, memory.peak) == (4000, 8000)
+        del a
+    assert memory.held == 0
+
+
+@pytest.mark.parametrize("stage", ["autoencoder", "student", "token-level"])
+def test_each_stage_is_gone_through(recipe_file: Path, stage: StageName) -> None:
+    recipe = load_recipe(str(recipe_file), Path())
+    needs = stage_needs(recipe, stage, IDS, torch.device("cpu"))
+    real = build(recipe, stage, IDS, torch.device("cpu"))
+    assert sum(needs.parameters.values()) == sum(p.numel() for p in real.parameters())
+    assert needs.memory["weights"] == pytest.approx(4 * sum(p.numel() for p in real.parameters()), rel=0.05)
+    assert needs.step_seconds is not None
+    assert needs.measured_peak is not None
+    assert needs.operations > 0
+
+
+def test_parts_and_checkpointing_lower_what_is_estimated(recipe_file: Path) -> None:
+    def activations(**changes: Any) -> int:
+        asked = {"student.optim.batch_size": 8, "student.model.num_layers": 4} | changes
+        recipe = load_recipe(str(recipe_file), Path(), asked)
+        return stage_needs(recipe, "student", IDS, None).memory["activations"]
+
+    whole = activations()
+    assert activations(**{"student.optim.gradient_accumulation_steps": 4}) < whole / 2
+    assert activations(**{"student.activation_checkpointing": True}) < whole
+
+
+@pytest.mark.parametrize(("name", "gib"), [("gb10-single", 28), ("gb10-dual", 75)])
+def test_the_gb10_recipes_fit_their_share_of_the_machine(name: str, gib: int) -> None:
+    recipe = load_recipe(name, TrainerSettings().recipes_dir, {"student.model.num_layers": 2})
+    ids = TokenizerIds(recipe.vocab_size or 0, recipe.data.pad_id or 0, recipe.data.eos_id or 0)
+    needs = stage_needs(recipe, "autoencoder", ids, None)
+    assert needs.step_seconds is None
+    assert needs.why_not == "there is no such device here"
+    assert sum(needs.memory.values()) < gib * 2**30
+    optim = recipe.student.optim
+    tokens = optim.steps * optim.batch_size * recipe.data.sequence_length
+    # A few epochs of rows at the 4,000 tokens/s that an 80B scores on that machine: weeks at most.
+    assert tokens * recipe.teacher.share / 4000 < 21 * 86400
