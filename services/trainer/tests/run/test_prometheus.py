@@ -73,6 +73,7 @@ def test_incidents_and_failure_are_counted_and_what_is_not_finite_is_left_out() 
     status.count("rewinds")
     status.count("failed_sequences", 3)
     status.error = "the loss is not finite"
+    status.teacher_rows = {"sequences": 10, "hits": 4, "rows": 100, "rows_from_cache": 30}
     found = scraped(exposition(registry_of(status)).decode())
     assert one(found["trainer_incidents"], kind="rewinds") == 1
     assert one(found["trainer_incidents"], kind="failed_sequences") == 3
@@ -81,4 +82,8 @@ def test_incidents_and_failure_are_counted_and_what_is_not_finite_is_left_out() 
     assert found["trainer_eta_seconds"].samples == []
     # A student without a teacher.
     assert found["trainer_teacher_wait_seconds"].samples == []
-    assert found["trainer_teacher_rows"].samples == []
+    rows, sequences = found["trainer_teacher_rows"], found["trainer_teacher_sequences"]
+    assert (one(rows, source="cache"), one(rows, source="teacher")) == (30, 70)
+    assert (one(sequences, source="cache"), one(sequences, source="teacher")) == (4, 6)
+    alone = scraped(exposition(registry_of(Status("alone"))).decode())
+    assert alone["trainer_teacher_rows"].samples == []
