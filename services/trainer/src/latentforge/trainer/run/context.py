@@ -12,7 +12,7 @@ from rich.console import Console
 from latentforge.text.tokenizer import TextTokenizer
 from latentforge.trainer.config.recipe import Recipe
 from latentforge.trainer.config.settings import TrainerSettings
-from latentforge.trainer.run.device import device_of
+from latentforge.trainer.run.device import device_of, use_tf32
 from latentforge.trainer.run.events import Sink
 from latentforge.trainer.run.ranks import ALONE, Ranks
 from latentforge.trainer.run.status import Status
@@ -63,6 +63,7 @@ class RunContext:
     def __post_init__(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.set_per_process_memory_fraction(self.settings.trainer_cuda_memory_fraction)
+        use_tf32(self.recipe, self.device)
 
     @property
     def folder(self) -> Path:

@@ -17,3 +17,9 @@ def device_of(recipe: Recipe) -> torch.device:
 
 def autocast(recipe: Recipe, device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16")
+
+
+def use_tf32(recipe: Recipe, device: torch.device) -> None:
+    """Sets for the whole process what CUDA multiplies float32 numbers in."""
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high" if recipe.tf32 else "highest")
