@@ -27,7 +27,11 @@ def test_pack_then_train_each_model(invoke: Invoke, corpus: Path, tmp_path: Path
     assert result.exit_code == 1
     assert "latent_size (D) 8, this run has 16" in result.output
     result = invoke(*student, "--run", "st", "--kd-w", 0.5)
-    assert "student.weights.kd = 1.0, now it is 0.5" in result.output
+    assert "student.weights.kd = 1.0, now it is 0.5, and it is finished" in result.output
+    longer = invoke(*student, "--run", "st", "--kd-w", 0.5, "--steps", 5)
+    assert longer.exit_code == 0, longer.output
+    assert "student.optim.steps: 3 -> 5 from step 3 on" in longer.output
+    assert "st/step-00000005" in longer.output
     assert invoke(*student, "--run", "st", "--kd-w", 0.5, "--fresh").exit_code == 0
 
 

@@ -155,6 +155,19 @@ class GeneratedFigures(_Part):
     continuations_per_step: int
 
 
+class SettingsChange(_Part):
+    """What a stage was resumed with instead of what it had, by dotted name: the old value and the new one.
+
+    Attributes:
+        step: from which step on.
+        time: ISO 8601 in UTC.
+    """
+
+    step: int
+    time: str
+    changed: dict[str, tuple[Any, Any]]
+
+
 class TargetFigures(_Part):
     """What a student learnt from and how it fared.
 
@@ -168,6 +181,7 @@ class TargetFigures(_Part):
         kept: of targets that were scored before.
         generated: of targets that were generated.
         checkpoints: where the student was published, oldest first.
+        history: settings of the student that were changed under way, oldest first.
     """
 
     curve: list[CurvePoint]
@@ -179,6 +193,7 @@ class TargetFigures(_Part):
     kept: KeptFigures | None = None
     generated: GeneratedFigures | None = None
     checkpoints: list[str]
+    history: list[SettingsChange] = []
 
 
 class StudentResult(TargetFigures, RunFile):

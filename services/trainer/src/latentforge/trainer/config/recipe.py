@@ -1,5 +1,6 @@
 """Recipes: everything that a run's result depends on, from TOML, checked before any work starts."""
 
+import json
 import math
 import tomllib
 from collections.abc import Mapping
@@ -248,3 +249,19 @@ def _set(values: dict[str, Any], key: str, value: Any) -> None:
         if not isinstance(values, dict):
             raise RecipeError(f"{key}: {section} is a value, not a section")
     values[field] = value
+
+
+def default_of(field: str) -> Any:
+    """The default of a recipe's field by dotted name, as JSON has it; None where it has none."""
+    *sections, name = field.split(".")
+    model: type[BaseModel] = Recipe
+    for section in sections:
+        found = model.model_fields.get(section)
+        kind = found.annotation if found else None
+        if not (isinstance(kind, type) and issubclass(kind, BaseModel)):
+            return None
+        model = kind
+    found = model.model_fields.get(name)
+    if found is None or found.is_required():
+        return None
+    return json.loads(json.dumps(found.get_default(call_default_factory=True), default=str))

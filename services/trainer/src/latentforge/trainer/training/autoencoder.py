@@ -23,7 +23,7 @@ from latentforge.trainer.run.interrupt import Interrupted
 from latentforge.trainer.run.progress import StageProgress
 from latentforge.trainer.training.optimisation import Optimisation
 from latentforge.trainer.training.parallel import ParallelModel
-from latentforge.trainer.training.state import StageState
+from latentforge.trainer.training.state import StageState, check_steps
 from latentforge.trainer.training.step_losses import autoencoder_losses
 from latentforge.trainer.training.validation import evaluate_autoencoder
 
@@ -49,6 +49,7 @@ def train_autoencoder(run: RunContext, train: PackedData, held_out: PackedData) 
     state = StageState(folder, identity, ranks=ranks, keep=recipe.keep_states, say=run.say)
     out = run.folder / "autoencoder"
     if (out / EVALUATION).is_file():
+        state.history.refuse("autoencoder")
         run.console.print(f"autoencoder: finished before, {out}", highlight=False)
         return AutoencoderResult.read(out / EVALUATION)
 
@@ -65,6 +66,7 @@ def train_autoencoder(run: RunContext, train: PackedData, held_out: PackedData) 
     parallel = ParallelModel(autoencoder, Autoencoder.loss, run.ranks, "ddp", device)
     optimisation = Optimisation(autoencoder, recipe.optim, run.ranks)
     step, saved = state.load(autoencoder, optimisation) or (0, {"seconds": 0.0, "loss": None})
+    check_steps("autoencoder.optim.steps", recipe.optim.steps, step)
     seconds, loss = float(saved["seconds"]), saved["loss"]
     started = time.monotonic()
 

@@ -30,7 +30,7 @@ from latentforge.trainer.training.optimisation import Optimisation
 from latentforge.trainer.training.parallel import ParallelModel
 from latentforge.trainer.training.publish import golden_text, is_published, prune, publish, publish_steps, published
 from latentforge.trainer.training.samples import Sampler
-from latentforge.trainer.training.state import StageState
+from latentforge.trainer.training.state import StageState, check_steps
 from latentforge.trainer.training.step_losses import student_losses
 from latentforge.trainer.training.validation import evaluate_student, teacher_nll, to_device, unigram_ce
 
@@ -81,6 +81,7 @@ class StudentTraining:
         if found is None:
             return
         self.step, saved = found
+        check_steps("student.optim.steps", self.recipe.optim.steps, self.step)
         self._is_new = not saved["curve"]
         if saved["teacher"] != self.teacher_id.model_dump():
             raise TrainerError(
@@ -187,6 +188,7 @@ class StudentTraining:
             kept=report if isinstance(report, KeptFigures) else None,
             generated=report if isinstance(report, GeneratedFigures) else None,
             checkpoints=checkpoints,
+            history=self.state.history.changes,
         )
 
     def _take_step(self, batch: StudentBatch) -> dict[str, float]:

@@ -14,6 +14,7 @@ from latentforge.core.disk import check_room
 from latentforge.core.files import discard, replacing
 from latentforge.model.sharded import piece_like
 from latentforge.trainer.errors import TrainerError
+from latentforge.trainer.run.history import History, may_change
 from latentforge.trainer.run.identity import claim
 from latentforge.trainer.run.ranks import ALONE, Ranks
 from latentforge.trainer.training.optimisation import Optimisation
@@ -52,7 +53,8 @@ class StageState:
         self.folder, self._ranks, self._keep, self._say = folder, ranks, keep, say
         self._torn: set[Path] = set()
         with ranks.main_first():
-            claim(folder, identity, restart)
+            claim(folder, identity, restart, may_change)
+        self.history = History(folder, identity)
 
     def save(self, step: int, model: nn.Module, optimisation: Optimisation, progress: Mapping[str, Any]) -> None:
         """Saves the state after ``step`` steps and drops those that are older than the newest few.
@@ -110,6 +112,8 @@ class StageState:
                 continue
             if first is not None:
                 self._say(f"warning: {first}. Passed over: resuming from step {step}")
+            if self._ranks.is_main:
+                self.history.record(step, self._say)
             return step, progress
         if first is not None:
             self._torn.clear()
@@ -136,6 +140,12 @@ class StageState:
 
     def _places(self) -> list[tuple[int, Path]]:
         return _saved(self.folder)
+
+
+def check_steps(field: str, steps: int, made: int) -> None:
+    """Raises TrainerError where a stage has made more steps than it is to make."""
+    if made > steps:
+        raise TrainerError(f"{field} is {steps}, but {made} steps are made; set it to {made} or more")
 
 
 def has_state(folder: Path) -> bool:

@@ -111,8 +111,11 @@ def _train(
     )
     path = result_file(run, stage)
     if path.is_file():
-        run.console.print(f"{stage}: finished before, {path}", highlight=False)
-        return StudentResult.read(path)
+        finished = StudentResult.read(path)
+        if run.recipe.student.optim.steps <= finished.steps:
+            state.history.refuse(stage)
+            run.console.print(f"{stage}: finished before, {path}", highlight=False)
+            return finished
     run.use_threads(beside_gateway=True)
     ranks = run.ranks
     with met_teacher(run) as teacher, ExitStack() as stack:
