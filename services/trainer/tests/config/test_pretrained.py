@@ -67,6 +67,11 @@ def test_the_same_sizes_said_again_are_no_clash(load: Callable[..., Recipe]) -> 
     assert load(student__model__num_layers=6, student__model__rope_theta=70000).student.model["num_layers"] == 6
 
 
+def test_an_empty_name_takes_out_what_the_recipe_has(load: Callable[..., Recipe]) -> None:
+    sizes = {f"student__model__{name}": value for name, value in SIZES.items()}
+    assert load(**sizes, student__init_from="").student.init_from is None
+
+
 @pytest.mark.parametrize(
     ("field", "value", "theirs"),
     [("num_layers", 2, "6"), ("rope_theta", 10000.0, "70000.0"), ("qk_norm", True, "False")],

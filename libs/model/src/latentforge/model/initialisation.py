@@ -19,6 +19,9 @@ from latentforge.model.token_level import TokenLevelModel
 Part = Literal["layers", "inputs", "outputs"]
 PARTS: tuple[Part, ...] = ("layers", "inputs", "outputs")
 
+# Of the logits that a linear map starts at. States of chunks are not yet those of tokens: SmolLM2's whole logits are 3
+# nats/token worse than the frequencies in the bias (K = 4, the Debian handbook, before the first step).
+_FEATURES_SHARE = 0.1
 # Of correction tables: small beside the logits that they correct.
 _CORRECTION_STD = 0.02
 
@@ -28,8 +31,8 @@ def start_student(student: Student, source: CausalLM, parts: Collection[Part], t
     """Starts a fresh student from a pretrained model.
 
     A chunk enters the layers as the mean of its K token embeddings, at the scale of one of them. Where the student has
-    a linear map from the hidden state to an output table of its own, every token of a chunk starts at the logits that
-    the pretrained model gives for the next token, as far as so many principal components carry them.
+    a linear map from the hidden state to an output table of its own, every token of a chunk starts at a small share of
+    the logits that the pretrained model gives for the next token, as far as so many principal components carry them.
 
     Args:
         student: on the CPU, in float32; with ``layers`` of the source's sizes.
@@ -137,7 +140,7 @@ def _start_chunks(student: Student, back: Tensor, mean: Tensor, scale: Tensor) -
 
 
 def _start_features(features: LinearFeatures, table: Tensor, norm: Tensor | None) -> None:
-    """Makes the logits of a chunk's tokens those of a table, up to a constant, which the softmax does not see.
+    """Makes the logits of a chunk's tokens a share of a table's, up to a constant, which the softmax does not see.
 
     Without a ``norm`` (the weight of the pretrained layers' last one, whose outputs the map reads) only the table.
     """
@@ -151,5 +154,5 @@ def _start_features(features: LinearFeatures, table: Tensor, norm: Tensor | None
     size = (to_features * norm).square().sum(1).mean().sqrt()
     width = output_scale(features.output.embedding_dim)
     features.output.weight.copy_(components.coordinates * size / width)
-    features.map.weight.copy_((to_features / size).repeat(features.slots[0], 1))
+    features.map.weight.copy_(_FEATURES_SHARE * (to_features / size).repeat(features.slots[0], 1))
     features.map.bias.zero_()

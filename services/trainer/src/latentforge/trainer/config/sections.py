@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from latentforge.core.manifest import MOST_SAMPLES
 from latentforge.model.config import MuonDtype
@@ -13,6 +13,8 @@ from latentforge.trainer.config.objectives import DEFAULT_OBJECTIVE
 
 # As latentforge.model.initialisation has them, which brings torch along.
 InitPart = Literal["layers", "inputs", "outputs"]
+# Nothing is none: --set student.init_from= takes out what a recipe has.
+Pretrained = Annotated[str | None, BeforeValidator(lambda place: place or None)]
 GroupName = Literal["layers", "inputs", "chunks", "outputs", "rest"]
 
 
@@ -111,7 +113,7 @@ class AutoencoderRecipe(Section):
         le=1,
         description="Share of a batch's chunks that are padded on the left, like a text's first chunk.",
     )
-    init_from: str | None = Field(
+    init_from: Pretrained = Field(
         None,
         description="A pretrained model, as student.init_from, of whose token embeddings the first principal "
         "components are its table to begin with.",
@@ -173,7 +175,7 @@ class StudentRecipe(Section):
     optim: OptimRecipe = Field(description="Optimizer and schedule.")
     weights: WeightsRecipe = Field(WeightsRecipe(), description="Weights of the loss terms.")
     on_policy: OnPolicyRecipe = Field(OnPolicyRecipe(), description="Steps on text that the student writes itself.")
-    init_from: str | None = Field(
+    init_from: Pretrained = Field(
         None,
         description="A pretrained model that it starts from: the folder or the hub id of a Qwen3 or Llama, or a "
         "token-level student's folder. Sizes of its layers that the model leaves out are taken from it.",
