@@ -215,18 +215,18 @@ env-example: $(READY_DEV) ## Make .env.example anew, of the settings' descriptio
 	@$(BIN)/python -m tools.env_example
 
 .PHONY: test
-test: $(READY_DEV) ## Every test that needs no Docker engine, vLLM or lm_eval; test-compose, test-vllm and test-lm-eval have the others
+test: $(READY_DEV) ## Every test that needs no Docker engine, vLLM or lm_eval; test-compose, test-vllm, test-lm-eval and test-smollm2 have the others
 #: ARGS=   passed to pytest
-	@$(PYTEST) -m "not docker and not vllm and not lm_eval and not browser"
+	@$(PYTEST) -m "not docker and not vllm and not lm_eval and not smollm2 and not browser"
 	@$(BROWSER_TESTS)
 
 .PHONY: test-fast
 test-fast: $(READY_DEV) ## Tests of a second or so each
-	@$(PYTEST) -m "not docker and not vllm and not lm_eval and not browser and not e2e and not slow"
+	@$(PYTEST) -m "not docker and not vllm and not lm_eval and not smollm2 and not browser and not e2e and not slow"
 
 .PHONY: test-e2e
 test-e2e: $(READY_DEV) ## Whole services as processes
-	@$(PYTEST) -m "e2e and not docker and not vllm and not lm_eval and not browser"
+	@$(PYTEST) -m "e2e and not docker and not vllm and not lm_eval and not smollm2 and not browser"
 
 .PHONY: soak
 soak: $(READY_DEV) ## Twice the requests that a server takes: 429s, no failure, flat memory
@@ -247,6 +247,11 @@ test-lm-eval: $(READY_DEV) ## lm-evaluation-harness on a server (installed into 
 	@$(BIN)/python -m tools.lm_eval_env
 	@$(PYTEST) -m lm_eval
 
+.PHONY: test-smollm2
+test-smollm2: $(READY_DEV) ## SmolLM2-135M-Instruct as teacher and as a start: scored, asked, taken over
+	@$(BIN)/python -m tools.smollm2
+	@$(PYTEST) -m smollm2
+
 .PHONY: test-cuda
 test-cuda: $(READY_DEV) ## Scoring, training and writing on a GPU beside the CPU; skipped without one
 	@$(PYTEST) -m cuda
@@ -256,9 +261,10 @@ test-compose: $(READY_DEV) engine ## The default stack in a Docker engine: up, g
 	@$(PYTEST) -m docker
 
 .PHONY: test-all
-test-all: $(READY_DEV) engine ## Every test there is: those of test-compose, test-vllm and test-lm-eval too
+test-all: $(READY_DEV) engine ## Every test there is: those of test-compose, test-vllm, test-lm-eval and test-smollm2 too
 	@$(BIN)/python -m tools.vllm_env
 	@$(BIN)/python -m tools.lm_eval_env
+	@$(BIN)/python -m tools.smollm2
 	@$(PYTEST) -m "not browser"
 	@$(BROWSER_TESTS)
 
