@@ -105,7 +105,7 @@ def test_rows_stay_with_their_batches_where_the_two_kinds_take_turns(
     train, held_out = split_tail(packed)
     with TeacherLink.of(run.settings, run.stop) as link:
         source = ScoredTargets(run, TeacherRows(link, run.recipe.teacher.top_k, "float32"), train, held_out)
-        batches = source.training_batches(2, make_model(run, "latent"), with_rows=True)
+        batches = source.training_batches(range(2, 40), make_model(run, "latent"), with_rows=True)
         found = [(batch.on_policy, float(known_teacher.divergence(batch).abs().max())) for batch in batches]
     assert len(found) == 38
     kinds = [own for own, _ in found]

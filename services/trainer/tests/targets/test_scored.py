@@ -43,7 +43,7 @@ def test_rows_are_asked_for_at_once_and_no_more_than_so_many_batches_ahead(
     with TeacherLink.of(run.settings, run.stop) as link:
         source = ScoredTargets(run, rows_of(run, link), *split_tail(packed))
         model: Any = None
-        batches = source.training_batches(2, model, with_rows=True)
+        batches = source.training_batches(range(2, 12), model, with_rows=True)
         assert asked == [2, 3, 4]
         next(batches)
         assert asked == [2, 3, 4, 5]
@@ -58,7 +58,7 @@ def test_every_batch_has_the_rows_of_its_own_step(known_teacher: Any, make_run: 
     with TeacherLink.of(run.settings, run.stop) as link:
         source = ScoredTargets(run, rows_of(run, link), train, held_out)
         model: Any = None
-        batches = [*source.training_batches(0, model, with_rows=True), *source.held_out_batches()]
+        batches = [*source.training_batches(range(12), model, with_rows=True), *source.held_out_batches()]
     assert len(batches) == 12 + 2
     assert max(float(known_teacher.divergence(batch).abs().max()) for batch in batches) < 1e-5
 
@@ -84,7 +84,7 @@ def test_a_poisoned_sequence_is_trained_without_rows_and_the_others_with_theirs(
     with TeacherLink.of(run.settings, run.stop) as link, caplog.at_level(logging.WARNING):
         source = ScoredTargets(run, rows_of(run, link), train, held_out)
         model: Any = None
-        batches = list(source.training_batches(0, model, with_rows=True))
+        batches = list(source.training_batches(range(12), model, with_rows=True))
         assert source.figures() == {"without_rows": 1.0}
         assert source.report().failed == 1
     without = [(s, r) for s, b in enumerate(batches) for r in range(2) if not b.kd.has_row[r].any()]  # type: ignore[union-attr]
@@ -186,11 +186,13 @@ def test_of_a_share_only_the_chosen_are_asked_about_and_kd_is_their_mean(
     model: Any = token_level_learner(run, torch.ones(260)).model
     with TeacherLink.of(run.settings, run.stop) as link:
         batches = list(
-            ScoredTargets(run, rows_of(run, link), train, held_out).training_batches(0, model, with_rows=True)
+            ScoredTargets(run, rows_of(run, link), train, held_out).training_batches(range(12), model, with_rows=True)
         )
         asked = {tuple(ids) for request in known_teacher.requests for ids in request}
         full = list(
-            ScoredTargets(whole, rows_of(whole, link), train, held_out).training_batches(0, model, with_rows=True)
+            ScoredTargets(whole, rows_of(whole, link), train, held_out).training_batches(
+                range(12), model, with_rows=True
+            )
         )
     chosen = {
         tuple(ids) for i in range(len(train)) if is_chosen(sequence_hash(np.array(ids := train.sequence(i))), 0.5)

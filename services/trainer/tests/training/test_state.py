@@ -114,3 +114,18 @@ def test_older_states_make_room_but_the_last_whole_one_stays(tmp_path: Path, mon
     with pytest.raises(OSError, match="No space"):
         state.save(4, *trained(4), {})
     assert [p.name for p in (tmp_path / "s").glob("step-*")] == ["step-00000003"]
+
+
+def test_a_state_of_an_interruption_pushes_no_regular_one_out(tmp_path: Path) -> None:
+    state = StageState(tmp_path / "s", {}, keep=2)
+    model, optimisation = trained(1)
+    for step in (10, 20, 30):
+        state.save(step, model, optimisation, {"at": step})
+    for step in (33, 37):
+        state.save(step, model, optimisation, {"at": step}, regular=False)
+    assert sorted(p.name for p in (tmp_path / "s").glob("step-*")) == [f"step-000000{n}" for n in (20, 30, 37)]
+    assert state.load(model, optimisation) == (37, {"at": 37})
+    assert state.load(model, optimisation, regular=True) == (30, {"at": 30})
+    # At a step of the interval that is saved already, it is regular from now on.
+    state.save(37, model, optimisation, {"at": 37})
+    assert state.load(model, optimisation, regular=True) == (37, {"at": 37})

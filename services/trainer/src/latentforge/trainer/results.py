@@ -155,6 +155,21 @@ class GeneratedFigures(_Part):
     continuations_per_step: int
 
 
+class SkippedData(_Part):
+    """Data that nothing was learnt from, since the loss broke down.
+
+    Attributes:
+        step: of the training, that the run went back to.
+        first, last: steps of the data, both skipped.
+        reason: what was wrong.
+    """
+
+    step: int
+    first: int
+    last: int
+    reason: str
+
+
 class SettingsChange(_Part):
     """What a stage was resumed with instead of what it had, by dotted name: the old value and the new one.
 
@@ -182,6 +197,7 @@ class TargetFigures(_Part):
         generated: of targets that were generated.
         checkpoints: where the student was published, oldest first.
         history: settings of the student that were changed under way, oldest first.
+        skipped: data that the student skipped, oldest first.
     """
 
     curve: list[CurvePoint]
@@ -194,6 +210,7 @@ class TargetFigures(_Part):
     generated: GeneratedFigures | None = None
     checkpoints: list[str]
     history: list[SettingsChange] = []
+    skipped: list[SkippedData] = []
 
 
 class StudentResult(TargetFigures, RunFile):

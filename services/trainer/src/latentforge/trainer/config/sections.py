@@ -206,6 +206,17 @@ class StudentRecipe(Section):
     publish_every: int | None = Field(
         None, ge=1, description="Steps between checkpoints instead; unset follows num_publishes."
     )
+    spike: float | None = Field(
+        None,
+        gt=1,
+        description="A loss of more than so many times the median of the 100 before it is no loss to learn from; "
+        "unset, only one that is not finite.",
+    )
+    max_rewinds: int = Field(
+        3,
+        ge=0,
+        description="How often such a loss makes the run go back to its last regular state, and past the data since.",
+    )
     golden_tokens: int = Field(
         256,
         ge=1,

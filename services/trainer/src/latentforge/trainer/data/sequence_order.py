@@ -7,6 +7,7 @@ No generator runs through a whole run. Each draw starts one of its own from (str
 - what is drawn between two steps, by a validation or for a checkpoint, changes nothing of the next one.
 """
 
+from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -81,6 +82,26 @@ def _mixed(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))
+
+
+def data_steps(first: int, last: int, skipped: Sequence[tuple[int, int]] = ()) -> Sequence[int]:
+    """The data's steps that steps ``first`` to ``last`` - 1 learn from: the same numbers, past what is skipped.
+
+    Args:
+        first, last: steps of the training.
+        skipped: steps of the data that nothing is learnt from, each range with both ends, in rising order.
+    """
+    steps = range(first, last)
+    return [data_step(step, skipped) for step in steps] if skipped else steps
+
+
+def data_step(step: int, skipped: Sequence[tuple[int, int]]) -> int:
+    """That of one step of the training."""
+    for begin, end in skipped:
+        if step < begin:
+            break
+        step += end - begin + 1
+    return step
 
 
 def phase(probability: float, chunk_size: int, seed: int, step: int, row: int) -> int:

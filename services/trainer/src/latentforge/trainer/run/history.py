@@ -13,7 +13,7 @@ from latentforge.trainer.run.identity import begun_with, flatten, value_of
 
 _HISTORY = "history.json"
 _OF_OPTIM = {"steps", "lr", "weight_decay", "warmup_steps", "decay", "decay_from", "clip_norm"}
-_OF_STUDENT = {"num_publishes", "publish_every"}
+_OF_STUDENT = {"num_publishes", "publish_every", "spike", "max_rewinds"}
 
 
 def may_change(field: str) -> bool:

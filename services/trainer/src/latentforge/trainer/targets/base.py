@@ -4,7 +4,7 @@
 after prompts made of the data, with its rows for that. ``text``: the data alone, without any teacher.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -50,9 +50,14 @@ class TargetSource(Protocol):
         """
 
     def training_batches(
-        self, step: int, model: LatentModel | TokenLevelModel, *, with_rows: bool
+        self, steps: Sequence[int], model: LatentModel | TokenLevelModel, *, with_rows: bool
     ) -> Iterator[StudentBatch]:
-        """The batches from ``step`` on; ``model`` is what learns, for steps on what it writes itself.
+        """The batches of these steps of the data, in their order.
+
+        Args:
+            steps: of the data.
+            model: what learns, for steps on what it writes itself.
+            with_rows: whether the teacher's rows are wanted.
 
         Raises:
             TeacherLostError, Interrupted: while the teacher was waited for; the iterator raises them.

@@ -57,9 +57,9 @@ class ContinuationTargets:
         return self._held_out.batches()
 
     def training_batches(
-        self, step: int, model: LatentModel | TokenLevelModel, *, with_rows: bool
+        self, steps: Sequence[int], model: LatentModel | TokenLevelModel, *, with_rows: bool
     ) -> Iterator[StudentBatch]:
-        steps, share = range(step, self._run.recipe.student.optim.steps), self._run.ranks.share(self._train.per_batch)
+        share = self._run.ranks.share(self._train.per_batch)
         return (self._train.training_batch(s).rows(share) for s in steps)
 
     def num_tokens(self, steps: int) -> int:

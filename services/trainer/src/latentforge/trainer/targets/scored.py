@@ -77,10 +77,9 @@ class ScoredTargets(TextTargets):
         return batches
 
     def training_batches(
-        self, step: int, model: LatentModel | TokenLevelModel, *, with_rows: bool
+        self, steps: Sequence[int], model: LatentModel | TokenLevelModel, *, with_rows: bool
     ) -> Iterator[StudentBatch]:
         run, train, on_policy = self._run, self._train, self._on_policy
-        steps = range(step, run.recipe.student.optim.steps)
         # Rows depend on the step alone, never on the student, so they can be asked for while it computes. What it
         # writes itself cannot: it is known at its own step, and takes no place among what was asked ahead.
         ahead = (s for s in steps if with_rows and not on_policy.is_due(s))

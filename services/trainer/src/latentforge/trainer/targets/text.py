@@ -1,6 +1,6 @@
 """Targets of kind ``text``: the data alone, without a teacher."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -44,12 +44,10 @@ class TextTargets:
         return [document_texts(self._run, self._held_out, i) for i in held_out_indices(self._held_out, count)]
 
     def training_batches(
-        self, step: int, model: LatentModel | TokenLevelModel, *, with_rows: bool
+        self, steps: Sequence[int], model: LatentModel | TokenLevelModel, *, with_rows: bool
     ) -> Iterator[StudentBatch]:
         assert not with_rows
-        return (
-            training_batch(self._run, self._train, s, None) for s in range(step, self._run.recipe.student.optim.steps)
-        )
+        return (training_batch(self._run, self._train, s, None) for s in steps)
 
     def num_tokens(self, steps: int) -> int:
         return steps * self._run.recipe.student.optim.batch_size * self._train.meta.sequence_length

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from safetensors import SafetensorError
@@ -29,6 +29,7 @@ from latentforge.trainer.training.learners import Learner
 from latentforge.trainer.training.optimisation import Optimisation
 from latentforge.trainer.training.parallel import ParallelModel
 from latentforge.trainer.training.publish import golden_text, is_published, prune, publish, publish_steps, published
+from latentforge.trainer.training.rewinds import BrokenLossError, Rewinds
 from latentforge.trainer.training.samples import Sampler
 from latentforge.trainer.training.state import StageState, check_steps
 from latentforge.trainer.training.step_losses import student_losses
@@ -66,6 +67,7 @@ class StudentTraining:
         self.held_out: list[StudentBatch] = []
         self.sampler: Sampler | None = None
         self.curve: list[CurvePoint] = []
+        self.rewinds = Rewinds(self.recipe)
         self._is_new, self._is_ready = True, False
         self._unpublished: str | None = None
         self._seconds_before, self._started = 0.0, time.monotonic()
@@ -80,9 +82,8 @@ class StudentTraining:
         found = self.state.load(self.model, self.optimisation)
         if found is None:
             return
-        self.step, saved = found
-        check_steps("student.optim.steps", self.recipe.optim.steps, self.step)
-        self._is_new = not saved["curve"]
+        step, saved = found
+        check_steps("student.optim.steps", self.recipe.optim.steps, step)
         if saved["teacher"] != self.teacher_id.model_dump():
             raise TrainerError(
                 f"this run learns from {saved['teacher']}, {self.teacher.where if self.teacher else 'nobody'} is "
@@ -93,11 +94,16 @@ class StudentTraining:
                 f"this run was begun with {saved['source']}, now it is {self.source.identity()}; "
                 "resume with what it was, or start anew with --fresh or --run NAME"
             )
-        self.curve = [CurvePoint.model_validate(point) for point in saved["curve"]]
-        self.source.restore(saved["progress"])
+        self._restore(step, saved)
         self._seconds_before = float(saved["seconds"])
         # A state of an earlier version does not say.
         self._waited_before = float(saved.get("teacher_wait_seconds", 0.0))
+
+    def _restore(self, step: int, saved: dict[str, Any]) -> None:
+        self.step, self._is_new = step, not saved["curve"]
+        self.curve = [CurvePoint.model_validate(point) for point in saved["curve"]]
+        self.source.restore(saved["progress"])
+        self.rewinds = Rewinds(self.recipe, saved.get("rewinds"))
 
     def loop(self) -> None:
         """Steps, validates, saves and publishes until the recipe's last step.
@@ -127,18 +133,22 @@ class StudentTraining:
                 if run.ranks.is_main:
                     self.sampler = Sampler(run, self._held_out_ids(), self.learner.model.max_tokens)
                 self._is_ready = True
-                with_rows = any(self.learner.weights.of_rows.values())
-                batches = self.source.training_batches(self.step, self.learner.model, with_rows=with_rows)
+                batches = self._batches()
                 if self._is_new:
                     self._validate(progress)
                 elif self.step in publish_at:
                     self._publish(progress)
                 while self.step < recipe.optim.steps:
-                    batch = to_device(self._together(lambda: next(batches)), run.device)
+                    batch = to_device(self._together(batches.__next__), run.device)
                     if self.teacher is not None:
                         progress.teacher_waited(self.teacher.waiting.waited)
                         run.status.teacher_rows = self.source.progress().get("cache", {})
-                    values = self._take_step(batch) | self.source.figures()
+                    try:
+                        values = self._take_step(batch) | self.source.figures()
+                    except BrokenLossError as error:
+                        self._go_back(error, progress)
+                        batches = self._batches()
+                        continue
                     num_tokens = (batch.of or len(batch.tokens)) * batch.tokens.shape[1]
                     progress.step(self.step, values, num_tokens, note=self.source.note())
                     if self.step % recipe.validate_every == 0 or self.step == recipe.optim.steps:
@@ -156,7 +166,7 @@ class StudentTraining:
                         "then run the same command: it publishes the step"
                     )
             except (Interrupted, TeacherLostError):
-                self._save()
+                self._save(regular=False)
                 # Without held-out batches nothing can be said of it; the resumed run publishes, if it is due.
                 if self.step and self._is_ready:
                     self._publish(progress)
@@ -189,13 +199,41 @@ class StudentTraining:
             generated=report if isinstance(report, GeneratedFigures) else None,
             checkpoints=checkpoints,
             history=self.state.history.changes,
+            skipped=self.rewinds.skipped,
         )
 
     def _take_step(self, batch: StudentBatch) -> dict[str, float]:
         losses = student_losses(self.run.recipe, self.parallel, self.learner.weights, batch, self.step)
         values = self.optimisation.step(self.step, losses)
+        if not batch.on_policy:
+            self.rewinds.check(self.step, values["loss"])
         self.step += 1
         return values
+
+    def _batches(self) -> Iterator[StudentBatch]:
+        with_rows = any(self.learner.weights.of_rows.values())
+        steps = self.rewinds.data_steps(self.step, self.recipe.optim.steps)
+        return self.source.training_batches(steps, self.learner.model, with_rows=with_rows)
+
+    def _go_back(self, error: BrokenLossError, progress: StageProgress) -> None:
+        """Goes back to the last state of a regular interval, and past the data since.
+
+        Raises:
+            BrokenLossError: there is no such state, or it has gone back as often as it may.
+        """
+        self.rewinds.refuse_more(error)
+        broken, skipped = self.step, self.rewinds.skipped
+        found = self.state.load(self.model, self.optimisation, regular=True)
+        if found is None:
+            raise error
+        self._restore(*found)
+        entry = self.rewinds.skip(error, broken, self.step, skipped)
+        # A run that is killed now goes on with it, and not by finding out again.
+        self.state.replace_progress(self.step, self._progress())
+        progress.say(
+            f"{entry.reason}: back to step {entry.step}, and past {entry.last - entry.first + 1} batches "
+            f"({len(self.rewinds.skipped)} of at most {self.recipe.max_rewinds} times)"
+        )
 
     def _together(self, get: Callable[[], T]) -> T:
         """What this process gets, where none was asked to stop or lost its teacher: else all end at this step."""
@@ -257,16 +295,19 @@ class StudentTraining:
     def _held_out_ids(self) -> Iterator[list[int]]:
         return (row.tolist() for batch in self.held_out for row in batch.tokens)
 
-    def _save(self) -> None:
-        progressed = {
+    def _save(self, *, regular: bool = True) -> None:
+        self.state.save(self.step, self.model, self.optimisation, self._progress(), regular=regular)
+
+    def _progress(self) -> dict[str, Any]:
+        return {
             "curve": [point.model_dump(exclude_none=True) for point in self.curve],
             "seconds": self._spent(),
             "teacher_wait_seconds": self._waited(),
             "teacher": self.teacher_id.model_dump(),
             "source": self.source.identity(),
             "progress": self.source.progress(),
+            "rewinds": self.rewinds.progress(),
         }
-        self.state.save(self.step, self.model, self.optimisation, progressed)
 
     def _waited(self) -> float:
         return round(self._waited_before + (self.teacher.waiting.waited if self.teacher is not None else 0.0), 2)

@@ -10,9 +10,9 @@ from torch.optim import Optimizer
 from latentforge.model.optim import build_optimizers, load_state_tensors, set_learning_rate, state_tensors
 from latentforge.model.sharded import whole
 from latentforge.trainer.config.sections import OptimRecipe
-from latentforge.trainer.errors import TrainerError
 from latentforge.trainer.run.ranks import ALONE, Ranks, peers_needed
 from latentforge.trainer.training.groups import ParameterGroups
+from latentforge.trainer.training.rewinds import BrokenLossError
 
 _TOTAL = ""
 
@@ -58,7 +58,7 @@ class Optimisation:
             The sums of the terms as numbers, with the gradient's norm before clipping and the learning rate.
 
         Raises:
-            TrainerError: loss or gradient is not finite; the model is left as it was before the step.
+            BrokenLossError: loss or gradient is not finite; the model is left as it was before the step.
         """
         sums: dict[str, Tensor] = {}
         for loss, terms in losses:
@@ -76,7 +76,7 @@ class Optimisation:
         for what, value in (("loss", total), ("gradient", norm)):
             if not math.isfinite(value):
                 self._zero_grad()
-                raise TrainerError(_not_finite(step, what, values))
+                raise BrokenLossError(_not_finite(step, what, values))
         lr = learning_rate(step, self._recipe)
         set_learning_rate(self._optimizers, lr)
         self._groups.scale_rates(step)

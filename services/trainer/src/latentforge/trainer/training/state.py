@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from latentforge.core.disk import check_room
-from latentforge.core.files import discard, replacing
+from latentforge.core.files import discard, replacing, write_atomically
 from latentforge.model.sharded import piece_like
 from latentforge.trainer.errors import TrainerError
 from latentforge.trainer.run.history import History, may_change
@@ -22,17 +22,23 @@ from latentforge.trainer.training.parallel import trainable, whole_weights
 
 _FOLDER = re.compile(r"step-(\d{8})")
 _PROGRESS = "progress.json"
+# In progress.json beside the loop's own; states of before do not say, and were all alike.
+_REGULAR = "regular"
 
 
 class StageState:
     """The saved states of one stage of one run, ``runs/<run>/state/<stage>/``.
+
+    Those of a run's regular intervals are what it goes back to when its loss breaks down: the same ones whether it was
+    interrupted, and so saved more, or not.
 
     Args:
         folder: the stage's folder.
         identity: everything that the stage's result depends on, as nested dictionaries.
         restart: the options that start anew, for the message.
         ranks: the processes that train it: all save and load together, the first one writes.
-        keep: how many of the newest states are kept; one that is torn is passed over for the one before.
+        keep: how many of the newest regular states are kept, beside the newest of all; one that is torn is passed over
+            for the one before.
         say: is told what is passed over.
 
     Raises:
@@ -56,7 +62,15 @@ class StageState:
             claim(folder, identity, restart, may_change)
         self.history = History(folder, identity)
 
-    def save(self, step: int, model: nn.Module, optimisation: Optimisation, progress: Mapping[str, Any]) -> None:
+    def save(
+        self,
+        step: int,
+        model: nn.Module,
+        optimisation: Optimisation,
+        progress: Mapping[str, Any],
+        *,
+        regular: bool = True,
+    ) -> None:
         """Saves the state after ``step`` steps and drops those that are older than the newest few.
 
         Raises:
@@ -64,22 +78,35 @@ class StageState:
         """
         place = self.folder / f"step-{step:08d}"
         weights, tensors = whole_weights(model), optimisation.state()
-        if not self._ranks.is_main or (place.exists() and place not in self._torn):
+        if not self._ranks.is_main:
+            return
+        content = json.dumps({**progress, _REGULAR: regular})
+        if place.exists() and place not in self._torn:
             # A step has one state, whether the run was interrupted before it or not.
+            if regular and not _is_regular(place):
+                write_atomically(place / _PROGRESS, content)
             return
         self._make_room(_size(weights) + _size(tensors))
         with replacing(place) as temporary:
             temporary.mkdir()
             _save(weights, temporary / "model.safetensors")
             _save(tensors, temporary / "optimizer.safetensors")
-            (temporary / _PROGRESS).write_text(json.dumps(progress), encoding="utf-8")
+            (temporary / _PROGRESS).write_text(content, encoding="utf-8")
         # Only now: until the new state is on the disk the old one is all there is.
         self._torn.discard(place)
         for torn in self._torn:
             discard(torn)
         self._torn.clear()
-        for _, older in self._places()[: -self._keep]:
-            discard(older)
+        places = [each for _, each in self._places()]
+        kept = {places[-1], *[each for each in places if _is_regular(each)][-self._keep :]}
+        for each in places:
+            if each not in kept:
+                discard(each)
+
+    def replace_progress(self, step: int, progress: Mapping[str, Any]) -> None:
+        """Writes anew what a regular state says of its progress."""
+        if self._ranks.is_main:
+            write_atomically(self.folder / f"step-{step:08d}" / _PROGRESS, json.dumps({**progress, _REGULAR: True}))
 
     def _make_room(self, num_bytes: int) -> None:
         """Looks for room for a state, and gives up all older ones but one for it before it gives up."""
@@ -92,11 +119,14 @@ class StageState:
                     raise
                 discard(spare[0])
 
-    def load(self, model: nn.Module, optimisation: Optimisation) -> tuple[int, dict[str, Any]] | None:
+    def load(
+        self, model: nn.Module, optimisation: Optimisation, *, regular: bool = False
+    ) -> tuple[int, dict[str, Any]] | None:
         """Restores the newest state into model and optimizers; gives its step and progress, or None where nothing is
         saved.
 
-        A state that is torn is passed over for the one before it, and replaced when its step is saved again.
+        A state that is torn is passed over for the one before it, and replaced when its step is saved again. With
+        ``regular`` only those of regular intervals are looked at.
 
         Raises:
             TrainerError: no state can be read, or none fits the model.
@@ -104,6 +134,8 @@ class StageState:
         places = self._places()[::-1]
         first: TrainerError | None = None
         for step, place in places:
+            if regular and not _is_regular(place):
+                continue
             try:
                 progress = self._read(place, model, optimisation)
             except TrainerError as error:
@@ -136,6 +168,7 @@ class StageState:
             raise TrainerError(
                 f"{place} cannot be resumed from ({error}); delete it, or start anew with --fresh"
             ) from None
+        progress.pop(_REGULAR, None)
         return dict(progress)
 
     def _places(self) -> list[tuple[int, Path]]:
@@ -157,6 +190,13 @@ def _saved(folder: Path) -> list[tuple[int, Path]]:
     """The saved steps, oldest first, and where they are."""
     found = [(m, p) for p in folder.iterdir() if (m := _FOLDER.fullmatch(p.name))]
     return sorted((int(m[1]), p) for m, p in found)
+
+
+def _is_regular(place: Path) -> bool:
+    try:
+        return bool(json.loads((place / _PROGRESS).read_text(encoding="utf-8")).get(_REGULAR, True))
+    except (OSError, ValueError):
+        return False
 
 
 def _save(tensors: dict[str, Tensor], path: Path) -> None:
