@@ -6,7 +6,7 @@ import pytest
 
 from latentforge.text import vocabulary
 from latentforge.text.errors import TextError
-from latentforge.text.long_texts import BORDERS, Piece, pieces_of, usable_borders
+from latentforge.text.long_texts import BORDERS, CutText, pieces_of, usable_borders
 from latentforge.text.tokenizer import TextTokenizer
 from tests.tokenizer_kinds import KINDS, NASTY, write_tokenizer
 
@@ -86,7 +86,7 @@ def test_a_text_without_borders_is_cut_where_it_must_be_and_says_so(tokenizers: 
 
 def test_short_texts_are_left_whole(tokenizers: dict[str, TextTokenizer]) -> None:
     text = "a b\nc " * 10
-    assert list(pieces_of(text, tokenizers["shipped"]._borders, piece=30)) == [Piece(text)]
+    assert list(pieces_of(text, tokenizers["shipped"]._borders, piece=30)) == [CutText(text)]
 
 
 def test_long_encoding_gives_each_text_its_own_ids(

@@ -56,7 +56,7 @@ BORDERS = (
 
 
 @dataclass(frozen=True)
-class Piece:
+class CutText:
     """A part of a text: ``text`` begins with an anchor of ``num_anchor_ids`` ids; ``forced`` where it ends at no
     border, ``last`` where it ends the text."""
 
@@ -90,7 +90,7 @@ def usable_borders(encode: Callable[[str], Sequence[int]], tokens: Sequence[byte
 
 def pieces_of(
     text: str, borders: Sequence[tuple[Border, int]], *, piece: int = PIECE, reach: int = REACH
-) -> Iterator[Piece]:
+) -> Iterator[CutText]:
     """Cuts a text; one of up to two pieces is left whole.
 
     Args:
@@ -106,13 +106,13 @@ def pieces_of(
             if len(text) - start <= reach:
                 break
             stop = start + reach
-            yield Piece(anchor + text[start:stop], num_anchor_ids, forced=True, last=False)
+            yield CutText(anchor + text[start:stop], num_anchor_ids, forced=True, last=False)
             start, anchor, num_anchor_ids = stop, "", 0
         else:
             stop, border, count = found
-            yield Piece(anchor + text[start:stop], num_anchor_ids, last=False)
+            yield CutText(anchor + text[start:stop], num_anchor_ids, last=False)
             start, anchor, num_anchor_ids = stop, border.anchor, count
-    yield Piece(anchor + text[start:], num_anchor_ids)
+    yield CutText(anchor + text[start:], num_anchor_ids)
 
 
 def _next(text: str, after: int, before: int, borders: Sequence[tuple[Border, int]]) -> tuple[int, Border, int] | None:

@@ -13,7 +13,7 @@ from tokenizers import AddedToken, Tokenizer
 from latentforge.text.control_tokens import ControlTokens, control_literals
 from latentforge.text.errors import TextError
 from latentforge.text.fingerprint import fingerprint_of
-from latentforge.text.long_texts import PIECE, Border, Piece, pieces_of, usable_borders
+from latentforge.text.long_texts import PIECE, Border, CutText, pieces_of, usable_borders
 from latentforge.text.respelling import respelled, unknown_literal
 from latentforge.text.surrogates import surrogate_in
 from latentforge.text.token_bytes import bytes_of_pieces, is_byte_level
@@ -101,7 +101,7 @@ class Vocabulary:
         Raises:
             TextError: as :meth:`encode`.
         """
-        waiting: list[Piece] = []
+        waiting: list[CutText] = []
         parts: list[NDArray[np.uint32]] = []
         num_forced = num_characters = 0
 
@@ -119,7 +119,7 @@ class Vocabulary:
         for text in texts:
             if not rendered:
                 self._control.check(text)
-            for piece in pieces_of(text, self._borders) if len(text) > PIECE else [Piece(text)]:
+            for piece in pieces_of(text, self._borders) if len(text) > PIECE else [CutText(text)]:
                 waiting.append(piece)
                 num_characters += len(piece.text)
                 if num_characters >= _CHARACTERS_AT_ONCE:
