@@ -132,3 +132,12 @@ def test_the_wait_for_the_teacher_is_kept_step_by_step(tmp_path: Path) -> None:
             progress.teacher_waited(waited)
             progress.step(step, {"ce": 1.0}, 10)
     assert [p.figures["teacher_wait_seconds"] for p in read_progress(tmp_path)] == [1.5, 0.25]
+
+
+def test_a_full_disk_is_said_once_and_ends_nothing(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
+    output, status = io.StringIO(), Status("r")
+    run_steps(tmp_path, Console(file=output, width=200), status)
+    assert output.getvalue().count("warning: MetricsFile cannot be written ([Errno 28] No space left on device)") == 1
+    assert "published r/step-00000003" in output.getvalue()
+    assert status.step == 3

@@ -2,7 +2,8 @@
 
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -58,6 +59,7 @@ class StageProgress:
             live,
         ]
         self._sinks = [*self._own, *more]
+        self._warned: set[Sink] = set()
         self._started = time.monotonic()
         self._amount = 0
         # When each of the newest steps was done, and how many tokens there were by then.
@@ -72,7 +74,7 @@ class StageProgress:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         for sink in self._own:
-            sink.close()
+            self._guarded(sink, sink.close)
 
     def step(self, step: int, values: Mapping[str, float], amount: int, note: str = "") -> None:
         """Reports that ``step`` steps are done.
@@ -118,4 +120,13 @@ class StageProgress:
     def _tell(self, kind: EventKind, step: int, **about: Any) -> None:
         event = Event(kind, self._stage, step, self._total, **about)
         for sink in self._sinks:
-            sink.take(event)
+            self._guarded(sink, partial(sink.take, event))
+
+    def _guarded(self, sink: Sink, write: Callable[[], None]) -> None:
+        """Has a sink write; a disk that takes nothing for an hour must not cost a run of weeks."""
+        try:
+            write()
+        except OSError as error:
+            if sink not in self._warned:
+                self._warned.add(sink)
+                self.say(f"warning: {type(sink).__name__} cannot be written ({error}); it goes on without")

@@ -230,6 +230,7 @@ class StudentTraining:
         entry = self.rewinds.skip(error, broken, self.step, skipped)
         # A run that is killed now goes on with it, and not by finding out again.
         self.state.replace_progress(self.step, self._progress())
+        self.run.status.count("rewinds")
         progress.say(
             f"{entry.reason}: back to step {entry.step}, and past {entry.last - entry.first + 1} batches "
             f"({len(self.rewinds.skipped)} of at most {self.recipe.max_rewinds} times)"
