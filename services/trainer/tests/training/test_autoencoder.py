@@ -72,6 +72,7 @@ def test_in_bfloat16_it_learns_the_same(make_run: Any, packed: PackedData) -> No
         train_autoencoder(make_run(name, overrides={**steps, "precision": name}), *split_tail(packed))
         for name in ("float32", "bfloat16")
     )
+    assert exact.loss is not None
     assert exact.loss < 4
     assert rounded.loss == pytest.approx(exact.loss, abs=0.05)
     assert rounded.token_exact == pytest.approx(exact.token_exact, abs=0.02)

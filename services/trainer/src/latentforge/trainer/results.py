@@ -91,11 +91,12 @@ class ReconstructionFigures(_Part):
 
 
 class AutoencoderFigures(ReconstructionFigures):
-    """What a summary says of an autoencoder: K, D, reconstruction, and the last step's cross-entropy."""
+    """What a summary says of an autoencoder: K, D, reconstruction, and the last step's cross-entropy, where it was
+    trained by the run itself."""
 
     k: int
     d: int
-    loss: float
+    loss: float | None = None
 
 
 class AutoencoderResult(AutoencoderFigures, RunFile):

@@ -12,6 +12,7 @@ from latentforge.trainer.cli.dry_run import dry_run
 from latentforge.trainer.cli.evaluate import evaluate
 from latentforge.trainer.cli.options import (
     DryRunOption,
+    InitFromOption,
     MemoryOptions,
     RunOptions,
     TeacherOptions,
@@ -59,6 +60,7 @@ def run_all(
     options: RunOptions,
     teacher: TeacherOptions,
     memory: MemoryOptions,
+    init_from: InitFromOption = None,
     status_port: Annotated[
         int | None, typer.Option("--status-port", help="Serve GET /health, GET /status and GET /metrics here.")
     ] = None,
@@ -80,10 +82,11 @@ def run_all(
     if keep_serving and status_port is None:
         raise typer.BadParameter("there is nothing to serve without --status-port", param_hint="--keep-serving")
     with user_errors() as stack, StopRequest() as stop, joined_ranks() as ranks:
+        overrides = teacher.overrides | memory.overrides | {"student.init_checkpoint": init_from}
         if dry:
-            dry_run(options, teacher.overrides | memory.overrides, ["autoencoder", "student"])
+            dry_run(options, overrides, ["autoencoder", "student"])
             return
-        context = run_context(options, teacher.overrides | memory.overrides, stop, teacher.gateway, ranks)
+        context = run_context(options, overrides, stop, teacher.gateway, ranks)
         hold(context, stack)
         server = (
             StatusServer(context.status, status_host, status_port)

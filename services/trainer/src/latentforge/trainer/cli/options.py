@@ -15,6 +15,7 @@ from latentforge.core.files import remove
 if TYPE_CHECKING:
     from latentforge.trainer.config.recipe import Recipe
     from latentforge.trainer.config.settings import TrainerSettings
+    from latentforge.trainer.errors import RecipeError
     from latentforge.trainer.run.context import RunContext
     from latentforge.trainer.run.ranks import Ranks
 
@@ -148,6 +149,15 @@ DryRunOption = Annotated[
         "--dry-run", help="Say what it takes: parameters, memory, speed, time, disk. Trains, asks and leaves nothing."
     ),
 ]
+InitFromOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--init-from",
+        metavar="CHECKPOINT",
+        help="Start from the autoencoder and the student of a published checkpoint's folder.",
+        show_default="the recipe's",
+    ),
+]
 GatewayOption = Annotated[
     str | None, typer.Option("--gateway", help="host:port of the teacher-gateway.", show_default="GATEWAY_TARGET")
 ]
@@ -257,6 +267,13 @@ def run_context(
     from latentforge.trainer.run.tokenizer import teachers_tokenizer
 
     settings, recipe = recipe_of(options, overrides, gateway)
+    name = options.run or recipe.name
+    started_from = recipe.student.init_checkpoint
+    if started_from is not None and started_from.resolve().parent == (settings.checkpoints_dir / name).resolve():
+        raise RecipeError(
+            f"student.init_checkpoint={started_from} is of this run itself, which goes on by itself; choose another "
+            "--run NAME for what starts from it"
+        )
     data = recipe.data
     tokenizer = teachers_tokenizer(settings, eos_id=data.eos_id, pad_id=data.pad_id, bos=data.bos)
     tokenizer.check_ids()

@@ -11,6 +11,7 @@ from latentforge.trainer.cli.options import (
     AccumulationOption,
     Bf16Option,
     DryRunOption,
+    InitFromOption,
     KOption,
     LengthOption,
     MemoryOptions,
@@ -114,6 +115,7 @@ def student(
         Path | None,
         typer.Option("--ae-checkpoint", help="A trained autoencoder's folder.", show_default="runs/RUN/autoencoder"),
     ] = None,
+    init_from: InitFromOption = None,
     objective: Annotated[
         str | None,
         typer.Option(
@@ -154,6 +156,7 @@ def student(
             | memory.overrides
             | {
                 "chunk_size": k,
+                "student.init_checkpoint": init_from,
                 "student.objective": objective,
                 "student.optim.steps": steps,
                 "student.optim.batch_size": batch_size,
@@ -175,7 +178,8 @@ def student(
             forget(ranks, context.folder / "state" / "student", result_file(context, "student"), checkpoints)
         with ranks.main_first():
             train, held_out = run_data(context, options.data, options.held_out)
-        folder = ae_checkpoint or context.folder / "autoencoder"
+        started_from = context.recipe.student.init_checkpoint
+        folder = ae_checkpoint or (started_from or context.folder) / "autoencoder"
         with tracked_context(context) as tracked:
             result = train_student(tracked, train, held_out, folder, d, fresh=options.fresh)
         if ranks.is_main:

@@ -78,6 +78,11 @@ class Recipe(Section):
             raise ValueError("student.weights are all 0; give at least one term a weight")
         self._check_share()
         self._check_targets_from()
+        if self.student.init_checkpoint is not None and self.student.init_from is not None:
+            raise ValueError(
+                f"student.init_from={self.student.init_from} and student.init_checkpoint={self.student.init_checkpoint}"
+                ": a student starts from one of them; leave the other out"
+            )
         self._check_on_policy()
         return self
 

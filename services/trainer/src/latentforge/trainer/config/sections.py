@@ -180,6 +180,11 @@ class StudentRecipe(Section):
         description="A pretrained model that it starts from: the folder or the hub id of a Qwen3 or Llama, or a "
         "token-level student's folder. Sizes of its layers that the model leaves out are taken from it.",
     )
+    init_checkpoint: Path | None = Field(
+        None,
+        description="A published checkpoint's folder, checkpoints/RUN/step-00001200, whose autoencoder and student the "
+        "run goes on from, with a schedule of its own.",
+    )
     init_parts: list[InitPart] | None = Field(
         None,
         min_length=1,

@@ -18,7 +18,9 @@ from latentforge.trainer.run.context import RunContext
 from latentforge.trainer.run.sinks.live import write_status
 from latentforge.trainer.targets.choose import met_teacher
 from latentforge.trainer.training.autoencoder import train_autoencoder
-from latentforge.trainer.training.student import refuse_others_checkpoints, result_file, train_student
+from latentforge.trainer.training.init_checkpoint import adopt_autoencoder, check_checkpoint
+from latentforge.trainer.training.state import has_state
+from latentforge.trainer.training.student import refuse_others_checkpoints, result_file, state_folder, train_student
 
 
 def run_pipeline(
@@ -40,6 +42,8 @@ def run_pipeline(
     if not result_file(run, "student").is_file():
         # What the student would fail for is better known before the autoencoder has trained for minutes.
         refuse_others_checkpoints(run)
+        if not has_state(state_folder(run, "student")):
+            check_checkpoint(run)
         with met_teacher(run):
             pass
     run.status.stage = "data"
@@ -48,7 +52,11 @@ def run_pipeline(
     with run.ranks.main_first():
         train, held_out_data = run_data(run, data, held_out)
     data_seconds = round(time.monotonic() - started, 2)
-    autoencoder = train_autoencoder(run, train, held_out_data)
+    started_from = run.recipe.student.init_checkpoint
+    if started_from is None:
+        autoencoder = train_autoencoder(run, train, held_out_data)
+    else:
+        autoencoder = adopt_autoencoder(run, held_out_data, started_from)
     student = train_student(run, train, held_out_data, run.folder / "autoencoder", fresh=fresh)
     path = run.folder / SUMMARY
     if path.is_file():

@@ -10,11 +10,13 @@ from latentforge.core.checkpoints import list_checkpoints
 from latentforge.core.files import sha256_of
 from latentforge.model.autoencoder import Autoencoder
 from latentforge.model.io import WEIGHTS_FILE, load_autoencoder
+from latentforge.model.latent_model import LatentModel
 from latentforge.text.packed import PackedData, check_data
 from latentforge.trainer.errors import TrainerError
 from latentforge.trainer.results import StudentResult
 from latentforge.trainer.run.context import RunContext
 from latentforge.trainer.targets.choose import met_teacher, target_source
+from latentforge.trainer.training.init_checkpoint import check_checkpoint, start_from_checkpoint
 from latentforge.trainer.training.learners import Stage, latent_learner, token_level_learner
 from latentforge.trainer.training.loop import StudentTraining
 from latentforge.trainer.training.state import StageState, has_state
@@ -75,7 +77,7 @@ def refuse_others_checkpoints(run: RunContext) -> None:
         TrainerError: there are checkpoints, and neither a saved state nor a result that they could be of.
     """
     folder = run.settings.checkpoints_dir / run.name
-    if result_file(run, "student").is_file() or has_state(_state_folder(run, "student")):
+    if result_file(run, "student").is_file() or has_state(state_folder(run, "student")):
         return
     if list_checkpoints(folder):
         raise TrainerError(
@@ -85,7 +87,8 @@ def refuse_others_checkpoints(run: RunContext) -> None:
         )
 
 
-def _state_folder(run: RunContext, stage: Stage) -> Path:
+def state_folder(run: RunContext, stage: Stage) -> Path:
+    """Where a stage's states are."""
     return run.folder / "state" / stage
 
 
@@ -107,7 +110,7 @@ def _train(
         **more_identity,
     }
     state = StageState(
-        _state_folder(run, stage), identity, ranks=run.ranks, keep=run.recipe.student.keep_states, say=run.say
+        state_folder(run, stage), identity, ranks=run.ranks, keep=run.recipe.student.keep_states, say=run.say
     )
     path = result_file(run, stage)
     if path.is_file():
@@ -126,6 +129,9 @@ def _train(
             source.prepare()
         counts = torch.from_numpy(source.token_counts)
         learner = token_level_learner(run, counts) if autoencoder is None else latent_learner(run, autoencoder, counts)
+        place = None if has_state(state.folder) else check_checkpoint(run)
+        if place is not None and isinstance(learner.model, LatentModel):
+            start_from_checkpoint(learner.model.student, place)
         training = StudentTraining(run, source, learner, teacher, state)
         training.load()
         training.loop()
