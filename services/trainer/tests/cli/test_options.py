@@ -1,8 +1,10 @@
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from typer.testing import CliRunner
 
+from latentforge.trainer.cli.main import app as trainer
 from latentforge.trainer.cli.options import MemoryOptions, RunOptions, TeacherOptions, with_groups
 
 
@@ -57,3 +59,12 @@ def test_the_seeds_names_save_memory_with_either_kind_of_dash() -> None:
     }
     nothing = dict.fromkeys(asked)
     assert [options.overrides for options in got] == [asked, asked, nothing | {"precision": "float32"}]
+
+
+def test_a_run_does_not_start_from_a_checkpoint_of_its_own(environment: dict[str, str], monkeypatch: Any) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    own = str(Path(environment["CHECKPOINTS_DIR"]) / "tiny" / "step-00000012")
+    result = CliRunner().invoke(trainer, ["run", "--recipe", "tiny", "--init-from", own])
+    assert result.exit_code == 2
+    assert "is of this run itself" in result.output

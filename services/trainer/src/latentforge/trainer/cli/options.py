@@ -15,7 +15,6 @@ from latentforge.core.files import remove
 if TYPE_CHECKING:
     from latentforge.trainer.config.recipe import Recipe
     from latentforge.trainer.config.settings import TrainerSettings
-    from latentforge.trainer.errors import RecipeError
     from latentforge.trainer.run.context import RunContext
     from latentforge.trainer.run.ranks import Ranks
 
@@ -261,6 +260,7 @@ def run_context(
     from rich.console import Console
 
     from latentforge.trainer.config.pretrained import check_vocabulary
+    from latentforge.trainer.errors import RecipeError
     from latentforge.trainer.run.context import RunContext
     from latentforge.trainer.run.ranks import ALONE
     from latentforge.trainer.run.status import Status
