@@ -13,6 +13,7 @@ from matplotlib.image import imread
 from matplotlib.text import Annotation
 
 from benchmarks.gateway.__main__ import GatewayBenchResults
+from benchmarks.inference.report import InferenceBenchResults
 from experiments.chart import ChartControl, quality_and_speed
 from experiments.labels import Label, place_labels
 from experiments.measured import Measured
@@ -37,7 +38,11 @@ def test_a_model_is_read_as_it_was_written() -> None:
 
 @pytest.mark.parametrize("path", sorted(RESULTS.glob("*/*.json")), ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_every_published_file_is_of_this_version(path: Path) -> None:
-    kinds: dict[str, type[ResultsFile]] = {"gateway": GatewayBenchResults, "students-controls": ControlResults}
+    kinds: dict[str, type[ResultsFile]] = {
+        "gateway": GatewayBenchResults,
+        "inference": InferenceBenchResults,
+        "students-controls": ControlResults,
+    }
     kind = kinds.get(path.parent.name) or kinds.get(f"{path.parent.name}-{path.stem}") or ModelResults
     assert kind.read(path).name
 
