@@ -7,14 +7,8 @@ from typing import Annotated
 
 import typer
 
-from latentforge.trainer.cli.options import (
-    GatewayOption,
-    PromptsOption,
-    RunOptions,
-    run_context,
-    user_errors,
-    with_groups,
-)
+from latentforge.trainer.cli.opening import run_context, user_errors
+from latentforge.trainer.cli.options import GatewayOption, PromptsOption, RunOptions, with_groups
 
 
 @with_groups

@@ -5,6 +5,7 @@ from typing import Annotated, cast
 
 import typer
 
+from latentforge.trainer.cli.opening import user_errors
 from latentforge.trainer.cli.options import (
     BosOption,
     EosOption,
@@ -12,7 +13,6 @@ from latentforge.trainer.cli.options import (
     SkipBadOption,
     TextColumnOption,
     TokenizerOption,
-    user_errors,
 )
 from latentforge.trainer.data.prompts import Split
 

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from latentforge.trainer.cli.opening import recipe_of, user_errors
 from latentforge.trainer.cli.options import RunOptions
 
 if TYPE_CHECKING:
@@ -14,17 +15,13 @@ if TYPE_CHECKING:
 _GIB = 2**30
 
 
+@user_errors()
 def dry_run(options: RunOptions, overrides: Mapping[str, Any], stages: "Sequence[StageName]") -> None:
-    """Prints the stages' parameters, memory, speed, time and disk.
-
-    Raises:
-        SettingsError, RecipeError, TextError: a setting, the recipe or a tokenizer that is needed cannot be used.
-    """
+    """Prints the stages' parameters, memory, speed, time and disk."""
     from rich.console import Console
     from rich.progress import Progress, SpinnerColumn, TextColumn
 
     from latentforge.core.settings import SettingsError
-    from latentforge.trainer.cli.options import recipe_of
     from latentforge.trainer.run.device import device_of
     from latentforge.trainer.run.tokenizer import teachers_tokenizer
     from latentforge.trainer.training.dry_run import TokenizerIds, stage_needs

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from latentforge.trainer.cli.options import BosOption, EosOption, GatewayOption, PadOption, TokenizerOption, user_errors
+from latentforge.trainer.cli.opening import user_errors
+from latentforge.trainer.cli.options import BosOption, EosOption, GatewayOption, PadOption, TokenizerOption
 
 
 def evaluate(

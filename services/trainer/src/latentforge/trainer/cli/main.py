@@ -2,6 +2,7 @@
 
 import os
 import time
+from contextlib import ExitStack
 from typing import Annotated
 
 import typer
@@ -10,17 +11,13 @@ from latentforge.trainer.cli.collect import collect
 from latentforge.trainer.cli.data import data_app, pack, train_tokenizer
 from latentforge.trainer.cli.dry_run import dry_run
 from latentforge.trainer.cli.evaluate import evaluate
+from latentforge.trainer.cli.opening import forget, opened_run
 from latentforge.trainer.cli.options import (
     DryRunOption,
     InitFromOption,
     MemoryOptions,
     RunOptions,
     TeacherOptions,
-    forget,
-    hold,
-    run_context,
-    tracked_context,
-    user_errors,
     with_groups,
 )
 from latentforge.trainer.cli.score import score
@@ -72,52 +69,37 @@ def run_all(
 ) -> None:
     """Data, autoencoder, student: the whole job; what is finished is not done again."""
     from latentforge.trainer.results import SUMMARY
-    from latentforge.trainer.run.interrupt import StopRequest
     from latentforge.trainer.run.lock import LOCK
-    from latentforge.trainer.run.ranks import joined_ranks
     from latentforge.trainer.run.sinks.live import write_status
     from latentforge.trainer.run.status_server import StatusServer
     from latentforge.trainer.training.pipeline import run_pipeline, targets_line
 
     if keep_serving and status_port is None:
         raise typer.BadParameter("there is nothing to serve without --status-port", param_hint="--keep-serving")
-    with user_errors() as stack, StopRequest() as stop, joined_ranks() as ranks:
-        overrides = teacher.overrides | memory.overrides | {"student.init_checkpoint": init_from}
-        if dry:
-            dry_run(options, overrides, ["autoencoder", "student"])
-            return
-        context = run_context(options, overrides, stop, teacher.gateway, ranks)
-        hold(context, stack)
-        server = (
-            StatusServer(context.status, status_host, status_port)
-            if status_port is not None and ranks.is_main
-            else None
-        )
+    overrides = {**teacher.overrides, **memory.overrides, "student.init_checkpoint": init_from}
+    if dry:
+        dry_run(options, overrides, ["autoencoder", "student"])
+        return
+    with opened_run(options, overrides, teacher.gateway) as run, ExitStack() as until:
+        is_main = run.ranks.is_main
+        if status_port is not None and is_main:
+            until.callback(StatusServer(run.status, status_host, status_port).close)
         try:
             if options.fresh:
-                made = context.folder.iterdir() if context.folder.is_dir() else ()
-                forget(
-                    ranks,
-                    *(p for p in made if p.name not in ("generated", LOCK)),
-                    context.settings.checkpoints_dir / context.name,
-                )
-            with tracked_context(context) as tracked:
-                summary = run_pipeline(tracked, options.data, options.held_out, fresh=options.fresh)
-            context.status.done = True
-            if ranks.is_main:
-                write_status(context.folder, context.status)
-                typer.echo(
-                    f"{context.folder / SUMMARY}; {len(summary.checkpoints)} checkpoints, the last is "
-                    f"{summary.checkpoints[-1]}"
-                )
+                made = run.folder.iterdir() if run.folder.is_dir() else ()
+                kept = "generated", LOCK
+                forget(run, *(p for p in made if p.name not in kept), run.settings.checkpoints_dir / run.name)
+            summary = run_pipeline(run, options.data, options.held_out, fresh=options.fresh)
+            run.status.done = True
+            if is_main:
+                write_status(run.folder, run.status)
+                checkpoints = summary.checkpoints
+                typer.echo(f"{run.folder / SUMMARY}; {len(checkpoints)} checkpoints, the last is {checkpoints[-1]}")
                 typer.echo(targets_line(summary))
-            while keep_serving and not stop():
+            while keep_serving and not run.stop():
                 time.sleep(0.2)
         except BaseException as error:
-            context.status.error = str(error) or type(error).__name__
-            if ranks.is_main and context.folder.is_dir():
-                write_status(context.folder, context.status)
+            run.status.error = str(error) or type(error).__name__
+            if is_main and run.folder.is_dir():
+                write_status(run.folder, run.status)
             raise
-        finally:
-            if server is not None:
-                server.close()

@@ -1,25 +1,13 @@
-"""What commands share: options, from them a run's context, and how errors become words and exit codes."""
+"""The options that commands share, alone and in groups."""
 
 import functools
 import inspect
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, fields, is_dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
-
-from latentforge.core.files import remove
-
-if TYPE_CHECKING:
-    from latentforge.trainer.config.recipe import Recipe
-    from latentforge.trainer.config.settings import TrainerSettings
-    from latentforge.trainer.run.context import RunContext
-    from latentforge.trainer.run.ranks import Ranks
-
-# Seconds: a pin that a server writes takes less.
-_LEFT_AFTER = 60.0
 
 TokenizerOption = Annotated[
     Path | None, typer.Option("--tokenizer", help="The teacher's tokenizer folder.", show_default="TOKENIZER_PATH")
@@ -120,6 +108,14 @@ LengthOption = Annotated[
     typer.Option("--sequence-length", help="Tokens per sequence, a multiple of K.", show_default="the recipe's"),
 ]
 KOption = Annotated[int | None, typer.Option("--k", help="Tokens per chunk, K.", show_default="the recipe's")]
+StepsOption = Annotated[int | None, typer.Option("--steps", help="Optimizer steps.", show_default="the recipe's")]
+BatchOption = Annotated[
+    int | None, typer.Option("--batch-size", help="Sequences per step.", show_default="the recipe's")
+]
+KdOption = Annotated[float | None, typer.Option("--kd-w", help="Weight of the KD loss.", show_default="the recipe's")]
+CeOption = Annotated[
+    float | None, typer.Option("--ce-w", help="Weight of the cross-entropy.", show_default="the recipe's")
+]
 AccumulationOption = Annotated[
     int | None,
     typer.Option(
@@ -176,6 +172,7 @@ class RunOptions:
     bos: BosOption = None
     text_column: TextColumnOption = None
     skip_bad: SkipBadOption = None
+    sequence_length: LengthOption = None
     sets: SetOption = None
     fresh: FreshOption = False
     tracker: TrackerOption = None
@@ -216,6 +213,25 @@ class MemoryOptions:
         }
 
 
+@dataclass(frozen=True)
+class LearningOptions:
+    """How long a student learns, from how much at once, and what counts."""
+
+    steps: StepsOption = None
+    batch_size: BatchOption = None
+    kd_w: KdOption = None
+    ce_w: CeOption = None
+
+    @property
+    def overrides(self) -> dict[str, Any]:
+        return {
+            "student.optim.steps": self.steps,
+            "student.optim.batch_size": self.batch_size,
+            "student.weights.kd": self.kd_w,
+            "student.weights.ce": self.ce_w,
+        }
+
+
 def precision(bf16: bool | None) -> str | None:
     """The recipe's word for what ``--bf16`` asks for."""
     return None if bf16 is None else "bfloat16" if bf16 else "float32"
@@ -243,141 +259,3 @@ def with_groups(command: Callable[..., None]) -> Callable[..., None]:
     flat.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     flat.__annotations__ = {p.name: p.annotation for p in parameters}
     return flat
-
-
-def run_context(
-    options: RunOptions,
-    overrides: dict[str, Any],
-    stop: Callable[[], bool],
-    gateway: str | None = None,
-    ranks: "Ranks | None" = None,
-) -> "RunContext":
-    """The run that the options name, its recipe with ``overrides`` by dotted name.
-
-    Raises:
-        SettingsError, RecipeError, TextError: a setting, the recipe or the tokenizer cannot be used.
-    """
-    from rich.console import Console
-
-    from latentforge.trainer.config.pretrained import check_vocabulary
-    from latentforge.trainer.errors import RecipeError
-    from latentforge.trainer.run.context import RunContext
-    from latentforge.trainer.run.ranks import ALONE
-    from latentforge.trainer.run.status import Status
-    from latentforge.trainer.run.tokenizer import teachers_tokenizer
-
-    settings, recipe = recipe_of(options, overrides, gateway)
-    name = options.run or recipe.name
-    started_from = recipe.student.init_checkpoint
-    if started_from is not None and started_from.resolve().parent == (settings.checkpoints_dir / name).resolve():
-        raise RecipeError(
-            f"student.init_checkpoint={started_from} is of this run itself, which goes on by itself; choose another "
-            "--run NAME for what starts from it"
-        )
-    data = recipe.data
-    tokenizer = teachers_tokenizer(settings, eos_id=data.eos_id, pad_id=data.pad_id, bos=data.bos)
-    tokenizer.check_ids()
-    check_vocabulary(recipe.student, recipe.autoencoder, tokenizer, recipe.vocab_size or tokenizer.vocab_size)
-    name = options.run or recipe.name
-    ranks = ranks or ALONE
-    console = Console(stderr=True, quiet=not ranks.is_main)
-    return RunContext(name, recipe, settings, tokenizer, Status(name), stop, console, ranks)
-
-
-def recipe_of(
-    options: RunOptions, overrides: Mapping[str, Any], gateway: str | None = None
-) -> "tuple[TrainerSettings, Recipe]":
-    """The settings, and the recipe that the options name with ``overrides`` by dotted name; raises as above."""
-    from latentforge.core.settings import load_settings
-    from latentforge.trainer.config.recipe import load_recipe, parse_override
-    from latentforge.trainer.config.settings import TrainerSettings
-
-    settings = load_settings(
-        TrainerSettings,
-        gateway_target=gateway,
-        tokenizer_path=options.tokenizer,
-        trainer_tracker=options.tracker,
-    )
-    overrides = {
-        "data.eos_id": options.eos_id,
-        "data.pad_id": options.pad_id,
-        "data.bos": options.bos,
-        "data.text_column": options.text_column,
-        "data.skip_bad": options.skip_bad,
-        **overrides,
-    }
-    overrides |= dict(parse_override(text) for text in options.sets or [])
-    recipe = load_recipe(options.recipe, settings.recipes_dir, overrides)
-    return settings, recipe
-
-
-@contextmanager
-def tracked_context(context: "RunContext") -> "Iterator[RunContext]":
-    """The same context with the chosen tracker among its sinks.
-
-    Raises:
-        TrainerError: the tracker is not installed, or cannot begin.
-    """
-    from latentforge.trainer.run.sinks.tracker import tracked
-
-    if not context.ranks.is_main:
-        yield context
-        return
-    settings, config = context.settings, context.recipe.model_dump(mode="json")
-    with tracked(
-        settings.trainer_tracker, settings.trainer_tracker_project, context.name, context.folder, config
-    ) as sinks:
-        yield replace(context, sinks=(*context.sinks, *sinks))
-
-
-def hold(context: "RunContext", until: ExitStack) -> None:
-    """Keeps other trainers from the run until ``until`` is closed, and sweeps what one that died was writing.
-
-    Raises:
-        TrainerError: another trainer has it.
-    """
-    from latentforge.core.files import sweep
-    from latentforge.trainer.run.lock import RunLock
-
-    if not context.ranks.is_main:
-        return
-    lock = RunLock(context.folder)
-    until.callback(lock.release)
-    folders = [context.folder, *(p for p in context.folder.rglob("*") if p.is_dir())]
-    for folder in (*folders, context.settings.checkpoints_dir / context.name):
-        # Nobody else writes here now, whatever machine the dead one was on.
-        sweep(folder, left_after=_LEFT_AFTER)
-
-
-def sequence_length_of(chosen: int | None, data: Path | None) -> int | None:
-    """Packed data brings its own sequence length."""
-    from latentforge.text.packed import META, PackedData
-
-    if chosen is not None or data is None or not (data / META).is_file():
-        return chosen
-    return PackedData(data).meta.sequence_length
-
-
-def forget(ranks: "Ranks", *places: Path) -> None:
-    """Removes files and folders, where they are, once for all processes."""
-    with ranks.main_first():
-        for place in places if ranks.is_main else ():
-            remove(place)
-
-
-@contextmanager
-def user_errors() -> Iterator[ExitStack]:
-    """Says what a user can put right in plain words, and ends with the right exit code; gives what is closed then."""
-    from latentforge.core.command_line import DONE, errors_reported
-    from latentforge.core.logs import configure_logging
-    from latentforge.teacher_client.errors import TeacherError
-    from latentforge.trainer.errors import RecipeError
-    from latentforge.trainer.run.interrupt import Interrupted
-
-    configure_logging("trainer")
-    try:
-        with errors_reported(ValueError, TeacherError, OSError, usage=(RecipeError,)), ExitStack() as stack:
-            yield stack
-    except Interrupted:
-        typer.echo("stopped as asked; everything is saved. Run the same command to resume.", err=True)
-        raise typer.Exit(DONE) from None

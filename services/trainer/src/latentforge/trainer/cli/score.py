@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from latentforge.trainer.cli.opening import run_context, user_errors
 from latentforge.trainer.cli.options import (
     BosOption,
     EosOption,
@@ -19,9 +20,6 @@ from latentforge.trainer.cli.options import (
     RunOptions,
     SetOption,
     TokenizerOption,
-    run_context,
-    sequence_length_of,
-    user_errors,
     with_groups,
 )
 
@@ -81,8 +79,7 @@ def score(
                 f"--shard {shard} of {data}: several processes share packed data; make it with `trainer pack` first"
             )
         own = {name: getattr(options, name) for name in ScoreOptions.__dataclass_fields__}
-        length = sequence_length_of(None, data)
-        overrides = {"teacher.top_k": top_k, "teacher.share": share, "data.sequence_length": length}
+        overrides = {"teacher.top_k": top_k, "teacher.share": share}
         run = run_context(RunOptions(data=data, **own), overrides, stop)
         if run.recipe.data.mask_documents:
             raise TrainerError(

@@ -7,36 +7,23 @@ from typing import Annotated
 import typer
 
 from latentforge.trainer.cli.dry_run import dry_run
+from latentforge.trainer.cli.opening import forget, opened_run
 from latentforge.trainer.cli.options import (
     AccumulationOption,
     Bf16Option,
     DryRunOption,
     InitFromOption,
     KOption,
-    LengthOption,
+    LearningOptions,
     MemoryOptions,
     RunOptions,
+    StepsOption,
     TeacherOptions,
-    forget,
-    hold,
     precision,
-    run_context,
-    sequence_length_of,
-    tracked_context,
-    user_errors,
     with_groups,
 )
 from latentforge.trainer.config.objectives import OBJECTIVES
 from latentforge.trainer.results import StudentResult
-
-StepsOption = Annotated[int | None, typer.Option("--steps", help="Optimizer steps.", show_default="the recipe's")]
-BatchOption = Annotated[
-    int | None, typer.Option("--batch-size", help="Sequences per step.", show_default="the recipe's")
-]
-KdOption = Annotated[float | None, typer.Option("--kd-w", help="Weight of the KD loss.", show_default="the recipe's")]
-CeOption = Annotated[
-    float | None, typer.Option("--ce-w", help="Weight of the cross-entropy.", show_default="the recipe's")
-]
 
 train_app = typer.Typer(no_args_is_help=True, help="Trains one model.")
 
@@ -58,50 +45,43 @@ def autoencoder(
     ] = None,
     gradient_accumulation_steps: AccumulationOption = None,
     bf16: Bf16Option = None,
-    sequence_length: LengthOption = None,
     dry: DryRunOption = False,
 ) -> None:
     """Trains the autoencoder into runs/RUN/autoencoder/."""
     from latentforge.trainer.data.prepare import run_data
     from latentforge.trainer.errors import TrainerError
-    from latentforge.trainer.run.interrupt import StopRequest
-    from latentforge.trainer.run.ranks import joined_ranks
     from latentforge.trainer.training.autoencoder import train_autoencoder
 
     if steps is not None and epochs is not None:
         raise typer.BadParameter("give --steps or --epochs, not both", param_hint="--epochs")
-    with user_errors() as stack, StopRequest() as stop, joined_ranks() as ranks:
-        overrides = {
-            "chunk_size": k,
-            "autoencoder.model.latent_size": d,
-            "autoencoder.optim.steps": steps,
-            "autoencoder.optim.batch_size": batch_size,
-            "autoencoder.optim.gradient_accumulation_steps": gradient_accumulation_steps,
-            "precision": precision(bf16),
-            "data.sequence_length": sequence_length_of(sequence_length, options.data),
-        }
-        if dry:
-            dry_run(options, overrides, ["autoencoder"])
-            return
-        context = run_context(options, overrides, stop, ranks=ranks)
-        hold(context, stack)
+    overrides = {
+        "chunk_size": k,
+        "autoencoder.model.latent_size": d,
+        "autoencoder.optim.steps": steps,
+        "autoencoder.optim.batch_size": batch_size,
+        "autoencoder.optim.gradient_accumulation_steps": gradient_accumulation_steps,
+        "precision": precision(bf16),
+    }
+    if dry:
+        dry_run(options, overrides, ["autoencoder"])
+        return
+    with opened_run(options, overrides) as run:
         if options.fresh:
-            forget(ranks, context.folder / "state" / "autoencoder", context.folder / "autoencoder")
-        with ranks.main_first():
-            train, held_out = run_data(context, options.data, options.held_out)
+            forget(run, run.folder / "state" / "autoencoder", run.folder / "autoencoder")
+        with run.ranks.main_first():
+            train, held_out = run_data(run, options.data, options.held_out)
         if not len(train):
             raise TrainerError(f"{options.data} holds no sequence")
         if epochs is not None:
             # Known only now: the data says how many steps a pass takes.
-            recipe = context.recipe.with_autoencoder_epochs(epochs, len(train) * train.meta.sequence_length)
-            context = replace(context, recipe=recipe)
-        with tracked_context(context) as tracked:
-            result = train_autoencoder(tracked, train, held_out)
-        if ranks.is_main:
+            recipe = run.recipe.with_autoencoder_epochs(epochs, len(train) * train.meta.sequence_length)
+            run = replace(run, recipe=recipe)
+        result = train_autoencoder(run, train, held_out)
+        if run.ranks.is_main:
             typer.echo(
                 f"autoencoder K={result.k} D={result.d}: {result.token_exact:.2%} of held-out tokens and "
                 f"{result.chunk_exact:.2%} of chunks exact, {result.token_exact_noisy:.2%} of tokens under "
-                f"posterior noise; {context.folder / 'autoencoder'}"
+                f"posterior noise; {run.folder / 'autoencoder'}"
             )
 
 
@@ -111,6 +91,7 @@ def student(
     options: RunOptions,
     teacher: TeacherOptions,
     memory: MemoryOptions,
+    learning: LearningOptions,
     ae_checkpoint: Annotated[
         Path | None,
         typer.Option("--ae-checkpoint", help="A trained autoencoder's folder.", show_default="runs/RUN/autoencoder"),
@@ -128,61 +109,44 @@ def student(
     d: Annotated[
         int | None, typer.Option("--d", help="Dimensions of a latent, D.", show_default="the autoencoder's")
     ] = None,
-    steps: StepsOption = None,
-    batch_size: BatchOption = None,
-    kd_w: KdOption = None,
     mse_w: Annotated[
         float | None, typer.Option("--mse-w", help="Weight of the latents' MSE.", show_default="the recipe's")
     ] = None,
-    ce_w: CeOption = None,
     energy_w: Annotated[
         float | None, typer.Option("--energy-w", help="Weight of the energy loss.", show_default="the recipe's")
     ] = None,
     head: Annotated[
         str | None, typer.Option("--head", help="deterministic or energy.", show_default="the recipe's")
     ] = None,
-    sequence_length: LengthOption = None,
     dry: DryRunOption = False,
 ) -> None:
     """Trains the student against the gateway and publishes checkpoints/RUN/."""
     from latentforge.trainer.data.prepare import run_data
-    from latentforge.trainer.run.interrupt import StopRequest
-    from latentforge.trainer.run.ranks import joined_ranks
     from latentforge.trainer.training.student import result_file, train_student
 
-    with user_errors() as stack, StopRequest() as stop, joined_ranks() as ranks:
-        overrides = (
-            teacher.overrides
-            | memory.overrides
-            | {
-                "chunk_size": k,
-                "student.init_checkpoint": init_from,
-                "student.objective": objective,
-                "student.optim.steps": steps,
-                "student.optim.batch_size": batch_size,
-                "student.weights.kd": kd_w,
-                "student.weights.mse": mse_w,
-                "student.weights.ce": ce_w,
-                "student.weights.energy": energy_w,
-                "student.model.head": head,
-                "data.sequence_length": sequence_length_of(sequence_length, options.data),
-            }
-        )
-        if dry:
-            dry_run(options, overrides, ["student"])
-            return
-        context = run_context(options, overrides, stop, teacher.gateway, ranks)
-        hold(context, stack)
+    overrides = {
+        **teacher.overrides,
+        **memory.overrides,
+        **learning.overrides,
+        "chunk_size": k,
+        "student.init_checkpoint": init_from,
+        "student.objective": objective,
+        "student.weights.mse": mse_w,
+        "student.weights.energy": energy_w,
+        "student.model.head": head,
+    }
+    if dry:
+        dry_run(options, overrides, ["student"])
+        return
+    with opened_run(options, overrides, teacher.gateway) as run:
         if options.fresh:
-            checkpoints = context.settings.checkpoints_dir / context.name
-            forget(ranks, context.folder / "state" / "student", result_file(context, "student"), checkpoints)
-        with ranks.main_first():
-            train, held_out = run_data(context, options.data, options.held_out)
-        started_from = context.recipe.student.init_checkpoint
-        folder = ae_checkpoint or (started_from or context.folder) / "autoencoder"
-        with tracked_context(context) as tracked:
-            result = train_student(tracked, train, held_out, folder, d, fresh=options.fresh)
-        if ranks.is_main:
+            checkpoints = run.settings.checkpoints_dir / run.name
+            forget(run, run.folder / "state" / "student", result_file(run, "student"), checkpoints)
+        with run.ranks.main_first():
+            train, held_out = run_data(run, options.data, options.held_out)
+        folder = ae_checkpoint or (run.recipe.student.init_checkpoint or run.folder) / "autoencoder"
+        result = train_student(run, train, held_out, folder, d, fresh=options.fresh)
+        if run.ranks.is_main:
             typer.echo(_line("student", result))
 
 
@@ -192,11 +156,7 @@ def token_level(
     options: RunOptions,
     teacher: TeacherOptions,
     memory: MemoryOptions,
-    steps: StepsOption = None,
-    batch_size: BatchOption = None,
-    kd_w: KdOption = None,
-    ce_w: CeOption = None,
-    sequence_length: LengthOption = None,
+    learning: LearningOptions,
     dry: DryRunOption = False,
 ) -> None:
     """Trains the baseline, a student that writes one token a step, into runs/RUN/token-level/.
@@ -205,35 +165,20 @@ def token_level(
     teacher, CE and KD.
     """
     from latentforge.trainer.data.prepare import run_data
-    from latentforge.trainer.run.interrupt import StopRequest
-    from latentforge.trainer.run.ranks import joined_ranks
     from latentforge.trainer.training.student import result_file, train_token_level
 
-    with user_errors() as stack, StopRequest() as stop, joined_ranks() as ranks:
-        overrides = (
-            teacher.overrides
-            | memory.overrides
-            | {
-                "student.optim.steps": steps,
-                "student.optim.batch_size": batch_size,
-                "student.weights.kd": kd_w,
-                "student.weights.ce": ce_w,
-                "data.sequence_length": sequence_length_of(sequence_length, options.data),
-            }
-        )
-        if dry:
-            dry_run(options, overrides, ["token-level"])
-            return
-        context = run_context(options, overrides, stop, teacher.gateway, ranks)
-        hold(context, stack)
+    overrides = {**teacher.overrides, **memory.overrides, **learning.overrides}
+    if dry:
+        dry_run(options, overrides, ["token-level"])
+        return
+    with opened_run(options, overrides, teacher.gateway) as run:
         if options.fresh:
-            places = context.folder / "state" / "token-level", context.folder / "token-level"
-            forget(ranks, *places, result_file(context, "token-level"))
-        with ranks.main_first():
-            train, held_out = run_data(context, options.data, options.held_out)
-        with tracked_context(context) as tracked:
-            result = train_token_level(tracked, train, held_out, fresh=options.fresh)
-        if ranks.is_main:
+            places = run.folder / "state" / "token-level", run.folder / "token-level"
+            forget(run, *places, result_file(run, "token-level"))
+        with run.ranks.main_first():
+            train, held_out = run_data(run, options.data, options.held_out)
+        result = train_token_level(run, train, held_out, fresh=options.fresh)
+        if run.ranks.is_main:
             typer.echo(_line("token-level student", result))
 
 

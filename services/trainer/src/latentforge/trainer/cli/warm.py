@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from latentforge.trainer.cli.options import GatewayOption, TokenizerOption, user_errors
+from latentforge.trainer.cli.opening import user_errors
+from latentforge.trainer.cli.options import GatewayOption, TokenizerOption
 
 if TYPE_CHECKING:
     from latentforge.trainer.teacher.warm import Warmed

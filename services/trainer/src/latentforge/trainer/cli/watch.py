@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from latentforge.trainer.cli.options import user_errors
+from latentforge.trainer.cli.opening import user_errors
 
 if TYPE_CHECKING:
     from latentforge.trainer.run.overview import Overview, Place
