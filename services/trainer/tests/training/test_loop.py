@@ -17,7 +17,7 @@ from latentforge.text.packed import PackedData
 from latentforge.trainer.errors import TrainerError
 from latentforge.trainer.run.interrupt import Interrupted
 from latentforge.trainer.targets.batches import held_out_batch, held_out_sequences
-from latentforge.trainer.training import loop
+from latentforge.trainer.training import publisher
 from latentforge.trainer.training.publish import publish
 from latentforge.trainer.training.student import train_student, train_token_level
 from latentforge.trainer.training.validation import evaluate_student
@@ -54,7 +54,7 @@ def test_a_step_is_saved_before_it_is_published_and_published_by_the_run_that_re
         return publish(run, model, teacher, step, *rest)
 
     cut = make_run("cut", port=known_teacher.port)
-    monkeypatch.setattr(loop, "publish", killed_before)
+    monkeypatch.setattr(publisher, "publish", killed_before)
     with pytest.raises(Killed):
         train_student(cut, *data, autoencoder)
     assert saved_step(cut) == PUBLISHED[nth]
@@ -80,7 +80,7 @@ def test_a_published_step_is_kept_by_the_run_that_resumes(
         raise Killed
 
     run = make_run(port=known_teacher.port)
-    monkeypatch.setattr(loop, "publish", killed_after)
+    monkeypatch.setattr(publisher, "publish", killed_after)
     with pytest.raises(Killed):
         train_student(run, *data, autoencoder)
     monkeypatch.undo()
@@ -146,7 +146,7 @@ def test_a_token_level_student_is_published_again_by_the_run_that_resumes(
         return publish(run, model, teacher, step, *rest)
 
     run = make_run(port=known_teacher.port)
-    monkeypatch.setattr(loop, "publish", killed_at_the_end)
+    monkeypatch.setattr(publisher, "publish", killed_at_the_end)
     with pytest.raises(Killed):
         train_token_level(run, *data)
     monkeypatch.undo()
@@ -197,7 +197,7 @@ def refusing(monkeypatch: Any, refused: set[int]) -> None:
             raise OSError(28, "No space left on device")
         return publish(run, model, teacher, step, *about)
 
-    monkeypatch.setattr(loop, "publish", refuse)
+    monkeypatch.setattr(publisher, "publish", refuse)
 
 
 def test_what_cannot_be_published_is_a_warning_and_the_next_save_publishes(

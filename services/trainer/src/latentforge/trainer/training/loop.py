@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator
 from typing import Any, TypeVar, cast
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 
 from latentforge.core.manifest import TeacherId
@@ -28,9 +27,9 @@ from latentforge.trainer.teacher.connection import TeacherLostError
 from latentforge.trainer.training.learners import Learner
 from latentforge.trainer.training.optimisation import Optimisation
 from latentforge.trainer.training.parallel import ParallelModel
-from latentforge.trainer.training.publish import golden_text, is_published, prune, publish, publish_steps, published
+from latentforge.trainer.training.publish import publish_steps, published
+from latentforge.trainer.training.publisher import Publisher
 from latentforge.trainer.training.rewinds import BrokenLossError, Rewinds
-from latentforge.trainer.training.samples import Sampler
 from latentforge.trainer.training.state import StageState, check_steps
 from latentforge.trainer.training.step_losses import student_losses
 from latentforge.trainer.training.validation import evaluate_student, teacher_nll, to_device, unigram_ce
@@ -65,11 +64,10 @@ class StudentTraining:
         self.teacher_id = NO_TEACHER if teacher is None else teacher.id
         self.step = 0
         self.held_out: list[StudentBatch] = []
-        self.sampler: Sampler | None = None
+        self.publisher: Publisher | None = None
         self.curve: list[CurvePoint] = []
         self.rewinds = Rewinds(self.recipe)
         self._is_new, self._is_ready = True, False
-        self._unpublished: str | None = None
         self._seconds_before, self._started = 0.0, time.monotonic()
         self._waited_before = 0.0
 
@@ -131,7 +129,8 @@ class StudentTraining:
                 # The first process validates; the others' teacher is not asked for that.
                 self.held_out = self._together(self.source.held_out_batches if run.ranks.is_main else list)
                 if run.ranks.is_main:
-                    self.sampler = Sampler(run, self._held_out_ids(), self.learner.model.max_tokens)
+                    held_out_ids = [row.tolist() for batch in self.held_out for row in batch.tokens]
+                    self.publisher = Publisher(run, self.learner.model, self.teacher_id, held_out_ids, progress)
                 self._is_ready = True
                 batches = self._batches()
                 if self._is_new:
@@ -158,11 +157,11 @@ class StudentTraining:
                         self._publish(progress)
                     elif self.step % recipe.save_every == 0:
                         self._save()
-                        if run.ranks.any(self._unpublished is not None):
+                        if run.ranks.any(self._failure is not None):
                             self._publish(progress)
-                if self._unpublished is not None:
+                if self._failure is not None:
                     raise TrainerError(
-                        f"step {self.step} is saved and not published: {self._unpublished}. Make room or give access, "
+                        f"step {self.step} is saved and not published: {self._failure}. Make room or give access, "
                         "then run the same command: it publishes the step"
                     )
             except (Interrupted, TeacherLostError):
@@ -270,31 +269,15 @@ class StudentTraining:
         interrupted, and so published more, or not.
         """
         self.parallel.gather()
-        if not self.run.ranks.is_main or is_published(self.run, self.learner.model, self.step):
+        if self.publisher is None or self.publisher.is_published(self.step):
             return
         last = self.curve[-1]
-        point = last if last.step == self.step else self._measured(progress)
-        figures = point.model_dump(exclude={"step"}, exclude_none=True)
-        metrics = {f"held_out_{name}": value for name, value in figures.items()}
-        text = golden_text(self.run.tokenizer, self._held_out_ids(), self.recipe.golden_tokens)
-        samples = () if self.sampler is None else self.sampler.draw(self.learner.model)
-        try:
-            place = publish(self.run, self.learner.model, self.teacher_id, self.step, metrics, text, samples)
-            removed = prune(self.run, self.learner.model)
-        except (OSError, SafetensorError) as error:
-            # A disk that is full for an hour must not cost a run of weeks.
-            self._unpublished = str(error)
-            progress.say(f"warning: step {self.step} cannot be published ({error}); the next save tries again")
-            return
-        finally:
-            self.learner.model.train()
-        self._unpublished = None
-        progress.published(self.step, place, samples)
-        if removed:
-            progress.say(f"removed {', '.join(removed)}: keep_checkpoints={self.recipe.keep_checkpoints}")
+        self.publisher.publish(last if last.step == self.step else self._measured(progress))
+        self.learner.model.train()
 
-    def _held_out_ids(self) -> Iterator[list[int]]:
-        return (row.tolist() for batch in self.held_out for row in batch.tokens)
+    @property
+    def _failure(self) -> str | None:
+        return None if self.publisher is None else self.publisher.failure
 
     def _save(self, *, regular: bool = True) -> None:
         self.state.save(self.step, self.model, self.optimisation, self._progress(), regular=regular)

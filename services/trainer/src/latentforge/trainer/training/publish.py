@@ -27,6 +27,7 @@ from latentforge.text.tokenizer import TextTokenizer
 from latentforge.trainer.config.sections import StudentRecipe
 from latentforge.trainer.errors import TrainerError
 from latentforge.trainer.run.context import RunContext
+from latentforge.trainer.training.beginnings import beginnings
 
 # Weights and training records of the teacher may lie beside its tokenizer.
 _TOKENIZER_FILES = (
@@ -76,15 +77,8 @@ def golden_text(tokenizer: TextTokenizer, sequences: Iterable[Sequence[int]], mo
     Raises:
         TrainerError: none of them has any text, as of control tokens alone.
     """
-    for ids in sequences:
-        most = min(most_tokens, len(ids))
-        # The cut may have gone through a character.
-        text = tokenizer.decode(ids[:most], skip_special=True).strip("\ufffd")
-        # Or through a word, which then has more tokens than it had.
-        while len(tokenizer.begin(tokenizer.encode(text))) > most:
-            text = text[: len(text) * 7 // 8]
-        if text:
-            return text
+    for text in beginnings(tokenizer, sequences, most_tokens):
+        return text
     raise TrainerError("the evaluation split has no text, only control tokens; hold out more of the data")
 
 

@@ -12,6 +12,7 @@ from latentforge.model.sampling import NonFiniteLogitsError, SamplingParams
 from latentforge.model.token_level import TokenLevelModel
 from latentforge.trainer.errors import TrainerError
 from latentforge.trainer.run.context import RunContext
+from latentforge.trainer.training.beginnings import beginnings
 
 # Of a held-out sequence, so many tokens are a prompt.
 _PROMPT_TOKENS = 32
@@ -34,8 +35,12 @@ class Sampler:
         self._tokenizer, self._recipe, self._seed = run.tokenizer, run.recipe.student, run.recipe.seed
         most = max_tokens - 2 * run.recipe.chunk_size
         asked = self._recipe.sample_prompts
-        prompts = asked if asked is not None else self._beginnings(held_out, min(_PROMPT_TOKENS, most))
-        self._prompts = {prompt: self._ids(prompt, most) for prompt in prompts[: self._recipe.samples]}
+        prompts: Iterable[str] = (
+            asked if asked is not None else beginnings(self._tokenizer, held_out, min(_PROMPT_TOKENS, most))
+        )
+        # Each once, in their order.
+        chosen = [*dict.fromkeys(prompts)][: self._recipe.samples]
+        self._prompts = {prompt: self._ids(prompt, most) for prompt in chosen}
 
     def draw(self, model: LatentModel | TokenLevelModel) -> tuple[TextSample, ...]:
         """What a student writes after each prompt at temperature 1, up to its end of text.
@@ -59,19 +64,6 @@ class Sampler:
             drawn = written.token_ids[0, : int(written.lengths[0])].tolist()
             samples.append(TextSample(prompt=prompt, text=self._tokenizer.decode(drawn, skip_special=True)))
         return tuple(samples)
-
-    def _beginnings(self, held_out: Iterable[Sequence[int]], most: int) -> list[str]:
-        """Beginnings of sequences that have text, each once."""
-        found: dict[str, None] = {}
-        for sequence in held_out:
-            ids = [i for i in sequence if i != self._tokenizer.pad_id][:most]
-            # A cut may have gone through a character, or through a word, which then has more tokens than it had.
-            text = self._tokenizer.decode(ids, skip_special=True).strip("\ufffd")
-            while len(self._tokenizer.begin(self._tokenizer.encode(text))) > most:
-                text = text[: len(text) * 7 // 8]
-            if text.strip():
-                found[text] = None
-        return list(found)
 
     def _ids(self, prompt: str, most: int) -> list[int]:
         ids = self._tokenizer.begin(self._tokenizer.encode(prompt))
