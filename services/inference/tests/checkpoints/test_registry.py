@@ -12,8 +12,10 @@ import pytest
 import torch
 
 from latentforge.core.checkpoints import UnknownCheckpointError
+from latentforge.core.leases import LEASE_SECONDS, LEASES, leased
 from latentforge.core.manifest import MANIFEST, CheckpointError
 from latentforge.core.pins import PINNED
+from latentforge.core.retention import prune_checkpoints
 from latentforge.inference.checkpoints import loader
 from latentforge.inference.checkpoints.loader import QuarantinedError
 from latentforge.inference.checkpoints.registry import NothingServedError, Registry
@@ -507,3 +509,23 @@ def test_one_that_is_published_anew_is_loaded_anew_and_one_that_is_gone_is_unkno
     publish(1, weights=5)
     after = registry.snapshot_for("demo/1")
     assert after.digest != before.digest
+
+
+def test_what_is_served_or_kept_is_on_lease_and_stays(registry: Registry, publish: Publish, checkpoints: Path) -> None:
+    first, second = publish(1), publish(2)
+    assert served(registry) == "demo/step-00000002"
+    assert leased(checkpoints / "demo") == {second.name}
+    registry.snapshot_for("demo/step-00000001")
+    publish(3)
+    publish(4)
+    (checkpoints / "demo" / PINNED).write_text(second.name)
+    assert served(registry) == "demo/step-00000002"
+    (checkpoints / "demo" / PINNED).unlink()
+    assert prune_checkpoints(checkpoints / "demo", 1) == ["step-00000003"]
+    assert first.is_dir()
+    # A server that lives renews its leases; one that died lets go of them in time.
+    (lease,) = (checkpoints / "demo" / LEASES).glob(f"{first.name}~*")
+    old = time.time() - LEASE_SECONDS / 2
+    os.utime(lease, (old, old))
+    registry.refresh()
+    assert lease.stat().st_mtime > old + 1

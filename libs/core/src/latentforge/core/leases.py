@@ -13,17 +13,22 @@ from pathlib import Path
 
 LEASES = "leases"
 LEASE_SECONDS = 600.0
+# Age from which one is renewed: whoever looks every second need not write every second.
+_RENEWED_FROM = LEASE_SECONDS / 3
 _LEASE = re.compile(r"(?P<step>step-\d+)~\d+@.+")
 
 
 def take_lease(place: Path) -> bool:
-    """Takes or renews this process's lease of a checkpoint; says whether it could.
+    """Takes this process's lease of a checkpoint, or renews it where it is no longer young; says whether it has one.
 
     A folder that cannot be written, as a volume that is mounted to be read alone, gives no lease; servers go on
     without.
     """
     path = _path(place)
     try:
+        with suppress(FileNotFoundError):
+            if time.time() - path.stat().st_mtime < _RENEWED_FROM:
+                return True
         path.parent.mkdir(exist_ok=True)
         path.touch()
     except OSError:

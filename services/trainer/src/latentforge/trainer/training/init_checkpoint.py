@@ -41,7 +41,7 @@ def adopt_autoencoder(run: RunContext, held_out: PackedData, place: Path) -> Aut
     out = run.folder / "autoencoder"
     with run.ranks.main_first():
         if run.ranks.is_main and not (out / EVALUATION).is_file():
-            autoencoder = load_autoencoder(place / "autoencoder")
+            autoencoder = load_autoencoder(place / "autoencoder").to(run.device)
             config, figures = autoencoder.config, evaluate_autoencoder(autoencoder, held_out, run.recipe.seed)
             head = {"k": config.chunk_size, "d": config.latent_size, "steps": 0, "seconds": 0.0, "loss": None}
             save_pretrained(autoencoder, out)
