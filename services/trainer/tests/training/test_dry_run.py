@@ -9,6 +9,7 @@ from latentforge.trainer.config.recipe import load_recipe
 from latentforge.trainer.config.settings import TrainerSettings
 from latentforge.trainer.run.peak_memory import PeakMemory
 from latentforge.trainer.training.dry_run import StageName, TokenizerIds, build, stage_needs
+from latentforge.trainer.training.optimisation import Optimisation
 
 IDS = TokenizerIds(260, 1, 3)
 
@@ -37,6 +38,30 @@ def test_each_stage_is_gone_through(recipe_file: Path, stage: StageName) -> None
     assert needs.step_seconds is not None
     assert needs.measured_peak is not None
     assert needs.operations > 0
+
+
+def test_the_peak_is_the_stages_own(recipe_file: Path) -> None:
+    before = torch.ones(2**28)
+    needs = stage_needs(load_recipe(str(recipe_file), Path()), "student", IDS, torch.device("cpu"))
+    assert needs.measured_peak is not None
+    assert needs.measured_peak > before.nbytes
+    with_it = needs.measured_peak
+    del before
+    needs = stage_needs(load_recipe(str(recipe_file), Path()), "student", IDS, torch.device("cpu"))
+    assert needs.measured_peak is not None
+    assert needs.measured_peak < with_it - 2**29
+
+
+@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
+def test_the_optimizers_state_is_that_of_the_groups(recipe_file: Path, optimizer: str) -> None:
+    recipe = load_recipe(str(recipe_file), Path(), {"student.optim.groups.layers": {"optimizer": optimizer}})
+    needs = stage_needs(recipe, "token-level", IDS, None)
+    optimisation = Optimisation(model := build(recipe, "token-level", IDS, torch.device("cpu")), recipe.student.optim)
+    loss = torch.stack([p.sum() for p in model.parameters()]).sum()
+    optimisation.step(0, [(loss, {})])
+    # Besides AdamW's counts of steps.
+    held = sum(tensor.nbytes for tensor in optimisation.state().values() if tensor.ndim)
+    assert needs.memory["optimizer"] == held
 
 
 def test_parts_and_checkpointing_lower_what_is_estimated(recipe_file: Path) -> None:

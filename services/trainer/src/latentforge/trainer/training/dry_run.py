@@ -6,13 +6,13 @@ have sizes and no content, and all that it holds at once is counted.
 """
 
 import os
-import resource
-import sys
+import re
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -31,6 +31,7 @@ from latentforge.trainer.config.recipe import Recipe
 from latentforge.trainer.config.sections import OptimRecipe
 from latentforge.trainer.run.peak_memory import PeakMemory
 from latentforge.trainer.run.ranks import ALONE
+from latentforge.trainer.training.groups import ParameterGroups
 from latentforge.trainer.training.optimisation import MicroLoss, Optimisation
 from latentforge.trainer.training.parallel import ParallelModel
 from latentforge.trainer.training.step_losses import autoencoder_losses, student_losses
@@ -99,7 +100,7 @@ def stage_needs(recipe: Recipe, stage: StageName, ids: TokenizerIds, device: tor
         trainable=trainable,
         steps=optim.steps,
         tokens_a_step=tokens,
-        parts=min(optim.gradient_accumulation_steps, optim.batch_size),
+        parts=optim.gradient_accumulation_steps,
         memory=memory,
         operations=operations,
         measured_peak=peak,
@@ -134,10 +135,11 @@ def _estimated(
         gradients = sum(p.numel() * 4 for p in model.parameters() if p.grad is not None)
         # Muon keeps one number for each of its weights, AdamW two.
         kept = 0
-        for optimizer in build_optimizers(model, optim.lr):
+        optimizers = build_optimizers(model, optim.lr)
+        ParameterGroups(model, optimizers, optim)
+        for optimizer in optimizers:
             numbers = sum(p.numel() for group in optimizer.param_groups for p in group["params"])
             kept += numbers * (4 if isinstance(optimizer, Muon) else 8)
-    parts_a_step = min(optim.gradient_accumulation_steps, optim.batch_size)
     found = {
         "weights": weights,
         "gradients": gradients,
@@ -147,7 +149,7 @@ def _estimated(
     if stage != "autoencoder" and recipe.device.startswith("cuda"):
         # There the fused loss takes more logits at once than here: in float32, their product and gradient in bfloat16.
         found["logits"] = 8 * 2**27
-    return found, counter.get_total_flops() * parts_a_step, model
+    return found, counter.get_total_flops() * optim.gradient_accumulation_steps, model
 
 
 def _measured(
@@ -156,6 +158,10 @@ def _measured(
     """Peak bytes and seconds of a step, after one that warms up."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
+    else:
+        # The peak of the process becomes what it holds now: an earlier stage's is none of this one's (man 5 proc).
+        with suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
     torch.manual_seed(recipe.seed)
     model = build(recipe, stage, ids, device)
     losses, optimisation = _losses(recipe, stage, ids, model, device), Optimisation(model, optim)
@@ -167,8 +173,9 @@ def _measured(
     seconds = (time.perf_counter() - started) / _TIMED_STEPS
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device), seconds
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak * (1 if sys.platform == "darwin" else 1024), seconds
+    found = re.search(r"^VmHWM:\s*(\d+) kB$", Path("/proc/self/status").read_text(encoding="ascii"), re.MULTILINE)
+    assert found is not None
+    return 1024 * int(found[1]), seconds
 
 
 def build(recipe: Recipe, stage: StageName, ids: TokenizerIds, device: torch.device) -> nn.Module:
