@@ -81,17 +81,6 @@ class InductionAttention(NamedTuple):
         return LookedUp(vectors, boosts, self.ids[texts])
 
 
-class AttentionGradients(NamedTuple):
-    """The gradients of an :class:`InductionAttention`'s first six tensors."""
-
-    queries: Tensor
-    keys: Tensor
-    values: Tensor
-    nothing: Tensor
-    gain: Tensor
-    out: Tensor
-
-
 class AttentionBlocks:
     """Blocks of neighbouring places of one text, one after another: what they find, and then their gradients.
 
@@ -103,8 +92,8 @@ class AttentionBlocks:
         self._attention = attention
         self._keys, self._values = (F.pad(x, (0, 0, 1, 0)) for x in (attention.keys, attention.values))
         self._ids = F.pad(attention.ids, (1, 0))
-        sums = (attention.queries, self._keys, self._values, attention.nothing, attention.gain, attention.out)
-        self._sums = AttentionGradients(*(torch.zeros_like(tensor) for tensor in sums))
+        sums = attention._replace(keys=self._keys, values=self._values)[:6]
+        self._sums = InductionAttention._make([*map(torch.zeros_like, sums), attention.ids, None])
         self._block = (0, 0, 0)
         self._shares = self._found = attention.queries
 
@@ -141,6 +130,6 @@ class AttentionBlocks:
         sums.keys[text, :, : end + 1].baddbmm_(of_scores.mT, attention.queries[text, :, first:end])
         sums.values[text, :, : end + 1].baddbmm_(shares.mT, of_found)
 
-    def gradients(self) -> AttentionGradients:
-        """The sums over all blocks."""
-        return self._sums._replace(keys=self._sums.keys[:, :, 1:], values=self._sums.values[:, :, 1:])
+    def gradients(self) -> tuple[Tensor, ...]:
+        """Those of the first six tensors, summed over all blocks."""
+        return self._sums._replace(keys=self._sums.keys[:, :, 1:], values=self._sums.values[:, :, 1:])[:6]

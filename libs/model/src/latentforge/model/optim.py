@@ -194,9 +194,9 @@ def load_state_tensors(optimizers: list[Optimizer], tensors: dict[str, Tensor]) 
     """Restores what :func:`state_tensors` gave, into optimizers built from the same model."""
     for o, optimizer in enumerate(optimizers):
         state: dict[int, dict[str, Tensor]] = {}
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
         for key, value in tensors.items():
             owner, index, name = key.split(".", 2)
             if int(owner) == o:
-                parameters = [p for group in optimizer.param_groups for p in group["params"]]
                 state.setdefault(int(index), {})[name] = piece_like(value, parameters[int(index)])
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -40,11 +40,11 @@ class TrainerSettings(GatewayAccess):
     trainer_cuda_memory_fraction: float = Field(
         1.0, gt=0, le=1, description="The most of a GPU's memory that training may take."
     )
-    # What docker-compose.gb10.yml gives a teacher to start, and some minutes for a container's restart before that.
     trainer_tracker: Literal["none", "trackio", "wandb"] = Field(
         "none", description="Experiment tracker that runs are logged to; its package has to be installed."
     )
     trainer_tracker_project: str = Field("latentforge", description="What the tracker calls the project.")
+    # What docker-compose.gb10.yml gives a teacher to start, and some minutes for a container's restart before that.
     trainer_gateway_patience_seconds: float = Field(
         2400.0, ge=0, description="How long a lost gateway is waited for; no less than a teacher may take to start."
     )

@@ -32,6 +32,11 @@ class PrefixGroup:
     targets: Tensor
     sequences: Tensor
 
+    def cut(self, chunk_size: int) -> tuple[Tensor, Tensor]:
+        """The prefixes' whole chunks and the tokens of the phase behind them."""
+        whole = self.prefixes.shape[1] // chunk_size * chunk_size
+        return self.prefixes[:, :whole], self.prefixes[:, whole:]
+
 
 # Estimates of Brier-1 to Brier-8 at each place of a group, float64 [n, 8], from samples of a seed.
 Values = Callable[[PrefixGroup, int], Tensor]
@@ -149,8 +154,7 @@ def _values_of_samples(model: Model, group: PrefixGroup, num_samples: int, seed:
 
 
 def _values_of_logprobs(model: Model, group: PrefixGroup, num_samples: int, seed: int) -> Tensor:
-    whole = group.prefixes.shape[1] // model.chunk_size * model.chunk_size
-    chunks, phase = group.prefixes[:, :whole], group.prefixes[:, whole:]
+    chunks, phase = group.cut(model.chunk_size)
     num_tokens = phase.shape[1] + NUM_TARGETS
     _, samples = continued(model, chunks.repeat(num_samples, 1), phase.repeat(num_samples, 1), num_tokens, seed)
     _, targets = continued(model, chunks, torch.cat([phase, group.targets], 1), num_tokens, seed)

@@ -61,8 +61,7 @@ def evaluate_drafts(
     """
     accepted = []
     for index, group in enumerate(groups):
-        whole = group.prefixes.shape[1] // model.chunk_size * model.chunk_size
-        chunks, phase = group.prefixes[:, :whole], group.prefixes[:, whole:]
+        chunks, phase = group.cut(model.chunk_size)
         own_seed = int(np.random.default_rng([_DRAFTS, seed, index]).integers(2**62))
         ids, logprobs = continued(model, chunks, phase, phase.shape[1] + NUM_TARGETS, own_seed)
         of_teacher = torch.from_numpy(np.stack(score(group.prefixes.tolist(), ids.tolist())))

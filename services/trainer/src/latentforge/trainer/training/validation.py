@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from latentforge.model.autoencoder import Autoencoder
 from latentforge.model.latent_model import LatentModel
-from latentforge.model.losses import ObjectiveWeights, StudentBatch, StudentLoss, loss_of
+from latentforge.model.losses import LossCounts, ObjectiveWeights, StudentBatch, StudentLoss, loss_of
 from latentforge.model.metrics.acceptance import TokenAcceptance, token_acceptance
 from latentforge.model.token_level import TokenLevelModel
 from latentforge.text.packed import PackedData
@@ -84,12 +84,11 @@ def evaluate_student(
         moved = to_device(batch, device)
         # The same noise at every validation: points of a curve differ by the weights alone.
         loss = loss_of(model, moved, weights, step_generator(seed, i, device))
-        chunks = batch.chunk_valid if batch.chunk_valid is not None else batch.valid.unflatten(1, (-1, k)).any(-1)
-        with_row = batch.valid & batch.kd.has_row if batch.kd is not None else batch.valid
-        amount = {"ce": int(batch.valid.sum()), "kd": int(with_row.sum()), "mse": int(chunks.sum())}
+        counts = LossCounts.of(batch, k)
+        of_terms = {"ce": int(counts.tokens), "kd": int(counts.rows), "mse": int(counts.chunks)}
         for name in terms:
-            sums[name] += amount[name] * float(getattr(loss, name))
-            amounts[name] += amount[name]
+            sums[name] += of_terms[name] * float(getattr(loss, name))
+            amounts[name] += of_terms[name]
         if moved.kd is not None:
             acceptance.append(_acceptance(loss, moved, k))
     figures = {name: value / max(amounts[name], 1) for name, value in sums.items()}
