@@ -9,7 +9,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCau
 
 from latentforge.model.autoencoder import Autoencoder
 from latentforge.model.causal_lm import CausalLM, open_causal_lm
-from latentforge.model.config import AutoencoderConfig, LogitFeaturesConfig, StudentConfig
+from latentforge.model.config import AutoencoderConfig, ChunkDecoderConfig, LogitFeaturesConfig, StudentConfig
 from latentforge.model.decoding.build import batch_decoding
 from latentforge.model.initialisation import PARTS, start_autoencoder, start_student, start_token_level
 from latentforge.model.io import save_pretrained
@@ -138,6 +138,29 @@ def test_a_chunk_enters_as_the_mean_of_its_embeddings_at_the_scale_of_one(
     scale = table.square().mean().sqrt()
     wanted = F.rms_norm(mean, (32,), eps=1e-6) * scale
     torch.testing.assert_close(student.embed_chunks(tokens), wanted, rtol=1e-3, atol=1e-4)
+    # Before the first chunk stands what ends a text.
+    wanted = F.rms_norm(table[EOS], (32,), eps=1e-6) * scale
+    torch.testing.assert_close(student.start_inputs(1)[0, 0], wanted, rtol=1e-3, atol=1e-4)
+
+
+@torch.no_grad()
+def test_corrections_of_frequent_ids_are_those_ids_own(
+    pretrained: tuple[Any, CausalLM], student_config: Callable[..., StudentConfig]
+) -> None:
+    _, source = pretrained
+    tables = []
+    for frequent in (None, 10):
+        torch.manual_seed(1)
+        decoder = ChunkDecoderConfig(width=8, rank=4, frequent_ids=frequent)
+        student = Student(student_config(**source.sizes, vocab_size=70, chunk_decoder=decoder))
+        # The last ids are the most frequent.
+        counts = torch.arange(70)
+        student.set_token_counts(counts)
+        start_student(student, source, ["outputs"], counts)
+        assert student.chunk_decoder is not None
+        tables.append(student.chunk_decoder.output.whole())
+    assert tables[1][60:].equal(tables[0][60:])
+    assert not tables[1][:60].any()
 
 
 @torch.no_grad()

@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -48,6 +49,19 @@ def test_auto_is_float32_on_a_cpu_and_fast_asks_it() -> None:
     assert muon_dtype_of("bfloat16", cpu) == torch.bfloat16
     has_units = any(torch.cpu.get_capabilities().get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
     assert (muon_dtype_of("fast", cpu) == torch.bfloat16) == has_units
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_muon_iterates_in_the_format_that_was_asked_for(dtype: Literal["float32", "bfloat16"]) -> None:
+    weight = nn.Linear(64, 64, bias=False)
+    weight.weight.grad = torch.randn(64, 64, generator=torch.Generator().manual_seed(0))
+    before, gradient = weight.weight.detach().clone(), weight.weight.grad.clone()
+    build_optimizers(weight, lr=1.0, muon_dtype=dtype)[0].step()
+    # Momentum and its Nesterov step scale the first gradient alone.
+    wanted = before - 0.2 * 8 * orthogonalise(gradient[None], dtype=getattr(torch, dtype))[0]
+    other = before - 0.2 * 8 * orthogonalise(gradient[None], dtype=torch.float64)[0]
+    assert (weight.weight - wanted).abs().max() < (0.02 if dtype == "bfloat16" else 1e-5)
+    assert ((weight.weight - other).abs().max() < 1e-4) == (dtype == "float32")
 
 
 class Stacked(nn.Module):
@@ -123,6 +137,8 @@ def test_matrices_go_to_muon_and_the_rest_to_adamw() -> None:
     assert {id(p) for p in adamw.param_groups[0]["params"]} == {
         id(p) for p in (model[0].weight, model[1].bias, model[3].bias)
     }
+    # Decay is of the hidden layers alone.
+    assert [o.param_groups[0]["weight_decay"] for o in build_optimizers(model, lr=1e-2, weight_decay=0.1)] == [0.1, 0]
     set_learning_rate([muon, adamw], 0.5)
     assert [group["lr"] for o in (muon, adamw) for group in o.param_groups] == [0.5, 0.5]
 
@@ -132,6 +148,20 @@ def test_the_update_is_orthogonal_and_scaled_to_its_shape() -> None:
     weight.grad = torch.randn(8, 32, generator=torch.Generator().manual_seed(1))
     Muon([weight], lr=1.0).step()
     assert weight.square().mean().sqrt().item() == pytest.approx(0.2, rel=0.25)
+
+
+def test_its_steps_are_those_of_the_formula() -> None:
+    rng = torch.Generator().manual_seed(2)
+    start, *gradients = torch.randn(4, 6, 10, generator=rng)
+    weight, wanted, momentum = nn.Parameter(start.clone()), start.clone(), torch.zeros(6, 10)
+    muon = Muon([weight], lr=0.1, momentum=0.9, weight_decay=0.5)
+    for gradient in gradients:
+        weight.grad = gradient
+        muon.step()
+        momentum = 0.9 * momentum + 0.1 * gradient
+        update = orthogonalise((0.1 * gradient + 0.9 * momentum)[None])[0]
+        wanted = (1 - 0.1 * 0.5) * wanted - 0.1 * 0.2 * 10**0.5 * update
+    torch.testing.assert_close(weight.detach(), wanted)
 
 
 def test_saved_state_continues_bit_for_bit(tmp_path: Path) -> None:

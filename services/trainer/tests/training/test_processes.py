@@ -55,17 +55,19 @@ def finished(process: subprocess.Popen[str], tmp_path: Path, run: str) -> None:
     assert process.wait(timeout=120) == 0, (tmp_path / f"{run}.log").read_text()
 
 
-def losses(tmp_path: Path, run: str) -> list[float]:
+def losses(tmp_path: Path, run: str, figure: str = "loss") -> list[float]:
     points: dict[int, ProgressPoint] = {
         p.step: p for p in read_progress(tmp_path / "runs" / run) if p.stage == "student" and p.kind == "train"
     }
-    return [points[step].figures["loss"] for step in sorted(points)]
+    return [points[step].figures[figure] for step in sorted(points)]
 
 
 def assert_same_losses(tmp_path: Path, run: str, other: str) -> None:
-    ours, theirs = losses(tmp_path, run), losses(tmp_path, other)
-    assert len(ours) == len(theirs) == STEPS
-    assert max(abs(a - b) / b for a, b in zip(ours, theirs, strict=True)) <= 1e-5
+    # Neither optimizer sees how large a gradient is, so losses do not tell a sum over processes from a mean.
+    for figure, tolerance in (("loss", 1e-5), ("grad_norm", 1e-3)):
+        ours, theirs = losses(tmp_path, run, figure), losses(tmp_path, other, figure)
+        assert len(ours) == len(theirs) == STEPS
+        assert ours == pytest.approx(theirs, rel=tolerance), figure
 
 
 @pytest.mark.parametrize(("processes", "kind", "parts"), [(3, "ddp", 2), (2, "fsdp", 1)])
