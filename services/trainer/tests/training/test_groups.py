@@ -48,11 +48,13 @@ def train(model: nn.Module, optimisation: Optimisation, steps: Iterator[int] | r
 def test_every_parameter_is_in_the_group_that_its_name_says(models: dict[str, nn.Module]) -> None:
     groups = {name: {n: group_of_parameter(n) for n in named(model)} for name, model in models.items()}
     student = groups["student"]
-    assert student["student.backbone.layers.0.mlp.up_proj.weight"] == "layers"
+    assert {n for n, group in student.items() if group == "layers"} == {n for n in student if ".backbone." in n}
+    assert student["student.backbone.norm.weight"] == "layers"
     assert student["student.embedding.weight"] == "inputs"
     assert {student[f"student.{n}"] for n in ("chunk_up.weight", "chunk_down.bias", "start")} == {"chunks"}
     outputs = {n for n, group in student.items() if group == "outputs"}
-    assert outputs == {"student.chunk_decoder.output.weight", "student.logit_features.output.weight"}
+    features = {f"student.logit_features.{n}" for n in ("output.weight", "map.weight", "map.bias")}
+    assert outputs == {"student.chunk_decoder.output.weight"} | features
     assert student["student.chunk_decoder.start.weight"] == "rest"
     assert student["student.bias"] == "rest"
     assert groups["token-level"]["output_table.weight"] == "outputs"
@@ -60,15 +62,17 @@ def test_every_parameter_is_in_the_group_that_its_name_says(models: dict[str, nn
     assert {n for n, group in groups["autoencoder"].items() if group != "rest"} == {"embedding.weight"}
 
 
-def test_groups_that_change_nothing_give_what_none_give(models: dict[str, nn.Module]) -> None:
+@pytest.mark.parametrize("split", [False, True])
+def test_groups_that_change_nothing_give_what_none_give(models: dict[str, nn.Module], split: bool) -> None:
     model = models["student"]
     before = {name: p.detach().clone() for name, p in named(model).items()}
-    train(model, Optimisation(model, recipe({})), range(4))
+    train(model, Optimisation(model, recipe({}, muon_split=split)), range(4))
     plain = {name: p.detach().clone() for name, p in named(model).items()}
     with torch.no_grad():
         for name, p in named(model).items():
             p.copy_(before[name])
-    train(model, Optimisation(model, recipe({"layers": {}, "outputs": {"rate": 1.0}})), range(4))
+    groups = {"layers": {}, "outputs": {"rate": 1.0}}
+    train(model, Optimisation(model, recipe(groups, muon_split=split)), range(4))
     for name, p in named(model).items():
         torch.testing.assert_close(p.detach(), plain[name], rtol=1e-6, atol=1e-7, msg=name)
 
