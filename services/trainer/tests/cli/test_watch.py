@@ -13,6 +13,9 @@ import numpy as np
 import pytest
 
 from latentforge.trainer.cli.watch import duration
+from latentforge.trainer.run.lock import RunLock
+from latentforge.trainer.run.sinks.live import write_status
+from latentforge.trainer.run.status import Status
 
 Invoke = Any
 # Of the first two runs in a picture.
@@ -125,6 +128,30 @@ def test_a_run_is_seen_alive_killed_and_stopped(
                 time.sleep(0.1)
         said = json.loads(invoke("status", "tiny", "--json").stdout)
         assert (said["state"], said["eta"], said["error"]) == (state, None, None)
+
+
+def test_a_process_that_has_just_begun_is_not_taken_for_the_one_before(invoke: Invoke, tmp_path: Path) -> None:
+    folder = tmp_path / "runs" / "r"
+    folder.mkdir(parents=True)
+    write_status(folder, Status("r", stage="student", step=3, of=9, error="no teacher", waiting_for="a teacher"))
+    status = json.loads((folder / "status.json").read_text())
+    (folder / "status.json").write_text(json.dumps(status | {"time": status["time"] - 60, "pid": 1}))
+    assert json.loads(invoke("status", "r", "--json").stdout)["state"] == "failed"
+    lock = RunLock(folder)
+    said = json.loads(invoke("status", "r", "--json").stdout)
+    assert (said["state"], said["error"], said["waiting_for"], said["step"]) == ("running", None, None, 3)
+    assert (said["pid"], said["age"] < 60) == (os.getpid(), True)
+    (folder / "status.json").unlink()
+    assert json.loads(invoke("status", "r", "--json").stdout)["state"] == "running"
+    lock.release()
+
+
+def test_what_is_trained_alone_says_why_it_ended(invoke: Invoke, corpus: Path, tmp_path: Path) -> None:
+    common = ("--recipe", "tiny", "--data", corpus, "--run", "r", "--set", "autoencoder.optim.lr=1e20")
+    assert invoke("train", "autoencoder", *common).exit_code == 1
+    said = json.loads(invoke("status", "r", "--json").stdout)
+    assert said["state"] == "failed"
+    assert "finite" in said["error"]
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,9 @@ from typing import Any
 import pytest
 
 from latentforge.trainer.errors import TrainerError
+from latentforge.trainer.results import STATUS, LiveStatus
 from latentforge.trainer.targets.choose import met_teacher
+from latentforge.trainer.teacher.connection import TeacherLostError
 
 
 @pytest.mark.parametrize(
@@ -35,3 +37,12 @@ def test_without_a_teacher_nobody_is_asked(make_run: Any) -> None:
     run = make_run(port=9, overrides={"student.objective": "chunk-ce", "teacher.targets": "text"})
     with met_teacher(run) as teacher:
         assert teacher is None
+
+
+def test_a_teacher_that_is_waited_for_is_in_the_status_file(make_run: Any) -> None:
+    run = make_run(port=9, patience=0.1)
+    with pytest.raises(TeacherLostError), met_teacher(run):
+        pass
+    said = LiveStatus.read(run.folder / STATUS).waiting_for
+    assert said is not None
+    assert said.startswith("waiting for the teacher at 127.0.0.1:9 for 0 s")

@@ -7,6 +7,7 @@ import typer
 
 from latentforge.trainer.cli.opening import recipe_of, user_errors
 from latentforge.trainer.cli.options import RunOptions
+from latentforge.trainer.cli.watch import duration
 
 if TYPE_CHECKING:
     from latentforge.trainer.config.recipe import Recipe
@@ -69,7 +70,7 @@ def _lines(needs: "StageNeeds", recipe: "Recipe") -> list[str]:
         speed = needs.tokens_a_step / needs.step_seconds
         lines += [
             f"  measured       {needs.measured_peak / _GIB:.2f} GiB at the peak, {speed:,.0f} tokens/s",
-            f"  time           {_duration(needs.steps * needs.step_seconds)}, without the teacher, data and validation",
+            f"  time           {duration(needs.steps * needs.step_seconds)}, without the teacher, data and validation",
         ]
     if needs.stage == "autoencoder":
         lines.append(
@@ -86,9 +87,3 @@ def _lines(needs: "StageNeeds", recipe: "Recipe") -> list[str]:
             f"{published * needs.checkpoint_bytes / _GIB:.1f} GiB if all are kept"
         )
     return lines
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 3600:
-        return f"{seconds / 60:.1f} minutes"
-    return f"{seconds / 3600:.1f} hours" if seconds < 48 * 3600 else f"{seconds / 86400:.1f} days"

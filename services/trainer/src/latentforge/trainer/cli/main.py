@@ -84,22 +84,16 @@ def run_all(
         is_main = run.ranks.is_main
         if status_port is not None and is_main:
             until.callback(StatusServer(run.status, status_host, status_port).close)
-        try:
-            if options.fresh:
-                made = run.folder.iterdir() if run.folder.is_dir() else ()
-                kept = "generated", LOCK
-                forget(run, *(p for p in made if p.name not in kept), run.settings.checkpoints_dir / run.name)
-            summary = run_pipeline(run, options.data, options.held_out, fresh=options.fresh)
-            run.status.done = True
-            if is_main:
-                write_status(run.folder, run.status)
-                checkpoints = summary.checkpoints
-                typer.echo(f"{run.folder / SUMMARY}; {len(checkpoints)} checkpoints, the last is {checkpoints[-1]}")
-                typer.echo(targets_line(summary))
-            while keep_serving and not run.stop():
-                time.sleep(0.2)
-        except BaseException as error:
-            run.status.error = str(error) or type(error).__name__
-            if is_main and run.folder.is_dir():
-                write_status(run.folder, run.status)
-            raise
+        if options.fresh:
+            made = run.folder.iterdir() if run.folder.is_dir() else ()
+            kept = "generated", LOCK
+            forget(run, *(p for p in made if p.name not in kept), run.settings.checkpoints_dir / run.name)
+        summary = run_pipeline(run, options.data, options.held_out, fresh=options.fresh)
+        run.status.done = True
+        if is_main:
+            write_status(run.folder, run.status)
+            checkpoints = summary.checkpoints
+            typer.echo(f"{run.folder / SUMMARY}; {len(checkpoints)} checkpoints, the last is {checkpoints[-1]}")
+            typer.echo(targets_line(summary))
+        while keep_serving and not run.stop():
+            time.sleep(0.2)

@@ -53,7 +53,7 @@ def opened_run(options: RunOptions, overrides: Mapping[str, Any], gateway: str |
     with user_errors(), StopRequest() as stop, joined_ranks() as ranks:
         run = run_context(options, overrides, stop, gateway, ranks)
         if ranks.is_main:
-            with _held(run), _tracked(run) as tracked:
+            with _held(run), _last_words(run), _tracked(run) as tracked:
                 yield tracked
         else:
             yield run
@@ -160,6 +160,21 @@ def _held(run: "RunContext") -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+@contextmanager
+def _last_words(run: "RunContext") -> Iterator[None]:
+    """Leaves in the status why a run failed or stopped, once it had begun."""
+    from latentforge.trainer.run.sinks.live import write_status
+    from latentforge.trainer.run.status import STARTING
+
+    try:
+        yield
+    except BaseException as error:
+        if run.status.stage != STARTING:
+            run.status.error = str(error) or type(error).__name__
+            write_status(run.folder, run.status)
+        raise
 
 
 @contextmanager

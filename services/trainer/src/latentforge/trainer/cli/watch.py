@@ -67,7 +67,7 @@ def _lines(o: "Overview") -> list[tuple[str, str]]:
     share = f" ({o.step / o.of:.0%})" if o.of else ""
     of = f"/{o.of:,}" if o.of is not None else ""
     where = f"{o.stage} {o.step:,}{of}{share}" if o.step or o.of else o.stage
-    process = f"{o.host}, process {o.pid}, wrote {duration(o.age)} ago" if o.host and o.age is not None else "-"
+    process = f"{o.host}, process {o.pid}, seen {duration(o.age)} ago" if o.host and o.age is not None else "-"
     lines = [
         ("state", o.state),
         ("stage", where),

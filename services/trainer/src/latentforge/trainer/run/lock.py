@@ -13,6 +13,7 @@ import socket
 import threading
 import time
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,38 @@ LOCK = "lock"
 _HEARTBEAT_SECONDS = 10.0
 # Of a holder on another machine, after which it counts as dead.
 STALE_AFTER = 120.0
+# Whoever asks for the holder has the lock meanwhile, for microseconds.
+_ASKING_SECONDS = 0.2
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+
+
+@dataclass(frozen=True)
+class Holder:
+    """Who trains in a folder.
+
+    Attributes:
+        host, pid: of the process.
+        since: when it began, in seconds since the epoch.
+        age: seconds since it was last seen.
+    """
+
+    host: str
+    pid: int
+    since: float
+    age: float
+
+
+def holder_of(folder: Path) -> Holder | None:
+    """Who trains in a folder now; None where nobody does."""
+    try:
+        with (folder / LOCK).open(encoding="utf-8") as file:
+            if not _is_held(file, fcntl.LOCK_SH):
+                return None
+            found = _read(file)
+            return Holder(found["host"], found["pid"], datetime.fromisoformat(found["since"]).timestamp(), _age(file))
+    except (OSError, KeyError):
+        # There is none, or its holder is writing it.
+        return None
 
 
 class RunLock:
@@ -59,30 +91,21 @@ class RunLock:
             self._path.parent.rmdir()
 
     def _locked(self) -> Any:
+        give_up = time.monotonic() + _ASKING_SECONDS
         while True:
             # Not buffered in the way, as reading and writing at once would be.
             file = self._path.open("a+", encoding="utf-8")
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                self._refuse(file)
-            except OSError:
-                # A file system without locks; the heartbeat has to do.
-                self._refuse_living(file, anywhere=True)
-            else:
-                self._refuse_living(file, anywhere=False)
+            if _is_held(file, fcntl.LOCK_EX):
+                if time.monotonic() >= give_up:
+                    self._refuse(file)
+                file.close()
+                time.sleep(_ASKING_SECONDS / 10)
+                continue
             with suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(file.fileno()), self._path.stat()):
                     return file
             # Whoever had it removed it between our opening and our locking.
             file.close()
-
-    def _refuse_living(self, file: Any, *, anywhere: bool) -> None:
-        """Refuses where the holder beats on another machine, or with ``anywhere`` on this one too."""
-        holder = _read(file)
-        elsewhere = bool(holder) and holder.get("boot") != _boot_id() and holder.get("host") != socket.gethostname()
-        if holder and (elsewhere or anywhere) and _age(file) < STALE_AFTER:
-            self._refuse(file)
 
     def _refuse(self, file: Any) -> None:
         holder, age = _read(file), _age(file)
@@ -100,6 +123,22 @@ class RunLock:
 
     def _close(self) -> None:
         self._file.close()
+
+
+def _is_held(file: Any, lock: int) -> bool:
+    """Whether somebody else has a lock's file; else it is locked, where the file system can."""
+    try:
+        fcntl.flock(file, lock | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        # A file system without locks; the heartbeat has to do.
+        is_lockable = False
+    else:
+        is_lockable = True
+    holder = _read(file)
+    elsewhere = holder.get("boot") != _boot_id() and holder.get("host") != socket.gethostname()
+    return bool(holder) and (elsewhere or not is_lockable) and _age(file) < STALE_AFTER
 
 
 def _about() -> dict[str, Any]:

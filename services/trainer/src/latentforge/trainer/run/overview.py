@@ -1,8 +1,6 @@
 """What a run's files say of it, for whoever asks from outside: of one that runs, has ended, or was killed."""
 
-import math
 import os
-import socket
 import time
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
@@ -16,6 +14,7 @@ from latentforge.core.checkpoints import is_run_name, list_checkpoints, some
 from latentforge.core.manifest import STEP_FOLDER, CheckpointError, parse_time
 from latentforge.trainer.errors import TrainerError
 from latentforge.trainer.results import EVALUATION, METRICS, STATUS, SUMMARY, LiveStatus, read_progress
+from latentforge.trainer.run.lock import Holder, holder_of
 
 State = Literal["running", "finished", "failed", "stopped", "killed", "unknown"]
 # As run.interrupt.Interrupted leaves it in the status.
@@ -39,14 +38,14 @@ class Overview(BaseModel):
 
     Attributes:
         run: its name.
-        state: running (its process lives, or wrote a minute ago on another host), finished, failed (with ``error``),
-            stopped (on request), killed (its process is gone without a word), unknown (it has written no status).
+        state: running (a process has the run's lock), finished, failed (with ``error``), stopped (on request), killed
+            (its process is gone without a word), unknown (it has written no status).
         stage, step, of: where it is; ``of`` is None where nothing says.
         eta: seconds left in the stage while it runs.
         losses, held_out: the newest figures by name.
         tokens_per_s, teacher_wait_seconds, waiting_for, counts, error: see :class:`LiveStatus`.
-        host, pid: of the process that wrote last.
-        age: seconds since it wrote.
+        host, pid: of the process that has the lock, else of the one that wrote last.
+        age: seconds since it was seen, or wrote.
         last_save: the newest state that it can be resumed from.
         last_publish: the newest checkpoint.
         checkpoints: how many there are.
@@ -114,26 +113,35 @@ def overview_of(runs: Path, checkpoints: Path, name: str) -> Overview:
 
 
 def _said(folder: Path, now: float) -> dict[str, Any]:
-    """What the run's process said last."""
+    """What the run's processes said last, and which one has it now."""
+    holder = holder_of(folder)
+    said = _from_status(folder, now, holder)
+    if holder is None:
+        return said
+    return said | {"host": holder.host, "pid": holder.pid, "age": holder.age}
+
+
+def _from_status(folder: Path, now: float, holder: Holder | None) -> dict[str, Any]:
     try:
         live = LiveStatus.read(folder / STATUS)
     except TrainerError:
-        return _from_metrics(folder)
-    alive = _lives(live, now)
+        return _from_metrics(folder, now, holder)
     said = live.model_dump(exclude={"format_version", "run", "time", "done", "held_out_figures", "tokens"})
+    said |= {"held_out": live.held_out_figures, "age": max(0.0, now - live.time)}
+    if holder is not None and live.time < holder.since:
+        # An earlier process's last words; this one has had none yet.
+        return said | {"state": "running", "eta": None, "error": None, "waiting_for": None}
     return said | {
-        "state": _state(folder, live, alive),
-        "eta": live.eta if alive else None,
-        "held_out": live.held_out_figures,
+        "state": _state(folder, live, holder),
+        "eta": None if holder is None else live.eta,
         "error": None if live.error == _STOPPED else live.error,
-        "age": max(0.0, now - live.time),
     }
 
 
-def _from_metrics(folder: Path) -> dict[str, Any]:
-    """The same of a run that wrote no status, as those of earlier versions."""
-    points = read_progress(folder, lenient=True) if (folder / METRICS).is_file() else []
-    state = "finished" if (folder / SUMMARY).is_file() else "unknown"
+def _from_metrics(folder: Path, now: float, holder: Holder | None) -> dict[str, Any]:
+    """The same of a run that wrote no status: one that has just begun, or of an earlier version."""
+    points = read_progress(folder) if (folder / METRICS).is_file() else []
+    state = "running" if holder else "finished" if (folder / SUMMARY).is_file() else "unknown"
     if not points:
         return {"state": state, "stage": "data", "step": 0}
     last = points[-1]
@@ -146,46 +154,20 @@ def _from_metrics(folder: Path) -> dict[str, Any]:
         "tokens_per_s": losses.pop("tok_per_s", None),
         "losses": losses,
         "held_out": newest.get("held_out", {}),
-        "age": max(0.0, time.time() - last.time),
+        "age": max(0.0, now - last.time),
     }
 
 
-def _state(folder: Path, live: LiveStatus, alive: bool) -> State:
+def _state(folder: Path, live: LiveStatus, holder: Holder | None) -> State:
     if live.done:
         return "finished"
     if live.error is not None:
         return "stopped" if live.error == _STOPPED else "failed"
-    if alive:
+    if holder is not None:
         return "running"
     # What one command trains alone leaves its result and no last word.
     result = folder / "autoencoder" / EVALUATION if live.stage == "autoencoder" else folder / f"{live.stage}.json"
     return "finished" if live.step == live.of and result.is_file() else "killed"
-
-
-def _lives(live: LiveStatus, now: float) -> bool:
-    """Whether the process that wrote a status is there; of another host's, whether it wrote a minute ago."""
-    if live.host != socket.gethostname():
-        return now - live.time < 60
-    try:
-        os.kill(live.pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        # Somebody else's.
-        pass
-    # A later process may have its number; and one that has ended keeps it until its parent asks.
-    begun = _begun(live.pid)
-    return begun is None or begun <= live.time
-
-
-def _begun(pid: int) -> float | None:
-    """When a process began, in seconds since the epoch, infinity of one that has ended; None without Linux's /proc."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        boot = next(int(line[6:]) for line in Path("/proc/stat").read_text().splitlines() if line.startswith("btime "))
-    except (OSError, StopIteration):
-        return None
-    return math.inf if fields[0] == "Z" else boot + int(fields[19]) / os.sysconf("SC_CLK_TCK") - 1
 
 
 def _last_save(folder: Path, now: float) -> Place | None:

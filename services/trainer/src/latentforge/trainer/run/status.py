@@ -4,6 +4,8 @@ from dataclasses import dataclass, field
 
 from latentforge.trainer.run.curve import Point
 
+STARTING = "starting"
+
 
 @dataclass
 class Status:
@@ -11,7 +13,7 @@ class Status:
 
     Attributes:
         run: its name.
-        stage: data, autoencoder, student or finished.
+        stage: starting, data, autoencoder, student, token-level or finished.
         step, of: in the stage; tokens while data is packed.
         losses: the newest step's figures.
         held_out_figures: the newest validation's.
@@ -31,7 +33,7 @@ class Status:
     """
 
     run: str
-    stage: str = "starting"
+    stage: str = STARTING
     step: int = 0
     of: int = 0
     losses: dict[str, float] = field(default_factory=dict)
@@ -49,10 +51,6 @@ class Status:
     held_out: list[Point] = field(default_factory=list)
     done: bool = False
     error: str | None = None
-
-    def wait_for(self, line: str | None) -> None:
-        """Notes what is waited for; None ends it."""
-        self.waiting_for = line
 
     def count(self, kind: str, number: int = 1) -> None:
         """Counts incidents of a kind, like ``rewinds``: seen in the status, and as trainer_incidents_total."""

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 from latentforge.core.manifest import TeacherId
 from latentforge.teacher.v1 import teacher_pb2 as pb
@@ -13,6 +14,7 @@ from latentforge.trainer.kept.folder import KeptFolder
 from latentforge.trainer.kept.rows import KeptRows
 from latentforge.trainer.results import TargetKind
 from latentforge.trainer.run.context import RunContext
+from latentforge.trainer.run.sinks.live import write_status
 from latentforge.trainer.run.waiting import Waiting
 from latentforge.trainer.targets.base import TargetSource
 from latentforge.trainer.targets.generated import GeneratedTargets, KeptGeneratedTargets
@@ -63,9 +65,15 @@ def met_teacher(run: RunContext) -> Iterator[MetTeacher | None]:
         yield _kept_teacher(run)
         return
     with TeacherLink.of(run.settings, run.stop) as link:
-        link.on_lost = run.status.wait_for
+        link.on_lost = partial(_note_wait, run)
         about = link.teacher(run.tokenizer.fingerprint, run.vocab_size, run.recipe.teacher.top_k)
         yield MetTeacher(link, (), link.target, link.waiting, about, _kind(run, f"at {link.target}", about))
+
+
+def _note_wait(run: RunContext, line: str | None) -> None:
+    """Says in the status what is waited for, in its file too: while a run waits, nothing else writes it."""
+    run.status.waiting_for = line
+    write_status(run.progress_folder, run.status)
 
 
 def _kept_teacher(run: RunContext) -> MetTeacher:

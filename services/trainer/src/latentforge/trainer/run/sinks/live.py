@@ -4,6 +4,7 @@ import logging
 import math
 import os
 import socket
+import threading
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -16,6 +17,8 @@ from latentforge.trainer.run.events import Event
 from latentforge.trainer.run.status import Status
 
 _WRITE_EVERY_SECONDS = 5.0
+# What is waited for is written by the thread that waits.
+_writing = threading.Lock()
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +67,7 @@ class Live:
 
     def _write(self) -> None:
         self._written = time.monotonic()
-        write_status(self._folder, self._status)
+        _write(self._folder, self._status)
 
     def _resume_curves(self, stage: str, first: int) -> None:
         """Takes up the curves that an earlier process wrote, where they can be read."""
@@ -87,9 +90,14 @@ def _finite(figures: Mapping[str, float]) -> dict[str, float]:
 
 def write_status(folder: Path, status: Status) -> None:
     """Writes ``status.json`` of a run; a disk that takes nothing is no reason to end the run."""
-    said = {name: getattr(status, name) for name in LiveStatus.model_fields if hasattr(status, name)}
-    live = LiveStatus(host=socket.gethostname(), pid=os.getpid(), time=round(time.time(), 3), **said)
     try:
-        live.write(folder / STATUS)
+        _write(folder, status)
     except OSError as error:
         logger.warning("%s cannot be written (%s)", folder / STATUS, error.strerror)
+
+
+def _write(folder: Path, status: Status) -> None:
+    said = {name: getattr(status, name) for name in LiveStatus.model_fields if hasattr(status, name)}
+    live = LiveStatus(host=socket.gethostname(), pid=os.getpid(), time=round(time.time(), 3), **said)
+    with _writing:
+        live.write(folder / STATUS)

@@ -62,8 +62,7 @@ class Terminal:
             self._bar.update(self._task, completed=event.step, description=described)
         elif now - self._last_line >= LINE_EVERY_SECONDS or event.step in (event.of, self._first + 1):
             self._last_line = now
-            line = f"{event.stage} {event.step}/{event.of}  {described}  eta {event.pace.eta:.0f} s"
-            self._console.print(line, soft_wrap=True, highlight=False)
+            self.say(f"{event.stage} {event.step}/{event.of}  {described}  eta {event.pace.eta:.0f} s")
 
 
 def _described(figures: Mapping[str, float]) -> str:
