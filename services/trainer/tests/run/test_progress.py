@@ -83,13 +83,16 @@ def test_a_resumed_stage_has_the_curves_from_before_and_none_of_what_is_done_aga
     assert [point["ce"] for point in status.train] == [1.5, 0.75, 0.6]
 
 
-def test_a_stage_with_an_unreadable_line_resumes_with_an_empty_curve(tmp_path: Path) -> None:
+def test_a_stage_resumes_with_all_that_a_kill_left_of_its_curve(tmp_path: Path) -> None:
     run_steps(tmp_path, Console(file=io.StringIO()), Status("r"))
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"stage": "stu')
-    status = Status("r")
-    with StageProgress(tmp_path, "student", 4, status, first=2, console=Console(file=io.StringIO())):
-        assert status.train == []
+    for _ in range(2):
+        status = Status("r")
+        with StageProgress(tmp_path, "student", 4, status, first=2, console=Console(file=io.StringIO())) as progress:
+            assert [point["ce"] for point in status.train] == [1.5, 0.75]
+            progress.step(3, {"ce": 0.6}, 100)
+    assert [p.figures["ce"] for p in read_progress(tmp_path) if p.kind == "train"] == [1.5, 0.75, 0.5, 0.6, 0.6]
 
 
 def test_samples_are_text_in_tensorboard(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ its file and None in the model.
 """
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -359,27 +360,21 @@ class ProgressPoint(BaseModel):
         return self.__pydantic_extra__
 
 
-def read_progress(run_folder: Path, *, lenient: bool = False) -> list[ProgressPoint]:
+def read_progress(run_folder: Path) -> list[ProgressPoint]:
     """The lines of a run's ``metrics.jsonl``; steps that were done again after a kill are there twice.
 
-    Args:
-        run_folder: the run's.
-        lenient: passes over lines that a kill, or a full disk, cut in the middle.
+    Lines that a kill, or a full disk, cut in the middle are passed over.
 
     Raises:
-        TrainerError: it is missing, or a line is not a :class:`ProgressPoint`.
+        TrainerError: it is missing, or cannot be read.
     """
     path = run_folder / METRICS
-    points = []
     try:
-        for line in path.read_text(encoding="utf-8").splitlines():
-            try:
-                points.append(ProgressPoint.model_validate_json(line))
-            except ValidationError:
-                if not lenient:
-                    raise
+        lines = path.read_bytes().splitlines()
     except OSError as error:
         raise TrainerError(f"{path} cannot be read ({error.strerror}); the run is not that far") from None
-    except ValidationError as error:
-        raise TrainerError(f"{path} has a line that is no progress point: {describe_errors(error)[0]}") from None
+    points = []
+    for line in lines:
+        with suppress(ValidationError):
+            points.append(ProgressPoint.model_validate_json(line))
     return points

@@ -49,7 +49,7 @@ def plot_runs(folders: Sequence[Path], out: Path, stage: str | None = None) -> s
         raise TrainerError(
             "trainer plot needs matplotlib, which is not installed: pip install 'latentforge-trainer[plot]'"
         ) from None
-    history = {folder: read_progress(folder, lenient=True) for folder in folders}
+    history = {folder: read_progress(folder) for folder in folders}
     if stage is None:
         found = {point.stage for point in history[folders[0]]}
         stage = next((s for s in STAGES if s in found), STAGES[0])

@@ -17,6 +17,9 @@ class MetricsFile:
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = path.open("a", encoding="utf-8")
+        if self._file.tell() and not path.read_bytes().endswith(b"\n"):
+            # Of a line that a kill cut.
+            self._file.write("\n")
 
     def take(self, event: Event) -> None:
         if event.kind in ("train", "held_out"):
