@@ -40,10 +40,7 @@ def start_student(student: Student, source: CausalLM, parts: Collection[Part], t
         parts: what is taken over.
         token_counts: how often each token stands in the training data, int64 [V].
     """
-    config = student.config
-    own_layers = "layers" in parts
-    if own_layers:
-        student.backbone.load_state_dict(source.layers())
+    config, own_layers = student.config, _take_layers(student, source, parts)
     if "inputs" in parts:
         table = source.inputs()[: config.vocab_size]
         components = principal_components(table, config.embed_size)
@@ -75,10 +72,7 @@ def start_token_level(model: TokenLevelModel, source: CausalLM, parts: Collectio
         source: covers the student's vocabulary.
         parts: what is taken over.
     """
-    config = model.config
-    own_layers = "layers" in parts
-    if own_layers:
-        model.backbone.load_state_dict(source.layers())
+    config, own_layers = model.config, _take_layers(model, source, parts)
     if "inputs" in parts:
         table = source.inputs()[: config.vocab_size]
         if not own_layers:
@@ -110,6 +104,13 @@ def start_autoencoder(autoencoder: Autoencoder, source: CausalLM) -> None:
     config = autoencoder.config
     rows = principal_components(source.inputs()[: config.vocab_size], config.hidden_size).coordinates
     autoencoder.embedding.weight.copy_(nn.functional.normalize(rows, dim=1) * config.hidden_size**0.5)
+
+
+def _take_layers(model: Student | TokenLevelModel, source: CausalLM, parts: Collection[Part]) -> bool:
+    """Gives a model the source's layers if they are among the parts, and says whether they are."""
+    if "layers" in parts:
+        model.backbone.load_state_dict(source.layers())
+    return "layers" in parts
 
 
 def _scale(table: Tensor, token_counts: Tensor) -> Tensor:
