@@ -129,6 +129,17 @@ def test_a_line_longer_than_any_is_one_bad_line(tmp_path: Path, monkeypatch: pyt
         assert [b.raw.first for b in after] == [b.raw.first for b in blocks if b.raw.first > 2]
 
 
+def test_a_lines_length_alone_says_whether_it_is_too_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(line_blocks, "MAX_LINE_BYTES", 500)
+    path = tmp_path / "d.jsonl"
+    for before in range(70):
+        # Wherever in a block it begins, one of 500 bytes is read and one of 501 is not.
+        path.write_bytes(b"x" * before + b"\n" + b"y" * 499 + b"\n" + b"z" * 500 + b"\n" + b"last\n")
+        blocks = list(TextSource.of(path).blocks(block_bytes=64))
+        assert [b.raw.first for b in blocks if b.raw.fault] == [3]
+        assert b"".join(b.raw.data for b in blocks) == b"x" * before + b"\n" + b"y" * 499 + b"\nlast\n"
+
+
 def test_a_file_is_hashed_again_when_it_has_changed_only(tmp_path: Path) -> None:
     path = tmp_path / "d.jsonl"
     path.write_text(LINES)

@@ -75,7 +75,7 @@ class HubName:
         data = data.select_columns(columns).skip(records)
         size = 0
 
-        def rows() -> Iterator[dict[str, Any]]:
+        def rows() -> Iterator[dict[str, Any] | None]:
             try:
                 yield from data
             except Exception as error:  # as above

@@ -46,30 +46,30 @@ def line_blocks(path: Path, records: int, offset: int, block_bytes: int) -> Iter
     Raises:
         TextError: it cannot be read, or decompressed; names the file, and the line before.
     """
+    # The beginning of a line, in pieces; and what was read behind a line that was passed over.
     parts: list[bytes] = []
-    held = 0
+    held, rest = 0, b""
     with _opened(path, offset) as (read, position):
         while True:
-            piece = _read(path, read, block_bytes, records)
-            end = piece.rfind(b"\n") + 1
-            if piece and not end and held + len(piece) <= MAX_LINE_BYTES:
-                parts.append(piece)
-                held += len(piece)
-                continue
-            if piece and not end:
-                size, rest = held + len(piece), b""
-                # The rest of the line is passed over.
-                while (more := _read(path, read, block_bytes, records)) and not (at := more.find(b"\n") + 1):
-                    size += len(more)
-                if more:
-                    size, rest = size + at, more[at:]
+            piece, rest = rest or _read(path, read, block_bytes, records), b""
+            first_end, end = piece.find(b"\n") + 1, piece.rfind(b"\n") + 1
+            size = held + (first_end or len(piece))
+            if size > MAX_LINE_BYTES:
+                rest = piece[first_end:] if first_end else b""
+                while not first_end and (piece := _read(path, read, block_bytes, records)):
+                    first_end = piece.find(b"\n") + 1
+                    size += first_end or len(piece)
+                    rest = piece[first_end:] if first_end else b""
+                parts, held = [], 0
                 records, offset = records + 1, offset + size
                 fault = f"a line of {size:,} bytes, more than {MAX_LINE_BYTES:,}"
                 yield RawBlock(records, b"", records, offset, position(), fault)
-                parts, held = [rest] if rest else [], len(rest)
                 continue
-            parts.append(piece[:end] if piece else b"")
-            data = b"".join(parts)
+            if piece and not end:
+                parts.append(piece)
+                held += len(piece)
+                continue
+            data = b"".join([*parts, piece[:end]])
             parts, held = ([piece[end:]], len(piece) - end) if end < len(piece) else ([], 0)
             if data:
                 first = records + 1

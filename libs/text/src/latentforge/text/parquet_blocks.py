@@ -2,7 +2,7 @@
 
 import json
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,8 @@ from latentforge.text.errors import TextError
 from latentforge.text.line_blocks import RawBlock
 
 _ROWS_AT_ONCE = 64
+# What is wrong with such a row is said where documents are checked.
+_NOT_UTF8 = b"\xff"
 
 
 def parquet_blocks(path: Path, records: int, block_bytes: int, text_column: str | None) -> Iterator[RawBlock]:
@@ -37,7 +39,7 @@ def parquet_blocks(path: Path, records: int, block_bytes: int, text_column: str 
             groups = groups[1:]
         try:
             batches = file.iter_batches(_ROWS_AT_ONCE, row_groups=list(groups), columns=columns) if groups else ()
-            rows = (row for batch in batches for row in batch.to_pylist())
+            rows = (row for batch in batches for row in _rows_of(batch))
             deque(islice(rows, records - before), maxlen=0)
             yield from row_blocks(rows, records, block_bytes, lambda row: size * row // num_rows)
         except (OSError, pa.ArrowException) as error:
@@ -60,11 +62,23 @@ def chosen_columns(name: str, columns: Sequence[str], text_column: str | None) -
     return chosen
 
 
-def row_blocks(rows: Iterator[dict[str, Any]], records: int, block_bytes: int, read: Any) -> Iterator[RawBlock]:
+def _rows_of(batch: Any) -> list[dict[str, Any] | None]:
+    try:
+        rows: list[dict[str, Any] | None] = batch.to_pylist()
+        return rows
+    except UnicodeDecodeError:
+        if len(batch) == 1:
+            return [None]
+        return [row for i in range(len(batch)) for row in _rows_of(batch.slice(i, 1))]
+
+
+def row_blocks(
+    rows: Iterator[dict[str, Any] | None], records: int, block_bytes: int, read: Callable[[int], int]
+) -> Iterator[RawBlock]:
     """Blocks of rows as JSON lines.
 
     Args:
-        rows: those behind the first ``records``.
+        rows: those behind the first ``records``; None for one with text that is not UTF-8.
         records: rows that were read before.
         block_bytes: a block ends with the row that goes on there.
         read: how many bytes were read by a row's number.
@@ -75,7 +89,7 @@ def row_blocks(rows: Iterator[dict[str, Any]], records: int, block_bytes: int, r
         # What JSON has no word for, a date or bytes, is no text: it is named where documents are checked.
         line = json.dumps(row, ensure_ascii=False, default=lambda value: {"type": type(value).__name__})
         records += 1
-        lines.append(line.encode("utf-8", "surrogatepass") + b"\n")
+        lines.append((_NOT_UTF8 if row is None else line.encode("utf-8", "surrogatepass")) + b"\n")
         held += len(lines[-1])
         if held >= block_bytes:
             yield RawBlock(first, b"".join(lines), records, 0, read(records))

@@ -3,7 +3,8 @@
 import glob
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,6 @@ class TextSource:
     hub: HubName | None = None
     text_column: str | None = None
     passed_over: tuple[Path, ...] = ()
-    _hub_revision: list[str] = field(default_factory=list)
 
     @staticmethod
     def of(name: Path | str, text_column: str | None = None) -> "TextSource":
@@ -129,7 +129,7 @@ class TextSource:
         if len(self.files) == 1:
             return stamps[str(self.files[0])][2]
         if self.hub:
-            return hashlib.sha256(f"{self.hub}\0{self._revision()}".encode()).hexdigest()
+            return hashlib.sha256(f"{self.hub}\0{self._revision}".encode()).hexdigest()
         root = Path(self.name) if Path(self.name).is_dir() else None
         names = [p.relative_to(root).as_posix() if root else p.name for p in self.files]
         lines = [f"{name}\0{stamps[str(p)][2]}\n" for name, p in zip(names, self.files, strict=True)]
@@ -143,7 +143,7 @@ class TextSource:
         """
         at = start or Position()
         if self.hub:
-            raws = self.hub.blocks(self._revision(), at.records, block_bytes, self.text_column)
+            raws = self.hub.blocks(self._revision, at.records, block_bytes, self.text_column)
             yield from (Block(str(self.hub), raw, Position(0, raw.records), raw.read) for raw in raws)
             return
         before = sum(path.stat().st_size for path in self.files[: at.file])
@@ -170,12 +170,11 @@ class TextSource:
         for block in self.blocks():
             yield from block_documents(block.name, block.raw, self.text_column, on_bad)
 
+    @cached_property
     def _revision(self) -> str:
         # Asked once: what the hub has may change while it is read.
         assert self.hub is not None
-        if not self._hub_revision:
-            self._hub_revision.append(self.hub.revision())
-        return self._hub_revision[0]
+        return self.hub.revision()
 
 
 def block_documents(
