@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from latentforge.core.files import fsync
 from latentforge.text.encoding import EncodedBlock
-from latentforge.text.packed import DOCUMENTS, TOKENS
+from latentforge.text.packed import DOCUMENTS, META, TOKENS, PackedMeta
 
 
 class PackedWriter:
@@ -19,7 +20,7 @@ class PackedWriter:
         dtype: of the ids.
         sequence_length: tokens per sequence.
         bos_id: what every sequence begins with; None for nothing.
-        saved: what :meth:`save` gave; None begins anew. What was written after it is cut off.
+        saved: what :meth:`save` gave; None begins anew. What was written after it is written again.
 
     Attributes:
         num_tokens, num_documents: so far.
@@ -39,7 +40,6 @@ class PackedWriter:
         )
         sizes = self.num_tokens * self._dtype.itemsize, self.num_documents * 8
         for file, size in zip((self._tokens, self._documents), sizes, strict=True):
-            file.truncate(size)
             file.seek(size)
 
     @property
@@ -79,18 +79,13 @@ class PackedWriter:
         }
 
     def finish(self) -> dict[str, Any]:
-        """Cuts off what fills no sequence; gives the counts of ``meta.json``."""
+        """Closes the files; gives the counts of ``meta.json``, by which :func:`cut_to_sequences` cuts them."""
         kept = self.num_sequences * self._length
-        self._tokens.truncate(kept * self._dtype.itemsize)
-        self._documents.flush()
-        starts = np.memmap(self._folder / DOCUMENTS, "<i8", "r")
-        num_documents = int(np.searchsorted(starts, kept))
-        del starts
-        self._documents.truncate(num_documents * 8)
         self.close()
+        starts = np.memmap(self._folder / DOCUMENTS, "<i8", "r", shape=(self.num_documents,))
         return {
-            "num_sequences": kept // self._length,
-            "num_documents": num_documents,
+            "num_sequences": self.num_sequences,
+            "num_documents": int(np.searchsorted(starts, kept)),
             "num_empty_documents": self._num_empty,
             "num_dropped_tokens": self.num_tokens - kept,
             "num_forced_cuts": self._num_forced,
@@ -123,3 +118,12 @@ class PackedWriter:
             parts.append(part)
             taken, at = taken + len(part), 0
         self._write(np.concatenate(parts), start)
+
+
+def cut_to_sequences(folder: Path) -> None:
+    """Cuts off what fills no sequence, and the starts of documents there, as ``meta.json`` says."""
+    meta = PackedMeta.model_validate_json((folder / META).read_bytes())
+    num_tokens = meta.num_sequences * meta.sequence_length
+    for name, size in ((TOKENS, num_tokens * np.dtype(meta.dtype).itemsize), (DOCUMENTS, meta.num_documents * 8)):
+        os.truncate(folder / name, size)
+        fsync(folder / name)

@@ -1,36 +1,38 @@
 """Documents to packed data: the writer of :mod:`latentforge.text.packed`, in parallel processes, resumable."""
 
-import fcntl
 import json
 import os
 import shutil
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
-from concurrent.futures import TimeoutError as NotYetError
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import closing
+from dataclasses import asdict
 from pathlib import Path
-from queue import SimpleQueue
 from typing import Any
 
 from latentforge.core.files import fsync, remove, write_atomically
 from latentforge.text.documents import EXPECTED
-from latentforge.text.encoding import EncodedBlock, EncodingRules, encode_block
-from latentforge.text.encoding_process import EncodingProcess
+from latentforge.text.encoding import EncodedBlock, EncodingRules
+from latentforge.text.encoding_pool import encoded_in_order
 from latentforge.text.errors import PackingStoppedError, TextError
-from latentforge.text.packed import META, PackedData, PackedMeta
+from latentforge.text.packed import META, PackedMeta
 from latentforge.text.packed_writer import PackedWriter
+from latentforge.text.packing_folder import (
+    PROGRESS,
+    STAMPS,
+    known_stamps,
+    read_json,
+    same_packings,
+    take_finished,
+    work_folder,
+    work_of,
+)
 from latentforge.text.text_source import Block, Position, Stamp, TextSource
 from latentforge.text.tokenizer import TextTokenizer
 
-STAMPS = "sources.json"
-_PROGRESS = "progress.json"
 # Less is packed before other processes have started.
 _BYTES_WORTH_PROCESSES = 2**25
-_BYTES_IN_FLIGHT = 2**26
 _SAVE_SECONDS = 10.0
-_LOOK_SECONDS = 0.2
 
 
 def check_lengths(sequence_length: int, chunk_size: int) -> None:
@@ -84,9 +86,9 @@ def pack(
     check_lengths(sequence_length, chunk_size)
     tokenizer.check_ids()
     for out in outs.values():
-        if out.exists() and not (out / META).is_file() and any(out.iterdir()):
+        if out.exists() and not (out / META).is_file() and (not out.is_dir() or any(out.iterdir())):
             raise TextError(f"{out} exists and is no packed data; give another --out")
-    stamps = source.stamps(_known_stamps([_work_of(outs), *outs.values()]), stop)
+    stamps = source.stamps(known_stamps([work_of(outs), *outs.values()]), stop)
     wanted: dict[str, Any] = {
         "chunk_size": chunk_size,
         "sequence_length": sequence_length,
@@ -103,24 +105,38 @@ def pack(
         "text_column": source.text_column,
         "held_out_below": held_out_below,
     }
-    if (kept := _same_packings(outs, wanted, skip_bad)) is not None:
+    if (kept := same_packings(outs, wanted, skip_bad)) is not None:
         return kept
-    with _work_folder(outs) as work:
-        _take_finished(work, outs, wanted)
-        if (kept := _same_packings(outs, wanted, skip_bad)) is not None:
+    with work_folder(outs) as work:
+        take_finished(work, outs, wanted)
+        if (kept := same_packings(outs, wanted, skip_bad)) is not None:
             return kept
         rules = EncodingRules(source.text_column, skip_bad, held_out_below)
         job = _Job(work, outs, wanted, stamps, tokenizer)
-        with closing(job), _encoder(source, tokenizer, rules, processes) as encode:
-            blocks = source.blocks(job.position)
+        with closing(job):
             saved = time.monotonic()
-            for block, encoded in _in_order(blocks, encode, stop, job.save):
-                job.add(block, encoded)
-                on_read(block.read)
-                if time.monotonic() - saved >= save_seconds:
-                    job.save()
-                    saved = time.monotonic()
+            blocks = source.blocks(job.position)
+            try:
+                with closing(encoded_in_order(blocks, tokenizer, rules, _processes(source, processes), stop)) as done:
+                    for block, encoded in done:
+                        job.add(block, encoded)
+                        on_read(block.read)
+                        if time.monotonic() - saved >= save_seconds:
+                            job.save()
+                            saved = time.monotonic()
+                if source.stamps(stamps, stop) != stamps:
+                    raise TextError(f"{source.name} has changed while it was packed; run the same command again")
+            except PackingStoppedError:
+                job.save()
+                raise
             return job.finish(source)
+
+
+def _processes(source: TextSource, processes: int | None) -> int:
+    if processes is not None:
+        return processes
+    is_small = source.num_bytes is not None and source.num_bytes < _BYTES_WORTH_PROCESSES
+    return 0 if is_small else len(os.sched_getaffinity(0))
 
 
 def pack_jsonl(
@@ -143,12 +159,12 @@ class _Job:
         tokenizer: TextTokenizer,
     ) -> None:
         self._work, self._outs, self._wanted = work, outs, wanted
-        progress = _read_json(work / _PROGRESS)
+        progress = read_json(work / PROGRESS)
         if progress.get("wanted") != wanted or set(progress.get("writers", ())) != set(outs):
             progress = {}
             for split in outs:
                 remove(work / split)
-            remove(work / _PROGRESS)
+            remove(work / PROGRESS)
         write_atomically(work / STAMPS, json.dumps(stamps))
         self.position = Position(**progress["position"]) if progress else Position()
         self._num_bad = progress.get("num_bad", 0)
@@ -174,16 +190,20 @@ class _Job:
 
     def save(self) -> None:
         writers = {split: writer.save() for split, writer in self._writers.items()}
-        position = {"file": self.position.file, "records": self.position.records, "offset": self.position.offset}
-        progress = {"wanted": self._wanted, "position": position, "num_bad": self._num_bad, "writers": writers}
-        write_atomically(self._work / _PROGRESS, json.dumps(progress))
+        progress = {
+            "wanted": self._wanted,
+            "position": asdict(self.position),
+            "num_bad": self._num_bad,
+            "writers": writers,
+        }
+        write_atomically(self._work / PROGRESS, json.dumps(progress))
 
     def finish(self, source: TextSource) -> dict[str, PackedMeta]:
         metas = {}
         for split, writer in self._writers.items():
             if not writer.num_sequences:
                 # Nothing that the same call could resume.
-                remove(self._work / _PROGRESS)
+                remove(self._work / PROGRESS)
             if not writer.num_documents:
                 which = f" for the {split} part" if len(self._writers) > 1 else ""
                 raise TextError(f"{source.name} has no documents{which}; expected {EXPECTED}")
@@ -200,160 +220,10 @@ class _Job:
         for split in self._writers:
             for path in [*(self._work / split).iterdir(), self._work / split]:
                 fsync(path)
-        write_atomically(self._work / _PROGRESS, json.dumps({"finished": self._wanted}))
-        _take_finished(self._work, self._outs, self._wanted)
+        write_atomically(self._work / PROGRESS, json.dumps({"finished": self._wanted}))
+        take_finished(self._work, self._outs, self._wanted)
         return metas
 
     def close(self) -> None:
         for writer in self._writers.values():
             writer.close()
-
-
-def _take_finished(work: Path, outs: Mapping[str, Path], wanted: dict[str, Any]) -> None:
-    """Moves finished folders to their places; a kill in between leaves the others to the next call."""
-    if _read_json(work / _PROGRESS).get("finished") != wanted:
-        return
-    # The held-out part first: who finds the training data finds the other, too.
-    for split, out in sorted(outs.items()):
-        if (work / split).is_dir():
-            remove(out)
-            (work / split).replace(out)
-            fsync(out.parent)
-    remove(work / _PROGRESS)
-
-
-def _work_of(outs: Mapping[str, Path]) -> Path:
-    """Where folders are made: beside them, so that they can be renamed to their places."""
-    return next(iter(outs.values())).parent / f".{'+'.join(out.name for out in outs.values())}.packing"
-
-
-@contextmanager
-def _work_folder(outs: Mapping[str, Path]) -> Iterator[Path]:
-    """A folder beside the outs, for this process alone, which is gone afterwards unless there is something to resume.
-
-    Raises:
-        TextError: another process packs there.
-    """
-    work = _work_of(outs)
-    existed = next(p for p in work.parents if p.exists())
-    work.mkdir(parents=True, exist_ok=True)
-    # A lock goes with its process, however that ends.
-    lock = os.open(work, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise TextError(
-                f"{work.parent} is being packed into by another process; wait for it, or give another --out"
-            ) from None
-        try:
-            yield work
-        finally:
-            if not (work / _PROGRESS).is_file():
-                remove(work)
-                for parent in work.parents:
-                    if parent == existed or any(parent.iterdir()):
-                        break
-                    parent.rmdir()
-    finally:
-        os.close(lock)
-
-
-def _known_stamps(folders: list[Path]) -> dict[str, Stamp]:
-    found: dict[str, Stamp] = {}
-    for folder in folders:
-        found |= _read_json(folder / STAMPS)
-    return found
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return value if isinstance(value, dict) else {}
-
-
-def _same_packings(outs: Mapping[str, Path], wanted: dict[str, Any], skip_bad: bool) -> dict[str, PackedMeta] | None:
-    found = {}
-    for split, out in outs.items():
-        try:
-            meta = PackedData(out).meta
-        except TextError:
-            return None
-        if not {**wanted, "split": split}.items() <= meta.model_dump().items() or (meta.num_bad_lines and not skip_bad):
-            return None
-        found[split] = meta
-    return found
-
-
-_Encode = Callable[[Block], Future[EncodedBlock] | EncodedBlock]
-
-
-@contextmanager
-def _encoder(
-    source: TextSource, tokenizer: TextTokenizer, rules: EncodingRules, processes: int | None
-) -> Iterator[tuple[_Encode, int]]:
-    """What encodes a block, and how many at once; 0 where it does so itself, at once."""
-    if processes is None:
-        is_small = source.num_bytes is not None and source.num_bytes < _BYTES_WORTH_PROCESSES
-        processes = 0 if is_small else len(os.sched_getaffinity(0))
-    if not processes:
-        yield (lambda block: encode_block(block, tokenizer, rules)), 0
-        return
-    with ExitStack() as stack:
-        idle: SimpleQueue[EncodingProcess] = SimpleQueue()
-        pool = stack.enter_context(ThreadPoolExecutor(processes))
-        for _ in range(processes):
-            process = EncodingProcess(tokenizer, rules)
-            # Closed before the pool, whose threads wait for them.
-            stack.callback(process.close)
-            idle.put(process)
-
-        def encode(block: Block) -> EncodedBlock:
-            process = idle.get()
-            try:
-                return process.encode(block)
-            finally:
-                idle.put(process)
-
-        stack.callback(pool.shutdown, wait=False, cancel_futures=True)
-        yield (lambda block: pool.submit(encode, block)), processes
-
-
-def _in_order(
-    blocks: Iterator[Block], encoder: tuple[_Encode, int], stop: Callable[[], bool], save: Callable[[], None]
-) -> Iterator[tuple[Block, EncodedBlock]]:
-    """Blocks with what they encode to, in their order; some are encoded ahead, of a bounded number of bytes.
-
-    Raises:
-        PackingStoppedError: after ``save``.
-    """
-    encode, processes = encoder
-    waiting: deque[tuple[Block, Future[EncodedBlock] | EncodedBlock]] = deque()
-    in_flight = 0
-
-    def check() -> None:
-        if stop():
-            save()
-            raise PackingStoppedError
-
-    def oldest() -> tuple[Block, EncodedBlock]:
-        nonlocal in_flight
-        block, result = waiting.popleft()
-        while isinstance(result, Future):
-            try:
-                result = result.result(_LOOK_SECONDS)
-            except NotYetError:
-                check()
-        in_flight -= len(block.raw.data)
-        return block, result
-
-    for block in blocks:
-        check()
-        while waiting and (len(waiting) >= 2 * processes or in_flight + len(block.raw.data) > _BYTES_IN_FLIGHT):
-            yield oldest()
-        waiting.append((block, encode(block)))
-        in_flight += len(block.raw.data)
-    while waiting:
-        yield oldest()
