@@ -13,7 +13,7 @@ from latentforge.text.text_source import TextSource
 
 
 def documents(texts: list[str]) -> list[Document]:
-    return [Document(f"d:{i}", 0, text, None) for i, text in enumerate(texts)]
+    return [Document(f"d:{i}", text, None) for i, text in enumerate(texts)]
 
 
 def sides_of_old(texts: list[Document], min_characters: int) -> set[int] | None:
@@ -52,7 +52,7 @@ def test_reading_ends_when_five_percent_are_known_to_be_enough() -> None:
         nonlocal read
         while True:
             read += 1
-            yield Document(f"d:{read}", 0, f"document number {read}", None)
+            yield Document(f"d:{read}", f"document number {read}", None)
 
     assert held_out_below(endless(), 1000) == HELD_OUT_BELOW
     assert read < 5000

@@ -17,7 +17,7 @@ EXPECTED = 'one JSON object per line, {"text": "..."} or {"messages": [{"role": 
 
 @dataclass(frozen=True)
 class Document:
-    """One line of data, of ``num_bytes``: either ``text`` or ``messages`` is set.
+    """One line of data: either ``text`` or ``messages`` is set.
 
     Attributes:
         place: file:line.
@@ -25,7 +25,6 @@ class Document:
     """
 
     place: str
-    num_bytes: int
     text: str | None
     messages: list[dict[str, Any]] | None
 
@@ -80,11 +79,11 @@ def parse_document(raw: bytes, place: str, text_column: str | None = None) -> Do
             raise wrong(f'"{name}" is a JSON {type(text).__name__}, not a string')
         if half := surrogate_in(text):
             raise wrong(f'"{name}" is no text: {half}')
-        return Document(place, len(raw), text, None)
+        return Document(place, text, None)
     if not isinstance(messages, list) or not messages:
         raise wrong('"messages" is not a list with at least one message')
     try:
-        return Document(place, len(raw), None, [_message(message) for message in messages])
+        return Document(place, None, [_message(message) for message in messages])
     except TextError as error:
         raise wrong(str(error)) from None
 

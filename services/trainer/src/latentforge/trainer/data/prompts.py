@@ -98,7 +98,7 @@ def _from_packed(data: PackedData, max_tokens: int, tokenizer: TextTokenizer) ->
     for number, ids in enumerate(data.document_beginnings(max_tokens), 1):
         # Special tokens make a chat, which is no text to be continued.
         if not tokenizer.special_ids.intersection(ids):
-            yield Document(f"{data.folder}, document {number}", 0, tokenizer.decode(ids), None)
+            yield Document(f"{data.folder}, document {number}", tokenizer.decode(ids), None)
 
 
 def _first(count: int, documents: Iterator[Document], seed: int) -> list[tuple[str, Document]]:
