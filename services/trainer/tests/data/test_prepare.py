@@ -1,6 +1,8 @@
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -8,7 +10,8 @@ import pytest
 from latentforge.text.held_out import SplitSource, held_out_below
 from latentforge.text.packing import pack_jsonl
 from latentforge.text.text_source import TextSource
-from latentforge.trainer.data.prepare import run_data
+from latentforge.trainer.data import prepare
+from latentforge.trainer.data.prepare import pack_with_bar, run_data
 from latentforge.trainer.data.prompts import choose_prompts
 from latentforge.trainer.run.interrupt import Interrupted
 
@@ -51,6 +54,10 @@ def test_a_run_that_was_begun_with_two_files_keeps_them(tmp_path: Path, make_run
         (folder / f"{split}.jsonl").write_text("".join(json.dumps({"text": d.text}) + "\n" for d in side.documents()))
         options: dict[str, Any] = {"sequence_length": 32, "chunk_size": 4, "split": split}
         pack_jsonl(folder / f"{split}.jsonl", folder / split, run.tokenizer, **options)
+    # Others are packed, so that the run is refused, and not trained on what it had.
+    changed = make_run("changed")
+    shutil.copytree(folder, changed.folder / "data")
+    assert run_data(changed, write(tmp_path / "more.jsonl", 90), None)[0].meta.source == "more.jsonl"
     identities = [data.identity() for data in run_data(run, path, None)]
     assert [i["source_sha256"] for i in identities] == [
         TextSource.of(folder / f"{s}.jsonl").sha256(TextSource.of(folder / f"{s}.jsonl").stamps())
@@ -82,3 +89,24 @@ def test_a_column_and_bad_lines_are_the_recipes_choice(tmp_path: Path, make_run:
     assert "1 bad lines of the data skipped" in run.console.file.getvalue()
     # Whether lines may be skipped is no part of what a result depends on.
     assert run.identity("student") == make_run(overrides={"data.text_column": "body"}).identity("student")
+
+
+def test_lines_say_how_far_packing_is_and_how_long_it_takes(
+    tmp_path: Path, make_run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "data").mkdir()
+    write(tmp_path / "data" / "d.jsonl")
+    (tmp_path / "data" / "notes[red].md").touch()
+    run = make_run()
+    # Hashing took a minute; a block takes twenty seconds.
+    clock = iter([0.0, *(60.0 + 20.0 * i for i in range(1000))])
+    monkeypatch.setattr(prepare, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    monkeypatch.setattr(TextSource.blocks, "__defaults__", (None, 1000))
+    source = TextSource.of(tmp_path / "data")
+    pack_with_bar(
+        source, {"train": tmp_path / "out"}, run.tokenizer, run.recipe.data, chunk_size=4, console=run.console
+    )
+    first, *others = [line for line in run.console.file.getvalue().splitlines() if line.startswith("packing train ")]
+    assert first == "packing train 0/0 MB"
+    assert [line.partition("  ")[2] for line in others] == ["eta 21 s", "eta 1 s", "eta 0 s"]
+    assert "notes[red].md is passed over" in run.console.file.getvalue()

@@ -87,7 +87,7 @@ def train_tokenizer(
         int, typer.Option("--vocab-size", help="Ids, 4 special tokens and 256 bytes among them.")
     ] = 32768,
 ) -> None:
-    """Trains a byte-level BPE tokenizer like the shipped teacher's, of another size, on a JSONL file."""
+    """Trains a byte-level BPE tokenizer like the shipped teacher's, of another size."""
     from rich.console import Console
 
     from latentforge.core.files import replacing
@@ -113,7 +113,7 @@ def pack(
     ],
     out: Annotated[Path, typer.Option("--out", help="The packed folder to make.")],
     sequence_length: Annotated[
-        int, typer.Option("--sequence-length", help="Tokens per sequence, a multiple of K.")
+        int, typer.Option("--sequence-length", min=1, help="Tokens per sequence, a multiple of K.")
     ] = 2048,
     k: Annotated[int, typer.Option("--k", help="Tokens per chunk, K.")] = 8,
     split: Annotated[str, typer.Option("--split", help="Recorded in the folder.")] = "train",

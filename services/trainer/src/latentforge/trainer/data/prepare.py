@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping
+from itertools import zip_longest
 from pathlib import Path
 
 from rich.console import Console
@@ -53,8 +54,6 @@ def run_data(run: RunContext, data: Path | None, held_out: Path | None) -> tuple
     if held_out is not None:
         packed_held_out = _of(run, held_out, "held-out")
         return _of(run, data, "train"), packed_held_out
-    if (before := _divided_into_files(run)) is not None:
-        return before
     source = TextSource.of(data, run.recipe.data.text_column)
     try:
         below = held_out_below(
@@ -63,6 +62,8 @@ def run_data(run: RunContext, data: Path | None, held_out: Path | None) -> tuple
         )
     except TextError as error:
         raise TextError(f"{data}: {error}") from None
+    if (before := _divided_into_files(run, source, below)) is not None:
+        return before
     both = _packed(run, {"train": source, "held-out": source}, below)
     return both["train"], both["held-out"]
 
@@ -72,19 +73,22 @@ def is_packed(data: Path) -> bool:
     return (data / META).is_file()
 
 
-def _divided_into_files(run: RunContext) -> tuple[PackedData, PackedData] | None:
+def _divided_into_files(run: RunContext, source: TextSource, below: int) -> tuple[PackedData, PackedData] | None:
     """The data of a run that was begun when the held-out documents were still written to a file of their own.
 
-    It is kept, so that the run can resume; --fresh divides the data anew.
+    It is kept where it is what ``source`` gives, so that the run can resume; --fresh divides the data anew.
     """
     folder = run.folder / "data"
-    found = {}
-    for split in ("train", "held-out"):
-        file = folder / f"{split}.jsonl"
+    files = {split: folder / f"{split}.jsonl" for split in ("train", "held-out")}
+    for split, file in files.items():
         if not file.is_file() or not is_packed(folder / split) or PackedData(folder / split).meta.source != file.name:
             return None
-        found[split] = _packed(run, {split: TextSource.of(file)})[split]
-    return found["train"], found["held-out"]
+        ours = SplitSource(source, split, below, run.recipe.data.skip_bad).documents()  # type: ignore[arg-type]
+        pairs = zip_longest(ours, TextSource.of(file).documents())
+        if any(a is None or b is None or a.content != b.content for a, b in pairs):
+            return None
+    train, held_out = (_packed(run, {split: TextSource.of(file)})[split] for split, file in files.items())
+    return train, held_out
 
 
 def _of(run: RunContext, data: Path, split: str) -> PackedData:
@@ -129,25 +133,35 @@ def pack_with_bar(
         TextError: as :func:`pack`.
         Interrupted: asked to stop; what was done is kept.
     """
+
+    def say(line: str) -> None:
+        console.print(line, soft_wrap=True, highlight=False, markup=False)
+
     for path in source.passed_over:
-        console.print(f"{path} is passed over: no kind of data that is known", soft_wrap=True, highlight=False)
+        say(f"{path} is passed over: no kind of data that is known")
     names = " and ".join(outs)
     columns = (TextColumn(f"packing {names}"), BarColumn(bar_width=20), DownloadColumn(), TimeRemainingColumn())
     total = source.num_bytes
-    began = said = time.monotonic()
-    first: int | None = None
+    said = time.monotonic()
+    # When, and behind which byte: what was packed before a resume, and the time that hashing took, tell no speed.
+    began: tuple[float, int] | None = None
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task("", total=total)
 
         def show(read: int) -> None:
-            nonlocal said, first
+            nonlocal said, began
             bar.update(task, completed=read)
-            first, now = read if first is None else first, time.monotonic()
-            if not console.is_terminal and now - said >= _LINE_EVERY_SECONDS:
-                said = now
-                rest = (total - read) * (now - began) / max(1, read - first) if total is not None else None
-                of, eta = ("", "") if rest is None else (f"/{total / 1e6:,.0f}", f"  eta {rest:,.0f} s")  # type: ignore[operator]
-                console.print(f"packing {names} {read / 1e6:,.0f}{of} MB{eta}", soft_wrap=True, highlight=False)
+            now = time.monotonic()
+            began = began or (now, read)
+            if console.is_terminal or now - said < _LINE_EVERY_SECONDS:
+                return
+            said = now
+            of = eta = ""
+            if total is not None:
+                of = f"/{total / 1e6:,.0f}"
+                if read > began[1]:
+                    eta = f"  eta {(total - read) * (now - began[0]) / (read - began[1]):,.0f} s"
+            say(f"packing {names} {read / 1e6:,.0f}{of} MB{eta}")
 
         try:
             metas = pack(
@@ -165,7 +179,7 @@ def pack_with_bar(
         except PackingStoppedError:
             raise Interrupted from None
     for split, meta in metas.items():
-        console.print(f"packed {split}: {_described(meta)}", soft_wrap=True, highlight=False)
+        say(f"packed {split}: {_described(meta)}")
 
 
 def _described(meta: PackedMeta) -> str:
