@@ -28,12 +28,12 @@ def stream(bench: TrainerBench) -> list[Result]:
     every 50 ms (pages that they share count twice). stream_throughput: bytes of text a second, start and hashing
     included, beside the tokenizer's own encode_batch on documents of the same file, held in memory, on all cores.
     """
-    size = int((0.03 if bench.quick else bench.stream_gb) * 1e9)
+    size = int((0.003 if bench.quick else bench.stream_gb) * 1e9)
     source, out = bench.scratch / "stream.jsonl", bench.scratch / "packed"
-    num_bytes = _write(source, size, _LONG_LINE_BYTES // (20 if bench.quick else 1))
+    num_bytes = _write(source, size, _LONG_LINE_BYTES // (60 if bench.quick else 1))
     seconds, peak = _packed(source, out, bench)
     bench.report.figure(f"stream: {peak / 1e6:,.0f} MB, {num_bytes / seconds / 1e6:.2f} MB/s")
-    alone = _tokenizer_alone(source, 2_000_000 if bench.quick else _BASELINE_BYTES)
+    alone = _tokenizer_alone(source, 1_000_000 if bench.quick else _BASELINE_BYTES)
     bench.report.figure(f"stream: encode_batch alone {alone / 1e6:.2f} MB/s")
     bench.measured["stream"] = {"bytes_of_text": num_bytes, "seconds": seconds, "peak_rss_bytes": peak}
     source.unlink()
