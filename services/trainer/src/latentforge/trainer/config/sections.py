@@ -83,7 +83,7 @@ class OptimRecipe(Section):
     groups: dict[GroupName, GroupRecipe] = Field(
         {},
         description="How groups learn: layers (the transformer), inputs (the token embeddings), chunks (from K "
-        "embeddings to a step's input), outputs (output tables), rest.",
+        "embeddings to a step's input), outputs (output tables and the map of linear logit features), rest.",
     )
 
     @model_validator(mode="after")
