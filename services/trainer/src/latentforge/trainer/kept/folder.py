@@ -1,7 +1,6 @@
 """Reading a folder of kept rows: found by content, read a few sequences at a time, never all of it."""
 
 import hashlib
-from collections import OrderedDict
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
@@ -44,7 +43,7 @@ class KeptFolder:
         if missing := [file for file, p in zip(self.manifest.files(), self._paths, strict=True) if not p.is_file()]:
             raise TrainerError(_incomplete(folder, self.manifest, missing))
         self._open: Callable[[int], Any] = lru_cache(maxsize=_OPEN_FILES)(self._opened)
-        self._groups: OrderedDict[tuple[int, int], list[KeptSequence]] = OrderedDict()
+        self._group: Callable[[int, int], list[KeptSequence]] = lru_cache(maxsize=_GROUPS)(self._read_group)
         hashes = [self._hashes(file) for file in range(len(self._paths))]
         lengths = [len(h) for h in hashes]
         keys = np.concatenate([np.zeros(0, np.uint64), *hashes])
@@ -95,18 +94,15 @@ class KeptFolder:
 
     def at(self, file: int, line: int) -> KeptSequence:
         """The ``line``-th sequence of the ``file``-th file of the manifest."""
-        reader = self._open(file)
-        per_group: int = reader.metadata.row_group(0).num_rows
+        per_group: int = self._open(file).metadata.row_group(0).num_rows
         group, within = divmod(line, per_group)
-        if (kept := self._groups.get((file, group))) is None:
-            try:
-                kept = read_group(reader, group, self.manifest.top_k)
-            except (OSError, pa.ArrowException) as error:
-                raise self._unreadable(file, error) from None
-            self._groups[file, group] = kept
-            if len(self._groups) > _GROUPS:
-                self._groups.popitem(last=False)
-        return kept[within]
+        return self._group(file, group)[within]
+
+    def _read_group(self, file: int, group: int) -> list[KeptSequence]:
+        try:
+            return read_group(self._open(file), group, self.manifest.top_k)
+        except (OSError, pa.ArrowException) as error:
+            raise self._unreadable(file, error) from None
 
     def _opened(self, file: int) -> pq.ParquetFile:
         try:

@@ -48,7 +48,15 @@ class KeptRows:
         return self._reader.submit(lambda: [self._answer(i) for i in ids])
 
     def take(self, asked: Future[list[Answer]]) -> list[Answer]:
-        return self._waiting.wait(asked)
+        answers = self._waiting.wait(asked)
+        # What was read ahead and not taken is read again by a run that resumes.
+        for answer in answers:
+            self.cache.sequences += 1
+            if isinstance(answer, SparseRows) and len(answer):
+                self.cache.hits += 1
+                self.cache.rows += len(answer)
+                self.cache.rows_from_cache += len(answer)
+        return answers
 
     def __contains__(self, ids: NDArray[np.int64]) -> bool:
         """Whether there are rows of a sequence, ids [L]; they are not read."""
@@ -68,16 +76,12 @@ class KeptRows:
         return ", ".join(parts) + ", but"
 
     def _answer(self, ids: NDArray[np.int64]) -> Answer:
-        self.cache.sequences += 1
         for folder in self._folders:
             kept = folder.find(ids)
             if kept is None:
                 continue
             if kept.error is not None:
                 return TeacherError(grpc.StatusCode.INTERNAL, kept.error)
-            self.cache.hits += 1
-            self.cache.rows += len(kept.rows)
-            self.cache.rows_from_cache += len(kept.rows)
             return as_asked(kept.rows, self._top_k, self._dtype)
         return SparseRows.none(self._top_k)
 

@@ -193,7 +193,7 @@ def _padded(
     inner = column.values
     bounds = _numpy(inner.offsets)[outer[i] : outer[i + 1] + 1]
     counts = np.diff(bounds)
-    values = _numpy(inner.values)[bounds[0] : bounds[-1]] if len(bounds) else np.zeros(0, dtype)
+    values = _numpy(inner.values)[bounds[0] : bounds[-1]]
     matrix = np.zeros((len(counts), top_k), dtype)
     matrix[np.arange(top_k)[None] < counts[:, None]] = values
     return matrix, counts.astype(np.uint16)

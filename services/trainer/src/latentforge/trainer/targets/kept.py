@@ -38,14 +38,23 @@ class KeptTargets(ScoredTargets):
 
     def _require_some(self, train: PackedData) -> None:
         share = self._run.recipe.teacher.share
-        sequences = (train.sequence(i) for i in range(len(train)))
-        chosen = [ids for ids in sequences if share == 1.0 or is_chosen(sequence_hash(ids), share)]
-        lacking = [i for i, ids in enumerate(chosen) if ids not in self._kept]
-        if len(lacking) < len(chosen):
-            if lacking:
+        num_chosen = num_found = 0
+        lacking: int | None = None
+        # One after another: data may be far larger than memory.
+        for i in range(len(train)):
+            ids = train.sequence(i)
+            if share < 1.0 and not is_chosen(sequence_hash(ids), share):
+                continue
+            num_chosen += 1
+            if ids in self._kept:
+                num_found += 1
+            elif lacking is None:
+                lacking = i
+        if num_found:
+            if lacking is not None:
                 self._run.console.print(
-                    f"{len(chosen) - len(lacking):,} of {len(chosen):,} training sequences have kept rows; the others, "
-                    f"as number {lacking[0]}, are trained without",
+                    f"{num_found:,} of {num_chosen:,} training sequences have kept rows; the others, as number "
+                    f"{lacking}, are trained without",
                     soft_wrap=True,
                     highlight=False,
                 )
