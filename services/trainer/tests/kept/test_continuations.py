@@ -13,6 +13,7 @@ from latentforge.text.held_out import split_tail
 from latentforge.text.packed import PackedData
 from latentforge.trainer.cli.main import app
 from latentforge.trainer.errors import TrainerError
+from latentforge.trainer.run.lock import RunLock
 from latentforge.trainer.targets.choose import met_teacher, target_source
 from latentforge.trainer.training.student import train_student
 
@@ -71,6 +72,26 @@ def test_rows_are_of_the_continuation_and_the_prompt_stands_before(known_teacher
         assert row["top_ids"] == whole.ids[first - 1 :].tolist()
         assert row["stopped"] == (row["ids"][-1] == 3)
     assert "text that it wrote itself" in (collected / "README.md").read_text()
+
+
+def test_a_teacher_that_cannot_write_and_a_run_that_another_has_are_refused(
+    known_teacher: Any, make_run: Any, recipe_file: Path, packed: PackedData, tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.setenv("TOKENIZER_PATH", str(make_run.tokenizer.folder))
+    monkeypatch.setenv("RUNS_DIR", str(tmp_path / "runs"))
+    words = ["collect", "--data", str(packed.folder), "--out", str(tmp_path / "kept"), "--run", "collected"]
+    words += ["--recipe", str(recipe_file), "--gateway", f"127.0.0.1:{known_teacher.port}"]
+    lock = RunLock(tmp_path / "runs" / "collected")
+    result = CliRunner().invoke(app, words)
+    lock.release()
+    assert result.exit_code == 1
+    assert "is in use" in result.output
+    known_teacher.can_generate = False
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 1
+    assert "cannot generate, only score" in result.output
+    assert known_teacher.generated == []
+    assert not (tmp_path / "kept").exists()
 
 
 def test_two_folders_or_another_kind_are_refused(make_run: Any, packed: PackedData, collected: Path) -> None:

@@ -1,6 +1,13 @@
 """`trainer score`: what it asks, what it leaves, and that it resumes."""
 
 import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +21,7 @@ from latentforge.trainer.kept import score as score_module
 from latentforge.trainer.kept.folder import KeptFolder
 from latentforge.trainer.kept.manifest import KeptManifest
 from latentforge.trainer.kept.table import write_kept
+from latentforge.trainer.run.lock import RunLock
 from latentforge.trainer.teacher.rows import TeacherRows
 
 
@@ -142,7 +150,7 @@ def test_shards_make_the_whole_and_a_missing_one_is_named(
     assert files_of(tmp_path / "kept") == files_of(tmp_path / "whole")
     for wrong in ("0/3", "4/3", "x", "1"):
         code, output = score(packed.folder, tmp_path / "kept", "--shard", wrong)
-        assert code == 1
+        assert code == 2
         assert "give one of n parts as i/n" in output
 
 
@@ -187,7 +195,7 @@ def test_what_fails_for_good_is_kept_with_its_reason(
     known_teacher.poisoned = lambda ids: True
     code, output = score(packed.folder, tmp_path / "all")
     assert code == 1
-    assert "the teacher fails on 20 of 20 sequences" in output
+    assert re.search(r"the teacher fails on (\d+) of \1 sequences", output)
 
 
 def test_another_teacher_or_other_data_in_the_folder_is_refused_by_field(
@@ -233,8 +241,73 @@ def test_a_jsonl_file_is_packed_as_a_run_packs_it(score: Any, corpus: Path, make
         assert manifest.splits[split].num_sequences == len(data)  # type: ignore[index]
         assert all(data.sequence(i) in kept for i in range(len(data)))
     code, output = score(corpus, tmp_path / "kept", "--shard", "1/2")
+    assert code == 2
+    assert "packed data" in output
+    # A folder of documents is not packed data either.
+    (tmp_path / "documents").mkdir()
+    shutil.copy(corpus, tmp_path / "documents")
+    assert score(tmp_path / "documents", tmp_path / "kept", "--shard", "1/2")[0] == 2
+    # What it packs is the run's, and another process has the run.
+    lock = RunLock(tmp_path / "runs" / "scored")
+    code, output = score(corpus, tmp_path / "other", "--run", "scored")
+    lock.release()
     assert code == 1
-    assert "make it with `trainer pack` first" in output
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_folder_of_something_else_is_left_alone(score: Any, packed: PackedData, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "README.md").write_text("mine")
+    code, output = score(packed.folder, tmp_path / "mine")
+    assert code == 1
+    assert "is not empty (README.md); give another --out" in output
+    assert [path.read_text() for path in (tmp_path / "mine").iterdir()] == ["mine"]
+    # A card that was written in stays so.
+    score(packed.folder, tmp_path / "kept")
+    (tmp_path / "kept" / "README.md").write_text("more")
+    assert score(packed.folder, tmp_path / "kept")[0] == 0
+    assert (tmp_path / "kept" / "README.md").read_text() == "more"
+
+
+def test_a_teacher_that_begins_with_bos_is_warned_of(
+    known_teacher: Any, score: Any, packed: PackedData, tmp_path: Path
+) -> None:
+    known_teacher.bos_id = 2
+    code, output = score(packed.folder, tmp_path / "kept")
+    assert code == 0
+    assert "begins every sequence with its bos (id 2)" in output
+    known_teacher.can_score = False
+    code, output = score(packed.folder, tmp_path / "other")
+    assert code == 1
+    assert "cannot score given text, only generate" in output
+
+
+@pytest.mark.usefixtures("small_files")
+def test_killed_by_the_system_it_resumes_and_ends_with_the_same_files(
+    known_teacher: Any, score: Any, packed: PackedData, recipe_file: Path, tmp_path: Path
+) -> None:
+    score(packed.folder, tmp_path / "whole")
+    whole, cut = files_of(tmp_path / "whole"), tmp_path / "cut" / "data"
+    assert len(whole) > 8
+    worker = (
+        "from latentforge.trainer.kept import score as s; s._POSITIONS_PER_FILE = 256; s._POSITIONS_PER_REQUEST = 96;"
+        "from latentforge.trainer.cli.main import app; app()"
+    )
+    words = ["score", str(packed.folder), "--recipe", str(recipe_file), "--out", str(tmp_path / "cut")]
+    environment = os.environ | {"GATEWAY_TARGET": f"127.0.0.1:{known_teacher.port}"}
+    process = subprocess.Popen(
+        [sys.executable, "-c", worker, *words], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    while process.poll() is None and len(list(cut.glob("*.parquet"))) < 2:
+        time.sleep(0.001)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    before = {path: path.stat().st_mtime_ns for path in cut.glob("*.parquet")}
+    assert 2 <= len(before) < len(whole)
+    assert score(packed.folder, tmp_path / "cut")[0] == 0
+    assert files_of(tmp_path / "cut") == whole
+    # What was whole is not written again.
+    assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
 def test_the_manifest_says_how_and_of_whom(score: Any, packed: PackedData, tmp_path: Path) -> None:

@@ -23,10 +23,10 @@ from latentforge.text.packed import PackedData
 from latentforge.trainer.errors import TrainerError
 from latentforge.trainer.results import StudentResult
 from latentforge.trainer.run.interrupt import Interrupted
-from latentforge.trainer.targets.failures import Failures
 from latentforge.trainer.targets.on_policy import OnPolicyText
 from latentforge.trainer.targets.scored import ScoredTargets
 from latentforge.trainer.teacher.connection import TeacherLink
+from latentforge.trainer.teacher.failures import Failures
 from latentforge.trainer.teacher.rows import TeacherRows
 from latentforge.trainer.training.student import train_student, train_token_level
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from latentforge.trainer.cli.opening import run_context, user_errors
+from latentforge.trainer.cli.opening import opened_run
 from latentforge.trainer.cli.options import GatewayOption, PromptsOption, RunOptions, with_groups
 
 
@@ -21,22 +21,22 @@ def collect(
     """Has a teacher continue prompts made of a run's data, into Parquet files that runs learn from.
 
     What arrives is kept in runs/RUN/generated/; killed at any moment the same command resumes. Where the run has
-    collected before, this only writes the files.
+    collected before, this only writes the files. --fresh collects anew where teacher, prompts or settings are others.
     """
     from contextlib import closing
 
     from latentforge.trainer.data.prepare import run_data
     from latentforge.trainer.kept.made import kept_by
     from latentforge.trainer.kept.manifest import KeptTeacher
-    from latentforge.trainer.run.interrupt import StopRequest
+    from latentforge.trainer.targets.choose import target_kind
     from latentforge.trainer.targets.generated import GeneratedTargets
     from latentforge.trainer.teacher.connection import TeacherLink
 
-    with user_errors(), StopRequest() as stop:
-        overrides = {"teacher.targets": "generate", "teacher.generate.prompts": prompts}
-        run = run_context(options, overrides, stop, gateway)
-        with TeacherLink.of(run.settings, stop) as link:
+    overrides = {"teacher.targets": "generate", "teacher.generate.prompts": prompts}
+    with opened_run(options, overrides, gateway) as run:
+        with TeacherLink.of(run.settings, run.stop) as link:
             about = link.teacher(run.tokenizer.fingerprint, None, run.recipe.teacher.top_k)
+            target_kind(run, f"at {link.target}", about)
             train, held_out = run_data(run, options.data, options.held_out)
             with closing(GeneratedTargets(run, link, train, held_out, about, fresh=options.fresh)) as targets:
                 targets.prepare()

@@ -53,7 +53,7 @@ def opened_run(options: RunOptions, overrides: Mapping[str, Any], gateway: str |
     with user_errors(), StopRequest() as stop, joined_ranks() as ranks:
         run = run_context(options, overrides, stop, gateway, ranks)
         if ranks.is_main:
-            with _held(run), _last_words(run), _tracked(run) as tracked:
+            with held(run), _last_words(run), _tracked(run) as tracked:
                 yield tracked
         else:
             yield run
@@ -142,7 +142,7 @@ def _packed_length(data: Path | None) -> int | None:
 
 
 @contextmanager
-def _held(run: "RunContext") -> Iterator[None]:
+def held(run: "RunContext") -> Iterator[None]:
     """Keeps other trainers from the run, and sweeps what one that died was writing.
 
     Raises:

@@ -159,11 +159,10 @@ GatewayOption = Annotated[
 
 
 @dataclass(frozen=True)
-class RunOptions:
-    """Which run, with which recipe and on which data: options of everything that trains."""
+class ReadingOptions:
+    """Which run, with which recipe, and how data is read."""
 
     recipe: RecipeOption = "demo"
-    data: DataOption = None
     held_out: HeldOutOption = None
     run: RunOption = None
     tokenizer: TokenizerOption = None
@@ -174,6 +173,13 @@ class RunOptions:
     skip_bad: SkipBadOption = None
     sequence_length: LengthOption = None
     sets: SetOption = None
+
+
+@dataclass(frozen=True)
+class RunOptions(ReadingOptions):
+    """Which run, and on which data: options of everything that trains."""
+
+    data: DataOption = None
     fresh: FreshOption = False
     tracker: TrackerOption = None
 

@@ -2,46 +2,20 @@
 
 import shlex
 import sys
-from contextlib import ExitStack
-from dataclasses import dataclass
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from latentforge.trainer.cli.opening import run_context, user_errors
-from latentforge.trainer.cli.options import (
-    BosOption,
-    EosOption,
-    HeldOutOption,
-    PadOption,
-    RecipeOption,
-    RunOption,
-    RunOptions,
-    SetOption,
-    TokenizerOption,
-    with_groups,
-)
-
-
-@dataclass(frozen=True)
-class ScoreOptions:
-    """Which data, as a run of the recipe would read it."""
-
-    recipe: RecipeOption = "demo"
-    held_out: HeldOutOption = None
-    run: RunOption = None
-    tokenizer: TokenizerOption = None
-    eos_id: EosOption = None
-    pad_id: PadOption = None
-    bos: BosOption = None
-    sets: SetOption = None
+from latentforge.trainer.cli.opening import held, run_context, user_errors
+from latentforge.trainer.cli.options import ReadingOptions, RunOptions, with_groups
 
 
 @with_groups
 def score(
-    options: ScoreOptions,
-    data: Annotated[Path, typer.Argument(help="A packed folder, or a JSONL file that is packed as a run would.")],
+    options: ReadingOptions,
+    data: Annotated[Path, typer.Argument(help="A packed folder, or other data (--data of `trainer run`).")],
     out: Annotated[Path, typer.Option("--out", help="The folder of kept rows; the same command resumes.")],
     shard: Annotated[str, typer.Option("--shard", help="i/n: this process scores the i-th of n parts.")] = "1/1",
     gateway: Annotated[
@@ -63,43 +37,49 @@ def score(
     """
     from rich.console import Console
 
-    from latentforge.trainer.cli.score_progress import ScoreBar
-    from latentforge.trainer.data.prepare import run_data
+    from latentforge.trainer.cli.score_progress import score_bar
+    from latentforge.trainer.data.prepare import is_packed, run_data
     from latentforge.trainer.errors import TrainerError
     from latentforge.trainer.kept.made import kept_by
     from latentforge.trainer.kept.manifest import KeptTeacher
     from latentforge.trainer.kept.score import Scoring, Shard
     from latentforge.trainer.run.interrupt import StopRequest
+    from latentforge.trainer.targets.choose import target_kind
     from latentforge.trainer.teacher.connection import TeacherLink
 
-    with user_errors(), StopRequest() as stop, ExitStack() as stack:
+    try:
         part = Shard.parse(shard)
-        if part.count > 1 and not data.is_dir():
-            raise TrainerError(
-                f"--shard {shard} of {data}: several processes share packed data; make it with `trainer pack` first"
-            )
-        own = {name: getattr(options, name) for name in ScoreOptions.__dataclass_fields__}
-        overrides = {"teacher.top_k": top_k, "teacher.share": share}
-        run = run_context(RunOptions(data=data, **own), overrides, stop)
+    except TrainerError as error:
+        raise typer.BadParameter(str(error), param_hint="--shard") from None
+    unpacked = [text for text in (data, options.held_out) if text is not None and not is_packed(text)]
+    if part.count > 1 and unpacked:
+        raise typer.BadParameter(
+            f"several processes share packed data; make it of {unpacked[0]} with `trainer pack` first",
+            param_hint="--shard",
+        )
+    with user_errors(), StopRequest() as stop, ExitStack() as stack:
+        overrides = {"teacher.targets": "score", "teacher.top_k": top_k, "teacher.share": share}
+        run = run_context(RunOptions(data=data, **vars(options)), overrides, stop)
         if run.recipe.data.mask_documents:
             raise TrainerError(
                 "data.mask_documents=true: rows are kept of whole sequences, with the documents before in sight; set "
                 "it to false, or learn from a gateway"
             )
-        targets = (gateway or run.settings.gateway_target).split(",")
+        targets = [target.strip() for target in (gateway or run.settings.gateway_target).split(",")]
         links = [stack.enter_context(TeacherLink.of(run.settings, stop, target)) for target in targets]
         recipe = run.recipe.teacher
         about = [link.teacher(run.tokenizer.fingerprint, None, recipe.top_k) for link in links]
         teachers = [KeptTeacher.of(answer) for answer in about]
-        for target, answer, teacher in zip(targets, about, teachers, strict=True):
-            if not answer.can_score:
-                raise TrainerError(f"the {answer.backend} teacher at {target} cannot score given text")
+        target_kind(run, f"at {targets[0]}", about[0])
+        for target, teacher in zip(targets, teachers, strict=True):
             if teacher != teachers[0]:
                 raise TrainerError(
                     f"--gateway: {targets[0]} has the teacher {teachers[0]}, {target} has {teacher}; name gateways of "
                     "one teacher"
                 )
-        train, held_out = run_data(run, data, options.held_out)
+        # What is packed goes to the run's folder.
+        with held(run) if unpacked else nullcontext():
+            train, held_out = run_data(run, data, options.held_out)
         console = Console(stderr=True)
         made = kept_by(shlex.join(["trainer", *sys.argv[1:]]))
         in_flight = run.settings.trainer_prefetch_in_flight
@@ -113,7 +93,7 @@ def score(
             shard=part,
             in_flight=in_flight,
         )
-        with ScoreBar(console) as bar:
-            done = scoring.run(stop, bar.show)
+        with score_bar(console) as show:
+            done = scoring.run(stop, show)
         failed = f", {done.failed:,} failed and have no rows" if done.failed else ""
         typer.echo(f"{out}: {done.done:,} sequences of shard {shard}, {done.kept:,} of them were there{failed}")

@@ -1,6 +1,9 @@
 """The data card of a folder of kept rows: README.md with the front matter of the Hugging Face hub."""
 
-from latentforge.trainer.kept.manifest import DATA, KeptManifest
+from pathlib import Path
+
+from latentforge.core.files import write_atomically
+from latentforge.trainer.kept.manifest import CARD, DATA, KeptManifest
 
 _CARD = """\
 ---
@@ -57,6 +60,17 @@ print(rows[0]["ids"][:4], rows[0]["top_ids"][0], rows[0]["top_logprobs"][0])
 
 `manifest.json` says all of this to a program. `trainer run --targets-from FOLDER` learns from it.
 """
+
+
+def begin_folder(folder: Path, manifest: KeptManifest) -> None:
+    """Claims a folder for what the manifest says, and gives it a card; one that is there may have been written in.
+
+    Raises:
+        TrainerError: the folder holds something else.
+    """
+    manifest.claim(folder)
+    if not (folder / CARD).is_file():
+        write_atomically(folder / CARD, data_card(KeptManifest.read(folder)))
 
 
 def data_card(manifest: KeptManifest) -> str:

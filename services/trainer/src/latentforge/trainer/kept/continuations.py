@@ -5,12 +5,11 @@ from pathlib import Path
 
 import numpy as np
 
-from latentforge.core.files import write_atomically
 from latentforge.teacher_client.sparse_rows import LogprobDtype
 from latentforge.trainer.config.sections import TeacherRecipe
-from latentforge.trainer.kept.card import data_card
+from latentforge.trainer.kept.card import begin_folder
 from latentforge.trainer.kept.folder import KeptFolder
-from latentforge.trainer.kept.manifest import CARD, KeptBy, KeptManifest, KeptSplit, KeptTeacher, SplitFiles
+from latentforge.trainer.kept.manifest import KeptBy, KeptManifest, KeptSplit, KeptTeacher, SplitFiles
 from latentforge.trainer.kept.rows import as_asked
 from latentforge.trainer.kept.table import KeptSequence, kept_schema, write_kept
 from latentforge.trainer.teacher.continuations import Continuation, GeneratedStore, Record
@@ -57,8 +56,7 @@ def export_continuations(
         },
         made=made,
     )
-    manifest.claim(out)
-    write_atomically(out / CARD, data_card(KeptManifest.read(out)))
+    begin_folder(out, manifest)
     schema = kept_schema(teacher.vocab_size, recipe.logprob_dtype)
     for split, number in manifest.files():
         path = manifest.path(out, split, number)

@@ -116,9 +116,13 @@ class KeptManifest(_Part):
         """Writes it into a folder, or finds that the folder was begun with the same, whenever and by whichever command.
 
         Raises:
-            TrainerError: it was begun with something else; names the field and both values.
+            TrainerError: it was begun with something else (the field and both values), or holds other files.
         """
+        # Looked through before the manifest: another shard may begin the folder meanwhile.
+        others = [path.name for path in folder.iterdir() if path.name[0] != "."] if folder.is_dir() else []
         if not (folder / MANIFEST).is_file():
+            if others:
+                raise TrainerError(f"{folder} has no {MANIFEST} and is not empty ({min(others)}); give another --out")
             write_atomically(folder / MANIFEST, self.model_dump_json(indent=1) + "\n")
             return
         theirs = KeptManifest.read(folder)

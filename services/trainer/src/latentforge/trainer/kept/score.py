@@ -10,24 +10,22 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from latentforge.core.files import write_atomically
 from latentforge.teacher_client.sparse_rows import SparseRows
 from latentforge.text.packed import PackedData
 from latentforge.trainer.config.sections import TeacherRecipe
 from latentforge.trainer.data.sequence_hash import is_chosen, sequence_hash
 from latentforge.trainer.errors import TrainerError
-from latentforge.trainer.kept.card import data_card
-from latentforge.trainer.kept.manifest import CARD, KeptBy, KeptManifest, KeptSplit, KeptTeacher, SplitFiles
+from latentforge.trainer.kept.card import begin_folder
+from latentforge.trainer.kept.manifest import KeptBy, KeptManifest, KeptSplit, KeptTeacher, SplitFiles
 from latentforge.trainer.kept.table import KeptSequence, kept_schema, write_kept
 from latentforge.trainer.run.interrupt import Interrupted
 from latentforge.trainer.teacher.connection import TeacherLink
+from latentforge.trainer.teacher.failures import Failures
 from latentforge.trainer.teacher.rows import Answer, TeacherRows
 
 # A file is what a kill costs: about a minute of a large teacher, 17 MB.
 _POSITIONS_PER_FILE = 2**18
 _POSITIONS_PER_REQUEST = 2**13
-# So many sequences are looked at before a share of failures means something.
-_JUDGED_FROM = 20
 
 
 @dataclass(frozen=True)
@@ -144,11 +142,11 @@ class Scoring:
             },
             made=made,
         )
-        self.manifest.claim(folder)
-        write_atomically(folder / CARD, data_card(KeptManifest.read(folder)))
+        begin_folder(folder, self.manifest)
         self._schema: pa.Schema = kept_schema(teacher.vocab_size, recipe.logprob_dtype)
         # Every n-th file, not one stretch: shards then have like shares of both splits.
         self._files = self.manifest.files()[shard.index - 1 :: shard.count]
+        self._failures = Failures(recipe)
         self.progress = ScoreProgress()
 
     def run(self, stop: Callable[[], bool], on_progress: Callable[[ScoreProgress], None]) -> ScoreProgress:
@@ -208,20 +206,12 @@ class Scoring:
 
     def _take(self, request: _Request, answers: Sequence[Answer]) -> None:
         file, progress = request.file, self.progress
-        for place, answer in zip(request.places, answers, strict=True):
-            file.answers[place] = answer
-            progress.done += 1
-            if isinstance(answer, SparseRows):
-                progress.positions += len(answer)
-            else:
-                progress.failed += 1
-                asked = progress.done - progress.kept
-                if asked >= _JUDGED_FROM and progress.failed > self._recipe.max_failed_share * asked:
-                    raise TrainerError(
-                        f"the teacher fails on {progress.failed} of {asked} sequences, the last is {file.split} "
-                        f"{file.indices[place]}: {answer}. Look at the gateway's log, or allow more with --set "
-                        "teacher.max_failed_share=…"
-                    )
+        names = [f"{file.split} sequence {file.indices[place]}" for place in request.places]
+        rows = self._failures.rows_of(answers, names)
+        file.answers |= zip(request.places, answers, strict=True)
+        progress.done += len(rows)
+        progress.positions += sum(map(len, rows))
+        progress.failed = self._failures.count.failed
         if len(file.answers) == len(file.indices):
             path = self.manifest.path(self._folder, file.split, file.number)
             write_kept(path, [self._kept(file, place) for place in range(len(file.indices))], self._schema)
@@ -234,7 +224,7 @@ class Scoring:
         return KeptSequence(index, ids, SparseRows.none(self._recipe.top_k), str(answer))
 
 
-def _chosen(data: PackedData, share: float) -> list[int]:
+def _chosen(data: PackedData, share: float) -> Sequence[int]:
     if share == 1.0:
-        return list(range(len(data)))
+        return range(len(data))
     return [i for i in range(len(data)) if is_chosen(sequence_hash(data.sequence(i)), share)]

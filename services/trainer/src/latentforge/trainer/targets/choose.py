@@ -67,7 +67,7 @@ def met_teacher(run: RunContext) -> Iterator[MetTeacher | None]:
     with TeacherLink.of(run.settings, run.stop) as link:
         link.on_lost = partial(_note_wait, run)
         about = link.teacher(run.tokenizer.fingerprint, run.vocab_size, run.recipe.teacher.top_k)
-        yield MetTeacher(link, (), link.target, link.waiting, about, _kind(run, f"at {link.target}", about))
+        yield MetTeacher(link, (), link.target, link.waiting, about, target_kind(run, f"at {link.target}", about))
 
 
 def _note_wait(run: RunContext, line: str | None) -> None:
@@ -100,12 +100,17 @@ def _kept_teacher(run: RunContext) -> MetTeacher:
                 "set it to float16, or score the data anew with --set teacher.logprob_dtype=float32"
             )
     about = first.manifest.teacher.as_answer(first.manifest.kind, first.manifest.top_k)
-    kind = _kind(run, f"of {first.folder}", about)
+    kind = target_kind(run, f"of {first.folder}", about)
     where = ", ".join(str(folder.folder) for folder in folders)
     return MetTeacher(None, folders, where, Waiting(run.stop), about, kind)
 
 
-def _kind(run: RunContext, place: str, about: pb.GetTeacherResponse) -> TargetKind:
+def target_kind(run: RunContext, place: str, about: pb.GetTeacherResponse) -> TargetKind:
+    """The kind of targets that a run has of a teacher at ``place``; warns of one that begins sequences otherwise.
+
+    Raises:
+        TrainerError: it can do neither, or not what the recipe asks for.
+    """
     who = f"the teacher {about.model} ({about.backend}) {place}"
     wanted, share = run.recipe.teacher.targets, run.recipe.student.on_policy.share
     if not about.can_score and not about.can_generate:

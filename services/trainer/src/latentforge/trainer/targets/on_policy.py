@@ -17,8 +17,8 @@ from latentforge.text.packed import PackedData
 from latentforge.trainer.data.sequence_order import step_random
 from latentforge.trainer.run.context import RunContext
 from latentforge.trainer.targets.continuation_batches import lay_out
-from latentforge.trainer.targets.failures import Failures
 from latentforge.trainer.teacher.continuations import Continuation
+from latentforge.trainer.teacher.failures import Failures
 from latentforge.trainer.teacher.rows import RowSource
 
 

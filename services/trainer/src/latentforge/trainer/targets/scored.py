@@ -17,9 +17,9 @@ from latentforge.trainer.errors import TrainerError
 from latentforge.trainer.results import CacheFigures, KeptFigures, TargetKind
 from latentforge.trainer.run.context import RunContext
 from latentforge.trainer.targets.batches import StepTexts, held_out_texts_batch, step_texts, training_batch
-from latentforge.trainer.targets.failures import Failures
 from latentforge.trainer.targets.on_policy import OnPolicyText
 from latentforge.trainer.targets.text import TextTargets
+from latentforge.trainer.teacher.failures import Failures
 from latentforge.trainer.teacher.rows import Answer, CacheCount, RowSource
 
 

@@ -27,7 +27,7 @@ class FailureCount:
 
 
 class Failures:
-    """Counts what the teacher failed on, says it once, and ends a run that has too much of it.
+    """Counts what the teacher failed on, says it once, and ends what has too much of it.
 
     Args:
         recipe: says how large a share of the sequences may fail, and how wide rows are.
@@ -49,20 +49,21 @@ class Failures:
         """
         count = self.count
         count.asked += len(answers)
-        rows = []
+        rows, last = [], ""
         for answer, name in zip(answers, names, strict=True):
             if isinstance(answer, SparseRows):
                 rows.append(answer)
                 continue
             count.failed += 1
             self.say(name, answer)
-            if count.asked >= _JUDGED_FROM and count.failed > self._max_share * count.asked:
-                raise TrainerError(
-                    f"the teacher fails on {count.failed} of {count.asked} sequences, more than "
-                    f"teacher.max_failed_share={self._max_share:g} allows; the last is {name}: {answer}. Look at the "
-                    "gateway's log, or allow more with --set teacher.max_failed_share=…"
-                )
+            last = f"{name}: {answer}"
             rows.append(SparseRows.none(self._top_k))
+        if last and count.asked >= _JUDGED_FROM and count.failed > self._max_share * count.asked:
+            raise TrainerError(
+                f"the teacher fails on {count.failed} of {count.asked} sequences, more than "
+                f"teacher.max_failed_share={self._max_share:g} allows; the last is {last}. Look at the gateway's log, "
+                "or allow more with --set teacher.max_failed_share=…"
+            )
         return rows
 
     def say(self, name: str, error: TeacherError) -> None:
