@@ -44,7 +44,7 @@ class Shard:
         """
         index, slash, count = text.partition("/")
         if not (slash and index.isdigit() and count.isdigit() and 1 <= int(index) <= int(count)):
-            raise TrainerError(f"--shard {text!r}: give one of n parts as i/n, from 1/n to n/n, like 2/4")
+            raise TrainerError(f"{text!r}: give one of n parts as i/n, from 1/n to n/n, like 2/4")
         return cls(int(index), int(count))
 
 
