@@ -51,7 +51,7 @@ class StepFigures:
 
 
 class StepWorker:
-    """A process that trains on demand; ends with the stack.
+    """A process that trains on demand; it starts at once, and ends with the stack.
 
     Args:
         stack: what it ends with.
@@ -59,9 +59,6 @@ class StepWorker:
         job: what it trains.
         scratch: folder for the job.
         checkout: whose code it runs; None for this one's.
-
-    Raises:
-        BenchError: it ended, or runs other code than it was to.
     """
 
     def __init__(self, stack: ExitStack, name: str, job: StepJob, scratch: Path, checkout: Path | None = None) -> None:
@@ -70,8 +67,8 @@ class StepWorker:
         path.write_text(json.dumps(asdict(job)), encoding="utf-8")
         self._errors = (scratch / f"{name}.log").open("w+", encoding="utf-8")
         stack.enter_context(self._errors)
-        root = checkout or _ROOT
-        sources = [*sorted(root.glob("libs/*/src")), root / "services/trainer/src", root / "proto"]
+        self._root, self._is_ready = checkout or _ROOT, False
+        sources = [self._root / "services/trainer/src", self._root / "proto", *sorted(self._root.glob("libs/*/src"))]
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, sources))}
         self._process = subprocess.Popen(
             [sys.executable, str(_WORKER), str(path)],
@@ -82,17 +79,19 @@ class StepWorker:
             env=environment,
         )
         stack.callback(self._stop)
-        loaded = Path(self._answer()["model"])
-        if not loaded.is_relative_to(root):
-            raise BenchError(f"{name} runs {loaded}, which is not of {root}")
 
     def take(self, steps: int) -> float:
         """Makes steps; gives the seconds of one.
 
         Raises:
-            BenchError: the process ended.
+            BenchError: the process ended, or runs other code than it was to.
         """
         assert self._process.stdin is not None
+        if not self._is_ready:
+            loaded = Path(self._answer()["model"])
+            if not loaded.is_relative_to(self._root):
+                raise BenchError(f"{self._name} runs {loaded}, which is not of {self._root}")
+            self._is_ready = True
         try:
             self._process.stdin.write(f"{steps}\n")
             self._process.stdin.flush()

@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
+from typer.testing import CliRunner
 
 from benchmarks.benchmark import alternated
+from benchmarks.inference.__main__ import app
 from benchmarks.inference.clients import LoadError, checked, percentile, tokens_per_second
 from benchmarks.inference.floor import cpu_seconds, step_products
 from benchmarks.inference.load import Answered
@@ -177,8 +179,7 @@ def test_a_quick_benchmark_measures_what_is_asked_for_and_writes_it_down(tmp_pat
 
 
 def test_every_bar_has_its_measurement_and_an_unknown_one_is_named() -> None:
-    command = [sys.executable, "-m", "benchmarks.inference", "--only", "decode_1,nonsense"]
-    run = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert run.returncode == 2
+    run = CliRunner().invoke(app, ["--only", "decode_1,nonsense"])
+    assert run.exit_code == 2
     assert "--only names 'nonsense'" in run.stderr
     assert all(name in run.stderr for name in BARS.figures)

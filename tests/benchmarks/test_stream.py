@@ -5,8 +5,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
-from benchmarks.trainer.__main__ import TrainerBenchResults
+from benchmarks.trainer.__main__ import TrainerBenchResults, app
 from benchmarks.trainer.stream import _resident, _write
 
 
@@ -38,9 +39,8 @@ def test_memory_is_that_of_a_process_and_all_below_it() -> None:
 @pytest.mark.slow
 @pytest.mark.e2e
 def test_a_quick_look_packs_and_compares(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "benchmarks.trainer", "--quick", "--only", "stream", "--out", str(tmp_path)]
-    run = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert run.returncode == 0, run.stderr
+    run = CliRunner().invoke(app, ["--quick", "--only", "stream", "--out", str(tmp_path)])
+    assert run.exit_code == 0, run.output
     (path,) = tmp_path.glob("bench_trainer_*.json")
     found = TrainerBenchResults.read(path).by_id
     assert list(found) == ["stream", "stream_throughput"]

@@ -1,15 +1,16 @@
-import subprocess
-import sys
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
+from typer.testing import CliRunner
 
 from benchmarks.benchmark_results import Bars
-from benchmarks.gpu import GpuResults
-from benchmarks.trainer.__main__ import TrainerBenchResults
+from benchmarks.gpu import CUDA_TESTS, GpuResults
+from benchmarks.gpu import app as gpu_app
+from benchmarks.trainer.__main__ import TrainerBenchResults, app
 from benchmarks.trainer.bench import BenchError
 from benchmarks.trainer.models import random_batch
 from benchmarks.trainer.operations import OperationCounter, without_computing
@@ -81,13 +82,29 @@ def test_a_commit_that_is_not_there_is_named(tmp_path: Path) -> None:
 def test_a_worker_that_ends_says_why(tmp_path: Path) -> None:
     job = StepJob("student", "smoke", str(RECIPES), str(tmp_path / "nothing"), 64, 1, 0, "cpu", 1)
     with ExitStack() as stack, pytest.raises(BenchError, match=r"now ended with exit code 1: .*nothing"):
-        StepWorker(stack, "now", job, tmp_path)
+        StepWorker(stack, "now", job, tmp_path).take(1)
 
 
-def test_every_measurement_has_a_bar_and_an_unknown_one_is_named() -> None:
-    command = [sys.executable, "-m", "benchmarks.trainer", "--only", "optimizer_share,nonsense"]
-    run = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert run.returncode == 2
+def test_a_worker_that_loads_other_code_is_refused(tmp_path: Path) -> None:
+    job = StepJob("student", "smoke", str(RECIPES), str(tmp_path / "batches"), 4096, 1, 0, "cpu", 1)
+    batch = random_batch(smoke(**{"data.sequence_length": 16}), 1, torch.device("cpu"))
+    save_file({name: value[None] for name, value in {"tokens": batch.tokens, **vars(batch.kd)}.items()}, job.batches)
+    (tmp_path / "checkout").mkdir()
+    with ExitStack() as stack, pytest.raises(BenchError, match=r"before runs /.*, which is not of .*/checkout"):
+        StepWorker(stack, "before", job, tmp_path, tmp_path / "checkout").take(1)
+
+
+def test_the_script_for_a_gpu_knows_where_all_cuda_tests_are() -> None:
+    root = Path(__file__).parents[2]
+    marked = [p for top in ("tests", "libs", "services") for p in (root / top).rglob("test_*.py")]
+    marked = [p for p in marked if "pytest.mark." + "cuda" in p.read_text(encoding="utf-8")]
+    assert marked
+    assert all(p.is_relative_to(root / CUDA_TESTS) for p in marked)
+
+
+def test_every_measurement_says_how_and_an_unknown_one_is_named() -> None:
+    run = CliRunner().invoke(app, ["--only", "optimizer_share,nonsense"])
+    assert run.exit_code == 2
     assert "--only names 'nonsense'" in run.stderr
     assert all(name in run.stderr for name in MEASUREMENTS)
     assert all(measurement.measure.__doc__ for measurement in MEASUREMENTS.values())
@@ -97,9 +114,8 @@ def test_every_measurement_has_a_bar_and_an_unknown_one_is_named() -> None:
 @pytest.mark.e2e
 def test_a_quick_benchmark_measures_speed_and_writes_it_down(tmp_path: Path) -> None:
     ids = ["student_tokens_per_s", "against_before", "optimizer_share"]
-    command = [sys.executable, "-m", "benchmarks.trainer", "--quick", "--out", str(tmp_path), "--only", ",".join(ids)]
-    run = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert run.returncode == 0, run.stderr
+    run = CliRunner().invoke(app, ["--quick", "--out", str(tmp_path), "--only", ",".join(ids)])
+    assert run.exit_code == 0, run.output
     (path,) = tmp_path.glob("bench_trainer_*.json")
     found = TrainerBenchResults.read(path)
     assert list(found.by_id) == ids
@@ -111,9 +127,8 @@ def test_a_quick_benchmark_measures_speed_and_writes_it_down(tmp_path: Path) -> 
 @pytest.mark.slow
 @pytest.mark.e2e
 def test_the_script_for_a_gpu_is_tried_on_a_cpu(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "benchmarks.gpu", "--device", "cpu", "--quick", "--minutes", "3"]
-    run = subprocess.run([*command, "--out", str(tmp_path)], capture_output=True, text=True, check=False)
-    assert run.returncode == 0, run.stderr
+    run = CliRunner().invoke(gpu_app, ["--device", "cpu", "--quick", "--minutes", "3", "--out", str(tmp_path)])
+    assert run.exit_code == 0, run.output
     (path,) = tmp_path.glob("gpu_*.json")
     found = GpuResults.read(path)
     assert found.by_id["cuda_tests"].value is None
