@@ -5,8 +5,6 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
-from transformers.utils.chat_template_utils import render_jinja_template
-
 from latentforge.text.control_tokens import ControlTokens
 from latentforge.text.errors import ChatError
 
@@ -113,6 +111,9 @@ class ChatTemplate:
             return True
 
     def _jinja(self, source: str, named: Mapping[str, str], messages: Sequence[Message], to_answer: bool) -> str:
+        # A second of every command's start, which few need.
+        from transformers.utils.chat_template_utils import render_jinja_template
+
         given = [{name: value for name, value in message.items() if value is not None} for message in messages]
         try:
             text: str = render_jinja_template(
