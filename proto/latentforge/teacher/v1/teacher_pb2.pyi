@@ -771,7 +771,7 @@ class GetCacheStatsResponse(_message.Message):
     SAVED_SECONDS_FIELD_NUMBER: _builtins.int
     DROPPED_WRITES_FIELD_NUMBER: _builtins.int
     kind: _builtins.str
-    """redis, sqlite or none."""
+    """redis, redis-cluster, sqlite or none."""
     healthy: _builtins.bool
     hits: _builtins.int
     misses: _builtins.int

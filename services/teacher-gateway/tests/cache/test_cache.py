@@ -1,10 +1,12 @@
 import asyncio
+import contextlib
 import os
 import signal
 import sqlite3
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from hypothesis import strategies as st
 
 from latentforge.gateway.backends.base import TeacherDescription
 from latentforge.gateway.cache import open_cache
-from latentforge.gateway.cache.base import Cache, CacheError, KeyMaker
+from latentforge.gateway.cache.base import Cache, CacheError, KeyMaker, WritesRefusedError
 
 TEACHER = TeacherDescription(
     backend="embedded",
@@ -34,10 +36,16 @@ TEACHER = TeacherDescription(
 )
 
 
-@pytest.fixture(params=["sqlite", "redis"])
+SERVERS = {"redis": "redis_server", "redis-cluster": "redis_cluster"}
+
+
+def store_settings(kind: str, request: pytest.FixtureRequest) -> dict[str, Any]:
+    return {"cache_url": request.getfixturevalue(SERVERS[kind]).url} if kind in SERVERS else {}
+
+
+@pytest.fixture(params=["sqlite", *SERVERS])
 async def cache(request: pytest.FixtureRequest, make_settings: Callable[..., Any]) -> AsyncIterator[Cache]:
-    changes = {} if request.param == "sqlite" else {"cache_url": request.getfixturevalue("redis_server").url}
-    opened = open_cache(make_settings(**changes))
+    opened = open_cache(make_settings(**store_settings(request.param, request)))
     assert opened.kind == request.param
     yield opened
     await opened.close()
@@ -163,8 +171,76 @@ async def test_a_redis_that_is_frozen_dead_or_back_costs_little_and_recovers(
     await cache.close()
 
 
-async def test_a_password_is_in_no_error(make_settings: Callable[..., Any], free_port: Callable[[], int]) -> None:
-    cache = open_cache(make_settings(cache_url=f"redis://:hunter2@127.0.0.1:{free_port()}/0"))
+async def test_a_frozen_node_of_a_cluster_costs_little_and_whoever_takes_its_slots_is_asked(
+    make_settings: Callable[..., Any], redis_cluster: Any
+) -> None:
+    cache = open_cache(make_settings(cache_url=redis_cluster.url))
+    entries = {bytes([i]) * 64: b"v" for i in range(60)}
+    await cache.put_many(entries)
+    frozen = redis_cluster.processes[1]
+    with redis.RedisCluster.from_url(redis_cluster.url.replace("+cluster", "")) as direct:
+        heir, lost, third = (direct.get_node("127.0.0.1", port) for port in redis_cluster.ports)
+        heirs_id = direct.cluster_myid(heir)
+        slots = {key: direct.keyslot(b"latentforge:rows:" + key) for key in entries}
+        theirs = [key for key, slot in slots.items() if direct.get_node_from_key(b"latentforge:rows:" + key) == lost]
+        frozen.send_signal(signal.SIGSTOP)
+        try:
+            for _ in range(2):
+                started = time.monotonic()
+                with pytest.raises(CacheError, match="redis-cluster at"):
+                    await cache.get_many(list(entries))
+                assert time.monotonic() - started < 2
+            # What a replica does that takes over.
+            direct.execute_command("CLUSTER BUMPEPOCH", target_nodes=heir)
+            for key, node in product(theirs, (heir, third)):
+                direct.execute_command("CLUSTER SETSLOT", slots[key], "NODE", heirs_id, target_nodes=node)
+            with contextlib.suppress(CacheError):
+                await cache.get_many(list(entries))
+            assert await cache.get_many(list(entries)) == [None if k in theirs else b"v" for k in entries]
+            await cache.put_many(dict.fromkeys(theirs, b"new"))
+            assert await cache.get_many(theirs) == [b"new"] * len(theirs) != []
+        finally:
+            frozen.send_signal(signal.SIGCONT)
+    await cache.close()
+
+
+async def test_a_cluster_that_is_down_for_now_does_not_refuse_entries(
+    make_settings: Callable[..., Any], redis_cluster: Any
+) -> None:
+    cache = open_cache(make_settings(cache_url=redis_cluster.url))
+    key = b"latentforge:rows:k"
+    with redis.RedisCluster.from_url(redis_cluster.url.replace("+cluster", "")) as direct:
+        node, slot = direct.get_node_from_key(key), direct.keyslot(key)
+        direct.execute_command("CLUSTER DELSLOTS", slot, target_nodes=node)
+        with pytest.raises(CacheError, match=r"CLUSTERDOWN|slot not served") as caught:
+            await cache.put_many({b"k": b"v"})
+        direct.execute_command("CLUSTER ADDSLOTS", slot, target_nodes=node)
+    assert not isinstance(caught.value, WritesRefusedError)
+    await cache.put_many({b"k": b"v"})
+    assert await cache.get_many([b"k"]) == [b"v"]
+    await cache.close()
+
+
+async def test_a_node_of_a_cluster_is_told_from_a_single_server(
+    make_settings: Callable[..., Any], redis_cluster: Any, redis_server: Any
+) -> None:
+    single = open_cache(make_settings(cache_url=redis_cluster.url.replace("+cluster", "")))
+    entries = {bytes([i]): b"v" for i in range(9)}
+    for work in (single.get_many(list(entries)), single.put_many(entries)):
+        with pytest.raises(CacheError, match=r"write redis\+cluster:// in CACHE_URL"):
+            await work
+    await single.close()
+    cluster = open_cache(make_settings(cache_url=redis_server.url.replace("://", "+cluster://")))
+    with pytest.raises(CacheError, match="Cluster"):
+        await cluster.get_many([b"k"])
+    await cluster.close()
+
+
+@pytest.mark.parametrize("scheme", ["redis", "redis+cluster"])
+async def test_a_password_is_in_no_error(
+    make_settings: Callable[..., Any], free_port: Callable[[], int], scheme: str
+) -> None:
+    cache = open_cache(make_settings(cache_url=f"{scheme}://:hunter2@127.0.0.1:{free_port()}/0"))
     with pytest.raises(CacheError) as caught:
         await cache.get_many([b"k"])
     assert "hunter2" not in str(caught.value)
@@ -251,9 +327,9 @@ operations = st.lists(
 )
 
 
-@pytest.mark.parametrize("kind", ["sqlite", "redis"])
+@pytest.mark.parametrize("kind", ["sqlite", *SERVERS])
 def test_a_store_behaves_as_a_dict(kind: str, make_settings: Callable[..., Any], request: Any) -> None:
-    changes = {} if kind == "sqlite" else {"cache_url": request.getfixturevalue("redis_server").url}
+    changes = store_settings(kind, request)
 
     async def compare(steps: list[tuple[str, Any]]) -> None:
         cache = open_cache(make_settings(**changes))

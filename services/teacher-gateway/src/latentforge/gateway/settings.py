@@ -14,7 +14,8 @@ from latentforge.teacher_client.access import GatewayKey
 BackendName = Literal["embedded", "transformers", "vllm-local", "vllm-remote", "venice"]
 
 CACHE_URL_FORMS = (
-    "sqlite:///relative/path.sqlite, sqlite:////absolute/path.sqlite, redis://host:6379/0, rediss://host:6379/0 or none"
+    "sqlite:///relative/path.sqlite, sqlite:////absolute/path.sqlite, redis://host:6379/0, rediss://host:6379/0, "
+    "redis+cluster://host:6379 or rediss+cluster://host:6379 (any node of a Redis Cluster), or none"
 )
 
 
@@ -25,14 +26,15 @@ _CLEAR_URL = re.compile(
     r"(?P<path>(/[\w.~-]*)*)(\?(?P<query>[\w.~%&=/:+-]*))?",
     re.ASCII,
 )
-_REDIS_SCHEMES = ("redis", "rediss")
+# With the databases that they may name: a cluster has one.
+_REDIS_PATHS = {"redis": r"(/\d*)?", "rediss": r"(/\d*)?", "redis+cluster": "(/0?)?", "rediss+cluster": "(/0?)?"}
 
 
 def shown_url(url: str) -> str:
     """A URL fit for a log: scheme, host, port and path, and of those only what is certainly no part of a password."""
     if match := _CLEAR_URL.fullmatch(url):
         return f"{match['scheme']}://{match['address']}{match['path']}"
-    scheme = re.match(r"(http|https|redis|rediss)://", url)
+    scheme = re.match(r"(https?|rediss?(\+cluster)?)://", url)
     return f"{scheme[0] if scheme else ''}(hidden)"
 
 
@@ -160,7 +162,7 @@ class GatewaySettings(ServiceSettings):
 
 def _is_redis_url(url: str) -> bool:
     match = _CLEAR_URL.fullmatch(url)
-    if match is None or match["scheme"] not in _REDIS_SCHEMES or not re.fullmatch(r"(/\d*)?", match["path"]):
+    if match is None or not re.fullmatch(_REDIS_PATHS.get(match["scheme"], "(?!)"), match["path"]):
         return False
     try:
         urlsplit(url).port  # noqa: B018  is it one?

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from latentforge.gateway.cache.base import Cache, Patience, StoreStats
 from latentforge.gateway.cache.redis_cache import RedisCache
+from latentforge.gateway.cache.redis_cluster_cache import RedisClusterCache
 from latentforge.gateway.cache.sqlite_cache import SqliteCache
 from latentforge.gateway.settings import GatewaySettings
 
@@ -42,4 +43,6 @@ def open_cache(settings: GatewaySettings) -> Cache:
         return SqliteCache(Path(url.removeprefix("sqlite:///")))
     if url == "none":
         return NoCache()
+    if "+cluster://" in url.partition("@")[0]:
+        return RedisClusterCache(settings.cache_url, settings.cache_ttl_seconds)
     return RedisCache(settings.cache_url, settings.cache_ttl_seconds)

@@ -39,7 +39,7 @@ class Cache(Protocol):
 
     @property
     def kind(self) -> str:
-        """sqlite, redis or none."""
+        """sqlite, redis, redis-cluster or none."""
 
     @property
     def patience(self) -> Patience:

@@ -5,10 +5,18 @@ from typing import Any, TypeVar, cast
 
 import redis.asyncio
 from pydantic import SecretStr
+from redis.asyncio.connection import parse_url
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
+from redis.exceptions import (
+    ClusterCrossSlotError,
+    ClusterDownError,
+    MovedError,
+    RedisClusterException,
+    RedisError,
+    ResponseError,
+)
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import RedisError, ResponseError
 
 from latentforge.core.settings import SettingsError
 from latentforge.gateway.cache.base import CacheError, Patience, StoreStats, WritesRefusedError
@@ -32,40 +40,46 @@ class RedisCache:
         SettingsError: redis-py does not take an option in the URL.
     """
 
-    kind = "redis"
+    kind: str = "redis"
     # A lookup takes a few milliseconds; on a machine with five busy processes per core a few per thousand took 25.
     patience = Patience(0.05, 0.1)
 
     def __init__(self, url: SecretStr, ttl_seconds: int) -> None:
         self._ttl_seconds = ttl_seconds
         try:
-            self._redis = redis.asyncio.from_url(
+            options: Any = parse_url(url.get_secret_value())
+            self._redis = self._client(
                 url.get_secret_value(),
                 socket_connect_timeout=_CONNECT_SECONDS,
                 socket_timeout=_ANSWER_SECONDS,
                 # Once, for a connection that the server closed meanwhile; what was too slow is too slow again.
                 retry=Retry(NoBackoff(), 1, supported_errors=(RedisConnectionError,)),
             )
-            pool: Any = self._redis.connection_pool
-            # Connects to nothing; else a wrong option would show at the first lookup.
-            pool.make_connection()
-        except (RedisError, TypeError, ValueError, OSError):
+        except (RedisError, RedisClusterException, TypeError, ValueError, OSError):
             # Their texts quote the URL's options, of which one may be the password.
             raise SettingsError("CACHE_URL has an option after ? that Redis's client does not take") from None
-        options = pool.connection_kwargs
         host, port = options.get("host", "localhost"), options.get("port", 6379)
-        self._name = f"redis at {f'[{host}]' if ':' in host else host}:{port}"
+        self._name = f"{self.kind} at {f'[{host}]' if ':' in host else host}:{port}"
         self._secrets = [secret for secret in (options.get("password"), options.get("username")) if secret]
+
+    def _client(self, url: str, **options: Any) -> Any:
+        client: Any = redis.asyncio.from_url(url, **options)
+        # Connects to nothing; else a wrong option would show at the first lookup.
+        client.connection_pool.make_connection()
+        return client
 
     async def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
         async def get() -> list[bytes | None]:
             found: list[bytes | None] = []
             for start in range(0, len(keys), _KEYS_PER_READ):
                 part = [_PREFIX + key for key in keys[start : start + _KEYS_PER_READ]]
-                found += cast("list[bytes | None]", await self._redis.mget(part))
+                found += await self._read(part)
             return found
 
         return await self._guarded(get)
+
+    async def _read(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        return cast("list[bytes | None]", await self._redis.mget(keys))
 
     async def put_many(self, entries: Mapping[bytes, bytes]) -> None:
         async def put() -> None:
@@ -74,9 +88,12 @@ class RedisCache:
                     pipeline.set(_PREFIX + key, value, ex=self._ttl_seconds)
                 # Raised by the pipeline, an error would quote its command, entry and all.
                 results = await pipeline.execute(raise_on_error=False)
-            if refusals := [result for result in results if isinstance(result, ResponseError)]:
+            failures = [result for result in results if isinstance(result, Exception)]
+            if refusals := [
+                f for f in failures if isinstance(f, ResponseError) and not isinstance(f, ClusterDownError)
+            ]:
                 raise WritesRefusedError(self._said(refusals[0]))
-            if failures := [result for result in results if isinstance(result, Exception)]:
+            if failures:
                 raise failures[0]
 
         await self._guarded(put)
@@ -85,9 +102,8 @@ class RedisCache:
         """All of the database's entries and the server's memory: counting our own would read every key."""
 
         async def count() -> StoreStats:
-            entries = await self._redis.dbsize()
             memory = await self._redis.info("memory")
-            return StoreStats(int(entries), int(memory["used_memory"]))
+            return StoreStats(int(await self._redis.dbsize()), int(memory["used_memory"]))
 
         return await self._guarded(count)
 
@@ -112,11 +128,13 @@ class RedisCache:
     async def _guarded(self, work: Callable[[], Awaitable[T]]) -> T:
         try:
             return await work()
-        except (RedisError, OSError, TimeoutError, UnicodeError) as error:
+        except (RedisError, RedisClusterException, OSError, TimeoutError, UnicodeError) as error:
             raise CacheError(self._said(error)) from None
 
     def _said(self, error: Exception) -> str:
         text = str(error) or type(error).__name__
+        if self.kind == "redis" and isinstance(error, ClusterCrossSlotError | MovedError):
+            text += "; it is a node of a Redis Cluster: write redis+cluster:// in CACHE_URL"
         # A server may repeat the name of a user that it refuses, and passwords were put there.
         for secret in self._secrets:
             text = text.replace(secret, "***")

@@ -1,0 +1,56 @@
+"""A cache over several Redis servers, where one machine's memory is not enough."""
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+from pydantic import SecretStr
+from redis.asyncio.cluster import RedisCluster
+
+from latentforge.gateway.cache.base import StoreStats
+from latentforge.gateway.cache.redis_cache import RedisCache
+
+
+class RedisClusterCache(RedisCache):
+    """As a :class:`RedisCache`, on a Redis Cluster.
+
+    Keys have no hash tag: an entry is one key, no command needs two of them on one server, and so they spread over
+    all. The client learns from the node of CACHE_URL which others there are, and anew after failures and moves.
+
+    Args:
+        url: of any node, with the scheme redis+cluster or rediss+cluster.
+        ttl_seconds: how long an entry lives.
+
+    Raises:
+        SettingsError: redis-py does not take an option in the URL.
+    """
+
+    kind = "redis-cluster"
+
+    def __init__(self, url: SecretStr, ttl_seconds: int) -> None:
+        super().__init__(SecretStr(url.get_secret_value().replace("+cluster:", ":", 1)), ttl_seconds)
+
+    def _client(self, url: str, **options: Any) -> Any:
+        return RedisCluster.from_url(url, **options)
+
+    async def _read(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        # Each server is sent its own keys at once; MGET takes those of one hash slot only.
+        async with self._redis.pipeline(transaction=False) as pipeline:
+            for key in keys:
+                pipeline.get(key)
+            found = await pipeline.execute(raise_on_error=False)
+        for value in found:
+            if isinstance(value, Exception):
+                # Who does not answer may have been replaced: the next lookup asks the others.
+                await self._redis.aclose()
+                raise value
+        return cast("list[bytes | None]", found)
+
+    async def stats(self) -> StoreStats:
+        """As a single server's, summed over those that hold entries."""
+
+        async def count() -> StoreStats:
+            entries = await self._redis.dbsize(target_nodes=RedisCluster.PRIMARIES)
+            memory = await self._redis.info("memory", target_nodes=RedisCluster.PRIMARIES)
+            return StoreStats(int(entries), sum(int(node["used_memory"]) for node in memory.values()))
+
+        return await self._guarded(count)
