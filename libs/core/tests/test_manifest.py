@@ -42,13 +42,17 @@ def test_what_is_published_verifies_and_is_named(tmp_path: Path) -> None:
     assert manifest.golden == DRAFT.golden
 
 
-def test_samples_are_in_the_manifest_and_without_any_it_is_as_it_was_before_there_were_some(tmp_path: Path) -> None:
+def test_samples_and_averaged_weights_are_in_the_manifest_and_without_any_it_is_as_it_was_before(
+    tmp_path: Path,
+) -> None:
     place = publish(tmp_path, 1)
-    assert "samples" not in json.loads((place / "manifest.json").read_text())
+    assert not {"samples", "ema"} & json.loads((place / "manifest.json").read_text()).keys()
     assert read_manifest(place).samples == ()
     samples = tuple(TextSample(prompt="def f", text=str(i)) for i in range(MOST_SAMPLES))
-    place = publish_checkpoint(tmp_path, "run", 2, DRAFT.model_copy(update={"samples": samples}), write_parts)
-    assert verify_checkpoint(place).samples == samples
+    place = publish_checkpoint(
+        tmp_path, "run", 2, DRAFT.model_copy(update={"samples": samples, "ema": 0.9}), write_parts
+    )
+    assert (verify_checkpoint(place).samples, read_manifest(place).ema) == (samples, 0.9)
     with pytest.raises(ValidationError, match="samples"):
         ManifestDraft(**dict(DRAFT) | {"samples": (*samples, samples[0])})
 

@@ -56,3 +56,6 @@ def test_a_card_of_nothing_measured_has_no_table_and_no_licence_is_said(
     assert ("| metric | value |" in text) == bool(metrics)
     assert ("Nothing.\n" in text) != bool(metrics)
     assert "| license of the weights | none chosen yet |" in text
+    assert "moving average" not in text
+    averaged = model_card(make_model(), draft.model_copy(update={"ema": 0.999}), "demo/step-00000007", NO_LICENSE)
+    assert "parameters |\n| student's weights | moving average over the training's steps, decay 0.999 |\n" in averaged

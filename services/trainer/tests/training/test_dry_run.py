@@ -53,15 +53,18 @@ def test_the_peak_is_the_stages_own(recipe_file: Path) -> None:
 
 
 @pytest.mark.parametrize("optimizer", ["muon", "adamw"])
-def test_the_optimizers_state_is_that_of_the_groups(recipe_file: Path, optimizer: str) -> None:
-    recipe = load_recipe(str(recipe_file), Path(), {"student.optim.groups.layers": {"optimizer": optimizer}})
+def test_the_optimizers_state_is_that_of_the_groups_and_averages_are_counted(recipe_file: Path, optimizer: str) -> None:
+    changes = {"student.optim.groups.layers": {"optimizer": optimizer}, "student.ema": 0.9}
+    recipe = load_recipe(str(recipe_file), Path(), changes)
     needs = stage_needs(recipe, "token-level", IDS, None)
-    optimisation = Optimisation(model := build(recipe, "token-level", IDS, torch.device("cpu")), recipe.student.optim)
+    model = build(recipe, "token-level", IDS, torch.device("cpu"))
+    optimisation = Optimisation(model, recipe.student.optim, ema=0.9)
     loss = torch.stack([p.sum() for p in model.parameters()]).sum()
     optimisation.step(0, [(loss, {})])
     # Besides AdamW's counts of steps.
     held = sum(tensor.nbytes for tensor in optimisation.state().values() if tensor.ndim)
-    assert needs.memory["optimizer"] == held
+    assert needs.memory["optimizer"] + needs.memory["averages"] == held
+    assert needs.state_bytes == held + needs.memory["averages"]
 
 
 def test_parts_and_checkpointing_lower_what_is_estimated(recipe_file: Path) -> None:

@@ -19,6 +19,7 @@ from latentforge.trainer.results import ProgressPoint, StudentResult, read_progr
 # Neither 2 nor 3 processes divide it.
 BATCH = 7
 STEPS = 20
+AVERAGES = ("--set", "student.ema=0.6")
 
 Start = Callable[..., subprocess.Popen[str]]
 
@@ -70,11 +71,11 @@ def assert_same_losses(tmp_path: Path, run: str, other: str) -> None:
         assert ours == pytest.approx(theirs, rel=tolerance), figure
 
 
-@pytest.mark.parametrize(("processes", "kind", "parts"), [(3, "ddp", 2), (2, "fsdp", 1)])
+@pytest.mark.parametrize(("processes", "kind", "parts", "more"), [(3, "ddp", 2, AVERAGES), (2, "fsdp", 1, ())])
 def test_processes_learn_what_one_learns(
-    start: Start, tmp_path: Path, processes: int, kind: str, parts: int, known_teacher: Any
+    start: Start, tmp_path: Path, processes: int, kind: str, parts: int, more: tuple[str, ...], known_teacher: Any
 ) -> None:
-    options = ("--objective", "chunk-kd-mse")
+    options = ("--objective", "chunk-kd-mse", *more)
     finished(start("one", 1, *options), tmp_path, "one")
     known_teacher.requests.clear()
     several = start(
@@ -93,12 +94,12 @@ def test_processes_learn_what_one_learns(
 
 
 def test_the_state_of_two_resumes_on_one_and_on_three(start: Start, tmp_path: Path) -> None:
-    finished(start("whole", 1), tmp_path, "whole")
+    finished(start("whole", 1, *AVERAGES), tmp_path, "whole")
     for processes, kind, steps in ((2, "fsdp", 5), (1, "ddp", 10)):
-        process = start("moving", processes, "--set", f"distributed={kind}")
+        process = start("moving", processes, *AVERAGES, "--set", f"distributed={kind}")
         _stop_after(process, tmp_path, "moving", steps)
         assert (tmp_path / "moving.log").read_text().count("everything is saved") >= processes
-    finished(start("moving", 3, "--set", "distributed=fsdp"), tmp_path, "moving")
+    finished(start("moving", 3, *AVERAGES, "--set", "distributed=fsdp"), tmp_path, "moving")
     assert_same_losses(tmp_path, "moving", "whole")
     weights = [
         load_file(list_checkpoints(tmp_path / "checkpoints" / run)[-1] / "student" / "model.safetensors")

@@ -110,8 +110,10 @@ class ManifestDraft(BaseModel):
     teacher: TeacherId
     metrics: dict[str, FiniteFloat]
     golden: Golden
-    # A manifest without any does not name them, so that a version that does not know them reads it.
+    # A manifest without any of these does not name them, so that a version that does not know them reads it.
     samples: tuple[TextSample, ...] = Field((), max_length=MOST_SAMPLES)
+    # Decay of the moving average over the steps that the student's weights are; None where they are the last step's.
+    ema: float | None = Field(None, gt=0, lt=1)
 
 
 class Manifest(ManifestDraft):

@@ -78,7 +78,8 @@ def manifest_of(folder: Path, run: str, step: int, created: str, draft: Manifest
     files = {name: folder / name for name in file_names(folder) if name != MANIFEST}
     records = {name: FileRecord(size=p.stat().st_size, sha256=sha256_of(p)) for name, p in files.items()}
     manifest = Manifest(run=run, step=step, created=created, files=records, **dict(draft))
-    values = manifest.model_dump(mode="json", exclude=None if draft.samples else {"samples"})
+    absent = {name for name in ("samples", "ema") if not getattr(draft, name)}
+    values = manifest.model_dump(mode="json", exclude=absent)
     # A line for each field, what a reader looks for first: the numbers of a golden text would fill screens.
     lines = [f" {json.dumps(name)}: {json.dumps(values[name])}" for name in dict.fromkeys((*_FIRST, *values))]
     return "{\n" + ",\n".join(lines) + "\n}\n"

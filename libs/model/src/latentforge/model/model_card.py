@@ -35,7 +35,8 @@ that writes one.
 | context | {{ max_tokens }} tokens |
 | student | {{ layers }} layers of width {{ hidden }}; {{ student }} parameters |
 | autoencoder | {{ autoencoder }} parameters |
-| license of the weights | {{ license }} |
+{% if ema %}| student's weights | moving average over the training's steps, decay {{ ema }} |
+{% endif %}| license of the weights | {{ license }} |
 
 ## Use
 
@@ -113,6 +114,7 @@ def card_values(
         "hidden": config.hidden_size,
         "student": f"{_num_parameters(model.student):,}",
         "autoencoder": f"{_num_parameters(model.autoencoder):,}",
+        "ema": manifest.ema,
         "license": "none chosen yet" if license_name == NO_LICENSE else license_name,
         "samples": [{name: _block(text) for name, text in sample} for sample in manifest.samples],
         "metrics": {name: value for name, value in manifest.metrics.items() if math.isfinite(value)},

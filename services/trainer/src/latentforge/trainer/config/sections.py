@@ -191,6 +191,13 @@ class StudentRecipe(Section):
         description="What is taken over: layers, inputs (the token embeddings) and outputs (the output tables; of "
         "narrower tables the first principal components); unset takes all.",
     )
+    ema: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="Decay of an exponential moving average of the weights, like 0.999: what is validated and "
+        "published in place of the last step's; unset keeps none.",
+    )
     activation_checkpointing: bool = Field(
         False, description="Whether the backbone's activations are made anew in the backward pass, not kept."
     )

@@ -21,6 +21,7 @@ from latentforge.trainer.results import EVALUATION, AutoencoderResult
 from latentforge.trainer.run.context import RunContext
 from latentforge.trainer.run.interrupt import Interrupted
 from latentforge.trainer.run.progress import StageProgress
+from latentforge.trainer.training.models import new_autoencoder
 from latentforge.trainer.training.optimisation import Optimisation
 from latentforge.trainer.training.parallel import ParallelModel
 from latentforge.trainer.training.state import StageState, check_steps
@@ -55,10 +56,10 @@ def train_autoencoder(run: RunContext, train: PackedData, held_out: PackedData) 
 
     run.use_threads(beside_gateway=False)
     device = run.device
-    config = run.recipe.autoencoder_config(run.tokenizer.vocab_size, run.tokenizer.pad_id)
     stream = training_text(train, recipe.text_tokens, run.recipe.seed)
     torch.manual_seed(run.recipe.seed)
-    autoencoder = Autoencoder(config)
+    autoencoder = new_autoencoder(run.recipe, run.tokenizer)
+    config = autoencoder.config
     if recipe.init_from is not None:
         start_autoencoder(autoencoder, open_source("autoencoder.init_from", recipe.init_from))
     autoencoder.to(device)

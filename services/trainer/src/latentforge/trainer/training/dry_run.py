@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import nn
@@ -22,16 +22,21 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from latentforge.model.autoencoder import Autoencoder
 from latentforge.model.latent_model import LatentModel
-from latentforge.model.losses import ObjectiveWeights, StudentBatch, loss_of
+from latentforge.model.losses import StudentBatch, loss_of
 from latentforge.model.optim import Muon, build_optimizers
 from latentforge.model.sparse_kd import KdTargets
-from latentforge.model.student import Student
-from latentforge.model.token_level import TokenLevelModel
 from latentforge.trainer.config.recipe import Recipe
 from latentforge.trainer.config.sections import OptimRecipe
 from latentforge.trainer.run.peak_memory import PeakMemory
 from latentforge.trainer.run.ranks import ALONE
 from latentforge.trainer.training.groups import ParameterGroups
+from latentforge.trainer.training.models import (
+    TokenIds,
+    loss_weights,
+    new_autoencoder,
+    new_student,
+    new_token_level,
+)
 from latentforge.trainer.training.optimisation import MicroLoss, Optimisation
 from latentforge.trainer.training.parallel import ParallelModel
 from latentforge.trainer.training.step_losses import autoencoder_losses, student_losses
@@ -40,9 +45,8 @@ StageName = Literal["autoencoder", "student", "token-level"]
 _TIMED_STEPS = 2
 
 
-@dataclass(frozen=True)
-class TokenizerIds:
-    """What models must know of a tokenizer."""
+class TokenizerIds(NamedTuple):
+    """Ids of a tokenizer that may not be here."""
 
     vocab_size: int
     pad_id: int
@@ -81,7 +85,7 @@ class StageNeeds:
     checkpoint_bytes: int
 
 
-def stage_needs(recipe: Recipe, stage: StageName, ids: TokenizerIds, device: torch.device | None) -> StageNeeds:
+def stage_needs(recipe: Recipe, stage: StageName, ids: TokenIds, device: torch.device | None) -> StageNeeds:
     """Builds a stage's model and goes through a step; ``device`` None makes an estimate alone."""
     optim = recipe.autoencoder.optim if stage == "autoencoder" else recipe.student.optim
     memory, operations, model = _estimated(recipe, stage, ids, optim)
@@ -106,13 +110,13 @@ def stage_needs(recipe: Recipe, stage: StageName, ids: TokenizerIds, device: tor
         measured_peak=peak,
         step_seconds=seconds,
         why_not=why_not if seconds is None else "",
-        state_bytes=4 * trainable + memory["optimizer"],
+        state_bytes=4 * trainable + memory["optimizer"] + memory.get("averages", 0),
         checkpoint_bytes=4 * (trainable + frozen),
     )
 
 
 def _estimated(
-    recipe: Recipe, stage: StageName, ids: TokenizerIds, optim: OptimRecipe
+    recipe: Recipe, stage: StageName, ids: TokenIds, optim: OptimRecipe
 ) -> tuple[dict[str, int], int, nn.Module]:
     """Bytes by holder, and operations of a step; the model has no content."""
     with ExitStack() as stack:
@@ -146,6 +150,8 @@ def _estimated(
         "optimizer": kept,
         "activations": max(0, memory.peak - weights - gradients),
     }
+    if _ema(recipe, stage) is not None:
+        found["averages"] = 4 * sum(p.numel() for p in model.parameters() if p.requires_grad)
     if stage != "autoencoder" and recipe.device.startswith("cuda"):
         # There the fused loss takes more logits at once than here: in float32, their product and gradient in bfloat16.
         found["logits"] = 8 * 2**27
@@ -153,7 +159,7 @@ def _estimated(
 
 
 def _measured(
-    recipe: Recipe, stage: StageName, ids: TokenizerIds, optim: OptimRecipe, device: torch.device
+    recipe: Recipe, stage: StageName, ids: TokenIds, optim: OptimRecipe, device: torch.device
 ) -> tuple[int, float]:
     """Peak bytes and seconds of a step, after one that warms up."""
     if device.type == "cuda":
@@ -164,7 +170,8 @@ def _measured(
             Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
     torch.manual_seed(recipe.seed)
     model = build(recipe, stage, ids, device)
-    losses, optimisation = _losses(recipe, stage, ids, model, device), Optimisation(model, optim)
+    losses = _losses(recipe, stage, ids, model, device)
+    optimisation = Optimisation(model, optim, ema=_ema(recipe, stage))
     optimisation.step(0, losses(0))
     started = time.perf_counter()
     for step in range(1, 1 + _TIMED_STEPS):
@@ -178,25 +185,19 @@ def _measured(
     return 1024 * int(found[1]), seconds
 
 
-def build(recipe: Recipe, stage: StageName, ids: TokenizerIds, device: torch.device) -> nn.Module:
+def build(recipe: Recipe, stage: StageName, ids: TokenIds, device: torch.device) -> nn.Module:
     """A stage's model before its first step, in training mode."""
-    autoencoder = recipe.autoencoder_config(ids.vocab_size, ids.pad_id)
     with device:
-        if stage == "autoencoder":
-            return Autoencoder(autoencoder).train()
         if stage == "token-level":
-            model: Student | TokenLevelModel = TokenLevelModel(
-                recipe.token_level_config(ids.vocab_size, ids.pad_id, ids.eos_id)
-            )
-        else:
-            model = Student(recipe.student_config(ids.pad_id, ids.eos_id, autoencoder))
-        if recipe.student.activation_checkpointing:
-            model.backbone.activation_checkpointing_enable()
-        return (LatentModel(Autoencoder(autoencoder), model) if isinstance(model, Student) else model).train()
+            return new_token_level(recipe, ids).train()
+        autoencoder = new_autoencoder(recipe, ids)
+        if stage == "autoencoder":
+            return autoencoder.train()
+        return LatentModel(autoencoder, new_student(recipe, ids, autoencoder.config)).train()
 
 
 def _losses(
-    recipe: Recipe, stage: StageName, ids: TokenizerIds, model: nn.Module, device: torch.device
+    recipe: Recipe, stage: StageName, ids: TokenIds, model: nn.Module, device: torch.device
 ) -> Callable[[int], Iterator[MicroLoss]]:
     """The losses of a random batch's parts, as a function of the step."""
     vocab_size = recipe.vocab_size or ids.vocab_size
@@ -204,9 +205,7 @@ def _losses(
         chunks = torch.randint(vocab_size, (recipe.autoencoder.optim.batch_size, recipe.chunk_size), device=device)
         parallel = ParallelModel(model, Autoencoder.loss, ALONE, "ddp", device)
         return lambda step: autoencoder_losses(recipe, parallel, chunks, step)
-    weights = ObjectiveWeights(**recipe.student.weights.model_dump())
-    if stage == "token-level":
-        weights = ObjectiveWeights(**(vars(weights) | {"mse": 0.0, "energy": 0.0}))
+    weights = loss_weights(recipe, token_level=stage == "token-level")
     batch = random_batch(recipe, vocab_size, device)
     parallel = ParallelModel(model, loss_of, ALONE, "ddp", device)
     return lambda step: student_losses(recipe, parallel, weights, batch, step)
@@ -217,7 +216,7 @@ def random_batch(recipe: Recipe, vocab_size: int, device: torch.device) -> Stude
     shape, k = (recipe.student.optim.batch_size, recipe.data.sequence_length), recipe.teacher.top_k
     tokens = torch.randint(vocab_size, shape, device=device)
     valid = torch.ones(shape, dtype=torch.bool, device=device)
-    if not any(ObjectiveWeights(**recipe.student.weights.model_dump()).of_rows.values()):
+    if not any(loss_weights(recipe).of_rows.values()):
         return StudentBatch(tokens, valid)
     ids = (tokens[..., None] + torch.arange(k, device=device)) % vocab_size
     # Half of the mass on the entries, half behind them.
@@ -226,6 +225,10 @@ def random_batch(recipe: Recipe, vocab_size: int, device: torch.device) -> Stude
     return StudentBatch(
         tokens, valid, KdTargets(ids, logprobs, torch.full(shape, k, device=device), half.log(), half, valid)
     )
+
+
+def _ema(recipe: Recipe, stage: StageName) -> float | None:
+    return None if stage == "autoencoder" else recipe.student.ema
 
 
 def _by_part(model: nn.Module) -> dict[str, int]:

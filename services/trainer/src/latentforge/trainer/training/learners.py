@@ -14,6 +14,7 @@ from latentforge.model.token_level import TokenLevelModel
 from latentforge.trainer.config.pretrained import open_source
 from latentforge.trainer.errors import TrainerError
 from latentforge.trainer.run.context import RunContext
+from latentforge.trainer.training.models import loss_weights, new_student, new_token_level
 
 Stage = Literal["student", "token-level"]
 
@@ -35,12 +36,11 @@ class Learner:
 
 def latent_learner(run: RunContext, autoencoder: Autoencoder, token_counts: torch.Tensor) -> Learner:
     """A student that writes K tokens a step."""
-    recipe, ids = run.recipe, run.tokenizer
-    torch.manual_seed(recipe.seed)
-    student = Student(recipe.student_config(ids.pad_id, ids.eos_id, autoencoder.config))
+    torch.manual_seed(run.recipe.seed)
+    student = new_student(run.recipe, run.tokenizer, autoencoder.config)
     _start_from(run, student, token_counts)
     model = LatentModel(autoencoder, student).to(run.device).train()
-    return Learner("student", model, ObjectiveWeights(**recipe.student.weights.model_dump()))
+    return Learner("student", model, loss_weights(run.recipe))
 
 
 def token_level_learner(run: RunContext, token_counts: torch.Tensor) -> Learner:
@@ -48,20 +48,16 @@ def token_level_learner(run: RunContext, token_counts: torch.Tensor) -> Learner:
 
     It learns the tokens' terms of the objective; it has no latent for the others.
     """
-    recipe, ids = run.recipe, run.tokenizer
-    torch.manual_seed(recipe.seed)
-    model = TokenLevelModel(recipe.token_level_config(ids.vocab_size, ids.pad_id, ids.eos_id))
+    torch.manual_seed(run.recipe.seed)
+    model = new_token_level(run.recipe, run.tokenizer)
     _start_from(run, model, token_counts)
-    weights = ObjectiveWeights(**recipe.student.weights.model_dump() | {"mse": 0.0, "energy": 0.0})
-    return Learner("token-level", model.to(run.device).train(), weights)
+    return Learner("token-level", model.to(run.device).train(), loss_weights(run.recipe, token_level=True))
 
 
 def _start_from(run: RunContext, model: Student | TokenLevelModel, token_counts: torch.Tensor) -> None:
     """Sets what is known before the first step: how often each token stands in the text, perhaps a pretrained model."""
     model.set_token_counts(token_counts)
     recipe = run.recipe.student
-    if recipe.activation_checkpointing:
-        model.backbone.activation_checkpointing_enable()
     if recipe.init_from is None:
         return
     source = open_source("student.init_from", recipe.init_from)

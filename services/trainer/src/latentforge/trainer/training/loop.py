@@ -60,7 +60,7 @@ class StudentTraining:
             )
         self.parallel = ParallelModel(learner.model, loss_of, run.ranks, run.recipe.distributed, run.device)
         self.model: nn.Module = self.parallel.model
-        self.optimisation = Optimisation(self.model, self.recipe.optim, run.ranks)
+        self.optimisation = Optimisation(self.model, self.recipe.optim, run.ranks, ema=self.recipe.ema)
         self.teacher_id = NO_TEACHER if teacher is None else teacher.id
         self.step = 0
         self.held_out: list[StudentBatch] = []
@@ -252,9 +252,9 @@ class StudentTraining:
 
     def _validate(self, progress: StageProgress) -> None:
         """Measures on held-out data and adds to the curve."""
-        self.parallel.gather()
-        if self.run.ranks.is_main:
-            self.curve.append(self._measured(progress))
+        with self.parallel.shown(self.optimisation.average):
+            if self.run.ranks.is_main:
+                self.curve.append(self._measured(progress))
 
     def _measured(self, progress: StageProgress) -> CurvePoint:
         figures = evaluate_student(self.learner.model, self.held_out, self.seed, self.run.device)
@@ -268,12 +268,12 @@ class StudentTraining:
         What is measured for publishing alone stays out of the curve, which must be the same whether the run was
         interrupted, and so published more, or not.
         """
-        self.parallel.gather()
-        if self.publisher is None or self.publisher.is_published(self.step):
-            return
-        last = self.curve[-1]
-        self.publisher.publish(last if last.step == self.step else self._measured(progress))
-        self.learner.model.train()
+        with self.parallel.shown(self.optimisation.average):
+            if self.publisher is None or self.publisher.is_published(self.step):
+                return
+            last = self.curve[-1]
+            self.publisher.publish(last if last.step == self.step else self._measured(progress))
+            self.learner.model.train()
 
     @property
     def _failure(self) -> str | None:

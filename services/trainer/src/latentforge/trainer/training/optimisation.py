@@ -11,10 +11,13 @@ from latentforge.model.optim import build_optimizers, load_state_tensors, set_le
 from latentforge.model.sharded import whole
 from latentforge.trainer.config.sections import OptimRecipe
 from latentforge.trainer.run.ranks import ALONE, Ranks, peers_needed
+from latentforge.trainer.training.averages import WeightAverage
 from latentforge.trainer.training.groups import ParameterGroups
 from latentforge.trainer.training.rewinds import BrokenLossError
 
 _TOTAL = ""
+# Before the names of averages, where the optimizers' tensors begin with a number.
+_AVERAGE = "ema."
 
 # A part's share of the loss, and what that is made of by name, scalars.
 MicroLoss = tuple[Tensor, Mapping[str, Tensor]]
@@ -32,10 +35,21 @@ def learning_rate(step: int, recipe: OptimRecipe) -> float:
 
 
 class Optimisation:
-    """The optimizers of one model under one schedule."""
+    """The optimizers of one model under one schedule.
 
-    def __init__(self, model: nn.Module, recipe: OptimRecipe, ranks: Ranks = ALONE) -> None:
-        """Of a model that this process may train with others, ``ranks``."""
+    Args:
+        model: what this process trains, perhaps with others.
+        recipe: rates and schedule.
+        ranks: the processes that train it.
+        ema: decay of an average of the weights over the steps; None keeps none.
+
+    Attributes:
+        average: that one.
+    """
+
+    def __init__(
+        self, model: nn.Module, recipe: OptimRecipe, ranks: Ranks = ALONE, *, ema: float | None = None
+    ) -> None:
         self._recipe, self._ranks = recipe, ranks
         self._parameters = [p for p in model.parameters() if p.requires_grad]
         self._optimizers: list[Optimizer] = build_optimizers(
@@ -46,6 +60,7 @@ class Optimisation:
             muon_dtype=recipe.muon_dtype,
         )
         self._groups = ParameterGroups(model, self._optimizers, recipe)
+        self.average = None if ema is None else WeightAverage(model, ema)
 
     def step(self, step: int, losses: Iterable[MicroLoss]) -> dict[str, float]:
         """Backpropagates the losses, each before the next one is asked for, and makes one optimizer step of their sum.
@@ -83,6 +98,8 @@ class Optimisation:
         for optimizer in self._optimizers:
             with peers_needed():
                 optimizer.step()
+        if self.average is not None:
+            self.average.update()
         self._zero_grad()
         return values | {"grad_norm": norm, "lr": lr}
 
@@ -91,12 +108,22 @@ class Optimisation:
             optimizer.zero_grad()
 
     def state(self) -> dict[str, Tensor]:
-        """The optimizers' state, whole; all processes have to ask for it."""
+        """The optimizers' state and the averages, whole; all processes have to ask for it."""
         with peers_needed():
-            return {name: whole(value) for name, value in state_tensors(self._optimizers).items()}
+            averages = {} if self.average is None else self.average.state()
+            tensors = state_tensors(self._optimizers) | {f"{_AVERAGE}{name}": value for name, value in averages.items()}
+            return {name: whole(value) for name, value in tensors.items()}
 
     def load_state(self, tensors: dict[str, Tensor]) -> None:
-        load_state_tensors(self._optimizers, tensors)
+        """Restores what :meth:`state` gave.
+
+        Raises:
+            ValueError: it is of another model.
+        """
+        averages = {name: value for name, value in tensors.items() if name.startswith(_AVERAGE)}
+        load_state_tensors(self._optimizers, {name: value for name, value in tensors.items() if name not in averages})
+        if self.average is not None:
+            self.average.load_state({name.removeprefix(_AVERAGE): value for name, value in averages.items()})
 
 
 def _not_finite(step: int, what: str, parts: Mapping[str, float]) -> str:

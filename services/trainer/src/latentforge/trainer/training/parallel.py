@@ -14,6 +14,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from latentforge.trainer.run.ranks import Ranks, peers_needed
+from latentforge.trainer.training.averages import WeightAverage
 
 Distributed = Literal["ddp", "fsdp"]
 
@@ -36,7 +37,7 @@ class ParallelModel:
     processes; torch's wrappers, which mean it, are told so.
 
     Args:
-        model: as every process has made it, to the same bits; the first process looks at it, see :meth:`gather`.
+        model: as every process has made it, to the same bits; the first process looks at it, see :meth:`shown`.
         loss: called with the model and what :meth:`losses` is given.
         ranks: the group.
         distributed: ddp or fsdp.
@@ -101,12 +102,22 @@ class ParallelModel:
             with self._losses.no_sync():
                 yield
 
-    def gather(self) -> None:
-        """Brings the first process's whole model up to date; all have to call it."""
+    @contextmanager
+    def shown(self, average: WeightAverage | None) -> Iterator[None]:
+        """Meanwhile the first process's whole model is what all have learnt, or its average; all have to call it."""
         if isinstance(self._losses, FSDPModule):
             weights = whole_weights(self.model)
+            if average is not None:
+                with peers_needed():
+                    weights |= average.whole()
             if self.ranks.is_main:
                 self._whole.load_state_dict(weights, strict=False)
+            yield
+        elif average is not None:
+            with average.shown():
+                yield
+        else:
+            yield
 
 
 def whole_weights(model: nn.Module) -> dict[str, Tensor]:

@@ -134,6 +134,7 @@ def publish(
         metrics=dict(metrics),
         golden=golden,
         samples=samples,
+        ema=run.recipe.student.ema,
     )
 
     card = model_card(model, draft, f"{run.name}/{step_folder(step)}", run.recipe.license)
