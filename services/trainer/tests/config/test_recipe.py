@@ -20,6 +20,17 @@ def test_the_shipped_recipes_load(name: str) -> None:
     )
 
 
+def test_a_recipe_that_starts_from_a_model_names_it_where_it_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RecipeError, match=r"student\.init_from=models/cache/smollm2: .*; make smollm2 makes it"):
+        load_recipe("smollm2", FOLDER)
+    recipe = load_recipe("smollm2", FOLDER, {"student.init_from": ""})
+    assert recipe.chunk_size == 4
+    assert recipe.student_config(16, 0, recipe.autoencoder_config(49_152, 16)).max_chunks == 128
+
+
 def test_overrides_reach_their_field() -> None:
     recipe = load_recipe("demo", FOLDER, {"autoencoder.model.latent_size": 1024, "student.optim.steps": None})
     assert recipe.autoencoder_config(4096, 1).latent_size == 1024
@@ -66,7 +77,7 @@ def test_a_token_level_student_has_the_students_backbone_and_as_many_tokens() ->
 
 
 def test_an_unknown_recipe_says_which_there_are(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match=r"no recipe 'dmeo' .* known: demo, gb10-dual, gb10-single, smoke"):
+    with pytest.raises(RecipeError, match=r"no recipe 'dmeo' .* known: demo, gb10-dual, gb10-single, smoke, smollm2"):
         load_recipe("dmeo", FOLDER)
     with pytest.raises(RecipeError, match="set RECIPES_DIR"):
         load_recipe("demo", tmp_path)

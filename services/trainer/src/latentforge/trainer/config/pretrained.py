@@ -1,5 +1,6 @@
 """What a recipe says of a pretrained model, checked against the model's own files before anything is trained."""
 
+from pathlib import Path
 from typing import Any
 
 from latentforge.model.config import AutoencoderConfig, StudentConfig
@@ -10,6 +11,8 @@ from latentforge.trainer.errors import RecipeError
 
 # A student's backbone without a pretrained one has Qwen3's defaults; with one it has that one's.
 _STUDENT, _AUTOENCODER = "student.init_from", "autoencoder.init_from"
+# The recipe smollm2's.
+_MADE_HERE = "models/cache/smollm2"
 
 
 def with_pretrained_sizes(student: StudentRecipe) -> StudentRecipe:
@@ -110,7 +113,8 @@ def open_source(field: str, place: str) -> Any:
     try:
         return open_causal_lm(place)
     except ValueError as error:
-        raise RecipeError(f"{field}={place}: {error}") from None
+        fix = "; make smollm2 makes it" if place == _MADE_HERE and not Path(place).exists() else ""
+        raise RecipeError(f"{field}={place}: {error}{fix}") from None
 
 
 def _check_width(name: str, ours: int, field: str, place: str, theirs: int) -> None:
