@@ -1,6 +1,6 @@
 """All that is measured, in the order in which it runs: a line each, with its bars."""
 
-from benchmarks.trainer import optimizer_share, processes, scored_offline, step_speed, stream
+from benchmarks.trainer import optimizer_share, pretrained, processes, scored_offline, step_speed, stream
 from benchmarks.trainer.bench import Measurement
 
 MEASUREMENTS: dict[str, Measurement] = {
@@ -16,4 +16,5 @@ MEASUREMENTS: dict[str, Measurement] = {
     "ddp": Measurement(processes.ddp, at_most={"ddp": 1e-5}, figures=2),
     "fsdp": Measurement(processes.fsdp, at_most={"fsdp": 1e-5}, figures=2),
     "stream": Measurement(stream.stream, at_least={"stream_throughput": 0.8}, at_most={"stream": 1500}, figures=2),
+    "pretrained": Measurement(pretrained.pretrained, figures=0),
 }
