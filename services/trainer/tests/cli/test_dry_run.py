@@ -21,3 +21,10 @@ def test_a_dry_run_needs_neither_the_device_nor_the_tokenizer(invoke: Any) -> No
     result = invoke("train", "student", "--recipe", "tiny", "--tokenizer", "/nowhere", "--dry-run", *sets)
     assert result.exit_code == 0, result.output
     assert "time           unknown: no step was made, since there is no such device here" in result.output
+
+
+def test_a_dry_run_refuses_the_ids_that_a_run_refuses(invoke: Any) -> None:
+    arguments = ("run", "--recipe", "tiny", "--eos-id", "1", "--pad-id", "1")
+    dry, real = invoke(*arguments, "--dry-run"), invoke(*arguments)
+    assert "eos_id and pad_id are both 1; give --pad-id" in real.output.replace("\n", " ")
+    assert (dry.exit_code, dry.output) == (real.exit_code, real.output)

@@ -34,6 +34,7 @@ def dry_run(options: RunOptions, overrides: Mapping[str, Any], stages: "Sequence
         ids = TokenizerIds(recipe.vocab_size, data.pad_id, data.eos_id)
     else:
         tokenizer = teachers_tokenizer(settings, eos_id=data.eos_id, pad_id=data.pad_id, bos=data.bos)
+        tokenizer.check_ids()
         ids = TokenizerIds(recipe.vocab_size or tokenizer.vocab_size, tokenizer.pad_id, tokenizer.eos_id)
     try:
         device = device_of(recipe)
