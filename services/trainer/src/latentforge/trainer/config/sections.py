@@ -201,6 +201,11 @@ class StudentRecipe(Section):
     activation_checkpointing: bool = Field(
         False, description="Whether the backbone's activations are made anew in the backward pass, not kept."
     )
+    compile: bool = Field(
+        False,
+        description="Whether the backbone's layers go through torch.compile: a minute at the first steps of every "
+        "process, then fewer passes over memory.",
+    )
     phase_probability: float = Field(
         0.5, ge=0, le=1, description="Share of sequences whose first chunk is left-padded by 1 to K-1 pads."
     )

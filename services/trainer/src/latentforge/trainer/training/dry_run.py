@@ -25,10 +25,12 @@ from latentforge.model.latent_model import LatentModel
 from latentforge.model.losses import StudentBatch, loss_of
 from latentforge.model.optim import Muon, build_optimizers
 from latentforge.model.sparse_kd import KdTargets
+from latentforge.model.token_level import TokenLevelModel
 from latentforge.trainer.config.recipe import Recipe
 from latentforge.trainer.config.sections import OptimRecipe
 from latentforge.trainer.run.peak_memory import PeakMemory
 from latentforge.trainer.run.ranks import ALONE
+from latentforge.trainer.training.compiling import compile_layers
 from latentforge.trainer.training.groups import ParameterGroups
 from latentforge.trainer.training.models import (
     TokenIds,
@@ -170,6 +172,8 @@ def _measured(
             Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
     torch.manual_seed(recipe.seed)
     model = build(recipe, stage, ids, device)
+    if recipe.student.compile and isinstance(model, LatentModel | TokenLevelModel):
+        compile_layers(model, device, varying=False)
     losses = _losses(recipe, stage, ids, model, device)
     optimisation = Optimisation(model, optim, ema=_ema(recipe, stage))
     optimisation.step(0, losses(0))

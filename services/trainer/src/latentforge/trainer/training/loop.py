@@ -24,6 +24,7 @@ from latentforge.trainer.run.progress import StageProgress
 from latentforge.trainer.targets.base import TargetSource
 from latentforge.trainer.targets.choose import MetTeacher
 from latentforge.trainer.teacher.connection import TeacherLostError
+from latentforge.trainer.training.compiling import compile_layers
 from latentforge.trainer.training.learners import Learner
 from latentforge.trainer.training.optimisation import Optimisation
 from latentforge.trainer.training.parallel import ParallelModel
@@ -58,6 +59,8 @@ class StudentTraining:
                 f"student.on_policy.share={self.recipe.on_policy.share} with distributed='fsdp': no process has the "
                 "whole student to write with; set distributed to ddp, or share to 0"
             )
+        if self.recipe.compile:
+            self._compile()
         self.parallel = ParallelModel(learner.model, loss_of, run.ranks, run.recipe.distributed, run.device)
         self.model: nn.Module = self.parallel.model
         self.optimisation = Optimisation(self.model, self.recipe.optim, run.ranks, ema=self.recipe.ema)
@@ -70,6 +73,16 @@ class StudentTraining:
         self._is_new, self._is_ready = True, False
         self._seconds_before, self._started = 0.0, time.monotonic()
         self._waited_before = 0.0
+
+    def _compile(self) -> None:
+        if self.run.ranks.size > 1 and self.run.recipe.distributed == "fsdp":
+            raise TrainerError(
+                "student.compile=true with distributed='fsdp', whose layers are gathered as they run; set distributed "
+                "to ddp, or student.compile to false"
+            )
+        recipe = self.run.recipe
+        varying = recipe.data.mask_documents or self.source.kind == "generate" or recipe.student.on_policy.share > 0
+        compile_layers(self.learner.model, self.run.device, varying=varying)
 
     def load(self) -> None:
         """Resumes from what an earlier process saved, if it did.
