@@ -1,3 +1,6 @@
+import shutil
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -5,11 +8,15 @@ from torch import Tensor
 
 from latentforge.model import output_loss
 from latentforge.model.induction_attention import InductionAttention
+from latentforge.model.logit_passes import IN_PLACE, UNFUSED, LogitPasses, fused_passes
 from latentforge.model.output_loss import OutputLayer, TokenWeights, token_losses
-from latentforge.model.sparse_kd import Buckets, KdTargets, make_buckets, sparse_losses
+from latentforge.model.sparse_kd import NEVER, Buckets, KdTargets, make_buckets, sparse_losses
 
 N, V, K, W = 70, 40, 5, 9
 FIXED = 6
+
+NO_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+both_passes = pytest.mark.parametrize("passes", [IN_PLACE, UNFUSED], ids=["in-place", "fused"])
 
 
 def make_inputs(v: int = V) -> tuple[list[Tensor], tuple[KdTargets, Tensor], Tensor, Tensor]:
@@ -33,13 +40,16 @@ def make_inputs(v: int = V) -> tuple[list[Tensor], tuple[KdTargets, Tensor], Ten
     return tensors, (rows, realised), torch.rand(N, generator=rng), torch.rand(N, generator=rng)
 
 
+@both_passes
 @pytest.mark.parametrize(("v", "at_once"), [(V, 2**20), (V, 32 * V), (K, 2**20)])
-def test_values_and_gradients_are_those_of_autograd(monkeypatch: pytest.MonkeyPatch, v: int, at_once: int) -> None:
+def test_values_and_gradients_are_those_of_autograd(
+    monkeypatch: pytest.MonkeyPatch, v: int, at_once: int, passes: LogitPasses
+) -> None:
     monkeypatch.setattr(output_loss, "_LEAST_TOKENS_AT_ONCE", 1)
     monkeypatch.setattr(output_loss, "_LOGITS_AT_ONCE_CPU", at_once)
     (inputs, learned, bias, fixed), rows, ce_w, kd_w = make_inputs(v)
     layer = OutputLayer(inputs, torch.cat([fixed, learned], 1), bias, FIXED)
-    got = token_losses(layer, make_buckets(*rows, v), TokenWeights(ce_w, kd_w))
+    got = token_losses(layer, make_buckets(*rows, v), TokenWeights(ce_w, kd_w), passes)
     logits = inputs @ torch.cat([fixed, learned], 1).T + bias
     ce = F.cross_entropy(logits, rows[1], reduction="none")
     kd = sparse_losses(logits, *rows).kd
@@ -55,7 +65,8 @@ def test_values_and_gradients_are_those_of_autograd(monkeypatch: pytest.MonkeyPa
         torch.testing.assert_close(ours, wanted, rtol=1e-4, atol=1e-4)
 
 
-def test_autocast_rounds_products_and_not_their_sums(monkeypatch: pytest.MonkeyPatch) -> None:
+@both_passes
+def test_autocast_rounds_products_and_not_their_sums(monkeypatch: pytest.MonkeyPatch, passes: LogitPasses) -> None:
     # So many blocks of rows that their gradients, added up in bfloat16, would come to a stop on the way.
     monkeypatch.setattr(output_loss, "_LEAST_TOKENS_AT_ONCE", 1)
     monkeypatch.setattr(output_loss, "_LOGITS_AT_ONCE_CPU", 32 * V)
@@ -71,7 +82,8 @@ def test_autocast_rounds_products_and_not_their_sums(monkeypatch: pytest.MonkeyP
         ]
         with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
             layer = OutputLayer(leaves[0], torch.cat([fixed, leaves[1]], 1), leaves[2], FIXED)
-            got = token_losses(layer, Buckets(*many), TokenWeights(ce_w.repeat(300), kd_w.repeat(300)))
+            of_many = TokenWeights(ce_w.repeat(300), kd_w.repeat(300))
+            got = token_losses(layer, Buckets(*many), of_many, passes)
         results.append([got.total, got.each.ce, got.each.kd, *torch.autograd.grad(got.total, leaves)])
     for exact, rounded in zip(*results, strict=True):
         assert rounded.dtype == torch.float32
@@ -79,8 +91,10 @@ def test_autocast_rounds_products_and_not_their_sums(monkeypatch: pytest.MonkeyP
         torch.testing.assert_close(rounded, exact, rtol=0.02, atol=0.02 * exact.abs().max().item())
 
 
-@pytest.mark.parametrize("at_once", [8, 32, 256])
-def test_induction_heads_add_to_the_logits_and_have_gradients(monkeypatch: pytest.MonkeyPatch, at_once: int) -> None:
+@pytest.mark.parametrize(("at_once", "passes"), [(8, IN_PLACE), (32, IN_PLACE), (256, IN_PLACE), (32, UNFUSED)])
+def test_induction_heads_add_to_the_logits_and_have_gradients(
+    monkeypatch: pytest.MonkeyPatch, at_once: int, passes: LogitPasses
+) -> None:
     monkeypatch.setattr(output_loss, "_PLACES_AT_ONCE_CPU", at_once)
     (inputs, learned, bias, fixed), rows, ce_w, kd_w = make_inputs()
     rng = torch.Generator().manual_seed(3)
@@ -90,7 +104,7 @@ def test_induction_heads_add_to_the_logits_and_have_gradients(monkeypatch: pytes
     tensors = [torch.randn(shape, generator=rng).requires_grad_() for shape in shapes]
     induction = InductionAttention._make([*tensors, ids, None])
     layer = OutputLayer(inputs, torch.cat([fixed, learned], 1), bias, FIXED, induction)
-    got = token_losses(layer, make_buckets(*rows, V), TokenWeights(ce_w, kd_w))
+    got = token_losses(layer, make_buckets(*rows, V), TokenWeights(ce_w, kd_w), passes)
     found = induction.look_up()
     called = torch.stack([F.one_hot(ids[row // (N // 2)], V).float().T @ found.boosts[row] for row in range(N)])
     read = torch.cat([inputs[:, :FIXED], inputs[:, FIXED:] + found.vectors], 1)
@@ -107,11 +121,12 @@ def test_induction_heads_add_to_the_logits_and_have_gradients(monkeypatch: pytes
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=2e-4)
 
 
-def test_extreme_logits_stay_finite() -> None:
+@both_passes
+def test_extreme_logits_stay_finite(passes: LogitPasses) -> None:
     (inputs, learned, bias, fixed), rows, ce_w, kd_w = make_inputs()
     big = (500 * inputs.detach()).requires_grad_()
     layer = OutputLayer(big, torch.cat([fixed, learned], 1), bias, FIXED)
-    got = token_losses(layer, make_buckets(*rows, V), TokenWeights(ce_w, kd_w))
+    got = token_losses(layer, make_buckets(*rows, V), TokenWeights(ce_w, kd_w), passes)
     got.total.backward()
     assert got.total.isfinite()
     for tensor in (big, learned, bias):
@@ -129,3 +144,25 @@ def test_evaluation_gives_the_same_losses() -> None:
     assert not evaluated.total.requires_grad
     assert evaluated.each.ce.equal(trained.each.ce)
     assert evaluated.each.kd.equal(trained.each.kd)
+
+
+# Torch warns of its own parts while it compiles.
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=[pytest.mark.cuda, NO_CUDA])])
+def test_compiled_passes_give_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    rng = torch.Generator().manual_seed(4)
+    logits = (10 * torch.randn(64, 300, generator=rng)).to(torch.bfloat16)
+    logits[:, 7] = NEVER
+    logits, factors = logits.to(device), torch.randn(64, generator=rng).to(device)
+    fused = fused_passes(varying=False)
+    top, total = fused.tail(logits)
+    gradient = fused.gradient(logits, top, factors, torch.bfloat16)
+    wanted_top, wanted_total = UNFUSED.tail(logits)
+    assert top.equal(wanted_top)
+    torch.testing.assert_close(total, wanted_total)
+    assert gradient.dtype == torch.bfloat16
+    torch.testing.assert_close(gradient, UNFUSED.gradient(logits, top, factors, torch.bfloat16))
+    assert not gradient[:, 7].any()

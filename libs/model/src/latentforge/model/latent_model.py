@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from latentforge.model.autoencoder import Autoencoder
 from latentforge.model.induction_attention import InductionAttention
 from latentforge.model.logit_features import LinearFeatures
+from latentforge.model.logit_passes import IN_PLACE, LogitPasses
 from latentforge.model.output_loss import OutputLayer
 from latentforge.model.student import Student
 
@@ -26,7 +27,12 @@ class LatentModel(nn.Module):
 
     The autoencoder is frozen and in evaluation mode, whatever mode the pair is in; gradients pass through its decoder
     to the latent.
+
+    Attributes:
+        logit_passes: how the losses of its tokens go over logits.
     """
+
+    logit_passes: LogitPasses = IN_PLACE
 
     def __init__(self, autoencoder: Autoencoder, student: Student) -> None:
         """Puts the two together and freezes the autoencoder.

@@ -9,6 +9,7 @@ from torch import Tensor
 from latentforge.model.autoencoder import Posterior
 from latentforge.model.energy import energy_loss
 from latentforge.model.latent_model import LatentModel
+from latentforge.model.logit_passes import LogitPasses
 from latentforge.model.noise import Noise, RowNoise
 from latentforge.model.output_loss import OutputLayer, TokenWeights, token_losses
 from latentforge.model.sparse_kd import BucketLosses, Buckets, KdTargets, make_buckets, text_buckets
@@ -203,7 +204,8 @@ def student_loss(
     zero = hidden_bth.new_zeros((), dtype=torch.float32)
     terms, mse, energy = _TokenTerms(zero, zero, zero, zero, zero, None), zero, zero
     if weights.ce or any(weights.of_rows.values()):
-        terms = _token_terms(model.output(tokens_btk, hidden_bth, latents_sbtd[0]), batch, weights, counts)
+        layer = model.output(tokens_btk, hidden_bth, latents_sbtd[0])
+        terms = _token_terms(layer, batch, weights, counts, model.logit_passes)
     if weights.mse or weights.energy:
         chunk_valid = batch.chunks(k)
         with torch.no_grad():
@@ -230,7 +232,8 @@ def token_level_loss(
             f"mse weight {weights.mse} and energy weight {weights.energy}, but a token-level student has no latent; "
             "set both to 0"
         )
-    terms = _token_terms(model.output(batch.tokens), batch, weights, counts or LossCounts.of(batch, 1))
+    counts = counts or LossCounts.of(batch, 1)
+    terms = _token_terms(model.output(batch.tokens), batch, weights, counts, model.logit_passes)
     zero = terms.ce.new_zeros(())
     return _student_loss(terms, zero, zero, batch)
 
@@ -250,7 +253,9 @@ def _student_loss(terms: _TokenTerms, mse: Tensor, energy: Tensor, batch: Studen
     return StudentLoss(**terms._asdict(), mse=mse, energy=energy, tokens=batch.valid.sum())
 
 
-def _token_terms(layer: OutputLayer, batch: StudentBatch, weights: ObjectiveWeights, counts: LossCounts) -> _TokenTerms:
+def _token_terms(
+    layer: OutputLayer, batch: StudentBatch, weights: ObjectiveWeights, counts: LossCounts, passes: LogitPasses
+) -> _TokenTerms:
     if batch.kd is None:
         for name, weight in weights.of_rows.items():
             if weight:
@@ -263,7 +268,7 @@ def _token_terms(layer: OutputLayer, batch: StudentBatch, weights: ObjectiveWeig
     ce_share, row_share = _share(valid, counts.tokens), _share(valid & has_row, counts.rows)
     tv, reverse_kl = (w * row_share if w else None for w in (weights.tv, weights.reverse_kl))
     of_tokens = TokenWeights(weights.ce * ce_share, weights.kd * row_share, tv, reverse_kl)
-    losses = token_losses(layer, buckets, of_tokens)
+    losses = token_losses(layer, buckets, of_tokens, passes)
     each = losses.each
     ce = (ce_share * each.ce).sum()
     kd, tv_mean, reverse_kl_mean = ((row_share * x).sum() for x in (each.kd, each.tv, each.reverse_kl))

@@ -15,7 +15,8 @@ t_tail of all others (they sum to 1), and the student's s_tail = Σ_{v ∉ S} p_
     TV and reverse KL                           ∂/∂ℓ_v = p_v·f_b with b the bucket of v (sparse_kd.divergence_factors)
 
 In a weighted sum of them every id outside S has a gradient that is exp(ℓ_v) times one number: a multiplication of a
-buffer that the logsumexp needs anyway. The k+1 kept ids are then put right by a scatter.
+buffer that the logsumexp needs anyway. The k+1 kept ids are then put right by a scatter. On a GPU these passes are
+what a step waits for, and can be fused: see logit_passes.py.
 """
 
 from collections.abc import Callable, Iterator
@@ -26,6 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from latentforge.model.induction_attention import AttentionBlocks, InductionAttention
+from latentforge.model.logit_passes import IN_PLACE, LogitPasses
 from latentforge.model.sparse_kd import NEVER, BucketLosses, Buckets, bucket_losses, divergence_factors, student_buckets
 
 _LOGITS_AT_ONCE_CPU = 2**20
@@ -97,7 +99,9 @@ def _with_vectors(inputs: Tensor, vectors: Tensor) -> Tensor:
     return inputs + F.pad(vectors, (inputs.shape[1] - vectors.shape[1], 0)).to(inputs.dtype)
 
 
-def token_losses(layer: OutputLayer, buckets: Buckets, weights: TokenWeights) -> TokenLosses:
+def token_losses(
+    layer: OutputLayer, buckets: Buckets, weights: TokenWeights, passes: LogitPasses = IN_PLACE
+) -> TokenLosses:
     """Losses of an output layer's logits [n, V], weighted and summed; differentiable in all of its tensors.
 
     Under autocast the products are in its number format; their sums and everything else stay in float32.
@@ -106,6 +110,7 @@ def token_losses(layer: OutputLayer, buckets: Buckets, weights: TokenWeights) ->
         layer: the output layer and its inputs.
         buckets: the teacher's rows; its last kept id is the realised token.
         weights: of the losses.
+        passes: over the logits.
     """
     run: Callable[..., tuple[Tensor, ...]] = _TokenLosses.apply
     assert layer.induction is None or layer.induction.places is None
@@ -114,7 +119,7 @@ def token_losses(layer: OutputLayer, buckets: Buckets, weights: TokenWeights) ->
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else layer.inputs.dtype
     # By hand, because the gradients are products too, some of them into memory that is there: autocast leaves those.
     with torch.autocast(device, enabled=False):
-        total, best, *each = run(*layer[:4], *buckets, *weights, torch.is_grad_enabled(), dtype, *induction)
+        total, best, *each = run(*layer[:4], *buckets, *weights, torch.is_grad_enabled(), dtype, passes, *induction)
     return TokenLosses(total, BucketLosses(*each), best)
 
 
@@ -135,6 +140,7 @@ class _TokenLosses(torch.autograd.Function):
         reverse_kl_weights: Tensor | None,
         with_grad: bool,
         dtype: torch.dtype,
+        passes: LogitPasses,
         *induction: Tensor,
     ) -> tuple[Tensor, ...]:
         n, vocab_size = inputs.shape[0], weight.shape[0]
@@ -154,19 +160,18 @@ class _TokenLosses(torch.autograd.Function):
                 text, first = divmod(part.start, attention.ids.shape[1])
                 vectors, boosts, boosted_ids = blocks.find(text, first, first + part.stop - part.start)
                 read = _with_vectors(read, vectors)
-            logits = torch.addmm(layer.bias, read, layer.weight.T).float()
+            logits = torch.addmm(layer.bias, read, layer.weight.T)
+            if passes.in_place or boosted_ids is not None:
+                logits = logits.float()
             if boosted_ids is not None:
                 logits.scatter_add_(1, boosted_ids, boosts.float())
             ids = kept_ids[part]
             block = Buckets(ids, kept[part], teacher[part])
-            kept_logits = logits.gather(1, ids)
+            kept_logits = logits.gather(1, ids).float()
             logits.scatter_(1, ids, NEVER)
-            top = logits.amax(1, keepdim=True)
+            top, tail_sum = passes.tail(logits)
             others = torch.cat([kept_logits.masked_fill(~block.kept, NEVER), top], 1)
             best[part] = kept_logits[:, -1] >= others.amax(1)
-            # From here on the buffer holds exp(ℓ - top) of the tail, and 0 for kept ids, whose logit is NEVER.
-            buffer = logits.sub_(top).exp_()
-            tail_sum = buffer.sum(1)
             tail_lse = top[:, 0] + tail_sum.log()
             student = student_buckets(block, kept_logits, tail_lse)
             block_losses = bucket_losses(block, student)
@@ -176,26 +181,26 @@ class _TokenLosses(torch.autograd.Function):
                 continue
             ce_w, kd_w = ce_weights[part], kd_weights[part]
             both = ce_w + kd_w
-            # Tail: (c + d)·p - d·t_tail·p / s_tail. In the buffer's terms p = buffer·exp(top - lse), and p / s_tail =
-            # buffer / tail_sum.
+            # Tail: (c + d)·p - d·t_tail·p / s_tail. With e = exp(ℓ - top) p = e·exp(top - lse), and p / s_tail =
+            # e / tail_sum.
             tail_p = (top[:, 0] - student.lse).exp()
             tail_factor = both * tail_p - kd_w * block.teacher[:, -1] / tail_sum
-            # Kept ids: (c + d)·p - d·t. The last column is the realised token; where that is among the top ones its
-            # bucket is not in use, and only its -c is added to what the other column says.
+            # Kept ids: (c + d)·p - d·t, and -c for the realised token, in the column that is in use for it: the last
+            # one, or where that token is among the top ones, its own there.
             kept_p = student.log_mass[:, :-1].exp()
             kept_grad = both[:, None] * kept_p - kd_w[:, None] * block.teacher[:, :-1]
             if with_divergences:
                 factors = divergence_factors(block, student, block_losses, tv_weights[part], reverse_kl_weights[part])
                 tail_factor += tail_p * factors[:, -1]
                 kept_grad += kept_p * factors[:, :-1]
-            buffer.mul_(tail_factor[:, None])
-            kept_grad = kept_grad * block.kept
-            kept_grad[:, -1] -= ce_w
+            buffer = passes.gradient(logits, top, tail_factor, dtype)
+            is_realised = block.kept & (ids == ids[:, -1:])
+            kept_grad = (kept_grad * block.kept - ce_w[:, None] * is_realised).to(buffer.dtype)
             # Zeros first: where every id is kept there is no tail, and its coefficient multiplied numbers that mean
-            # nothing. Then sums, since ids stand twice where a column is not in use.
+            # nothing. Then sums, since ids stand twice where a column is not in use, which adds 0: nothing is rounded.
             buffer.scatter_(1, ids, 0).scatter_add_(1, ids, kept_grad)
             # With g the gradient of logits = x·Wᵀ + b: that of b is Σ g, of x is g·W, of W is gᵀ·x.
-            bias_grad += buffer.sum(0)
+            bias_grad += buffer.sum(0, dtype=torch.float32)
             gradient = buffer.to(dtype)
             torch.mm(gradient, layer.weight, out=input_grad[part])
             _add_product(learned_grad, gradient.T, read[:, num_fixed:])
@@ -217,7 +222,7 @@ class _TokenLosses(torch.autograd.Function):
         # Everything was made in the forward pass, for a total whose own gradient is 1.
         inputs, weight, bias, *of_induction = (gradient * grads[0] for gradient in ctx.saved_tensors)
         # Ids have none.
-        return inputs, weight, bias, *[None] * 10, *of_induction, *([None] if of_induction else [])
+        return inputs, weight, bias, *[None] * 11, *of_induction, *([None] if of_induction else [])
 
 
 def _parts(inputs: Tensor, vocab_size: int, attention: InductionAttention | None) -> Iterator[slice]:

@@ -7,6 +7,7 @@ from latentforge.model.backbone import build_backbone, run_backbone
 from latentforge.model.config import BackboneConfig, StudentConfig, TokenLevelConfig
 from latentforge.model.induction import build_induction
 from latentforge.model.layers import TABLE_SCALE, log_frequencies, output_scale, output_table
+from latentforge.model.logit_passes import IN_PLACE, LogitPasses
 from latentforge.model.output_loss import OutputLayer
 
 
@@ -23,6 +24,8 @@ class TokenLevelModel(nn.Module):
     """
 
     chunk_size = 1
+    #: how the losses of its tokens go over logits
+    logit_passes: LogitPasses = IN_PLACE
 
     def __init__(self, config: TokenLevelConfig) -> None:
         super().__init__()

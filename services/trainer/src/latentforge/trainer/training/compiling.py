@@ -1,4 +1,4 @@
-"""A student's transformer through torch.compile."""
+"""A student's transformer, and on a GPU its losses' passes over logits, through torch.compile."""
 
 import atexit
 import importlib.util
@@ -9,6 +9,7 @@ import tempfile
 import torch
 
 from latentforge.model.latent_model import LatentModel
+from latentforge.model.logit_passes import fused_passes
 from latentforge.model.token_level import TokenLevelModel
 from latentforge.trainer.errors import TrainerError
 
@@ -38,6 +39,8 @@ def compile_layers(model: LatentModel | TokenLevelModel, device: torch.device, *
     backbone = model.student.backbone if isinstance(model, LatentModel) else model.backbone
     for layer in backbone.layers:
         layer.compile(dynamic=varying)
+    if device.type == "cuda":
+        model.logit_passes = fused_passes(varying=varying)
 
 
 def _check_compilers(device: torch.device) -> None:
