@@ -8,6 +8,8 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from latentforge.model import causal_lm
+from latentforge.model.causal_lm import open_causal_lm
 from latentforge.text.tokenizer import TextTokenizer
 from latentforge.trainer.config.pretrained import check_vocabulary
 from latentforge.trainer.config.recipe import Recipe, load_recipe
@@ -61,6 +63,25 @@ def test_sizes_that_the_recipe_leaves_out_are_the_pretrained_models(load: Callab
     assert (config.num_layers, config.rope_theta, config.qk_norm, config.head_dim) == (6, 7e4, False, 8)
     baseline = recipe.token_level_config(260, 1, 0)
     assert (baseline.num_layers, baseline.rope_theta, baseline.qk_norm) == (6, 7e4, False)
+
+
+def test_a_model_is_checked_once_until_its_files_change(
+    load: Callable[..., Recipe], pretrained: Path, tokenizer: TextTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[str] = []
+
+    def counted(place: str) -> Any:
+        opened.append(place)
+        return open_causal_lm(place)
+
+    monkeypatch.setattr(causal_lm, "open_causal_lm", counted)
+    recipe = load(autoencoder__init_from=str(pretrained), data__sequence_length=32)
+    check_vocabulary(recipe.student, recipe.autoencoder, tokenizer, 260)
+    assert opened == [str(pretrained)]
+    path = pretrained / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"num_hidden_layers": 7}))
+    with pytest.raises(RecipeError, match=r"student\.init_from=.*layers\.6"):
+        load()
 
 
 def test_the_same_sizes_said_again_are_no_clash(load: Callable[..., Recipe]) -> None:

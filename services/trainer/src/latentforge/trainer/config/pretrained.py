@@ -1,5 +1,6 @@
 """What a recipe says of a pretrained model, checked against the model's own files before anything is trained."""
 
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -74,10 +75,11 @@ def check_vocabulary(
     Raises:
         RecipeError: the pretrained model has another tokenizer, none, or fewer ids.
     """
-    asked = [(_AUTOENCODER, autoencoder.init_from)]
+    asked = {autoencoder.init_from: _AUTOENCODER}
     if {"inputs", "outputs"} & set(student.parts):
-        asked.append((_STUDENT, student.init_from))
-    for field, place in asked:
+        # One place for both is asked once.
+        asked = {student.init_from: _STUDENT} | asked
+    for place, field in asked.items():
         if place is None:
             continue
         source = open_source(field, place)
@@ -107,14 +109,23 @@ def open_source(field: str, place: str) -> Any:
     Raises:
         RecipeError: there is none, or it is of no use; names the field.
     """
+    folder = Path(place)
+    files = [(p.name, p.stat()) for p in sorted(folder.iterdir())] if folder.is_dir() else []
+    try:
+        return _opened(place, tuple((name, stat.st_mtime_ns, stat.st_size) for name, stat in files))
+    except ValueError as error:
+        fix = "; make smollm2 makes it" if place == _MADE_HERE and not folder.exists() else ""
+        raise RecipeError(f"{field}={place}: {error}{fix}") from None
+
+
+# A recipe's sizes and widths, the vocabulary and what is taken over: each asks for it.
+@lru_cache(maxsize=4)
+def _opened(place: str, files: tuple[tuple[str, int, int], ...]) -> Any:
+    """A pretrained model, checked once as long as its folder's ``files`` (name, time and size) are what they were."""
     # It brings torch and transformers along.
     from latentforge.model.causal_lm import open_causal_lm
 
-    try:
-        return open_causal_lm(place)
-    except ValueError as error:
-        fix = "; make smollm2 makes it" if place == _MADE_HERE and not Path(place).exists() else ""
-        raise RecipeError(f"{field}={place}: {error}{fix}") from None
+    return open_causal_lm(place)
 
 
 def _check_width(name: str, ours: int, field: str, place: str, theirs: int) -> None:
