@@ -127,19 +127,24 @@ def test_a_run_is_seen_alive_killed_and_stopped(
                 assert time.monotonic() < deadline
                 time.sleep(0.1)
         said = json.loads(invoke("status", "tiny", "--json").stdout)
-        assert (said["state"], said["eta"], said["error"]) == (state, None, None)
+        assert (said["state"], said["eta"], said["run_eta"], said["error"]) == (state, None, None, None)
 
 
 def test_a_process_that_has_just_begun_is_not_taken_for_the_one_before(invoke: Invoke, tmp_path: Path) -> None:
     folder = tmp_path / "runs" / "r"
     folder.mkdir(parents=True)
-    write_status(folder, Status("r", stage="student", step=3, of=9, error="no teacher", waiting_for="a teacher"))
+    write_status(folder, Status("r", "student", 3, 9, eta=1.0, run_eta=2.0, error="no teacher", waiting_for="-"))
     status = json.loads((folder / "status.json").read_text())
     (folder / "status.json").write_text(json.dumps(status | {"time": status["time"] - 60, "pid": 1}))
     assert json.loads(invoke("status", "r", "--json").stdout)["state"] == "failed"
     lock = RunLock(folder)
     said = json.loads(invoke("status", "r", "--json").stdout)
     assert (said["state"], said["error"], said["waiting_for"], said["step"]) == ("running", None, None, 3)
+    assert (said["eta"], said["run_eta"]) == (None, None)
+    write_status(folder, Status("r", stage="autoencoder", step=4, of=9, eta=61.0, run_eta=3600.0))
+    words = " ".join(invoke("status", "r").stdout.replace("│", "").split())
+    assert "left in the stage 1 min 1 s" in words
+    assert "left in the run 1 h 0 min" in words
     assert (said["pid"], said["age"] < 60) == (os.getpid(), True)
     (folder / "status.json").unlink()
     assert json.loads(invoke("status", "r", "--json").stdout)["state"] == "running"

@@ -53,7 +53,7 @@ def test_a_real_run_is_scraped_while_it_trains_and_after(
     found = scraped(last.text)
     assert one(found["trainer_step"], run="tiny", stage="student") == result.steps
     assert one(found["trainer_steps"]) == result.steps
-    assert one(found["trainer_eta_seconds"]) == 0
+    assert one(found["trainer_eta_seconds"]) == one(found["trainer_run_eta_seconds"]) == 0
     assert one(found["trainer_loss"], term="ce") == run.status.losses["ce"]
     assert one(found["trainer_held_out"], figure="kd") == pytest.approx(result.curve[-1].kd)
     assert one(found["trainer_tokens"], stage="student") == result.steps * 2 * 32

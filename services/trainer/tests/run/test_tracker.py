@@ -39,7 +39,7 @@ class Recorded:
 
 
 def events(first: int = 1) -> list[Event]:
-    pace = StagePace(tokens=8, mean=4.0, recent=4.0, eta=1.0, teacher_wait=0.5)
+    pace = StagePace(tokens=8, mean=4.0, recent=4.0, eta=1.0, run_eta=1.0, teacher_wait=0.5)
     return [
         Event("started", "student", first - 1, 9),
         Event("train", "student", first, 9, {"ce": 2.0}, pace),

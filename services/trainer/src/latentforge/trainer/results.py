@@ -311,7 +311,7 @@ class LiveStatus(RunFile):
         time: when this was written, in seconds since the epoch.
         stage, step, of: where it was; the last stage is ``finished``.
         losses, held_out_figures: of the newest step and validation.
-        eta: seconds left in the stage.
+        eta, run_eta: seconds left in the stage, and in the whole run.
         tokens_per_s: over the newest steps.
         tokens: that the process trained on, by stage.
         teacher_wait_seconds: for which the process waited for its teacher; None without one.
@@ -333,6 +333,7 @@ class LiveStatus(RunFile):
     losses: dict[str, FiniteFloat]
     held_out_figures: dict[str, FiniteFloat]
     eta: float | None = None
+    run_eta: float | None = None
     tokens_per_s: float | None = None
     tokens: dict[str, int]
     teacher_wait_seconds: float | None = None

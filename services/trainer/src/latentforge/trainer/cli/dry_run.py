@@ -11,7 +11,7 @@ from latentforge.trainer.cli.watch import duration
 
 if TYPE_CHECKING:
     from latentforge.trainer.config.recipe import Recipe
-    from latentforge.trainer.training.dry_run import StageName, StageNeeds
+    from latentforge.trainer.training.estimates.dry_run import StageName, StageNeeds
 
 _GIB = 2**30
 
@@ -25,7 +25,7 @@ def dry_run(options: RunOptions, overrides: Mapping[str, Any], stages: "Sequence
     from latentforge.core.settings import SettingsError
     from latentforge.trainer.run.device import device_of
     from latentforge.trainer.run.tokenizer import teachers_tokenizer
-    from latentforge.trainer.training.dry_run import TokenizerIds, stage_needs
+    from latentforge.trainer.training.estimates.dry_run import TokenizerIds, stage_needs
 
     settings, recipe = recipe_of(options, overrides)
     data = recipe.data

@@ -72,6 +72,7 @@ def _lines(o: "Overview") -> list[tuple[str, str]]:
         ("state", o.state),
         ("stage", where),
         ("left in the stage", duration(o.eta) if o.eta is not None else "-"),
+        ("left in the run", duration(o.run_eta) if o.run_eta is not None else "-"),
         ("losses", _figures(o.losses)),
         ("held-out", _figures(o.held_out)),
         ("tokens/s", f"{o.tokens_per_s:,.0f}" if o.tokens_per_s is not None else "-"),

@@ -18,6 +18,7 @@ class StagePace:
         mean: tokens per second since the process began the stage.
         recent: tokens per second over the newest steps, validations between them included.
         eta: seconds left in the stage.
+        run_eta: seconds left in the whole run; None while unknown.
         teacher_wait: seconds for which the teacher was waited for since the step before; None without one.
     """
 
@@ -25,6 +26,7 @@ class StagePace:
     mean: float
     recent: float
     eta: float
+    run_eta: float | None
     teacher_wait: float | None
 
     @property

@@ -41,7 +41,7 @@ class Overview(BaseModel):
         state: running (a process has the run's lock), finished, failed (with ``error``), stopped (on request), killed
             (its process is gone without a word), unknown (it has written no status).
         stage, step, of: where it is; ``of`` is None where nothing says.
-        eta: seconds left in the stage while it runs.
+        eta, run_eta: seconds left in the stage, and in the whole run, while it runs.
         losses, held_out: the newest figures by name.
         tokens_per_s, teacher_wait_seconds, waiting_for, counts, error: see :class:`LiveStatus`.
         host, pid: of the process that has the lock, else of the one that wrote last.
@@ -58,6 +58,7 @@ class Overview(BaseModel):
     step: int
     of: int | None = None
     eta: float | None = None
+    run_eta: float | None = None
     losses: dict[str, float] = {}
     held_out: dict[str, float] = {}
     tokens_per_s: float | None = None
@@ -130,10 +131,11 @@ def _from_status(folder: Path, now: float, holder: Holder | None) -> dict[str, A
     said |= {"held_out": live.held_out_figures, "age": max(0.0, now - live.time)}
     if holder is not None and live.time < holder.since:
         # An earlier process's last words; this one has had none yet.
-        return said | {"state": "running", "eta": None, "error": None, "waiting_for": None}
+        return said | {"state": "running", "eta": None, "run_eta": None, "error": None, "waiting_for": None}
     return said | {
         "state": _state(folder, live, holder),
         "eta": None if holder is None else live.eta,
+        "run_eta": None if holder is None else live.run_eta,
         "error": None if live.error == _STOPPED else live.error,
     }
 

@@ -21,6 +21,10 @@ from latentforge.trainer.run.status import Status
 
 _STEPS_OF_SPEED = 20
 
+# Of steps that this process has made of a stage, seconds of one of them, and seconds left in the stage: the seconds of
+# all stages after it, None while they are unknown.
+Later = Callable[[int, float, float], float | None]
+
 
 class StageProgress:
     """One stage's progress; use as a context manager.
@@ -34,6 +38,7 @@ class StageProgress:
         total: steps.
         status: kept up to date.
         first: steps that an earlier process made.
+        later: says how long what comes after the stage will take; without it nothing does.
         console: where bars and lines go.
         more: sinks besides, which stay open.
     """
@@ -46,10 +51,12 @@ class StageProgress:
         status: Status,
         *,
         first: int = 0,
+        later: Later | None = None,
         console: Console | None = None,
         more: Sequence[Sink] = (),
     ) -> None:
         self._stage, self._first, self._total, self._status = stage, first, total, status
+        self._later = later
         self._terminal = Terminal(console or Console(stderr=True), stage, total, first)
         live = Live(folder, status, stage, first)
         self._own: list[Sink] = [
@@ -90,12 +97,16 @@ class StageProgress:
         now = time.monotonic()
         elapsed = max(now - self._started, 1e-6)
         self._done.append((now, self._amount))
+        made = max(step - self._first, 1)
+        eta = elapsed / made * (self._total - step)
+        later = 0.0 if self._later is None else self._later(made, elapsed / made, eta)
         (then, amount_then), (_, amount_now) = self._done[0], self._done[-1]
         pace = StagePace(
             tokens=amount,
             mean=self._amount / elapsed,
             recent=(amount_now - amount_then) / max(now - then, 1e-6),
-            eta=elapsed / max(step - self._first, 1) * (self._total - step),
+            eta=eta,
+            run_eta=None if later is None else eta + later,
             teacher_wait=None if waited is None else round(waited - self._waited, 3),
         )
         self._waited = waited or 0.0

@@ -35,6 +35,7 @@ class StatusCollector(Collector):
         yield self._gauge("step", "Steps that are done of the stage.", stage, s.step)
         yield self._gauge("steps", "Steps of the stage.", stage, s.of)
         yield self._gauge("eta_seconds", "Seconds left in the stage.", stage, s.eta)
+        yield self._gauge("run_eta_seconds", "Seconds left in the whole run.", {}, s.run_eta)
         yield self._gauge("tokens_per_second", "Over the newest steps.", stage, s.tokens_per_s)
         yield self._named("loss", "Figures of the newest step, by name.", "term", s.losses, stage)
         yield self._named("held_out", "Figures of the newest validation, by name.", "figure", s.held_out_figures, stage)

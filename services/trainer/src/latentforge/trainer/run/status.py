@@ -18,6 +18,7 @@ class Status:
         losses: the newest step's figures.
         held_out_figures: the newest validation's.
         eta: seconds left in the stage; None while unknown.
+        run_eta: seconds left in the whole run; None while the time of a later stage is unknown.
         tokens_per_s: over the newest steps, validations between them included; None before the second step.
         teacher_wait_seconds: how long this process has waited for its teacher; None where it has none.
         waiting_for: what is waited for just now, for how long and at most how long; None while nothing is.
@@ -39,6 +40,7 @@ class Status:
     losses: dict[str, float] = field(default_factory=dict)
     held_out_figures: dict[str, float] = field(default_factory=dict)
     eta: float | None = None
+    run_eta: float | None = None
     tokens_per_s: float | None = None
     teacher_wait_seconds: float | None = None
     waiting_for: str | None = None

@@ -21,6 +21,7 @@ from latentforge.trainer.results import EVALUATION, AutoencoderResult
 from latentforge.trainer.run.context import RunContext
 from latentforge.trainer.run.interrupt import Interrupted
 from latentforge.trainer.run.progress import StageProgress
+from latentforge.trainer.training.estimates.forecast import StudentForecast
 from latentforge.trainer.training.models import new_autoencoder
 from latentforge.trainer.training.optimisation import Optimisation
 from latentforge.trainer.training.parallel import ParallelModel
@@ -32,10 +33,13 @@ from latentforge.trainer.training.validation import evaluate_autoencoder
 _EVALUATED_CHUNKS = 2**17
 
 
-def train_autoencoder(run: RunContext, train: PackedData, held_out: PackedData) -> AutoencoderResult:
+def train_autoencoder(
+    run: RunContext, train: PackedData, held_out: PackedData, later: StudentForecast | None = None
+) -> AutoencoderResult:
     """Trains the autoencoder, resuming from what is saved; a finished one is left alone.
 
-    Its figures are those of :func:`evaluate_autoencoder` on all held-out data, or 131,072 chunks of it.
+    Its figures are those of :func:`evaluate_autoencoder` on all held-out data, or 131,072 chunks of it. ``later`` is of
+    the student that is trained after it, for the progress.
 
     Raises:
         TrainerError: data, recipe and saved state do not fit, or the loss is not finite.
@@ -81,6 +85,7 @@ def train_autoencoder(run: RunContext, train: PackedData, held_out: PackedData) 
         recipe.optim.steps,
         run.status,
         first=step,
+        later=later,
         console=run.console,
         more=run.sinks,
     ) as progress:

@@ -18,6 +18,7 @@ from latentforge.trainer.run.context import RunContext
 from latentforge.trainer.run.sinks.live import write_status
 from latentforge.trainer.targets.choose import met_teacher
 from latentforge.trainer.training.autoencoder import train_autoencoder
+from latentforge.trainer.training.estimates.forecast import StudentForecast
 from latentforge.trainer.training.init_checkpoint import adopt_autoencoder, check_checkpoint
 from latentforge.trainer.training.state import has_state
 from latentforge.trainer.training.student import refuse_others_checkpoints, result_file, state_folder, train_student
@@ -54,7 +55,8 @@ def run_pipeline(
     data_seconds = round(time.monotonic() - started, 2)
     started_from = run.recipe.student.init_checkpoint
     if started_from is None:
-        autoencoder = train_autoencoder(run, train, held_out_data)
+        forecast = StudentForecast(run.recipe, run.tokenizer)
+        autoencoder = train_autoencoder(run, train, held_out_data, forecast)
     else:
         autoencoder = adopt_autoencoder(run, held_out_data, started_from)
     student = train_student(run, train, held_out_data, run.folder / "autoencoder", fresh=fresh)
@@ -65,7 +67,7 @@ def run_pipeline(
     summary = _summary(run, autoencoder, student, data_seconds)
     if run.ranks.is_main:
         summary.write(path)
-    run.status.stage, run.status.eta = "finished", 0.0
+    run.status.stage, run.status.eta, run.status.run_eta = "finished", 0.0, 0.0
     return summary
 
 

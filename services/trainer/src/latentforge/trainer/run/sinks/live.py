@@ -45,11 +45,12 @@ class Live:
         status.step, status.of = event.step, event.of
         if event.kind == "started":
             status.stage, status.losses, status.held_out_figures = event.stage, {}, {}
-            status.eta, status.tokens_per_s = None, None
+            status.eta, status.run_eta, status.tokens_per_s = None, None, None
         elif event.kind == "train":
             assert event.pace is not None
             status.losses = _finite(event.figures)
-            status.eta, status.tokens_per_s = event.pace.eta, event.pace.recent
+            status.eta, status.run_eta = event.pace.eta, event.pace.run_eta
+            status.tokens_per_s = event.pace.recent
             status.tokens[event.stage] = status.tokens.get(event.stage, 0) + event.pace.tokens
             self._curves["train"].add(event.step, {**event.figures, "tokens_per_s": event.pace.recent})
         elif event.kind == "held_out":
@@ -97,7 +98,8 @@ def write_status(folder: Path, status: Status) -> None:
 
 
 def _write(folder: Path, status: Status) -> None:
-    said = {name: getattr(status, name) for name in LiveStatus.model_fields if hasattr(status, name)}
-    live = LiveStatus(host=socket.gethostname(), pid=os.getpid(), time=round(time.time(), 3), **said)
+    # Read inside: what another thread read before must not be written after a run's last words.
     with _writing:
+        said = {name: getattr(status, name) for name in LiveStatus.model_fields if hasattr(status, name)}
+        live = LiveStatus(host=socket.gethostname(), pid=os.getpid(), time=round(time.time(), 3), **said)
         live.write(folder / STATUS)

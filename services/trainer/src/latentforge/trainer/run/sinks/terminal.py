@@ -55,14 +55,17 @@ class Terminal:
 
     def _step(self, event: Event) -> None:
         assert event.pace is not None
-        note = [event.note] if event.note else []
-        described = "  ".join([_described(event.figures), f"{event.pace.mean:,.0f} tok/s", *note])
+        pace, notes = event.pace, [event.note] if event.note else []
+        # Where something comes after the stage; otherwise its end is the run's.
+        whole = [] if pace.run_eta in (None, pace.eta) else [f"run eta {pace.run_eta:.0f} s"]
+        described = "  ".join([_described(event.figures), f"{pace.mean:,.0f} tok/s", *notes])
         now = time.monotonic()
         if self._bar and self._task is not None:
-            self._bar.update(self._task, completed=event.step, description=described)
+            self._bar.update(self._task, completed=event.step, description="  ".join([described, *whole]))
         elif now - self._last_line >= LINE_EVERY_SECONDS or event.step in (event.of, self._first + 1):
             self._last_line = now
-            self.say(f"{event.stage} {event.step}/{event.of}  {described}  eta {event.pace.eta:.0f} s")
+            line = "  ".join([described, f"eta {pace.eta:.0f} s", *whole])
+            self.say(f"{event.stage} {event.step}/{event.of}  {line}")
 
 
 def _described(figures: Mapping[str, float]) -> str:

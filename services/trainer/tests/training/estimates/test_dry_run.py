@@ -7,8 +7,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from latentforge.trainer.config.recipe import load_recipe
 from latentforge.trainer.config.settings import TrainerSettings
-from latentforge.trainer.run.peak_memory import PeakMemory
-from latentforge.trainer.training.dry_run import StageName, TokenizerIds, build, stage_needs
+from latentforge.trainer.training.estimates.dry_run import StageName, TokenizerIds, build, stage_needs
+from latentforge.trainer.training.estimates.peak_memory import PeakMemory
 from latentforge.trainer.training.optimisation import Optimisation
 
 IDS = TokenizerIds(260, 1, 3)

@@ -10,7 +10,7 @@ import re
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -28,9 +28,9 @@ from latentforge.model.sparse_kd import KdTargets
 from latentforge.model.token_level import TokenLevelModel
 from latentforge.trainer.config.recipe import Recipe
 from latentforge.trainer.config.sections import OptimRecipe
-from latentforge.trainer.run.peak_memory import PeakMemory
 from latentforge.trainer.run.ranks import ALONE
 from latentforge.trainer.training.compiling import compile_layers
+from latentforge.trainer.training.estimates.peak_memory import PeakMemory
 from latentforge.trainer.training.groups import ParameterGroups
 from latentforge.trainer.training.models import (
     TokenIds,
@@ -89,7 +89,7 @@ class StageNeeds:
 
 def stage_needs(recipe: Recipe, stage: StageName, ids: TokenIds, device: torch.device | None) -> StageNeeds:
     """Builds a stage's model and goes through a step; ``device`` None makes an estimate alone."""
-    optim = recipe.autoencoder.optim if stage == "autoencoder" else recipe.student.optim
+    optim = _optim(recipe, stage)
     memory, operations, model = _estimated(recipe, stage, ids, optim)
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
@@ -121,12 +121,7 @@ def _estimated(
     recipe: Recipe, stage: StageName, ids: TokenIds, optim: OptimRecipe
 ) -> tuple[dict[str, int], int, nn.Module]:
     """Bytes by holder, and operations of a step; the model has no content."""
-    with ExitStack() as stack:
-        # On a CPU autocast has no fused norm for its two formats; that is slow, and nothing is computed here.
-        stack.enter_context(warnings.catch_warnings())
-        warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight")
-        stack.enter_context(FakeTensorMode())
-        memory = stack.enter_context(PeakMemory())
+    with _without_content(), PeakMemory() as memory:
         model = build(recipe, stage, ids, torch.device("cpu"))
         weights = memory.held
         losses = _losses(recipe, stage, ids, model, torch.device("cpu"))
@@ -158,6 +153,25 @@ def _estimated(
         # There the fused loss takes more logits at once than here: in float32, their product and gradient in bfloat16.
         found["logits"] = 8 * 2**27
     return found, counter.get_total_flops() * optim.gradient_accumulation_steps, model
+
+
+def operations_of(recipe: Recipe, stage: StageName, ids: TokenIds) -> int:
+    """Multiplications and additions of the matrix products of a stage's step, forward and backward."""
+    with _without_content():
+        losses = _losses(recipe, stage, ids, build(recipe, stage, ids, torch.device("cpu")), torch.device("cpu"))
+        counter = FlopCounterMode(display=False)
+        with counter:
+            next(losses(0))[0].backward()
+    return counter.get_total_flops() * _optim(recipe, stage).gradient_accumulation_steps
+
+
+@contextmanager
+def _without_content() -> Iterator[None]:
+    """Tensors that are made meanwhile have sizes alone."""
+    # On a CPU autocast has no fused norm for its two formats; that is slow, and nothing is computed here.
+    with warnings.catch_warnings(), FakeTensorMode():
+        warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight")
+        yield
 
 
 def _measured(
@@ -229,6 +243,10 @@ def random_batch(recipe: Recipe, vocab_size: int, device: torch.device) -> Stude
     return StudentBatch(
         tokens, valid, KdTargets(ids, logprobs, torch.full(shape, k, device=device), half.log(), half, valid)
     )
+
+
+def _optim(recipe: Recipe, stage: StageName) -> OptimRecipe:
+    return recipe.autoencoder.optim if stage == "autoencoder" else recipe.student.optim
 
 
 def _ema(recipe: Recipe, stage: StageName) -> float | None:
