@@ -1,9 +1,10 @@
 """All that is measured, in the order in which it runs: a line each, with its bars."""
 
-from benchmarks.trainer import optimizer_share, pretrained, processes, scored_offline, step_speed, stream
+from benchmarks.trainer import kills, optimizer_share, pretrained, processes, scored_offline, step_speed, stream
 from benchmarks.trainer.bench import Measurement
 
 MEASUREMENTS: dict[str, Measurement] = {
+    "kills": Measurement(kills.kills, at_most={"kills": 0, "kills_leftovers": 0}, figures=8),
     "student_tokens_per_s": Measurement(
         step_speed.student_tokens_per_s, at_least={"student_tokens_per_s": 1.5}, figures=2
     ),
