@@ -10,6 +10,7 @@ from latentforge.text.held_out import split_tail
 from latentforge.text.packed import PackedData
 from latentforge.trainer.data.sequence_order import batch_indices
 from latentforge.trainer.errors import TrainerError
+from latentforge.trainer.results import read_progress
 from latentforge.trainer.run.interrupt import Interrupted
 from latentforge.trainer.targets.batches import training_sequences
 from latentforge.trainer.training.autoencoder import chunk_batch, train_autoencoder, training_text
@@ -33,6 +34,23 @@ def test_resume_equals_no_interruption_bit_for_bit(make_run: Any, packed: Packed
     assert resumed.model_dump(exclude={"seconds"}) == result.model_dump(exclude={"seconds"})
     assert result.k == 4
     assert result.d == 16
+
+
+def test_a_kill_beside_a_validation_leaves_no_step_without_its_figures(
+    make_run: Any, packed: PackedData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train, held_out = split_tail(packed)
+
+    def killed(*args: Any) -> Any:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("latentforge.trainer.training.autoencoder.evaluate_autoencoder", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train_autoencoder(make_run(), train, held_out)
+    train_autoencoder(make_run(), train, held_out)
+    lines = read_progress(make_run().folder)
+    assert [line.step for line in lines if line.kind == "held_out"] == [4, 8, 12]
 
 
 def test_a_finished_autoencoder_is_left_alone(make_run: Any, packed: PackedData) -> None:

@@ -15,11 +15,13 @@ from latentforge.model.losses import StudentBatch
 from latentforge.text.held_out import split_tail
 from latentforge.text.packed import PackedData
 from latentforge.trainer.errors import TrainerError
-from latentforge.trainer.results import StudentResult
+from latentforge.trainer.results import AutoencoderResult, StudentResult
 from latentforge.trainer.run.interrupt import Interrupted
 from latentforge.trainer.targets.batches import training_batch
+from latentforge.trainer.training import autoencoder as autoencoder_module
 from latentforge.trainer.training import loop
-from latentforge.trainer.training.step_losses import student_losses
+from latentforge.trainer.training.autoencoder import chunk_batch, train_autoencoder, training_text
+from latentforge.trainer.training.step_losses import autoencoder_losses, student_losses
 from latentforge.trainer.training.student import result_file, train_student
 
 TEXT = {"teacher.targets": "text", "student.objective": "chunk-ce"}
@@ -130,3 +132,67 @@ def test_a_spike_is_a_loss_of_many_medians(train: Any, packed: PackedData, monke
     assert "more than student.spike=3 times its median" in line.reason
     train("cut", stop_at=("student", 7), student__spike=3.0)
     assert same_weights(run, train("cut", student__spike=3.0))
+
+
+@pytest.fixture
+def learnt(make_run: Any, packed: PackedData, monkeypatch: Any) -> Callable[..., Any]:
+    """Trains an autoencoder, of which some steps of the data are poisoned; gives its run and the steps of the data that
+    it was shown."""
+    train, held_out = split_tail(packed)
+
+    def learnt(
+        name: str = "a", stop_at: Any = None, bad: Any = (), factor: float = float("nan"), **overrides: Any
+    ) -> tuple[Any, list[int]]:
+        run = make_run(name, overrides={f"autoencoder.{k}": v for k, v in overrides.items()}, stop_at=stop_at)
+        recipe, config = run.recipe.autoencoder, run.recipe.autoencoder_config(260, 1)
+        stream = training_text(train, None, 0)
+        of_step = {
+            chunk_batch(stream, recipe, config.chunk_size, config.pad_id, config.vocab_size, 0, step)
+            .numpy()
+            .tobytes(): step
+            for step in range(40)
+        }
+        seen: list[int] = []
+
+        def losses(recipe: Any, model: Any, chunks_nk: torch.Tensor, step: int) -> Iterator[Any]:
+            seen.append(of_step[chunks_nk.numpy().tobytes()])
+            worse = factor if seen[-1] in bad else 1.0
+            for total, terms in autoencoder_losses(recipe, model, chunks_nk, step):
+                yield total * worse, {key: term * worse for key, term in terms.items()}
+
+        monkeypatch.setattr(autoencoder_module, "autoencoder_losses", losses)
+        with nullcontext() if stop_at is None else pytest.raises(Interrupted):
+            train_autoencoder(run, train, held_out)
+        return run, seen
+
+    return learnt
+
+
+def autoencoder_of(run: Any) -> dict[str, torch.Tensor]:
+    return dict(load_file(run.folder / "autoencoder" / "model.safetensors"))
+
+
+def test_an_autoencoder_goes_back_as_a_student_does(learnt: Callable[..., Any]) -> None:
+    run, seen = learnt(bad={6})
+    # Saved after every fourth step.
+    assert seen == [0, 1, 2, 3, 4, 5, 6, *range(7, 15)]
+    result = AutoencoderResult.read(run.folder / "autoencoder" / "evaluation.json")
+    (line,) = result.skipped
+    assert (line.step, line.first, line.last, result.steps) == (4, 4, 6, 12)
+    assert "the loss is not finite" in line.reason
+    assert run.status.counts == {"rewinds": 1}
+    for at in (5, 9):
+        learnt(f"cut{at}", stop_at=("autoencoder", at), bad={6})
+        cut, _ = learnt(f"cut{at}", bad={6})
+        assert AutoencoderResult.read(cut.folder / "autoencoder" / "evaluation.json").skipped == result.skipped
+        assert all(torch.equal(value, autoencoder_of(cut)[key]) for key, value in autoencoder_of(run).items())
+
+
+def test_an_autoencoders_spike_and_its_last_rewind(learnt: Callable[..., Any], monkeypatch: Any) -> None:
+    monkeypatch.setattr("latentforge.trainer.training.rewinds._WINDOW", 4)
+    run, _ = learnt(bad={9}, factor=5.0, spike=3.0)
+    (line,) = AutoencoderResult.read(run.folder / "autoencoder" / "evaluation.json").skipped
+    assert (line.step, line.first, line.last) == (8, 8, 9)
+    assert "more than autoencoder.spike=3 times its median" in line.reason
+    with pytest.raises(TrainerError, match="the loss is not finite"):
+        learnt("ended", bad=range(6, 40), max_rewinds=2)

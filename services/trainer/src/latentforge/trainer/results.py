@@ -100,12 +100,29 @@ class AutoencoderFigures(ReconstructionFigures):
     loss: float | None = None
 
 
+class SkippedData(_Part):
+    """Data that nothing was learnt from, since the loss broke down.
+
+    Attributes:
+        step: of the training, that the run went back to.
+        first, last: steps of the data, both skipped.
+        reason: what was wrong.
+    """
+
+    step: int
+    first: int
+    last: int
+    reason: str
+
+
 class AutoencoderResult(AutoencoderFigures, RunFile):
-    """A finished autoencoder; ``chunks`` is how many held-out ones its figures are of."""
+    """A finished autoencoder; ``chunks`` is how many held-out ones its figures are of, ``skipped`` what it did not
+    learn from."""
 
     steps: int
     seconds: float
     chunks: int
+    skipped: list[SkippedData] = []
 
 
 class TeacherFigures(TeacherId):
@@ -155,21 +172,6 @@ class GeneratedFigures(_Part):
     tokens: int
     held_out_continuations: int
     continuations_per_step: int
-
-
-class SkippedData(_Part):
-    """Data that nothing was learnt from, since the loss broke down.
-
-    Attributes:
-        step: of the training, that the run went back to.
-        first, last: steps of the data, both skipped.
-        reason: what was wrong.
-    """
-
-    step: int
-    first: int
-    last: int
-    reason: str
 
 
 class SettingsChange(_Part):

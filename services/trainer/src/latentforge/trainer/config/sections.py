@@ -96,7 +96,24 @@ class OptimRecipe(Section):
         return self
 
 
-class AutoencoderRecipe(Section):
+class LastingRecipe(Section):
+    """What a stage does about a loss that breaks down (see training/rewinds.py), and how many states it keeps."""
+
+    keep_states: int = Field(2, ge=1, description="Newest saved states that are kept, should one be damaged.")
+    spike: float | None = Field(
+        None,
+        gt=1,
+        description="A loss of more than so many times the median of the 100 before it is no loss to learn from; "
+        "unset, only one that is not finite.",
+    )
+    max_rewinds: int = Field(
+        3,
+        ge=0,
+        description="How often such a loss makes the run go back to its last regular state, and past the data since.",
+    )
+
+
+class AutoencoderRecipe(LastingRecipe):
     """The autoencoder and its training."""
 
     model: dict[str, Any] = Field({}, description="Fields of AutoencoderConfig besides vocab_size, chunk_size, pad_id.")
@@ -127,7 +144,6 @@ class AutoencoderRecipe(Section):
     )
     validate_every: int = Field(200, ge=1, description="Steps between validations.")
     save_every: int = Field(200, ge=1, description="Steps between saves.")
-    keep_states: int = Field(2, ge=1, description="Newest saved states that are kept, should one be damaged.")
     validation_chunks: int = Field(
         1024, ge=1, description="Held-out chunks of a validation during the run; the last one takes all."
     )
@@ -161,7 +177,7 @@ class OnPolicyRecipe(Section):
     temperature: float = Field(1.0, gt=0, le=100, description="That it writes with.")
 
 
-class StudentRecipe(Section):
+class StudentRecipe(LastingRecipe):
     """The student and its training."""
 
     objective: str = Field(
@@ -211,7 +227,6 @@ class StudentRecipe(Section):
     )
     validate_every: int = Field(50, ge=1, description="Steps between validations.")
     save_every: int = Field(50, ge=1, description="Steps between saves.")
-    keep_states: int = Field(2, ge=1, description="Newest saved states that are kept, should one be damaged.")
     keep_checkpoints: int | None = Field(
         None,
         ge=1,
@@ -222,17 +237,6 @@ class StudentRecipe(Section):
     num_publishes: int = Field(5, ge=3, description="Checkpoints published over the run, the first one early.")
     publish_every: int | None = Field(
         None, ge=1, description="Steps between checkpoints instead; unset follows num_publishes."
-    )
-    spike: float | None = Field(
-        None,
-        gt=1,
-        description="A loss of more than so many times the median of the 100 before it is no loss to learn from; "
-        "unset, only one that is not finite.",
-    )
-    max_rewinds: int = Field(
-        3,
-        ge=0,
-        description="How often such a loss makes the run go back to its last regular state, and past the data since.",
     )
     golden_tokens: int = Field(
         256,

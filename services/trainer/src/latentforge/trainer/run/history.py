@@ -13,7 +13,7 @@ from latentforge.trainer.run.identity import begun_with, flatten, value_of
 
 _HISTORY = "history.json"
 _OF_OPTIM = {"steps", "lr", "weight_decay", "warmup_steps", "decay", "decay_from", "clip_norm"}
-_OF_STUDENT = {"num_publishes", "publish_every", "spike", "max_rewinds"}
+_OF_STAGE = {"num_publishes", "publish_every", "spike", "max_rewinds"}
 
 
 def may_change(field: str) -> bool:
@@ -23,7 +23,7 @@ def may_change(field: str) -> bool:
     if stage not in ("autoencoder", "student"):
         return False
     section, _, rest = name.partition(".")
-    return (section == "optim" and rest in _OF_OPTIM) or section == "weights" or name in _OF_STUDENT
+    return (section == "optim" and rest in _OF_OPTIM) or section == "weights" or name in _OF_STAGE
 
 
 class History:

@@ -25,6 +25,7 @@ from latentforge.trainer.training.estimates.forecast import StudentForecast
 from latentforge.trainer.training.models import new_autoencoder
 from latentforge.trainer.training.optimisation import Optimisation
 from latentforge.trainer.training.parallel import ParallelModel
+from latentforge.trainer.training.rewinds import BrokenLossError, Rewinds
 from latentforge.trainer.training.state import StageState, check_steps
 from latentforge.trainer.training.step_losses import autoencoder_losses
 from latentforge.trainer.training.validation import evaluate_autoencoder
@@ -42,7 +43,7 @@ def train_autoencoder(
     the student that is trained after it, for the progress.
 
     Raises:
-        TrainerError: data, recipe and saved state do not fit, or the loss is not finite.
+        TrainerError: data, recipe and saved state do not fit, or the loss breaks down too often.
         Interrupted: asked to stop; the state is saved.
     """
     recipe = run.recipe.autoencoder
@@ -59,71 +60,133 @@ def train_autoencoder(
         return AutoencoderResult.read(out / EVALUATION)
 
     run.use_threads(beside_gateway=False)
-    device = run.device
-    stream = training_text(train, recipe.text_tokens, run.recipe.seed)
-    torch.manual_seed(run.recipe.seed)
-    autoencoder = new_autoencoder(run.recipe, run.tokenizer)
-    config = autoencoder.config
-    if recipe.init_from is not None:
-        start_autoencoder(autoencoder, open_source("autoencoder.init_from", recipe.init_from))
-    autoencoder.to(device)
-    # Small beside any student: whole on every process, whatever the student is.
-    parallel = ParallelModel(autoencoder, Autoencoder.loss, run.ranks, "ddp", device)
-    optimisation = Optimisation(autoencoder, recipe.optim, run.ranks)
-    step, saved = state.load(autoencoder, optimisation) or (0, {"seconds": 0.0, "loss": None})
-    check_steps("autoencoder.optim.steps", recipe.optim.steps, step)
-    seconds, loss = float(saved["seconds"]), saved["loss"]
-    started = time.monotonic()
-
-    def save() -> None:
-        state.save(step, autoencoder, optimisation, {"seconds": seconds + time.monotonic() - started, "loss": loss})
-
-    autoencoder.train()
+    training = AutoencoderTraining(run, train, held_out, state)
+    training.load()
     with StageProgress(
         run.progress_folder,
         "autoencoder",
         recipe.optim.steps,
         run.status,
-        first=step,
+        first=training.step,
         later=later,
         console=run.console,
         more=run.sinks,
     ) as progress:
-        while step < recipe.optim.steps:
-            if ranks.any(run.stop()):
-                save()
-                raise Interrupted
-            chunks_nk = chunk_batch(
-                stream, recipe, config.chunk_size, config.pad_id, config.vocab_size, run.recipe.seed, step
-            )
-            values = optimisation.step(step, autoencoder_losses(run.recipe, parallel, chunks_nk.to(device), step))
-            loss = values["ce"]
-            step += 1
-            progress.step(step, values, chunks_nk.numel())
-            if step % recipe.save_every == 0 or step == recipe.optim.steps:
-                save()
-            if step % recipe.validate_every == 0 and step < recipe.optim.steps and ranks.is_main:
-                progress.validation(
-                    step, evaluate_autoencoder(autoencoder, held_out, run.recipe.seed, recipe.validation_chunks)
-                )
-                autoencoder.train()
+        training.loop(progress)
         with ranks.main_first():
             if ranks.is_main:
-                figures = evaluate_autoencoder(autoencoder, held_out, run.recipe.seed, _EVALUATED_CHUNKS)
-                progress.validation(step, figures)
-                result = AutoencoderResult.model_validate(
-                    {
-                        "k": config.chunk_size,
-                        "d": config.latent_size,
-                        "steps": step,
-                        "seconds": round(seconds + time.monotonic() - started, 2),
-                        "loss": loss,
-                        **figures,
-                    }
-                )
-                save_pretrained(autoencoder, out)
+                result = training.result(progress)
+                save_pretrained(training.autoencoder, out)
                 result.write(out / EVALUATION)
     return AutoencoderResult.read(out / EVALUATION)
+
+
+class AutoencoderTraining:
+    """An autoencoder's training: its model, how far it is, and what it leaves behind."""
+
+    def __init__(self, run: RunContext, train: PackedData, held_out: PackedData, state: StageState) -> None:
+        self.run, self.held_out, self.state = run, held_out, state
+        self.recipe, self.seed = run.recipe.autoencoder, run.recipe.seed
+        self.stream = training_text(train, self.recipe.text_tokens, self.seed)
+        torch.manual_seed(self.seed)
+        self.autoencoder = new_autoencoder(run.recipe, run.tokenizer)
+        if self.recipe.init_from is not None:
+            start_autoencoder(self.autoencoder, open_source("autoencoder.init_from", self.recipe.init_from))
+        self.autoencoder.to(run.device)
+        # Small beside any student: whole on every process, whatever the student is.
+        self.parallel = ParallelModel(self.autoencoder, Autoencoder.loss, run.ranks, "ddp", run.device)
+        self.optimisation = Optimisation(self.autoencoder, self.recipe.optim, run.ranks)
+        self.rewinds = Rewinds("autoencoder", self.recipe)
+        self.step = 0
+        self.loss: float | None = None
+        self._seconds_before, self._started = 0.0, time.monotonic()
+
+    def load(self) -> None:
+        """Resumes from what an earlier process saved, if it did."""
+        found = self.state.load(self.autoencoder, self.optimisation)
+        if found is not None:
+            self._restore(*found)
+            self._seconds_before = float(found[1]["seconds"])
+        check_steps("autoencoder.optim.steps", self.recipe.optim.steps, self.step)
+
+    def _restore(self, step: int, saved: dict[str, Any]) -> None:
+        self.step, self.loss = step, saved["loss"]
+        self.rewinds.restore(saved.get("rewinds"))
+
+    def loop(self, progress: StageProgress) -> None:
+        """Steps, saves and validates until the recipe's last step.
+
+        Raises:
+            Interrupted: asked to stop; the state is saved.
+            BrokenLossError: the loss is not finite or a spike, and the run may not go back.
+            OSError: the state of the last step, or of an interruption, cannot be saved.
+        """
+        run, recipe, steps = self.run, self.recipe, self.recipe.optim.steps
+        self.autoencoder.train()
+        while self.step < steps:
+            if run.ranks.any(run.stop()):
+                self.state.save(self.step, self.autoencoder, self.optimisation, self._progress(), regular=False)
+                raise Interrupted
+            chunks_nk = self._chunks()
+            losses = autoencoder_losses(run.recipe, self.parallel, chunks_nk.to(run.device), self.step)
+            try:
+                values = self.optimisation.step(self.step, losses)
+                self.rewinds.check(self.step, values["ce"])
+            except BrokenLossError as error:
+                self.rewinds.go_back(error, self.step, self._last_regular, progress.say)
+                run.status.count("rewinds")
+                self.state.replace_progress(self.step, self._progress())
+                continue
+            self.loss = values["ce"]
+            self.step += 1
+            progress.step(self.step, values, chunks_nk.numel())
+            is_last = self.step == steps
+            # Before the save, as the student does: a kill between the two would leave a step without its figures.
+            if self.step % recipe.validate_every == 0 and not is_last and run.ranks.is_main:
+                progress.validation(self.step, self._figures(recipe.validation_chunks))
+                self.autoencoder.train()
+            if (self.step % recipe.save_every == 0 or is_last) and not self.state.try_save(
+                self.step, self.autoencoder, self.optimisation, self._progress(), is_last=is_last
+            ):
+                run.status.count("failed_saves")
+
+    def result(self, progress: StageProgress) -> AutoencoderResult:
+        """Measures what has been learnt."""
+        figures = self._figures(_EVALUATED_CHUNKS)
+        progress.validation(self.step, figures)
+        config = self.autoencoder.config
+        return AutoencoderResult.model_validate(
+            {
+                "k": config.chunk_size,
+                "d": config.latent_size,
+                "steps": self.step,
+                "seconds": round(self._spent(), 2),
+                "loss": self.loss,
+                "skipped": self.rewinds.skipped,
+                **figures,
+            }
+        )
+
+    def _chunks(self) -> Tensor:
+        (step,) = self.rewinds.data_steps(self.step, self.step + 1)
+        config, vocab_size = self.autoencoder.config, self.autoencoder.config.vocab_size
+        return chunk_batch(self.stream, self.recipe, config.chunk_size, config.pad_id, vocab_size, self.seed, step)
+
+    def _last_regular(self) -> int | None:
+        found = self.state.load(self.autoencoder, self.optimisation, regular=True)
+        if found is None:
+            return None
+        self._restore(*found)
+        return self.step
+
+    def _figures(self, num_chunks: int) -> dict[str, float]:
+        return evaluate_autoencoder(self.autoencoder, self.held_out, self.seed, num_chunks)
+
+    def _progress(self) -> dict[str, Any]:
+        return {"seconds": self._spent(), "loss": self.loss, "rewinds": self.rewinds.progress()}
+
+    def _spent(self) -> float:
+        return self._seconds_before + time.monotonic() - self._started
 
 
 def training_text(data: PackedData, max_tokens: int | None, seed: int) -> SequenceStream:

@@ -69,7 +69,7 @@ class StudentTraining:
         self.held_out: list[StudentBatch] = []
         self.publisher: Publisher | None = None
         self.curve: list[CurvePoint] = []
-        self.rewinds = Rewinds(self.recipe)
+        self.rewinds = Rewinds("student", self.recipe)
         self._is_new, self._is_ready = True, False
         self._seconds_before, self._started = 0.0, time.monotonic()
         self._waited_before = 0.0
@@ -114,19 +114,20 @@ class StudentTraining:
         self.step, self._is_new = step, not saved["curve"]
         self.curve = [CurvePoint.model_validate(point) for point in saved["curve"]]
         self.source.restore(saved["progress"])
-        self.rewinds = Rewinds(self.recipe, saved.get("rewinds"))
+        self.rewinds.restore(saved.get("rewinds"))
 
     def loop(self) -> None:
         """Steps, validates, saves and publishes until the recipe's last step.
 
         A step is saved before it is published: whoever serves a checkpoint can rely on the run having got that far,
-        and a kill between the two costs nothing, because the resumed run begins by publishing that step.
+        and a kill between the two costs nothing, because the resumed run begins by publishing that step. One that
+        cannot be saved is not published; the next that can be is.
 
         Raises:
             Interrupted, TeacherLostError: after saving and publishing what is there.
             TrainerError: a loss, a gradient or a student that is to be published is not finite, or the last step could
                 not be published.
-            OSError: the state cannot be saved; what was saved before is kept.
+            OSError: the state of the last step, or of an interruption, cannot be saved; what was saved before is kept.
         """
         run, recipe, publish_at = self.run, self.recipe, publish_steps(self.recipe)
         with StageProgress(
@@ -165,20 +166,18 @@ class StudentTraining:
                     progress.step(self.step, values, num_tokens, note=self.source.note())
                     if self.step % recipe.validate_every == 0 or self.step == recipe.optim.steps:
                         self._validate(progress)
-                    if self.step in publish_at:
-                        self._save()
-                        self._publish(progress)
-                    elif self.step % recipe.save_every == 0:
-                        self._save()
-                        if run.ranks.any(self._failure is not None):
-                            self._publish(progress)
+                    is_due = self.step in publish_at
+                    if is_due or self.step % recipe.save_every == 0:
+                        is_saved = self._save()
+                        if is_due or run.ranks.any(self._failure is not None):
+                            self._publish(progress, is_saved=is_saved)
                 if self._failure is not None:
                     raise TrainerError(
                         f"step {self.step} is saved and not published: {self._failure}. Make room or give access, "
                         "then run the same command: it publishes the step"
                     )
             except (Interrupted, TeacherLostError):
-                self._save(regular=False)
+                self.state.save(self.step, self.model, self.optimisation, self._progress(), regular=False)
                 # Without held-out batches nothing can be said of it; the resumed run publishes, if it is due.
                 if self.step and self._is_ready:
                     self._publish(progress)
@@ -228,25 +227,18 @@ class StudentTraining:
         return self.source.training_batches(steps, self.learner.model, with_rows=with_rows)
 
     def _go_back(self, error: BrokenLossError, progress: StageProgress) -> None:
-        """Goes back to the last state of a regular interval, and past the data since.
-
-        Raises:
-            BrokenLossError: there is no such state, or it has gone back as often as it may.
-        """
-        self.rewinds.refuse_more(error)
-        broken, skipped = self.step, self.rewinds.skipped
-        found = self.state.load(self.model, self.optimisation, regular=True)
-        if found is None:
-            raise error
-        self._restore(*found)
-        entry = self.rewinds.skip(error, broken, self.step, skipped)
+        """Goes back, as :meth:`Rewinds.go_back` does."""
+        self.rewinds.go_back(error, self.step, self._last_regular, progress.say)
+        self.run.status.count("rewinds")
         # A run that is killed now goes on with it, and not by finding out again.
         self.state.replace_progress(self.step, self._progress())
-        self.run.status.count("rewinds")
-        progress.say(
-            f"{entry.reason}: back to step {entry.step}, and past {entry.last - entry.first + 1} batches "
-            f"({len(self.rewinds.skipped)} of at most {self.recipe.max_rewinds} times)"
-        )
+
+    def _last_regular(self) -> int | None:
+        found = self.state.load(self.model, self.optimisation, regular=True)
+        if found is None:
+            return None
+        self._restore(*found)
+        return self.step
 
     def _together(self, get: Callable[[], T]) -> T:
         """What this process gets, where none was asked to stop or lost its teacher: else all end at this step."""
@@ -275,7 +267,7 @@ class StudentTraining:
         progress.validation(self.step, figures)
         return CurvePoint(step=self.step, **figures)
 
-    def _publish(self, progress: StageProgress) -> None:
+    def _publish(self, progress: StageProgress, *, is_saved: bool = True) -> None:
         """Publishes the current step with figures of this very step; one that is published already is kept.
 
         What is measured for publishing alone stays out of the curve, which must be the same whether the run was
@@ -283,6 +275,9 @@ class StudentTraining:
         """
         with self.parallel.shown(self.optimisation.average):
             if self.publisher is None or self.publisher.is_published(self.step):
+                return
+            if not is_saved:
+                self.publisher.failure = f"step {self.step} is not saved"
                 return
             last = self.curve[-1]
             self.publisher.publish(last if last.step == self.step else self._measured(progress))
@@ -292,8 +287,12 @@ class StudentTraining:
     def _failure(self) -> str | None:
         return None if self.publisher is None else self.publisher.failure
 
-    def _save(self, *, regular: bool = True) -> None:
-        self.state.save(self.step, self.model, self.optimisation, self._progress(), regular=regular)
+    def _save(self) -> bool:
+        is_last = self.step == self.recipe.optim.steps
+        if self.state.try_save(self.step, self.model, self.optimisation, self._progress(), is_last=is_last):
+            return True
+        self.run.status.count("failed_saves")
+        return False
 
     def _progress(self) -> dict[str, Any]:
         return {

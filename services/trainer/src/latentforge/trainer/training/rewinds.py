@@ -6,11 +6,11 @@ was interrupted meanwhile or not.
 """
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from statistics import median
 from typing import Any
 
-from latentforge.trainer.config.sections import StudentRecipe
+from latentforge.trainer.config.sections import AutoencoderRecipe, StudentRecipe
 from latentforge.trainer.data.sequence_order import data_step, data_steps
 from latentforge.trainer.errors import TrainerError
 from latentforge.trainer.results import SkippedData
@@ -24,18 +24,23 @@ class BrokenLossError(TrainerError):
 
 
 class Rewinds:
-    """How often a run has gone back, and what it skips.
+    """How often a stage has gone back, and what it skips.
 
     Args:
+        stage: its part of the recipe, for messages.
         recipe: says what a spike is, and how often is too often.
-        saved: what :meth:`progress` gave.
 
     Attributes:
         skipped: data that nothing is learnt from, oldest first.
     """
 
-    def __init__(self, recipe: StudentRecipe, saved: dict[str, Any] | None = None) -> None:
-        self._spike, self._most = recipe.spike, recipe.max_rewinds
+    def __init__(self, stage: str, recipe: AutoencoderRecipe | StudentRecipe) -> None:
+        self._stage, self._spike, self._most = stage, recipe.spike, recipe.max_rewinds
+        self.skipped: list[SkippedData] = []
+        self._losses: deque[float] = deque(maxlen=_WINDOW)
+
+    def restore(self, saved: dict[str, Any] | None) -> None:
+        """Takes up what :meth:`progress` gave; a state of an earlier version has none."""
         saved = saved or {"skipped": [], "losses": []}
         self.skipped = [SkippedData.model_validate(entry) for entry in saved["skipped"]]
         self._losses = deque(saved["losses"], maxlen=_WINDOW)
@@ -58,29 +63,41 @@ class Rewinds:
             return
         if len(self._losses) == _WINDOW and loss > self._spike * (usual := median(self._losses)):
             raise BrokenLossError(
-                f"step {step}: the loss is {loss:.4g}, more than student.spike={self._spike:g} times its median of "
-                f"{usual:.4g}; lower optim.lr, or look at the data"
+                f"step {step}: the loss is {loss:.4g}, more than {self._stage}.spike={self._spike:g} times its median "
+                f"of {usual:.4g}; lower optim.lr, or look at the data"
             )
         self._losses.append(loss)
 
-    def refuse_more(self, error: BrokenLossError) -> None:
-        """Raises the error where the run has gone back as often as it may."""
-        if len(self.skipped) >= self._most:
-            raise error
-
-    def skip(self, error: BrokenLossError, broken: int, to: int, before: Sequence[SkippedData]) -> SkippedData:
-        """Skips the data of steps ``to`` to ``broken``, of a run that has gone back to ``to``.
+    def go_back(
+        self,
+        error: BrokenLossError,
+        broken: int,
+        restored: Callable[[], int | None],
+        say: Callable[[str], object],
+    ) -> None:
+        """Goes back to the last state of a regular interval, and past the data since.
 
         Args:
             error: what was wrong at step ``broken``.
-            broken, to: steps of the training.
-            before: what was skipped so far; what the state of step ``to`` knows is part of it.
+            broken: step of the training.
+            restored: restores that state, this object included, and gives its step; None where there is none.
+            say: is told.
+
+        Raises:
+            BrokenLossError: there is no such state, or it has gone back as often as it may.
         """
-        self.skipped = list(before)
+        # What the state knows is part of it.
+        skipped = self.skipped
+        if len(skipped) >= self._most or (to := restored()) is None:
+            raise error
+        self.skipped = list(skipped)
         first, last = (data_step(step, self._ranges) for step in (to, broken))
         entry = SkippedData(step=to, first=first, last=last, reason=str(error).partition(";")[0])
         self.skipped.append(entry)
-        return entry
+        say(
+            f"{entry.reason}: back to step {to}, and past {last - first + 1} batches "
+            f"({len(self.skipped)} of at most {self._most} times)"
+        )
 
     @property
     def _ranges(self) -> list[tuple[int, int]]:

@@ -103,6 +103,38 @@ class StageState:
             if each not in kept:
                 discard(each)
 
+    def try_save(
+        self,
+        step: int,
+        model: nn.Module,
+        optimisation: Optimisation,
+        progress: Mapping[str, Any],
+        *,
+        is_last: bool,
+    ) -> bool:
+        """As :meth:`save` at a regular interval, but a disk that refuses is a warning: the run is whole in memory, and
+        a kill costs it the steps since the state before, which stays.
+
+        Args:
+            step, model, optimisation, progress: as there.
+            is_last: whether the stage ends here; then nothing would save it later.
+
+        Returns:
+            Whether it is saved; the same on all processes.
+
+        Raises:
+            OSError: the disk refuses the last one.
+        """
+        error: OSError | None = None
+        try:
+            self.save(step, model, optimisation, progress)
+        except OSError as refused:
+            if is_last:
+                raise
+            error = refused
+            self._say(f"warning: the state of step {step} cannot be saved ({error}); the next save tries again")
+        return not self._ranks.any(error is not None)
+
     def replace_progress(self, step: int, progress: Mapping[str, Any]) -> None:
         """Writes anew what a regular state says of its progress."""
         if self._ranks.is_main:
