@@ -240,6 +240,7 @@ test-browser: $(READY_DEV) ## The page in Debian's headless Chromium (apt-get in
 .PHONY: test-vllm
 test-vllm: $(READY_DEV) ## The gateway before a real vLLM (its CPU build, installed into .venv-vllm; Linux x86-64, Python 3.11)
 	@$(BIN)/python -m tools.vllm_env
+	@$(BIN)/python -m tools.smollm2
 	@$(PYTEST) -m vllm
 
 .PHONY: test-lm-eval
@@ -250,7 +251,7 @@ test-lm-eval: $(READY_DEV) ## lm-evaluation-harness on a server (installed into 
 .PHONY: test-smollm2
 test-smollm2: $(READY_DEV) ## SmolLM2-135M-Instruct as teacher and as a start: scored, asked, taken over
 	@$(BIN)/python -m tools.smollm2
-	@$(PYTEST) -m smollm2
+	@$(PYTEST) -m "smollm2 and not vllm"
 
 .PHONY: test-cuda
 test-cuda: $(READY_DEV) ## Scoring, training and writing on a GPU beside the CPU; skipped without one

@@ -5,7 +5,8 @@ import signal
 import socket
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -113,27 +114,56 @@ class VllmServer:
             return False
 
 
-@pytest.fixture(scope="session")
-def vllm(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[VllmServer]:
+@contextmanager
+def running_vllm(folder: Path, log: Path, **settings: Any) -> Iterator[VllmServer]:
+    """A server of the model in ``folder`` at a free port, until the end of the block."""
     if not VENV_PYTHON.is_file():
         pytest.fail("there is no vLLM here; make test-vllm installs it, or: python -m tools.vllm_env")
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         port = sock.getsockname()[1]
-    settings = GatewaySettings(
+    chosen = GatewaySettings(
         vllm_local_url=f"http://127.0.0.1:{port}",
-        vllm_local_model=str(model_folder),
+        vllm_local_model=str(folder),
         vllm_max_model_len=MAX_MODEL_LEN,
         vllm_python=VENV_PYTHON,
         max_top_k=MAX_TOP_K,
+        **settings,
     )
-    server = VllmServer(settings, tmp_path_factory.mktemp("vllm") / "vllm.log")
+    server = VllmServer(chosen, log)
     server.start()
     try:
         server.wait()
         yield server
     finally:
         server.kill()
+
+
+@pytest.fixture(scope="session")
+def vllm(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[VllmServer]:
+    with running_vllm(model_folder, tmp_path_factory.mktemp("vllm") / "vllm.log") as server:
+        yield server
+
+
+@asynccontextmanager
+async def running_gateway(server: VllmServer, tokenizer: Path, **changes: Any) -> AsyncIterator[TeacherClient]:
+    """A gateway before the server, and a client of it that asks once."""
+    defaults: dict[str, Any] = {
+        "teacher_backend": "vllm-remote",
+        "vllm_remote_url": server.url,
+        "tokenizer_path": tokenizer,
+        "gateway_port": 0,
+        "cache_url": "none",
+        "max_top_k": MAX_TOP_K,
+    }
+    gateway = Gateway(GatewaySettings(**(defaults | changes)))
+    await gateway.start()
+    try:
+        await gateway.load()
+        async with TeacherClient(f"127.0.0.1:{gateway.port}", timeout=120, attempts=1) as client:
+            yield client
+    finally:
+        await gateway.stop()
 
 
 class RunGateway(Protocol):
@@ -144,27 +174,7 @@ class RunGateway(Protocol):
 def run_gateway(vllm: VllmServer, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunGateway:
     """Starts a gateway before the server and gives a client that asks once."""
     monkeypatch.chdir(tmp_path)
-
-    @asynccontextmanager
-    async def run(**changes: Any) -> AsyncIterator[TeacherClient]:
-        defaults: dict[str, Any] = {
-            "teacher_backend": "vllm-remote",
-            "vllm_remote_url": vllm.url,
-            "tokenizer_path": model_folder,
-            "gateway_port": 0,
-            "cache_url": "none",
-            "max_top_k": MAX_TOP_K,
-        }
-        gateway = Gateway(GatewaySettings(**(defaults | changes)))
-        await gateway.start()
-        try:
-            await gateway.load()
-            async with TeacherClient(f"127.0.0.1:{gateway.port}", timeout=120, attempts=1) as client:
-                yield client
-        finally:
-            await gateway.stop()
-
-    return run
+    return partial(running_gateway, vllm, model_folder)
 
 
 @pytest.fixture
