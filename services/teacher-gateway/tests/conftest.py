@@ -289,6 +289,17 @@ class RedisClusterNodes:
     ports: Sequence[int]
     processes: "Sequence[subprocess.Popen[bytes]]"
 
+    def wait_until_up(self) -> None:
+        """Until every node says that all slots are served."""
+        for port in self.ports:
+            with redis.Redis(port=port) as client:
+                for _ in range(500):
+                    if client.cluster("INFO")["cluster_state"] == "ok":
+                        break
+                    time.sleep(0.02)
+                else:
+                    raise AssertionError(f"the node at {port} stays down")
+
 
 @pytest.fixture(scope="session")
 def redis_cluster_nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisClusterNodes]:
@@ -328,7 +339,9 @@ def _cluster_ports(count: int) -> list[int]:
 @pytest.fixture
 def redis_cluster(redis_cluster_nodes: RedisClusterNodes) -> Iterator[RedisClusterNodes]:
     """The same for all tests, emptied after each."""
+    redis_cluster_nodes.wait_until_up()
     yield redis_cluster_nodes
+    redis_cluster_nodes.wait_until_up()
     with redis.RedisCluster.from_url(redis_cluster_nodes.url.replace("+cluster", "")) as client:
         client.flushall(target_nodes=redis.RedisCluster.PRIMARIES)
 
