@@ -155,6 +155,11 @@ class ClosedFormTeacher(teacher_pb2_grpc.TeacherServiceServicer):
         self._cached = 0
         self.port = 0
 
+    def forget(self) -> None:
+        """What it was asked, so that nothing of it is cached."""
+        for asked in (self.requests, self.generated, self._seen):
+            asked.clear()
+
     @staticmethod
     def best(previous: int, rank: int) -> int:
         """The id of a rank (0 is the likeliest) after ``previous``."""

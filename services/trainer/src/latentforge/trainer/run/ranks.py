@@ -3,7 +3,7 @@
 import os
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -65,6 +65,10 @@ class Ranks:
         with peers_needed():
             dist.all_reduce(summed)
         return summed.to(values.device)
+
+    def sum_counts(self, counts: Mapping[str, int]) -> dict[str, int]:
+        """The sum over all processes of each of these, which all have."""
+        return dict(zip(counts, self.sum(torch.tensor(list(counts.values()))).tolist(), strict=True))
 
     def any(self, said: bool) -> bool:
         """Whether any process says so; all get the same answer."""

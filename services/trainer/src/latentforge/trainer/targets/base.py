@@ -66,10 +66,10 @@ class TargetSource(Protocol):
     def num_tokens(self, steps: int) -> int:
         """Tokens that so many steps learn from; of on-policy text, at most."""
 
-    def progress(self) -> dict[str, Any]:
-        """What an interrupted run saves of it, for :meth:`restore`."""
+    def progress(self) -> dict[str, dict[str, int]]:
+        """What this process has counted, for :meth:`restore`; an interrupted run saves the sum over all processes."""
 
-    def restore(self, progress: dict[str, Any]) -> None: ...
+    def restore(self, progress: dict[str, dict[str, int]]) -> None: ...
 
     def note(self) -> str:
         """A few words for the progress bar."""

@@ -65,10 +65,10 @@ class ContinuationTargets:
     def num_tokens(self, steps: int) -> int:
         return self._train.num_tokens(steps)
 
-    def progress(self) -> dict[str, Any]:
+    def progress(self) -> dict[str, dict[str, int]]:
         return {}
 
-    def restore(self, progress: dict[str, Any]) -> None: ...
+    def restore(self, progress: dict[str, dict[str, int]]) -> None: ...
 
     def note(self) -> str:
         return f"of {len(self._train)} continuations"

@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass
 from itertools import islice
-from typing import Any
 
 from latentforge.model.latent_model import LatentModel
 from latentforge.model.losses import StudentBatch
@@ -108,10 +107,10 @@ class ScoredTargets(TextTargets):
         num_text = sum(not self._on_policy.is_due(step) for step in range(steps))
         return super().num_tokens(num_text) + self._on_policy.num_tokens(steps)
 
-    def progress(self) -> dict[str, Any]:
+    def progress(self) -> dict[str, dict[str, int]]:
         return {"cache": asdict(self._rows.cache), "failures": self._failures.progress()}
 
-    def restore(self, progress: dict[str, Any]) -> None:
+    def restore(self, progress: dict[str, dict[str, int]]) -> None:
         self._rows.cache = CacheCount(**progress["cache"])
         # Runs that were begun before failures were counted had none.
         self._failures.restore(progress.get("failures", {}))

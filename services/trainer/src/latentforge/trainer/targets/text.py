@@ -52,10 +52,10 @@ class TextTargets:
     def num_tokens(self, steps: int) -> int:
         return steps * self._run.recipe.student.optim.batch_size * self._train.meta.sequence_length
 
-    def progress(self) -> dict[str, Any]:
+    def progress(self) -> dict[str, dict[str, int]]:
         return {}
 
-    def restore(self, progress: dict[str, Any]) -> None: ...
+    def restore(self, progress: dict[str, dict[str, int]]) -> None: ...
 
     def note(self) -> str:
         return ""

@@ -113,7 +113,11 @@ class StudentTraining:
     def _restore(self, step: int, saved: dict[str, Any]) -> None:
         self.step, self._is_new = step, not saved["curve"]
         self.curve = [CurvePoint.model_validate(point) for point in saved["curve"]]
-        self.source.restore(saved["progress"])
+        # The first process goes on with what all of them had counted, the others begin at 0.
+        counts = saved["progress"]
+        if not self.run.ranks.is_main:
+            counts = {part: dict.fromkeys(values, 0) for part, values in counts.items()}
+        self.source.restore(counts)
         self.rewinds.restore(saved.get("rewinds"))
 
     def loop(self) -> None:
@@ -171,6 +175,9 @@ class StudentTraining:
                         is_saved = self._save()
                         if is_due or run.ranks.any(self._failure is not None):
                             self._publish(progress, is_saved=is_saved)
+                counts = self._counts()
+                if run.ranks.is_main:
+                    self.source.restore(counts)
                 if self._failure is not None:
                     raise TrainerError(
                         f"step {self.step} is saved and not published: {self._failure}. Make room or give access, "
@@ -301,9 +308,13 @@ class StudentTraining:
             "teacher_wait_seconds": self._waited(),
             "teacher": self.teacher_id.model_dump(),
             "source": self.source.identity(),
-            "progress": self.source.progress(),
+            "progress": self._counts(),
             "rewinds": self.rewinds.progress(),
         }
+
+    def _counts(self) -> dict[str, dict[str, int]]:
+        """What the sources of all processes have counted."""
+        return {part: self.run.ranks.sum_counts(counts) for part, counts in self.source.progress().items()}
 
     def _waited(self) -> float:
         return round(self._waited_before + (self.teacher.waiting.waited if self.teacher is not None else 0.0), 2)
