@@ -324,6 +324,17 @@ def known_teacher(tokenizer_folder: Path, tokenizer: TextTokenizer) -> Iterator[
     loop.close()
 
 
+@pytest.fixture
+def short_documents(tmp_path: Path, tokenizer: TextTokenizer) -> PackedData:
+    """Sequences of 32 in which one to four documents lie."""
+    path = tmp_path / "short.jsonl"
+    random = np.random.default_rng(0)
+    texts = ["".join(random.choice(list("abcdefgh (:="), size=random.integers(4, 40))) for _ in range(120)]
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    pack_jsonl(path, tmp_path / "short", tokenizer, sequence_length=32, chunk_size=4, split="train")
+    return PackedData(tmp_path / "short")
+
+
 @pytest.fixture(scope="session")
 def bos_tokenizer_folder(tokenizer_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tests' tokenizer, with sequences that begin with <|im_start|>, id 2."""

@@ -22,6 +22,7 @@ from latentforge.trainer.kept.folder import KeptFolder
 from latentforge.trainer.kept.manifest import KeptManifest
 from latentforge.trainer.kept.table import write_kept
 from latentforge.trainer.run.lock import RunLock
+from latentforge.trainer.targets.documents import document_texts
 from latentforge.trainer.teacher.rows import TeacherRows
 
 
@@ -214,12 +215,37 @@ def test_another_teacher_or_other_data_in_the_folder_is_refused_by_field(
     assert files_of(tmp_path / "kept") == before
 
 
-def test_documents_that_are_to_be_hidden_from_one_another_are_refused(
-    score: Any, packed: PackedData, tmp_path: Path
+def test_documents_that_are_hidden_from_one_another_are_lines_of_their_own(
+    score: Any, short_documents: PackedData, make_run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    code, output = score(packed.folder, tmp_path / "kept", "--set", "data.mask_documents=true")
+    masked = ("--set", "data.mask_documents=true")
+    # Several files of eight sequences, and requests that end within one.
+    monkeypatch.setattr(score_module, "_POSITIONS_PER_FILE", 8 * 32)
+    monkeypatch.setattr(score_module, "_POSITIONS_PER_REQUEST", 50)
+    code, output = score(short_documents.folder, tmp_path / "kept", *masked)
+    assert code == 0, output
+    assert f"{len(short_documents)} sequences of shard 1/1, 0 of them were there" in output
+    manifest = KeptManifest.read(tmp_path / "kept")
+    assert manifest.mask_documents
+    run = make_run(overrides={"data.mask_documents": True})
+    for split, part in zip(("train", "validation"), split_tail(short_documents), strict=True):
+        files = sorted((tmp_path / "kept" / "data").glob(f"{split}-*"))
+        lines = [line for path in files for line in pq.read_table(path).to_pylist()]
+        texts = [
+            (index, place, text.tolist())
+            for index in range(len(part))
+            for place, text in enumerate(document_texts(run, part, index))
+        ]
+        assert [(line["sequence"], line["place"], line["ids"]) for line in lines] == texts
+        # The teacher was asked about each alone, and the rows are for all tokens but its first.
+        assert [len(line["top_ids"]) for line in lines] == [len(ids) - 1 for _, _, ids in texts]
+    before = files_of(tmp_path / "kept")
+    again = f"{len(short_documents)} sequences of shard 1/1, {len(short_documents)} of them were there"
+    assert again in score(short_documents.folder, tmp_path / "kept", *masked)[1]
+    code, output = score(short_documents.folder, tmp_path / "kept")
     assert code == 1
-    assert "rows are kept of whole sequences" in output
+    assert "was begun with mask_documents = True, now it is False" in output
+    assert files_of(tmp_path / "kept") == before
 
 
 def test_a_lost_gateway_ends_it_with_what_is_whole(

@@ -1,6 +1,5 @@
 """With data.mask_documents nothing of a document is seen by another, and the teacher is asked about each alone."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,6 @@ from latentforge.model.io import load_autoencoder
 from latentforge.model.losses import ObjectiveWeights, StudentBatch, loss_of
 from latentforge.text.held_out import split_tail
 from latentforge.text.packed import PackedData
-from latentforge.text.packing import pack_jsonl
 from latentforge.text.tokenizer import TextTokenizer
 from latentforge.trainer.run.interrupt import Interrupted
 from latentforge.trainer.run.ranks import Ranks
@@ -29,17 +27,6 @@ from latentforge.trainer.training.learners import latent_learner, token_level_le
 from latentforge.trainer.training.student import train_student
 
 MASKED = {"data.mask_documents": True}
-
-
-@pytest.fixture
-def short_documents(tmp_path: Path, tokenizer: TextTokenizer) -> PackedData:
-    """Sequences of 32 in which one to four documents lie."""
-    path = tmp_path / "short.jsonl"
-    random = np.random.default_rng(0)
-    texts = ["".join(random.choice(list("abcdefgh (:="), size=random.integers(4, 40))) for _ in range(120)]
-    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    pack_jsonl(path, tmp_path / "short", tokenizer, sequence_length=32, chunk_size=4, split="train")
-    return PackedData(tmp_path / "short")
 
 
 def test_a_sequence_is_cut_where_documents_begin(short_documents: PackedData) -> None:

@@ -79,6 +79,23 @@ def test_the_students_weights_are_those_of_a_run_with_a_gateway_to_the_last_bit(
     assert same.cache is None
 
 
+def test_rows_of_documents_that_are_hidden_from_one_another_are_the_gateways_too(
+    known_teacher: Any, make_run: Any, short_documents: PackedData, autoencoder: Path, score: Any, tmp_path: Path
+) -> None:
+    masked = {"data.mask_documents": True, "teacher.share": 0.6}
+    kept, data = tmp_path / "kept", split_tail(short_documents)
+    assert score(short_documents.folder, kept, "--share", "0.6", "--set", "data.mask_documents=true")[0] == 0
+    result: Any = train_student(make_run("online", port=known_teacher.port, overrides=masked), *data, autoencoder)
+    known_teacher.requests.clear()
+    offline = make_run("offline", port=NOBODY, overrides=masked | {"teacher.targets_from": str(kept)})
+    same: Any = train_student(offline, *data, autoencoder)
+    assert known_teacher.requests == []
+    assert same.curve == result.curve
+    assert equal(weights(make_run("online")), weights(offline))
+    assert same.kept.found == same.kept.sequences == result.cache.hits + result.cache.misses
+    assert "are trained without" not in make_run.output.getvalue()
+
+
 def test_it_resumes_bit_for_bit_also_where_the_folder_has_moved(
     known_teacher: Any, make_run: Any, packed: PackedData, autoencoder: Path, kept: Path, tmp_path: Path
 ) -> None:
@@ -151,7 +168,10 @@ def test_rows_that_do_not_fit_are_refused_by_name(
 
     refused(r"gives at most 4 entries a row; teacher\.top_k=5 asks for more", teacher__top_k=5)
     refused("can only be scored by a gateway", student__on_policy__share=0.5)
-    refused("those rows were made with the documents before in sight", data__mask_documents=True)
+    refused(
+        r"kept was made with data\.mask_documents=false, this run has data\.mask_documents=true: .* set it to false",
+        data__mask_documents=True,
+    )
     refused("teacher.targets='text'", teacher__targets="text", student__objective="chunk-ce")
     refused("cannot generate, only score", teacher__targets="generate", data__sequence_length=64)
     refused("nowhere/manifest.json cannot be read", teacher__targets_from=str(tmp_path / "nowhere"))
@@ -168,6 +188,11 @@ def test_rows_that_do_not_fit_are_refused_by_name(
     (kept / MANIFEST).write_text(manifest.model_copy(update={"teacher": teacher}).model_dump_json())
     refused("of .*kept has the tokenizer fingerprint feedface, the data was packed with")
     (kept / MANIFEST).write_text(manifest.model_dump_json())
+    score(packed.folder, tmp_path / "masked", "--set", "data.mask_documents=true")
+    refused(
+        r"masked was made with data\.mask_documents=true, this run has data\.mask_documents=false: .* set it to true",
+        teacher__targets_from=str(tmp_path / "masked"),
+    )
     # Coarser than asked for.
     score(packed.folder, tmp_path / "coarse", "--set", "teacher.logprob_dtype=float16")
     refused("holds log-probabilities in float16", teacher__targets_from=str(tmp_path / "coarse"))

@@ -45,6 +45,7 @@ def score(
     from latentforge.trainer.kept.score import Scoring, Shard
     from latentforge.trainer.run.interrupt import StopRequest
     from latentforge.trainer.targets.choose import target_kind
+    from latentforge.trainer.targets.documents import document_texts
     from latentforge.trainer.teacher.connection import TeacherLink
 
     try:
@@ -60,11 +61,6 @@ def score(
     with user_errors(), StopRequest() as stop, ExitStack() as stack:
         overrides = {"teacher.targets": "score", "teacher.top_k": top_k, "teacher.share": share}
         run = run_context(RunOptions(data=data, **vars(options)), overrides, stop)
-        if run.recipe.data.mask_documents:
-            raise TrainerError(
-                "data.mask_documents=true: rows are kept of whole sequences, with the documents before in sight; set "
-                "it to false, or learn from a gateway"
-            )
         targets = [target.strip() for target in (gateway or run.settings.gateway_target).split(",")]
         links = [stack.enter_context(TeacherLink.of(run.settings, stop, target)) for target in targets]
         recipe = run.recipe.teacher
@@ -90,6 +86,8 @@ def score(
             teachers[0],
             recipe,
             made,
+            lambda data, index: document_texts(run, data, index),
+            mask_documents=run.recipe.data.mask_documents,
             shard=part,
             in_flight=in_flight,
         )

@@ -108,11 +108,6 @@ class Recipe(Section):
                 f"teacher.targets_from={[str(f) for f in folders]} with teacher.targets='text': without a teacher "
                 "there are no rows to read; set targets to score or auto, or take the folders out"
             )
-        if folders and self.data.mask_documents:
-            raise ValueError(
-                "data.mask_documents=true with teacher.targets_from: those rows were made with the documents before in "
-                "sight; set it to false, or take the folders out and start a gateway"
-            )
         if folders and on_policy:
             raise ValueError(
                 f"student.on_policy.share={on_policy} with teacher.targets_from: what the student writes can only be "

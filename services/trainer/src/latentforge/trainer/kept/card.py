@@ -54,12 +54,16 @@ print(rows[0]["ids"][:4], rows[0]["top_ids"][0], rows[0]["top_logprobs"][0])
 | `tail_mass` | 1 minus the sum of the row's probabilities, taken before they were rounded |
 | `unmapped_mass` | the mass of entries that no id could be found for; null where ids are the teacher's own |
 | `error` | why the teacher failed on the sequence, which then has no rows; null otherwise |
-| `sequence`, `place` | where the sequence stands in its data; the prompt's number and which of its continuations |
+| `sequence` | where the sequence stands in its data; or the prompt's number |
+| `place` | which of the sequence's documents, where each is scored by itself; or which of the prompt's continuations |
 | `stopped` | whether the teacher ended a continuation itself |
 | `hash` | blake2b-128 of the ids as little-endian uint32: what a sequence is found by |
 
 `manifest.json` says all of this to a program. `trainer run --targets-from FOLDER` learns from it.
 """
+
+
+_GIVEN = {False: "given text", True: "given text, each document by itself: a line is a part of one"}
 
 
 def begin_folder(folder: Path, manifest: KeptManifest) -> None:
@@ -83,7 +87,7 @@ def data_card(manifest: KeptManifest) -> str:
             f"| {split} | {part.num_sequences:,} | {part.data.get('source', 'text of the teacher')} |"
             for split, part in manifest.splits.items()
         ),
-        text="given text" if scored else "text that it wrote itself",
+        text="text that it wrote itself" if not scored else _GIVEN[manifest.mask_documents],
         share="every sequence was asked about"
         if manifest.share == 1
         else f"of the training sequences, a share of {manifest.share:g} was asked about, chosen by content",

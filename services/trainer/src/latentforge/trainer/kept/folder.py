@@ -71,7 +71,11 @@ class KeptFolder:
 
     def digest(self) -> str:
         """Tells this folder from others: by manifest and by its files' names and sizes."""
-        digest = hashlib.sha256(str(sorted(self.manifest.about().items())).encode())
+        about = self.manifest.about()
+        # Runs that were begun with a folder of before there was a choice know it by this.
+        if not about["mask_documents"]:
+            del about["mask_documents"]
+        digest = hashlib.sha256(str(sorted(about.items())).encode())
         for path in self._paths:
             digest.update(f"{path.name} {path.stat().st_size}\n".encode())
         return digest.hexdigest()

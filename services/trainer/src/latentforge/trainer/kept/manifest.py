@@ -81,6 +81,8 @@ class KeptManifest(_Part):
         top_k: entries that a row has at most.
         logprob_dtype: of the entries' log-probabilities; the realised token's and the tail are float32.
         share: of the training sequences, how many were chosen (``teacher.share``).
+        mask_documents: whether each document of a sequence was scored by itself (``data.mask_documents``): then a line
+            is a part of a document, and a file holds those of its sequences.
         splits: their files and data.
         made: how.
     """
@@ -91,6 +93,7 @@ class KeptManifest(_Part):
     top_k: int
     logprob_dtype: LogprobDtype
     share: float
+    mask_documents: bool = False
     splits: dict[KeptSplit, SplitFiles]
     made: KeptBy
 

@@ -77,13 +77,23 @@ class ScoreProgress:
         return (self.total - self.done) * self.seconds / fresh if fresh else None
 
 
+@dataclass(frozen=True)
+class _Text:
+    """What the teacher is asked about: a sequence or, with mask_documents, the ``place``-th of its documents."""
+
+    index: int
+    place: int
+    is_last: bool
+    ids: torch.Tensor
+
+
 @dataclass
 class _File:
-    """A file whose sequences are asked for."""
+    """A file whose texts are asked for."""
 
     split: KeptSplit
     number: int
-    indices: Sequence[int]
+    texts: Sequence[_Text]
     answers: dict[int, Answer] = field(default_factory=dict)
 
 
@@ -102,6 +112,8 @@ class Scoring:
         links: to the gateways, of one teacher.
         recipe: k, precision and share.
         made: how, for manifest and card.
+        texts: gives the texts of a sequence that are scored by themselves.
+        mask_documents: whether those are its documents.
         shard: which of the files are this process's.
         in_flight: requests open at once, of each gateway.
 
@@ -117,12 +129,14 @@ class Scoring:
         teacher: KeptTeacher,
         recipe: TeacherRecipe,
         made: KeptBy,
+        texts: Callable[[PackedData, int], list[torch.Tensor]],
         *,
+        mask_documents: bool,
         shard: Shard,
         in_flight: int,
     ) -> None:
         self._folder, self._data, self._links, self._recipe = folder, data, links, recipe
-        self._in_flight = in_flight
+        self._texts, self._in_flight = texts, in_flight
         self._indices = {
             split: _chosen(part, recipe.share if split == "train" else 1.0) for split, part in data.items()
         }
@@ -132,6 +146,7 @@ class Scoring:
             top_k=recipe.top_k,
             logprob_dtype=recipe.logprob_dtype,
             share=recipe.share,
+            mask_documents=mask_documents,
             splits={
                 split: SplitFiles(
                     num_sequences=len(self._indices[split]),
@@ -169,8 +184,8 @@ class Scoring:
                 # One more than may be open, so that a gateway never waits for this thread.
                 while min(load) <= most and (request := next(requests, None)) is not None:
                     gateway = load.index(min(load))
-                    sequences = [self._sequence(request.file, place) for place in request.places]
-                    pending[sources[gateway].ask(sequences)] = gateway, request
+                    texts = [request.file.texts[place].ids for place in request.places]
+                    pending[sources[gateway].ask(texts)] = gateway, request
                     load[gateway] += 1
                 on_progress(progress)
                 if not pending:
@@ -189,8 +204,11 @@ class Scoring:
         held = self.manifest.splits[split].sequences(number)
         return self._indices[split][held.start : held.stop]
 
-    def _sequence(self, file: _File, place: int) -> torch.Tensor:
-        return torch.from_numpy(self._data[file.split].sequence(file.indices[place]))
+    def _texts_of(self, split: KeptSplit, indices: Sequence[int]) -> Iterator[_Text]:
+        for index in indices:
+            texts = self._texts(self._data[split], index)
+            for place, ids in enumerate(texts):
+                yield _Text(index, place, place == len(texts) - 1, ids)
 
     def _requests(self) -> Iterator[_Request]:
         for split, number in self._files:
@@ -199,29 +217,33 @@ class Scoring:
                 self.progress.done += len(indices)
                 self.progress.kept += len(indices)
                 continue
-            file = _File(split, number, indices)
-            size = max(1, _POSITIONS_PER_REQUEST // self._data[split].meta.sequence_length)
-            for first in range(0, len(indices), size):
-                yield _Request(file, range(first, min(first + size, len(indices))))
+            file = _File(split, number, list(self._texts_of(split, indices)))
+            first = positions = 0
+            for place, text in enumerate(file.texts):
+                if place > first and positions + len(text.ids) > _POSITIONS_PER_REQUEST:
+                    yield _Request(file, range(first, place))
+                    first, positions = place, 0
+                positions += len(text.ids)
+            yield _Request(file, range(first, len(file.texts)))
 
     def _take(self, request: _Request, answers: Sequence[Answer]) -> None:
         file, progress = request.file, self.progress
-        names = [f"{file.split} sequence {file.indices[place]}" for place in request.places]
-        rows = self._failures.rows_of(answers, names)
+        texts = [file.texts[place] for place in request.places]
+        rows = self._failures.rows_of(answers, [f"{file.split} sequence {text.index}" for text in texts])
         file.answers |= zip(request.places, answers, strict=True)
-        progress.done += len(rows)
+        progress.done += sum(text.is_last for text in texts)
         progress.positions += sum(map(len, rows))
         progress.failed = self._failures.count.failed
-        if len(file.answers) == len(file.indices):
+        if len(file.answers) == len(file.texts):
             path = self.manifest.path(self._folder, file.split, file.number)
-            write_kept(path, [self._kept(file, place) for place in range(len(file.indices))], self._schema)
+            kept = [self._kept(text, file.answers[place]) for place, text in enumerate(file.texts)]
+            write_kept(path, kept, self._schema)
 
-    def _kept(self, file: _File, place: int) -> KeptSequence:
-        index, answer = file.indices[place], file.answers[place]
-        ids = self._data[file.split].sequence(index).astype(np.uint32)
+    def _kept(self, text: _Text, answer: Answer) -> KeptSequence:
+        ids = text.ids.numpy().astype(np.uint32)
         if isinstance(answer, SparseRows):
-            return KeptSequence(index, ids, answer)
-        return KeptSequence(index, ids, SparseRows.none(self._recipe.top_k), str(answer))
+            return KeptSequence(text.index, ids, answer, place=text.place)
+        return KeptSequence(text.index, ids, SparseRows.none(self._recipe.top_k), str(answer), text.place)
 
 
 def _chosen(data: PackedData, share: float) -> Sequence[int]:

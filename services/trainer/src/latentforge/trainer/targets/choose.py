@@ -94,6 +94,14 @@ def _kept_teacher(run: RunContext) -> MetTeacher:
                 f"{folder.folder} holds {manifest.kind} rows of {manifest.teacher}, {first.folder} "
                 f"{first.manifest.kind} rows of {first.manifest.teacher}; give folders of one teacher and kind"
             )
+        masked = run.recipe.data.mask_documents
+        if manifest.kind == "score" and manifest.mask_documents != masked:
+            raise TrainerError(
+                f"{folder.folder} was made with data.mask_documents={_toml(manifest.mask_documents)}, this run has "
+                f"data.mask_documents={_toml(masked)}: its rows know other documents before than the student does; set "
+                f"it to {_toml(manifest.mask_documents)}, or score the data anew with --set "
+                f"data.mask_documents={_toml(masked)}"
+            )
         if (manifest.logprob_dtype, recipe.logprob_dtype) == ("float16", "float32"):
             raise TrainerError(
                 f"{folder.folder} holds log-probabilities in float16, teacher.logprob_dtype='float32' asks for more; "
@@ -103,6 +111,10 @@ def _kept_teacher(run: RunContext) -> MetTeacher:
     kind = target_kind(run, f"of {first.folder}", about)
     where = ", ".join(str(folder.folder) for folder in folders)
     return MetTeacher(None, folders, where, Waiting(run.stop), about, kind)
+
+
+def _toml(value: bool) -> str:
+    return str(value).lower()
 
 
 def target_kind(run: RunContext, place: str, about: pb.GetTeacherResponse) -> TargetKind:

@@ -8,6 +8,7 @@ from latentforge.trainer.errors import TrainerError
 from latentforge.trainer.kept.rows import KeptRows
 from latentforge.trainer.results import KeptFigures
 from latentforge.trainer.run.context import RunContext
+from latentforge.trainer.targets.documents import document_texts
 from latentforge.trainer.targets.scored import ScoredTargets
 
 
@@ -46,7 +47,7 @@ class KeptTargets(ScoredTargets):
             if share < 1.0 and not is_chosen(sequence_hash(ids), share):
                 continue
             num_chosen += 1
-            if ids in self._kept:
+            if all(text.numpy() in self._kept for text in document_texts(self._run, train, i)):
                 num_found += 1
             elif lacking is None:
                 lacking = i
