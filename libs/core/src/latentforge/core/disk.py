@@ -5,6 +5,19 @@ import shutil
 from pathlib import Path
 
 
+def existing(folder: Path) -> Path:
+    """A folder, or the nearest one above it that exists."""
+    there = folder.absolute()
+    while not there.exists():
+        there = there.parent
+    return there
+
+
+def free_bytes(folder: Path) -> int:
+    """Bytes that can be written below a folder, which may not exist."""
+    return shutil.disk_usage(existing(folder)).free
+
+
 def check_room(folder: Path, num_bytes: int) -> None:
     """Checks that so much can be written below a folder.
 
@@ -15,10 +28,7 @@ def check_room(folder: Path, num_bytes: int) -> None:
     Raises:
         OSError: there is less room; says how much there is and how much is needed.
     """
-    there = folder.absolute()
-    while not there.exists():
-        there = there.parent
-    free = shutil.disk_usage(there).free
+    free = free_bytes(folder)
     if free < num_bytes:
         raise OSError(
             errno.ENOSPC,

@@ -51,6 +51,7 @@ def autoencoder(
     from latentforge.trainer.data.prepare import run_data
     from latentforge.trainer.errors import TrainerError
     from latentforge.trainer.training.autoencoder import train_autoencoder
+    from latentforge.trainer.training.estimates.disk import check_disks
 
     if steps is not None and epochs is not None:
         raise typer.BadParameter("give --steps or --epochs, not both", param_hint="--epochs")
@@ -76,6 +77,7 @@ def autoencoder(
             # Known only now: the data says how many steps a pass takes.
             recipe = run.recipe.with_autoencoder_epochs(epochs, len(train) * train.meta.sequence_length)
             run = replace(run, recipe=recipe)
+        check_disks(run, ["autoencoder"])
         result = train_autoencoder(run, train, held_out)
         if run.ranks.is_main:
             typer.echo(
@@ -122,6 +124,7 @@ def student(
 ) -> None:
     """Trains the student against the gateway and publishes checkpoints/RUN/."""
     from latentforge.trainer.data.prepare import run_data
+    from latentforge.trainer.training.estimates.disk import check_disks
     from latentforge.trainer.training.student import result_file, train_student
 
     overrides = {
@@ -144,6 +147,7 @@ def student(
             forget(run, run.folder / "state" / "student", result_file(run, "student"), checkpoints)
         with run.ranks.main_first():
             train, held_out = run_data(run, options.data, options.held_out)
+        check_disks(run, ["student"])
         folder = ae_checkpoint or (run.recipe.student.init_checkpoint or run.folder) / "autoencoder"
         result = train_student(run, train, held_out, folder, d, fresh=options.fresh)
         if run.ranks.is_main:
@@ -165,6 +169,7 @@ def token_level(
     teacher, CE and KD.
     """
     from latentforge.trainer.data.prepare import run_data
+    from latentforge.trainer.training.estimates.disk import check_disks
     from latentforge.trainer.training.student import result_file, train_token_level
 
     overrides = {**teacher.overrides, **memory.overrides, **learning.overrides}
@@ -177,6 +182,7 @@ def token_level(
             forget(run, *places, result_file(run, "token-level"))
         with run.ranks.main_first():
             train, held_out = run_data(run, options.data, options.held_out)
+        check_disks(run, ["token-level"])
         result = train_token_level(run, train, held_out, fresh=options.fresh)
         if run.ranks.is_main:
             typer.echo(_line("token-level student", result))

@@ -108,8 +108,8 @@ def overview_of(runs: Path, checkpoints: Path, name: str) -> Overview:
         last_save=_last_save(folder, now),
         last_publish=_last_publish(places, now),
         checkpoints=len(places),
-        run_bytes=_size(folder),
-        checkpoint_bytes=_size(published),
+        run_bytes=bytes_on_disk(folder),
+        checkpoint_bytes=bytes_on_disk(published),
     )
 
 
@@ -199,7 +199,8 @@ def _changed(path: Path) -> float:
         return 0.0
 
 
-def _size(folder: Path) -> int:
+def bytes_on_disk(folder: Path) -> int:
+    """What a folder takes, 0 where there is none; a file with two names counts once."""
     files = {(s.st_dev, s.st_ino): s.st_blocks * 512 for s in _stats(folder.rglob("*") if folder.is_dir() else ())}
     return sum(files.values())
 

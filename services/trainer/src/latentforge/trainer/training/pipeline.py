@@ -18,6 +18,7 @@ from latentforge.trainer.run.context import RunContext
 from latentforge.trainer.run.sinks.live import write_status
 from latentforge.trainer.targets.choose import met_teacher
 from latentforge.trainer.training.autoencoder import train_autoencoder
+from latentforge.trainer.training.estimates.disk import check_disks
 from latentforge.trainer.training.estimates.forecast import StudentForecast
 from latentforge.trainer.training.init_checkpoint import adopt_autoencoder, check_checkpoint
 from latentforge.trainer.training.state import has_state
@@ -45,6 +46,7 @@ def run_pipeline(
         refuse_others_checkpoints(run)
         if not has_state(state_folder(run, "student")):
             check_checkpoint(run)
+        check_disks(run, ["student"] if run.recipe.student.init_checkpoint else ["autoencoder", "student"])
         with met_teacher(run):
             pass
     run.status.stage = "data"

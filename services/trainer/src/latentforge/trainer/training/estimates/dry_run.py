@@ -92,7 +92,7 @@ def stage_needs(recipe: Recipe, stage: StageName, ids: TokenIds, device: torch.d
     optim = _optim(recipe, stage)
     memory, operations, model = _estimated(recipe, stage, ids, optim)
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
+    state_bytes, checkpoint_bytes = saved_bytes(recipe, stage, ids)
     peak, seconds, why_not = None, None, "there is no such device here"
     if device is not None:
         needed, free = sum(memory.values()), _free_bytes(device)
@@ -112,8 +112,8 @@ def stage_needs(recipe: Recipe, stage: StageName, ids: TokenIds, device: torch.d
         measured_peak=peak,
         step_seconds=seconds,
         why_not=why_not if seconds is None else "",
-        state_bytes=4 * trainable + memory["optimizer"] + memory.get("averages", 0),
-        checkpoint_bytes=4 * (trainable + frozen),
+        state_bytes=state_bytes,
+        checkpoint_bytes=checkpoint_bytes,
     )
 
 
@@ -134,13 +134,7 @@ def _estimated(
             second[0].backward()
         del second
         gradients = sum(p.numel() * 4 for p in model.parameters() if p.grad is not None)
-        # Muon keeps one number for each of its weights, AdamW two.
-        kept = 0
-        optimizers = build_optimizers(model, optim.lr)
-        ParameterGroups(model, optimizers, optim)
-        for optimizer in optimizers:
-            numbers = sum(p.numel() for group in optimizer.param_groups for p in group["params"])
-            kept += numbers * (4 if isinstance(optimizer, Muon) else 8)
+        kept = _optimizer_bytes(model, optim)
     found = {
         "weights": weights,
         "gradients": gradients,
@@ -153,6 +147,29 @@ def _estimated(
         # There the fused loss takes more logits at once than here: in float32, their product and gradient in bfloat16.
         found["logits"] = 8 * 2**27
     return found, counter.get_total_flops() * optim.gradient_accumulation_steps, model
+
+
+def _optimizer_bytes(model: nn.Module, optim: OptimRecipe) -> int:
+    """Muon keeps one number for each of its weights, AdamW two."""
+    optimizers = build_optimizers(model, optim.lr)
+    ParameterGroups(model, optimizers, optim)
+    return sum(
+        p.numel() * (4 if isinstance(optimizer, Muon) else 8)
+        for optimizer in optimizers
+        for group in optimizer.param_groups
+        for p in group["params"]
+    )
+
+
+def saved_bytes(recipe: Recipe, stage: StageName, ids: TokenIds) -> tuple[int, int]:
+    """Bytes of one saved state of a stage, and of one checkpoint; no step is gone through."""
+    # Models are initialised to be counted; what comes after draws the same random numbers all the same.
+    with torch.random.fork_rng(), _without_content():
+        model = build(recipe, stage, ids, torch.device("cpu"))
+        trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        copies = 1 if _ema(recipe, stage) is None else 2
+        state = 4 * copies * trainable + _optimizer_bytes(model, _optim(recipe, stage))
+        return state, 4 * sum(p.numel() for p in model.parameters())
 
 
 def operations_of(recipe: Recipe, stage: StageName, ids: TokenIds) -> int:
