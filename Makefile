@@ -217,16 +217,17 @@ env-example: $(READY_DEV) ## Make .env.example anew, of the settings' descriptio
 .PHONY: test
 test: $(READY_DEV) ## Every test that needs no Docker engine, vLLM or lm_eval; test-compose, test-vllm, test-lm-eval and test-smollm2 have the others
 #: ARGS=   passed to pytest
-	@$(PYTEST) -m "not docker and not vllm and not lm_eval and not smollm2 and not browser"
+#: JOBS=2   processes that test at the same time
+	@$(PYTEST) $(SPREAD) -m "$(HERE)"
 	@$(BROWSER_TESTS)
 
 .PHONY: test-fast
 test-fast: $(READY_DEV) ## Tests of a second or so each
-	@$(PYTEST) -m "not docker and not vllm and not lm_eval and not smollm2 and not browser and not e2e and not slow"
+	@$(PYTEST) $(SPREAD) -m "$(HERE) and not e2e and not slow"
 
 .PHONY: test-e2e
 test-e2e: $(READY_DEV) ## Whole services as processes
-	@$(PYTEST) -m "e2e and not docker and not vllm and not lm_eval and not smollm2 and not browser"
+	@$(PYTEST) -m "$(HERE) and e2e"
 
 .PHONY: soak
 soak: $(READY_DEV) ## Twice the requests that a server takes: 429s, no failure, flat memory
@@ -266,7 +267,8 @@ test-all: $(READY_DEV) engine ## Every test there is: those of test-compose, tes
 	@$(BIN)/python -m tools.vllm_env
 	@$(BIN)/python -m tools.lm_eval_env
 	@$(BIN)/python -m tools.smollm2
-	@$(PYTEST) -m "not browser"
+	@$(PYTEST) $(SPREAD) -m "$(HERE)"
+	@$(PYTEST) -m "docker or vllm or lm_eval or smollm2" || test $$? -eq 5
 	@$(BROWSER_TESTS)
 
 .PHONY: engine
@@ -281,6 +283,10 @@ clean: ## Remove what commands made: caches, data, runs, checkpoints, results (n
 CODE := benchmarks compose experiments libs models proto services tests tools
 # Small matrices: more threads than one only get in each other's way.
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(ARGS)
+# A file's tests stay together, and with them what they share. Two processes suit two cores; each takes a gigabyte.
+SPREAD = -n $(or $(JOBS),2) --dist loadfile
+# What needs nothing but .venv.
+HERE = not docker and not vllm and not lm_eval and not smollm2 and not browser
 # A run of their own: Playwright holds the thread's event loop, and a trainer runs beside them for as long as they do.
 # Exit code 5 is no test, of ARGS that name others.
 BROWSER_TESTS = $(PYTEST) -m browser || test $$? -eq 5

@@ -14,6 +14,7 @@ from matplotlib.text import Annotation
 
 from benchmarks.gateway.__main__ import GatewayBenchResults
 from benchmarks.inference.report import InferenceBenchResults
+from benchmarks.trainer.__main__ import TrainerBenchResults
 from experiments.chart import ChartControl, quality_and_speed
 from experiments.labels import Label, place_labels
 from experiments.measured import Measured
@@ -41,6 +42,7 @@ def test_every_published_file_is_of_this_version(path: Path) -> None:
     kinds: dict[str, type[ResultsFile]] = {
         "gateway": GatewayBenchResults,
         "inference": InferenceBenchResults,
+        "trainer": TrainerBenchResults,
         "students-controls": ControlResults,
     }
     kind = kinds.get(path.parent.name) or kinds.get(f"{path.parent.name}-{path.stem}") or ModelResults
