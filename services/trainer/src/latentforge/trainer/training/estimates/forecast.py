@@ -1,7 +1,5 @@
 """How long a run's student will take, foretold before its first step from how fast the autoencoder is."""
 
-import torch
-
 from latentforge.trainer.config.recipe import Recipe
 from latentforge.trainer.training.estimates.dry_run import operations_of
 from latentforge.trainer.training.models import TokenIds
@@ -35,10 +33,9 @@ class StudentForecast:
         if self._ratio is None:
             if steps < _MEASURED_STEPS or left < WORTH_SECONDS:
                 return None
-            # Models are initialised to be counted; what comes after draws the same random numbers all the same.
-            with torch.random.fork_rng():
-                student, autoencoder = (
-                    operations_of(self._recipe, stage, self._ids) for stage in ("student", "autoencoder")
-                )
+            # Tensors without content draw no random numbers: training goes on as it would have.
+            student, autoencoder = (
+                operations_of(self._recipe, stage, self._ids) for stage in ("student", "autoencoder")
+            )
             self._ratio = self._recipe.student.optim.steps * student / autoencoder
         return self._ratio * step_seconds
