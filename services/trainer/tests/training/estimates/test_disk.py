@@ -45,4 +45,4 @@ def test_a_disk_that_cannot_hold_one_state_is_refused_before_any_work(
     monkeypatch.setattr("latentforge.core.disk.free_bytes", lambda folder: 20_000)
     with pytest.raises(OSError, match=r"MB are needed and 0\.0 MB are free; make room"):
         run_pipeline(run, corpus)
-    assert not run.folder.exists()
+    assert [path.name for path in run.folder.iterdir()] == ["status.json"]

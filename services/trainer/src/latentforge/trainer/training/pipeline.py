@@ -46,12 +46,13 @@ def run_pipeline(
         refuse_others_checkpoints(run)
         if not has_state(state_folder(run, "student")):
             check_checkpoint(run)
-        check_disks(run, ["student"] if run.recipe.student.init_checkpoint else ["autoencoder", "student"])
         with met_teacher(run):
             pass
     run.status.stage = "data"
     if run.ranks.is_main:
         write_status(run.folder, run.status)
+    if not result_file(run, "student").is_file():
+        check_disks(run, ["student"] if run.recipe.student.init_checkpoint else ["autoencoder", "student"])
     with run.ranks.main_first():
         train, held_out_data = run_data(run, data, held_out)
     data_seconds = round(time.monotonic() - started, 2)
