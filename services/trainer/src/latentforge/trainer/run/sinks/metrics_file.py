@@ -1,6 +1,7 @@
 """A run's metrics on disk: JSON lines that a killed run keeps."""
 
 import json
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ from latentforge.trainer.run.events import Event
 class MetricsFile:
     """Appends one JSON object per line and flushes it, so that a killed run keeps what it wrote.
 
-    After a kill, steps since the last save are written twice.
+    After a kill, steps since the last save are written twice. Figures that are not finite are left out, since JSON has
+    no word for them.
     """
 
     def __init__(self, path: Path) -> None:
@@ -25,10 +27,11 @@ class MetricsFile:
         if event.kind in ("train", "held_out"):
             pace = event.pace.figures if event.pace else {}
             head = {"stage": event.stage, "step": event.step, "kind": event.kind, "time": round(time.time(), 3)}
-            self.write(**head, **event.figures, **pace)
+            figures = {name: value for name, value in event.figures.items() if math.isfinite(value)}
+            self.write(**head, **figures, **pace)
 
     def write(self, **record: Any) -> None:
-        self._file.write(json.dumps(record) + "\n")
+        self._file.write(json.dumps(record, allow_nan=False) + "\n")
         self._file.flush()
 
     def close(self) -> None:
