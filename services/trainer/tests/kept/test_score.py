@@ -336,12 +336,15 @@ def test_killed_by_the_system_it_resumes_and_ends_with_the_same_files(
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
-def test_the_manifest_says_how_and_of_whom(score: Any, packed: PackedData, tmp_path: Path) -> None:
+def test_the_manifest_says_how_and_of_whom(
+    score: Any, packed: PackedData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", ["trainer", "score", "my data"])
     score(packed.folder, tmp_path / "kept")
     manifest = json.loads((tmp_path / "kept" / "manifest.json").read_text())
     assert manifest["format_version"] == 1
     assert manifest["teacher"]["model"] == "closed-form"
     assert manifest["teacher"]["tokenizer_fingerprint"] == packed.meta.tokenizer_fingerprint
     assert manifest["splits"]["train"]["data"]["source_sha256"] == packed.meta.source_sha256
-    assert manifest["made"]["command"].startswith("trainer ")
+    assert manifest["made"]["command"] == "trainer score 'my data'"
     assert pq.ParquetFile(next((tmp_path / "kept" / "data").iterdir())).schema_arrow.names[0] == "sequence"

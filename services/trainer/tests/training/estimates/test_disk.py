@@ -46,3 +46,14 @@ def test_a_disk_that_cannot_hold_one_state_is_refused_before_any_work(
     with pytest.raises(OSError, match=r"MB are needed and 0\.0 MB are free; make room"):
         run_pipeline(run, corpus)
     assert [path.name for path in run.folder.iterdir()] == ["status.json"]
+
+
+def test_a_student_of_an_autoencoder_that_is_there_is_counted_with_it(make_run: Any) -> None:
+    run = make_run(overrides=TEXT)
+    width = 2 * run.recipe.autoencoder.model["hidden_size"]
+    wide = make_run(overrides=TEXT | {"autoencoder.model.hidden_size": width}).recipe
+    config = wide.autoencoder_config(run.tokenizer.vocab_size, run.tokenizer.pad_id)
+    fits = {"student.model.logit_features": {"kind": "embeddings", "width": width}}
+    student = make_run(overrides=TEXT | fits).recipe
+    of_wide = saved_bytes(student, "student", run.tokenizer, config)[1]
+    assert of_wide > saved_bytes(run.recipe, "student", run.tokenizer)[1]

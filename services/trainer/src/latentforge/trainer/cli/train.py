@@ -125,7 +125,7 @@ def student(
     """Trains the student against the gateway and publishes checkpoints/RUN/."""
     from latentforge.trainer.data.prepare import run_data
     from latentforge.trainer.training.estimates.disk import check_disks
-    from latentforge.trainer.training.student import result_file, train_student
+    from latentforge.trainer.training.student import fitting_autoencoder, result_file, train_student
 
     overrides = {
         **teacher.overrides,
@@ -147,8 +147,8 @@ def student(
             forget(run, run.folder / "state" / "student", result_file(run, "student"), checkpoints)
         with run.ranks.main_first():
             train, held_out = run_data(run, options.data, options.held_out)
-        check_disks(run, ["student"])
         folder = ae_checkpoint or (run.recipe.student.init_checkpoint or run.folder) / "autoencoder"
+        check_disks(run, ["student"], fitting_autoencoder(run, folder, d).config)
         result = train_student(run, train, held_out, folder, d, fresh=options.fresh)
         if run.ranks.is_main:
             typer.echo(_line("student", result))

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from latentforge.core.disk import check_room, existing, free_bytes
+from latentforge.model.config import AutoencoderConfig
 from latentforge.trainer.run.context import RunContext
 from latentforge.trainer.run.overview import bytes_on_disk
 from latentforge.trainer.training.estimates.dry_run import StageName, saved_bytes
@@ -12,7 +13,7 @@ from latentforge.trainer.training.publish import publish_steps
 from latentforge.trainer.training.state import has_state
 
 
-def check_disks(run: RunContext, stages: Sequence[StageName]) -> None:
+def check_disks(run: RunContext, stages: Sequence[StageName], autoencoder: AutoencoderConfig | None = None) -> None:
     """Warns where a run's states and checkpoints, besides those that are there, are more than is free.
 
     Checkpoints count whole, though they share an autoencoder's file; data, generated text and metrics do not count.
@@ -20,6 +21,7 @@ def check_disks(run: RunContext, stages: Sequence[StageName]) -> None:
     Args:
         run: the run.
         stages: that are to be trained.
+        autoencoder: the student's, where it is there already; None takes the recipe's.
 
     Raises:
         OSError: there is not even room for the first state of one of them.
@@ -38,7 +40,7 @@ def check_disks(run: RunContext, stages: Sequence[StageName]) -> None:
         places[device] = folder
 
     for stage in stages:
-        state, checkpoint = saved_bytes(recipe, stage, run.tokenizer)
+        state, checkpoint = saved_bytes(recipe, stage, run.tokenizer, autoencoder)
         states = run.folder / "state" / stage
         if not has_state(states):
             check_room(states, state)

@@ -21,6 +21,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from latentforge.model.autoencoder import Autoencoder
+from latentforge.model.config import AutoencoderConfig
 from latentforge.model.latent_model import LatentModel
 from latentforge.model.losses import StudentBatch, loss_of
 from latentforge.model.optim import Muon, build_optimizers
@@ -161,11 +162,16 @@ def _optimizer_bytes(model: nn.Module, optim: OptimRecipe) -> int:
     )
 
 
-def saved_bytes(recipe: Recipe, stage: StageName, ids: TokenIds) -> tuple[int, int]:
-    """Bytes of one saved state of a stage, and of one checkpoint; no step is gone through."""
+def saved_bytes(
+    recipe: Recipe, stage: StageName, ids: TokenIds, autoencoder: AutoencoderConfig | None = None
+) -> tuple[int, int]:
+    """Bytes of one saved state of a stage, and of one checkpoint; no step is gone through.
+
+    ``autoencoder`` is the student's, where it is there already; None takes the recipe's.
+    """
     # Models are initialised to be counted; what comes after draws the same random numbers all the same.
     with torch.random.fork_rng(), _without_content():
-        model = build(recipe, stage, ids, torch.device("cpu"))
+        model = build(recipe, stage, ids, torch.device("cpu"), autoencoder)
         trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
         copies = 1 if _ema(recipe, stage) is None else 2
         state = 4 * copies * trainable + _optimizer_bytes(model, _optim(recipe, stage))
@@ -220,15 +226,21 @@ def _measured(
     return 1024 * int(found[1]), seconds
 
 
-def build(recipe: Recipe, stage: StageName, ids: TokenIds, device: torch.device) -> nn.Module:
-    """A stage's model before its first step, in training mode."""
+def build(
+    recipe: Recipe,
+    stage: StageName,
+    ids: TokenIds,
+    device: torch.device,
+    autoencoder: AutoencoderConfig | None = None,
+) -> nn.Module:
+    """A stage's model before its first step, in training mode; ``autoencoder`` as for :func:`saved_bytes`."""
     with device:
         if stage == "token-level":
             return new_token_level(recipe, ids).train()
-        autoencoder = new_autoencoder(recipe, ids)
+        own = new_autoencoder(recipe, ids) if autoencoder is None else Autoencoder(autoencoder)
         if stage == "autoencoder":
-            return autoencoder.train()
-        return LatentModel(autoencoder, new_student(recipe, ids, autoencoder.config)).train()
+            return own.train()
+        return LatentModel(own, new_student(recipe, ids, own.config)).train()
 
 
 def _losses(
