@@ -1,13 +1,14 @@
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
+import torch
 
 from latentforge.text.held_out import split_tail
 from latentforge.text.packed import PackedData
 from latentforge.trainer.training.estimates import disk
 from latentforge.trainer.training.estimates.disk import check_disks
-from latentforge.trainer.training.estimates.dry_run import StageName, saved_bytes
+from latentforge.trainer.training.estimates.dry_run import StageName, operations_of, saved_bytes
 from latentforge.trainer.training.pipeline import run_pipeline
 from latentforge.trainer.training.student import train_student
 
@@ -57,3 +58,22 @@ def test_a_student_of_an_autoencoder_that_is_there_is_counted_with_it(make_run: 
     student = make_run(overrides=TEXT | fits).recipe
     of_wide = saved_bytes(student, "student", run.tokenizer, config)[1]
     assert of_wide > saved_bytes(run.recipe, "student", run.tokenizer)[1]
+
+
+def test_a_student_alone_is_refused_before_its_first_step_too(
+    make_run: Any, packed: PackedData, autoencoder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run(overrides=TEXT)
+    monkeypatch.setattr("latentforge.core.disk.free_bytes", lambda folder: 20_000)
+    with pytest.raises(OSError, match="make room"):
+        train_student(run, *split_tail(packed), autoencoder)
+    assert not (run.folder / "metrics.jsonl").exists()
+
+
+def test_counting_draws_no_random_numbers(make_run: Any) -> None:
+    run = make_run(overrides=TEXT)
+    before = torch.random.get_rng_state()
+    for stage in get_args(StageName):
+        saved_bytes(run.recipe, stage, run.tokenizer)
+        operations_of(run.recipe, stage, run.tokenizer)
+    assert torch.random.get_rng_state().equal(before)

@@ -124,8 +124,7 @@ def student(
 ) -> None:
     """Trains the student against the gateway and publishes checkpoints/RUN/."""
     from latentforge.trainer.data.prepare import run_data
-    from latentforge.trainer.training.estimates.disk import check_disks
-    from latentforge.trainer.training.student import fitting_autoencoder, result_file, train_student
+    from latentforge.trainer.training.student import result_file, train_student
 
     overrides = {
         **teacher.overrides,
@@ -148,7 +147,6 @@ def student(
         with run.ranks.main_first():
             train, held_out = run_data(run, options.data, options.held_out)
         folder = ae_checkpoint or (run.recipe.student.init_checkpoint or run.folder) / "autoencoder"
-        check_disks(run, ["student"], fitting_autoencoder(run, folder, d).config)
         result = train_student(run, train, held_out, folder, d, fresh=options.fresh)
         if run.ranks.is_main:
             typer.echo(_line("student", result))
@@ -169,7 +167,6 @@ def token_level(
     teacher, CE and KD.
     """
     from latentforge.trainer.data.prepare import run_data
-    from latentforge.trainer.training.estimates.disk import check_disks
     from latentforge.trainer.training.student import result_file, train_token_level
 
     overrides = {**teacher.overrides, **memory.overrides, **learning.overrides}
@@ -182,7 +179,6 @@ def token_level(
             forget(run, *places, result_file(run, "token-level"))
         with run.ranks.main_first():
             train, held_out = run_data(run, options.data, options.held_out)
-        check_disks(run, ["token-level"])
         result = train_token_level(run, train, held_out, fresh=options.fresh)
         if run.ranks.is_main:
             typer.echo(_line("token-level student", result))

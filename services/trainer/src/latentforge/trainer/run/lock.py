@@ -142,7 +142,8 @@ def _is_held(file: Any, lock: int) -> bool:
 
 
 def _about() -> dict[str, Any]:
-    since = datetime.now(UTC).isoformat(timespec="seconds")
+    # As exact as a status: what an earlier process wrote in the same second is not this one's.
+    since = datetime.now(UTC).isoformat(timespec="milliseconds")
     return {"host": socket.gethostname(), "pid": os.getpid(), "since": since, "boot": _boot_id()}
 
 

@@ -15,6 +15,7 @@ from latentforge.core.manifest import STEP_FOLDER, CheckpointError, parse_time
 from latentforge.trainer.errors import TrainerError
 from latentforge.trainer.results import EVALUATION, METRICS, STATUS, SUMMARY, LiveStatus, read_progress
 from latentforge.trainer.run.lock import Holder, holder_of
+from latentforge.trainer.run.status import STARTING
 
 State = Literal["running", "finished", "failed", "stopped", "killed", "unknown"]
 # As run.interrupt.Interrupted leaves it in the status.
@@ -131,7 +132,8 @@ def _from_status(folder: Path, now: float, holder: Holder | None) -> dict[str, A
     said |= {"held_out": live.held_out_figures, "age": max(0.0, now - live.time)}
     if holder is not None and live.time < holder.since:
         # An earlier process's last words; this one has had none yet.
-        return said | {"state": "running", "eta": None, "run_eta": None, "error": None, "waiting_for": None}
+        nothing = dict.fromkeys(("eta", "run_eta", "error", "waiting_for"))
+        return said | {"state": "running", "stage": STARTING} | nothing
     return said | {
         "state": _state(folder, live, holder),
         "eta": None if holder is None else live.eta,

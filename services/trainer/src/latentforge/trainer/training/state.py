@@ -125,15 +125,15 @@ class StageState:
         Raises:
             OSError: the disk refuses the last one.
         """
-        error: OSError | None = None
+        is_refused = False
         try:
             self.save(step, model, optimisation, progress)
-        except OSError as refused:
+        except OSError as error:
             if is_last:
                 raise
-            error = refused
+            is_refused = True
             self._say(f"warning: the state of step {step} cannot be saved ({error}); the next save tries again")
-        return not self._ranks.any(error is not None)
+        return not self._ranks.any(is_refused)
 
     def replace_progress(self, step: int, progress: Mapping[str, Any]) -> None:
         """Writes anew what a regular state says of its progress."""

@@ -16,6 +16,7 @@ from latentforge.trainer.errors import TrainerError
 from latentforge.trainer.results import StudentResult
 from latentforge.trainer.run.context import RunContext
 from latentforge.trainer.targets.choose import met_teacher, target_source
+from latentforge.trainer.training.estimates.disk import check_disks
 from latentforge.trainer.training.init_checkpoint import check_checkpoint, start_from_checkpoint
 from latentforge.trainer.training.learners import Stage, latent_learner, token_level_learner
 from latentforge.trainer.training.loop import StudentTraining
@@ -45,6 +46,7 @@ def train_student(
         TrainerError: data, recipe, autoencoder, teacher and saved state do not fit, checkpoints of another run of this
             name are in the way, the loss is not finite, or the teacher stays away.
         Interrupted: asked to stop; the state is saved and the student published.
+        OSError: the disk has no room for a state.
     """
     refuse_others_checkpoints(run)
     autoencoder = fitting_autoencoder(run, autoencoder_folder, latent_size)
@@ -119,6 +121,8 @@ def _train(
             state.history.refuse(stage)
             run.console.print(f"{stage}: finished before, {path}", highlight=False)
             return finished
+    # Again in a whole run, with the autoencoder that there is now.
+    check_disks(run, [stage], None if autoencoder is None else autoencoder.config)
     run.use_threads(beside_gateway=True)
     ranks = run.ranks
     with met_teacher(run) as teacher, ExitStack() as stack:

@@ -169,8 +169,7 @@ def saved_bytes(
 
     ``autoencoder`` is the student's, where it is there already; None takes the recipe's.
     """
-    # Models are initialised to be counted; what comes after draws the same random numbers all the same.
-    with torch.random.fork_rng(), _without_content():
+    with _without_content():
         model = build(recipe, stage, ids, torch.device("cpu"), autoencoder)
         trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
         copies = 1 if _ema(recipe, stage) is None else 2
@@ -190,7 +189,7 @@ def operations_of(recipe: Recipe, stage: StageName, ids: TokenIds) -> int:
 
 @contextmanager
 def _without_content() -> Iterator[None]:
-    """Tensors that are made meanwhile have sizes alone."""
+    """Tensors that are made meanwhile have sizes alone, and draw no random numbers."""
     # On a CPU autocast has no fused norm for its two formats; that is slow, and nothing is computed here.
     with warnings.catch_warnings(), FakeTensorMode():
         warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight")

@@ -33,7 +33,6 @@ class StudentForecast:
         if self._ratio is None:
             if steps < _MEASURED_STEPS or left < WORTH_SECONDS:
                 return None
-            # Tensors without content draw no random numbers: training goes on as it would have.
             student, autoencoder = (
                 operations_of(self._recipe, stage, self._ids) for stage in ("student", "autoencoder")
             )
