@@ -69,7 +69,7 @@ def test_a_real_run_is_scraped_while_it_trains_and_after(
 
 
 def test_incidents_and_failure_are_counted_and_what_is_not_finite_is_left_out() -> None:
-    status = Status("r", stage="student", eta=float("inf"), losses={"ce": float("nan"), "kd": 1.0})
+    status = Status("r", stage="student", eta=float("inf"), run_eta=60.0, losses={"ce": float("nan"), "kd": 1.0})
     status.count("rewinds")
     status.count("failed_sequences", 3)
     status.error = "the loss is not finite"
@@ -80,6 +80,7 @@ def test_incidents_and_failure_are_counted_and_what_is_not_finite_is_left_out() 
     assert one(found["trainer_failed"]) == 1
     assert [s.labels["term"] for s in found["trainer_loss"].samples] == ["kd"]
     assert found["trainer_eta_seconds"].samples == []
+    assert one(found["trainer_run_eta_seconds"]) == 60
     # A student without a teacher.
     assert found["trainer_teacher_wait_seconds"].samples == []
     rows, sequences = found["trainer_teacher_rows"], found["trainer_teacher_sequences"]

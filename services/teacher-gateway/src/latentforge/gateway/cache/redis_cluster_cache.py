@@ -40,8 +40,6 @@ class RedisClusterCache(RedisCache):
             found = await pipeline.execute(raise_on_error=False)
         for value in found:
             if isinstance(value, Exception):
-                # Who does not answer may have been replaced: the next lookup asks the others.
-                await self._redis.aclose()
                 raise value
         return cast("list[bytes | None]", found)
 
