@@ -116,12 +116,14 @@ def joined_ranks() -> Iterator[Ranks]:
     """The group that torchrun's environment names; without one, this process alone.
 
     Raises:
+        TrainerError: torchrun shall start dead processes again, in a way in which they do not find each other.
         PeerLostError: the others did not come.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
         yield ALONE
         return
+    _check_restarts()
     rank = int(os.environ["RANK"])
     backend = "gloo"
     if torch.cuda.is_available():
@@ -134,3 +136,18 @@ def joined_ranks() -> Iterator[Ranks]:
             yield Ranks(rank, size, None if rank == 0 else Path(scratch))
     finally:
         dist.destroy_process_group()
+
+
+def _check_restarts() -> None:
+    """Whether processes that torchrun starts again would find each other.
+
+    By default torchrun lends them the store of its own meeting, which keeps the addresses of those that died: the new
+    ones wait for those, or fail (torch 2.13; pytorch/pytorch#135712).
+    """
+    restarts = int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0"))
+    if restarts > 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        raise TrainerError(
+            f"torchrun's --max-restarts is {restarts}, but processes that it starts again would wait for the dead "
+            "ones: export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 for torchrun, with --standalone or --rdzv-backend c10d, "
+            "or leave out --max-restarts"
+        )
