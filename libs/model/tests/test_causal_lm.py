@@ -97,14 +97,20 @@ def test_an_output_table_of_its_own_is_taken(tmp_path: Path) -> None:
     assert not found.outputs().equal(found.inputs())
 
 
-def test_a_token_level_student_is_one(tmp_path: Path, student_config: Callable[..., StudentConfig]) -> None:
+@pytest.mark.parametrize("tables", [{}, {"embed_size": 8, "output_rank": 12}, {"embed_size": 32, "output_rank": 32}])
+@torch.no_grad()
+def test_a_token_level_student_is_one(
+    tmp_path: Path, student_config: Callable[..., StudentConfig], tables: dict[str, int]
+) -> None:
     torch.manual_seed(0)
-    model = TokenLevelModel(token_level_config(student_config(qk_norm=False)))
+    model = TokenLevelModel(token_level_config(student_config(qk_norm=False)).model_copy(update=tables))
+    if model.input_map is not None:
+        model.input_map.bias.normal_()
     save_pretrained(model, tmp_path)
     found = open_causal_lm(str(tmp_path))
     assert found.sizes["qk_norm"] is False
     tokens = torch.arange(5)[None]
-    assert found.inputs()[tokens].equal(model.embed(tokens))
+    torch.testing.assert_close(found.inputs()[tokens], model.inputs_of(model.embed(tokens)))
     layer = model.output_of(torch.eye(32)[None])
     torch.testing.assert_close(found.outputs(), (layer.inputs @ layer.weight.T).T)
     state = model.backbone.state_dict()

@@ -117,6 +117,35 @@ def test_a_smaller_vocabulary_has_the_first_ids(
     torch.testing.assert_close(model.logits(tokens), wanted, rtol=1e-4, atol=1e-4)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("width", [32, 12])
+def test_narrow_tables_start_at_the_best_that_they_can_be(
+    pretrained: tuple[Any, CausalLM],
+    student_config: Callable[..., StudentConfig],
+    rng: torch.Generator,
+    width: int,
+) -> None:
+    theirs, source = pretrained
+    torch.manual_seed(1)
+    config = token_level_config(student_config(**source.sizes, vocab_size=70))
+    model = TokenLevelModel(config.model_copy(update={"embed_size": width, "output_rank": width})).eval()
+    start_token_level(model, source, PARTS)
+
+    def best(table: torch.Tensor) -> torch.Tensor:
+        mean = table.mean(0)
+        u, s, vh = torch.linalg.svd(table - mean, full_matrices=False)
+        nearest: torch.Tensor = (u[:, :width] * s[:width]) @ vh[:width] + mean
+        return nearest
+
+    inputs, outputs = best(theirs.get_input_embeddings().weight), best(theirs.lm_head.weight)
+    tokens = torch.randint(2, 70, (3, 40), generator=rng)
+    behind_eos = torch.cat([torch.full((3, 1), EOS), tokens[:, :-1]], 1)
+    hidden = theirs.model(inputs_embeds=inputs[behind_eos]).last_hidden_state
+    # A constant that is added to all logits is none to the softmax.
+    wanted = (hidden @ outputs.T).log_softmax(-1)
+    torch.testing.assert_close(model.logits(tokens).log_softmax(-1), wanted, rtol=1e-3, atol=1e-3)
+
+
 def started_student(make: Callable[..., StudentConfig], source: CausalLM, **changes: Any) -> Student:
     torch.manual_seed(1)
     config = make(**source.sizes, vocab_size=70, **changes)
@@ -227,6 +256,11 @@ def test_tables_alone_fit_layers_of_other_sizes(
     baseline = TokenLevelModel(token_level_config(student.config))
     start_token_level(baseline, source, ["inputs"])
     assert baseline.embed(torch.arange(V)).std() == pytest.approx(1, abs=0.05)
+    tables = {"embed_size": 8, "output_rank": 8}
+    narrow = TokenLevelModel(token_level_config(student.config).model_copy(update=tables))
+    start_token_level(narrow, source, ["inputs", "outputs"])
+    assert narrow.embed(torch.arange(V)).std() == pytest.approx(1, abs=0.05)
+    assert narrow.output_table.weight.std() == pytest.approx(0.02, rel=0.05)
 
 
 @torch.no_grad()

@@ -12,11 +12,12 @@ from latentforge.model.token_level import TokenLevelModel, token_level_config
 V = 64
 
 
-@pytest.fixture(params=[0, 3])
+@pytest.fixture(params=[(0, {}), (3, {}), (3, {"embed_size": 8, "output_rank": 12})])
 def model(request: pytest.FixtureRequest, student_config: Callable[..., StudentConfig]) -> TokenLevelModel:
     torch.manual_seed(5)
-    induction = InductionConfig(context=request.param)
-    model = TokenLevelModel(token_level_config(student_config(induction=induction))).eval()
+    context, tables = request.param
+    config = token_level_config(student_config(induction=InductionConfig(context=context)))
+    model = TokenLevelModel(config.model_copy(update=tables)).eval()
     model.output_table.weight.data.normal_(std=0.1)
     return model
 
@@ -67,3 +68,36 @@ def test_it_comes_back_from_its_folder_and_is_no_latent_student(model: TokenLeve
     assert again.logits(tokens).equal(model.logits(tokens))
     with pytest.raises(ValueError, match="kind is 'token-level', but 'student' is wanted here"):
         load_student(tmp_path)
+
+
+@torch.no_grad()
+def test_narrow_tables_are_whole_ones_of_a_lower_rank(
+    student_config: Callable[..., StudentConfig], rng: torch.Generator
+) -> None:
+    torch.manual_seed(5)
+    config = token_level_config(student_config())
+    narrow = TokenLevelModel(config.model_copy(update={"embed_size": 8, "output_rank": 12})).eval()
+    assert narrow.embedding.weight.shape == (V, 8)
+    assert narrow.output_table.weight.shape == (V, 12)
+    assert narrow.input_map is not None
+    assert narrow.output_map is not None
+    for parameter in (narrow.output_table.weight, narrow.input_map.bias, narrow.bias):
+        parameter.normal_()
+    whole = TokenLevelModel(config).eval()
+    names = whole.state_dict().keys()
+    tables = {"embedding.weight", "output_table.weight"}
+    whole.load_state_dict({n: p for n, p in narrow.state_dict().items() if n in names - tables}, strict=False)
+    whole.embedding.weight.copy_(narrow.embedding.weight @ narrow.input_map.weight.T + narrow.input_map.bias / 10)
+    # Tables read what is 160 / width of the states.
+    whole.output_table.weight.copy_(narrow.output_table.weight @ narrow.output_map.weight * (160 / 12) / (160 / 32))
+    tokens = torch.randint(2, V, (2, 12), generator=rng)
+    torch.testing.assert_close(narrow.logits(tokens), whole.logits(tokens), rtol=1e-4, atol=1e-4)
+
+
+def test_fresh_narrow_embeddings_enter_the_backbone_as_large_as_whole_ones(
+    student_config: Callable[..., StudentConfig],
+) -> None:
+    torch.manual_seed(0)
+    config = token_level_config(student_config(hidden_size=64, vocab_size=512)).model_copy(update={"embed_size": 16})
+    model = TokenLevelModel(config).requires_grad_(False)
+    assert model.inputs_of(model.embed(torch.arange(512))).std() == pytest.approx(1, abs=0.1)

@@ -41,6 +41,15 @@ MODELS: dict[str, dict[str, Any]] = {
     "token-level": {"max_chunks": 10},
     "token-level-llama": {"max_chunks": 10, "qk_norm": False},
     "token-level-induction": {"max_chunks": 10, "induction": InductionConfig(context=3)},
+    "token-level-narrow": {"max_chunks": 10},
+    "token-level-narrow-induction": {"max_chunks": 10, "induction": InductionConfig(context=3)},
+    "token-level-rank": {"max_chunks": 10, "induction": InductionConfig(context=3)},
+}
+# Of TokenLevelConfig.
+TABLES = {
+    "token-level-narrow": {"embed_size": 8, "output_rank": 12},
+    "token-level-narrow-induction": {"embed_size": 8, "output_rank": 12},
+    "token-level-rank": {"output_rank": 12},
 }
 
 
@@ -53,7 +62,8 @@ def make_any(make_model: Callable[..., LatentModel], student_config: Callable[..
             model: AnyModel = make_model(**MODELS[name])
         else:
             torch.manual_seed(5)
-            model = TokenLevelModel(token_level_config(student_config(**MODELS[name]))).eval()
+            config = token_level_config(student_config(**MODELS[name])).model_copy(update=TABLES.get(name, {}))
+            model = TokenLevelModel(config).eval()
             model.output_table.weight.data.normal_(std=0.1)
             model.bias.data.normal_()
         student: Any = model if isinstance(model, TokenLevelModel) else model.student

@@ -120,6 +120,8 @@ def test_without_its_layers_sizes_are_the_recipes(load: Callable[..., Recipe]) -
             {"student__model__logit_features": {"kind": "linear", "width": 32}},
             r"student\.model\.logit_features\.width is 32, .*16 or less",
         ),
+        ({"student__token_level__embed_size": 17}, r"student\.token_level\.embed_size is 17, .*16 or less"),
+        ({"student__token_level__output_rank": 17}, r"student\.token_level\.output_rank is 17, .*16 or less"),
         ({"data__sequence_length": 64}, r"max_chunks is 16, .* made for 8 positions; shorten data\.sequence_length"),
         ({"student__init_parts": []}, r"student\.init_parts"),
         ({"student__init_parts": ["head"]}, r"student\.init_parts.*'layers', 'inputs' or 'outputs'"),

@@ -60,6 +60,11 @@ def test_overrides_reach_their_field() -> None:
         ),
         ({"student.model.chunk_decoder.kind": "none"}, r"objective='chunk-kd-heavy' with .*kind='none'"),
         ({"name.x": 1}, r"name\.x: name is a value"),
+        (
+            {"student.token_level.output_rank": 0},
+            r"student\.token_level\.output_rank is 0: .*greater than or",
+        ),
+        ({"student.model.output_rank": 8}, r"student\.model\.output_rank is not a known field"),
     ],
 )
 def test_wrong_values_are_named(overrides: dict[str, object], message: str) -> None:
@@ -74,6 +79,14 @@ def test_a_token_level_student_has_the_students_backbone_and_as_many_tokens() ->
     for name in ("num_layers", "hidden_size", "intermediate_size", "num_heads", "rope_theta"):
         assert getattr(config, name) == getattr(student, name), name
     assert config.max_tokens == student.max_chunks * student.chunk_size == 2048
+    assert (config.embed_size, config.output_rank) == (None, None)
+
+
+def test_a_token_level_student_may_have_narrow_tables() -> None:
+    tables = {"student.token_level.embed_size": 64, "student.token_level.output_rank": 48}
+    recipe = load_recipe("demo", FOLDER, tables)
+    config = recipe.token_level_config(4096, 1, 0)
+    assert (config.embed_size, config.output_rank) == (64, 48)
 
 
 def test_an_unknown_recipe_says_which_there_are(tmp_path: Path) -> None:

@@ -23,7 +23,8 @@ def recipe(groups: dict[str, Any], **changes: Any) -> OptimRecipe:
 @pytest.fixture
 def models(make_run: Any) -> dict[str, nn.Module]:
     torch.manual_seed(0)
-    recipe = make_run(overrides={"student.model.logit_features.kind": "linear"}).recipe
+    tables = {"student.token_level.embed_size": 8, "student.token_level.output_rank": 8}
+    recipe = make_run(overrides={"student.model.logit_features.kind": "linear", **tables}).recipe
     autoencoder = Autoencoder(recipe.autoencoder_config(260, 1))
     student = Student(recipe.student_config(1, 0, autoencoder.config))
     return {
@@ -57,8 +58,8 @@ def test_every_parameter_is_in_the_group_that_its_name_says(models: dict[str, nn
     assert outputs == {"student.chunk_decoder.output.weight"} | features
     assert student["student.chunk_decoder.start.weight"] == "rest"
     assert student["student.bias"] == "rest"
-    assert groups["token-level"]["output_table.weight"] == "outputs"
-    assert groups["token-level"]["start"] == "chunks"
+    assert {groups["token-level"][f"output_{n}.weight"] for n in ("table", "map")} == {"outputs"}
+    assert {groups["token-level"][n] for n in ("start", "input_map.weight", "input_map.bias")} == {"chunks"}
     assert {n for n, group in groups["autoencoder"].items() if group != "rest"} == {"embedding.weight"}
 
 

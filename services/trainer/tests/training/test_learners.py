@@ -52,6 +52,25 @@ def test_resume_equals_no_interruption_bit_for_bit(known_teacher: Any, make_run:
     assert resumed.curve == result.curve
 
 
+def test_one_with_narrow_tables_resumes_bit_for_bit_and_can_be_loaded(
+    known_teacher: Any, make_run: Any, packed: PackedData
+) -> None:
+    tables = {"student.token_level.embed_size": 8, "student.token_level.output_rank": 12}
+    data = split_tail(packed)
+    whole = make_run("whole", port=known_teacher.port, overrides=tables)
+    result: Any = train_token_level(whole, *data)
+    cut = make_run("cut", port=known_teacher.port, overrides=tables, stop_at=("token-level", 5))
+    with pytest.raises(Interrupted):
+        train_token_level(cut, *data)
+    resumed = train_token_level(make_run("cut", port=known_teacher.port, overrides=tables), *data)
+    assert resumed.curve == result.curve
+    assert result.curve[-1].ce < result.curve[0].ce
+    models = [load_token_level(run.folder / "token-level") for run in (whole, cut)]
+    assert models[0].output_table.weight.shape == (260, 12)
+    for name, value in models[0].state_dict().items():
+        assert value.equal(models[1].state_dict()[name]), name
+
+
 # Norms keep their weights in float32, and torch says that this costs speed.
 @pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")
 def test_it_learns_in_bfloat16(known_teacher: Any, make_run: Any, packed: PackedData) -> None:

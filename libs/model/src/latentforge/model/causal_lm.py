@@ -45,10 +45,31 @@ SIZES = (
 
 @dataclass(frozen=True)
 class _Table:
-    """A token table [V, h]: a tensor's name, and what it is multiplied by."""
+    """A token table [V, h]: a tensor's name, and what it is multiplied by; a narrow one [V, d] has a map to the layers.
+
+    Attributes:
+        name, scale: of the tensor.
+        width: d; None is h, and there is no map.
+        map: name of the tensor [d, h] that a narrow table is multiplied with.
+        turned: whether that tensor is [h, d].
+        bias: name of what is added then, [h]; None adds nothing.
+    """
 
     name: str
     scale: float = 1.0
+    width: int | None = None
+    map: str = ""
+    turned: bool = False
+    bias: str | None = None
+
+    def shapes(self, vocab_size: int, hidden_size: int) -> dict[str, list[int]]:
+        """Of its tensors, by name."""
+        if self.width is None:
+            return {self.name: [vocab_size, hidden_size]}
+        shapes = {self.name: [vocab_size, self.width], self.map: [self.width, hidden_size]}
+        if self.turned:
+            shapes[self.map].reverse()
+        return shapes if self.bias is None else shapes | {self.bias: [hidden_size]}
 
 
 @dataclass(frozen=True)
@@ -89,7 +110,13 @@ class CausalLM:
 
     def _table(self, table: _Table) -> Tensor:
         tensor = self._tensor(table.name)
-        return tensor if table.scale == 1 else tensor * table.scale
+        if table.scale != 1:
+            tensor = tensor * table.scale
+        if table.width is None:
+            return tensor
+        back = self._tensor(table.map)
+        whole = tensor @ (back.T if table.turned else back)
+        return whole if table.bias is None else whole + self._tensor(table.bias)
 
     def _tensor(self, name: str) -> Tensor:
         with _opened(self._files[name]) as file:
@@ -140,8 +167,10 @@ def _ours(folder: Path, config: dict[str, Any]) -> CausalLM:
         max_positions=own.max_tokens,
         _files=_files(folder),
         _prefix="backbone.",
-        _inputs=_Table("embedding.weight", TABLE_SCALE),
-        _outputs=_Table("output_table.weight", output_scale(own.hidden_size)),
+        _inputs=_Table(
+            "embedding.weight", TABLE_SCALE, own.embed_size, "input_map.weight", turned=True, bias="input_map.bias"
+        ),
+        _outputs=_Table("output_table.weight", output_scale(own.output_width), own.output_rank, "output_map.weight"),
     )
 
 
@@ -228,7 +257,7 @@ def _check_shapes(model: CausalLM) -> None:
         layers = build_backbone(config, 1).state_dict()
     wanted = {model._prefix + name: list(tensor.shape) for name, tensor in layers.items()}
     for table in (model._inputs, model._outputs):
-        wanted[table.name] = [model.vocab_size, config.hidden_size]
+        wanted |= table.shapes(model.vocab_size, config.hidden_size)
     by_file: dict[Path, list[str]] = {}
     for name in wanted:
         if name not in model._files:

@@ -180,9 +180,25 @@ class TokenLevelConfig(BackboneConfig):
 
     Attributes:
         max_tokens: positions of the backbone, one per token.
+        embed_size: width of the token embeddings, which a linear map takes to the backbone's; None takes the
+            backbone's, without a map.
+        output_rank: width of the output table, to which a linear map takes the hidden states; None takes the
+            backbone's, without a map.
     """
 
     max_tokens: int = Field(ge=2)
+    embed_size: int | None = Field(default=None, ge=1)
+    output_rank: int | None = Field(default=None, ge=1)
+
+    @property
+    def embed_width(self) -> int:
+        """``embed_size``, or what stands for None."""
+        return self.embed_size or self.hidden_size
+
+    @property
+    def output_width(self) -> int:
+        """``output_rank``, or what stands for None."""
+        return self.output_rank or self.hidden_size
 
 
 class StudentConfig(BackboneConfig):

@@ -1,7 +1,7 @@
 """Starting a fresh student or autoencoder from a pretrained causal language model."""
 
 from collections.abc import Collection
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -65,7 +65,8 @@ def start_token_level(model: TokenLevelModel, source: CausalLM, parts: Collectio
     """Starts a fresh token-level student from a pretrained model.
 
     With all parts, and without induction heads, its logits are the pretrained model's for a text behind its
-    end-of-text id, which ends the text before it in packed data.
+    end-of-text id, which ends the text before it in packed data; of narrower tables as far as so many principal
+    components carry them.
 
     Args:
         model: on the CPU, in float32; with ``layers`` of the source's sizes.
@@ -75,20 +76,28 @@ def start_token_level(model: TokenLevelModel, source: CausalLM, parts: Collectio
     config, own_layers = model.config, _take_layers(model, source, parts)
     if "inputs" in parts:
         table = source.inputs()[: config.vocab_size]
-        if not own_layers:
-            table = principal_components(table, config.hidden_size).coordinates
+        if not own_layers or model.input_map is not None:
+            components = principal_components(table, config.embed_width)
+            table = components.coordinates
+            if own_layers and model.input_map is not None:
+                model.input_map.weight.copy_(components.back.T)
+                model.input_map.bias.copy_(components.mean)
         model.embedding.weight.copy_(table / TABLE_SCALE)
-        model.start.copy_(table[config.eos_id])
+        model.start.copy_(model.inputs_of(table[config.eos_id]))
     if "outputs" in parts:
         table = source.outputs()[: config.vocab_size]
-        if own_layers:
-            model.output_table.weight.copy_(table / output_scale(config.hidden_size))
-            # How often a token stands in texts, the table knows.
-            model.bias.zero_()
+        if not own_layers:
+            coordinates = principal_components(table, config.output_width).coordinates
+            model.output_table.weight.copy_(coordinates * _CORRECTION_STD)
+            return
+        if model.output_map is not None:
+            factors = _factors(table, config.output_width, model.backbone.norm.weight)
+            model.output_map.weight.copy_(factors.map)
+            model.output_table.weight.copy_(factors.table)
         else:
-            model.output_table.weight.copy_(
-                principal_components(table, config.hidden_size).coordinates * _CORRECTION_STD
-            )
+            model.output_table.weight.copy_(table / output_scale(config.hidden_size))
+        # How often a token stands in texts, the table knows.
+        model.bias.zero_()
 
 
 @torch.no_grad()
@@ -145,15 +154,32 @@ def _start_features(features: LinearFeatures, table: Tensor, norm: Tensor | None
 
     Without a ``norm`` (the weight of the pretrained layers' last one, whose outputs the map reads) only the table.
     """
-    components = principal_components(table, features.output.embedding_dim)
+    width = features.output.embedding_dim
     if norm is None:
-        features.output.weight.copy_(components.coordinates * _CORRECTION_STD)
+        features.output.weight.copy_(principal_components(table, width).coordinates * _CORRECTION_STD)
         return
-    # Table and map share the size so that what the table reads is of order 1 before output_scale: normalised states
-    # have entries of about the norm's weights.
-    to_features = components.back
-    size = (to_features * norm).square().sum(1).mean().sqrt()
-    width = output_scale(features.output.embedding_dim)
-    features.output.weight.copy_(components.coordinates * size / width)
-    features.map.weight.copy_(_FEATURES_SHARE * (to_features / size).repeat(features.slots[0], 1))
+    factors = _factors(table, width, norm)
+    features.output.weight.copy_(factors.table)
+    features.map.weight.copy_(_FEATURES_SHARE * factors.map.repeat(features.slots[0], 1))
     features.map.bias.zero_()
+
+
+class _Factors(NamedTuple):
+    """``table @ (output_scale(d) · map @ hidden)`` are logits up to a constant, which the softmax does not see.
+
+    Attributes:
+        table: float [V, d].
+        map: float [d, h].
+    """
+
+    table: Tensor
+    map: Tensor
+
+
+def _factors(table: Tensor, width: int, norm: Tensor) -> _Factors:
+    """Of a table that reads states behind a norm with these weights; exact where it is no wider than its rank."""
+    components = principal_components(table, width)
+    # Both share the size so that what the table reads is of order 1 before output_scale: normalised states have entries
+    # of about the norm's weights.
+    size = (components.back * norm).square().sum(1).mean().sqrt()
+    return _Factors(components.coordinates * size / output_scale(width), components.back / size)

@@ -20,7 +20,10 @@ def token_level_config(config: StudentConfig) -> TokenLevelConfig:
 class TokenLevelModel(nn.Module):
     """A decoder over tokens whose tables and bias start as a latent student's do, so that both learn alike.
 
-    Step i reads token i-1; step 0 reads a learned start embedding.
+    Step i reads token i-1; step 0 reads a learned start embedding. Its tables may be as narrow as a latent student's:
+    with an ``output_rank`` r logits are ``output_table · output_map · hidden``, a table of rank r that costs V·r
+    products a token in place of V·h, and with an ``embed_size`` its embeddings are factored likewise (Lan et al.,
+    "ALBERT", arXiv 1909.11942).
     """
 
     chunk_size = 1
@@ -30,12 +33,14 @@ class TokenLevelModel(nn.Module):
     def __init__(self, config: TokenLevelConfig) -> None:
         super().__init__()
         self.config = config
-        self.embedding = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.embedding = nn.Embedding(config.vocab_size, config.embed_width)
         nn.init.normal_(self.embedding.weight, std=1 / TABLE_SCALE)
+        self.input_map = _input_map(config)
         self.start = nn.Parameter(torch.randn(config.hidden_size))
         self.backbone = build_backbone(config, config.max_tokens)
-        self.output_table = output_table(config.vocab_size, config.hidden_size)
-        self.induction = build_induction(config.hidden_size, config.hidden_size, config.induction)
+        self.output_map = nn.Linear(config.hidden_size, config.output_rank, bias=False) if config.output_rank else None
+        self.output_table = output_table(config.vocab_size, config.output_width)
+        self.induction = build_induction(config.embed_width, config.output_width, config.induction)
         self.bias = nn.Parameter(torch.zeros(config.vocab_size))
 
     @property
@@ -61,9 +66,13 @@ class TokenLevelModel(nn.Module):
         self.bias.copy_(log_frequencies(counts))
 
     def embed(self, tokens: Tensor) -> Tensor:
-        """Maps ids, int64 [b, L], to backbone inputs, float [b, L, h]."""
+        """Embeds ids, int64 [...], float [..., e]."""
         embedded: Tensor = self.embedding(tokens) * TABLE_SCALE
         return embedded
+
+    def inputs_of(self, embedded: Tensor) -> Tensor:
+        """The backbone's inputs, float [..., h], of embedded tokens [..., e]."""
+        return embedded if self.input_map is None else self.input_map(embedded)
 
     def start_inputs(self, batch_size: int) -> Tensor:
         """The input of step 0, float [b, 1, h]."""
@@ -77,16 +86,27 @@ class TokenLevelModel(nn.Module):
         """The output layer and what it reads to predict each of tokens [b, L], teacher-forced."""
         embedded = self.embed(tokens)
         # Shifted by one token: position i reads token i - 1, and the causal mask hides all later ones from it.
-        inputs = torch.cat([self.start_inputs(tokens.shape[0]), embedded[:, :-1]], 1)
+        inputs = torch.cat([self.start_inputs(tokens.shape[0]), self.inputs_of(embedded[:, :-1])], 1)
         hidden = self.run_backbone(inputs)
         layer = self.output_of(hidden)
         return layer if self.induction is None else layer._replace(induction=self.induction(tokens, embedded))
 
     def output_of(self, hidden: Tensor) -> OutputLayer:
         """The output layer over hidden states [..., h], without induction heads."""
-        inputs = hidden * output_scale(self.config.hidden_size)
+        read = hidden if self.output_map is None else self.output_map(hidden)
+        inputs = read * output_scale(self.config.output_width)
         return OutputLayer(inputs.flatten(0, -2), self.output_table.weight, self.bias)
 
     def logits(self, tokens: Tensor) -> Tensor:
         """Logits [b, L, V]; position i is predicted from tokens < i of tokens [b, L]."""
         return self.output(tokens).logits().view(*tokens.shape, -1)
+
+
+def _input_map(config: TokenLevelConfig) -> nn.Linear | None:
+    """From embeddings to the backbone's inputs, of the same size at the beginning; None where both have one width."""
+    if config.embed_size is None:
+        return None
+    made = nn.Linear(config.embed_size, config.hidden_size)
+    nn.init.normal_(made.weight, std=config.embed_size**-0.5)
+    nn.init.zeros_(made.bias)
+    return made

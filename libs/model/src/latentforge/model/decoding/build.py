@@ -13,8 +13,8 @@ def batch_decoding(
 
     Memory is taken here and not later. Weights are held once: the model's are fused, and stored as decoding reads them
     best, in place. They go on being the model's, so that changes made in place are seen, but for those of biases,
-    induction heads and the chunk decoder's map to corrections, which are copied. Whoever moves the model to another
-    device makes a new decoding.
+    induction heads and the maps to corrections and to a narrow output table, which are copied. Whoever moves the model
+    to another device makes a new decoding.
 
     Args:
         model: a latent or a token-level student.

@@ -171,12 +171,15 @@ class TokenWriter(ChunkWriter):
 
     def __init__(self, model: TokenLevelModel, found_map: Tensor | None) -> None:
         config = model.config
-        self.table, self.start = model.embedding.weight.detach(), model.start.detach()
+        self._model, self.table, self.start = model, model.embedding.weight.detach(), model.start.detach()
         self._table, self._bias = model.output_table.weight.detach(), _without_pad(model.bias, config.pad_id)
-        self._scale, self._found_map = output_scale(config.hidden_size), found_map
+        self._scale, self._found_map = output_scale(config.output_width), found_map
+        self._output_map = None if model.output_map is None else model.output_map.weight.detach() * self._scale
 
     def inputs(self, embedded: Tensor) -> Tensor:
-        return embedded[:, 0].clone()
+        if self._model.input_map is None:
+            return embedded[:, 0].clone()
+        return self._model.inputs_of(embedded[:, 0])
 
     def begin(self, hidden: Tensor, previous: Tensor, noise: Tensor | None) -> None:
         self._hidden = hidden
@@ -190,7 +193,7 @@ class TokenWriter(ChunkWriter):
         return self._logits(hidden, found)
 
     def _logits(self, hidden: Tensor, found: FoundTokens | None) -> Tensor:
-        inputs = hidden * self._scale
+        inputs = hidden * self._scale if self._output_map is None else F.linear(hidden, self._output_map)
         if found is None or self._found_map is None:
             return torch.addmm(self._bias, inputs, self._table.T)
         inputs = torch.addmm(inputs, found.values, self._found_map.T)

@@ -56,6 +56,11 @@ def check_widths(
                 widths["logit_features.width"] = config.logit_features.width
         for name, width in widths.items():
             _check_width(f"student.model.{name}", width, _STUDENT, student.init_from, source.sizes["hidden_size"])
+        for part, name in (("inputs", "embed_size"), ("outputs", "output_rank")):
+            narrow = getattr(student.token_level, name)
+            if part in student.parts and narrow is not None:
+                theirs = source.sizes["hidden_size"]
+                _check_width(f"student.token_level.{name}", narrow, _STUDENT, student.init_from, theirs)
         if "layers" in student.parts and config.max_chunks > source.max_positions:
             raise RecipeError(
                 f"student.model.max_chunks is {config.max_chunks}, and {_STUDENT}={student.init_from} was made for "

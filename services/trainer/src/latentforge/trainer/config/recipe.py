@@ -175,7 +175,8 @@ class Recipe(Section):
         """Of a token-level student with the student's backbone."""
         sizes = {name: value for name, value in self.student.model.items() if name in BackboneConfig.model_fields}
         ids = {"vocab_size": self.vocab_size or vocab_size, "pad_id": pad_id, "eos_id": eos_id}
-        return _build(TokenLevelConfig, "student.model", sizes, ids | {"max_tokens": self.data.sequence_length})
+        fixed = {"max_tokens": self.data.sequence_length, **ids, **self.student.token_level.model_dump()}
+        return _build(TokenLevelConfig, "student.model", sizes, fixed)
 
 
 def _build(config: type[C], section: str, chosen: Mapping[str, Any], fixed: dict[str, Any]) -> C:

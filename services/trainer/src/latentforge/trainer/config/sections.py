@@ -177,6 +177,20 @@ class OnPolicyRecipe(Section):
     temperature: float = Field(1.0, gt=0, le=100, description="That it writes with.")
 
 
+class TokenLevelRecipe(Section):
+    """What a token-level student has besides the student's backbone and induction heads."""
+
+    embed_size: int | None = Field(
+        None, ge=1, description="Width of its token embeddings, which a linear map widens; unset is the backbone's."
+    )
+    output_rank: int | None = Field(
+        None,
+        ge=1,
+        description="Width of its output table, behind a linear map of the hidden state: a cheaper output layer, as a "
+        "student's corrections have it; unset is the backbone's.",
+    )
+
+
 class StudentRecipe(LastingRecipe):
     """The student and its training."""
 
@@ -187,6 +201,9 @@ class StudentRecipe(LastingRecipe):
     )
     model: dict[str, Any] = Field(
         description="Fields of StudentConfig besides vocab_size, chunk_size, latent_size, pad_id and eos_id."
+    )
+    token_level: TokenLevelRecipe = Field(
+        TokenLevelRecipe(), description="Of the token-level student of the same backbone (train token-level)."
     )
     optim: OptimRecipe = Field(description="Optimizer and schedule.")
     weights: WeightsRecipe = Field(WeightsRecipe(), description="Weights of the loss terms.")

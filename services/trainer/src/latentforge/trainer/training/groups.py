@@ -11,9 +11,9 @@ from torch.optim import AdamW, Optimizer
 
 from latentforge.trainer.config.sections import GroupName, GroupRecipe, OptimRecipe
 
-_CHUNKS = {"chunk_up", "chunk_down", "chunk_norm", "start"}
-# The map of linear logit features too: as large a step as of a fresh one would move all of a pretrained table's logits.
-_OUTPUTS = {"output", "output_table", "logit_features"}
+_CHUNKS = {"chunk_up", "chunk_down", "chunk_norm", "input_map", "start"}
+# The maps to what a table reads too: as large a step as of a fresh one would move all of a pretrained table's logits.
+_OUTPUTS = {"output", "output_table", "output_map", "logit_features"}
 
 
 class _Group(NamedTuple):
