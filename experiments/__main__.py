@@ -28,6 +28,7 @@ from experiments.figures import (
 )
 from experiments.fresh import speed_models
 from experiments.jobs import StaleError
+from experiments.ngram_control import ngram_results
 from experiments.pareto import pareto_models, seed_models
 from experiments.plan import AutoencoderPlan
 from experiments.published import RESULTS, draw_measured, redraw
@@ -35,6 +36,8 @@ from experiments.report import autoencoders_table, models_table, print_results, 
 from experiments.results import ModelResult
 from experiments.scales import ScaleName
 from latentforge.core.command_line import errors_reported
+from latentforge.text.errors import TextError
+from latentforge.text.packed import PackedData
 from tools.processes import ChildError, StoppedError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Experiments, from data to figures; resumable.")
@@ -195,9 +198,39 @@ def autoencoders(
     console.print(str(path), highlight=False)
 
 
+@app.command()
+def ngram(
+    data: Annotated[Path, typer.Argument(help="Packed data that students learn from.")],
+    held_out: Annotated[Path, typer.Argument(help="Packed data to report on.")],
+    order: Annotated[int, typer.Option("--order", min=1, help="Tokens of the longest n-grams.")] = 5,
+    cache: Annotated[int, typer.Option("--cache", min=0, help="Tokens that the cache goes by at most.")] = 5,
+    tokens: Annotated[
+        int | None,
+        typer.Option("--tokens", min=1, help="Counts what a student of this seed reads first.", show_default="all"),
+    ] = None,
+    sequences: Annotated[int, typer.Option("--sequences", min=2, help="Of the held-out data, evenly spread.")] = 40,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the data's order and the intervals.")] = 0,
+    results: ResultsOption = Path("results"),
+) -> None:
+    """What counting alone gives: an n-gram model's held-out nats/token, with and without a cache of the text so far."""
+    console = _console()
+    found = ngram_results(
+        PackedData(data),
+        PackedData(held_out),
+        order=order,
+        cache=cache,
+        max_tokens=tokens,
+        sequences=sequences,
+        seed=seed,
+        console=console,
+    )
+    print_results(console, found)
+    console.print(str(write_models(results, "ngram", found, [])), highlight=False)
+
+
 if __name__ == "__main__":
     try:
-        with errors_reported(ChildError, StaleError):
+        with errors_reported(ChildError, StaleError, TextError):
             app()
     except StoppedError as stopped:
         sys.stderr.write("stopped; the same command resumes\n")

@@ -67,7 +67,7 @@ def _permuted(places: NDArray[np.int64], num_items: int, seed: int, epoch: int) 
         a_bits, b_bits = left_bits, num_bits - left_bits
         a, b = numbers >> np.uint64(b_bits), numbers & np.uint64(2**b_bits - 1)
         for key in keys:
-            a, b = b, a ^ (_mixed(b + key) >> np.uint64(64 - a_bits))
+            a, b = b, a ^ (mixed(b + key) >> np.uint64(64 - a_bits))
             a_bits, b_bits = b_bits, a_bits
         return a << np.uint64(b_bits) | b
 
@@ -77,8 +77,11 @@ def _permuted(places: NDArray[np.int64], num_items: int, seed: int, epoch: int) 
     return found.astype(np.int64)
 
 
-def _mixed(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """The finalizer of SplitMix64 (Steele, Lea and Flood, 2014): every bit of x changes half of the result's."""
+def mixed(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """A hash of each of x, which no two share: the finalizer of SplitMix64 (Steele, Lea and Flood, 2014).
+
+    Every bit of x changes half of the result's.
+    """
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))
