@@ -49,7 +49,7 @@ like Python and repeats itself; it is not useful otherwise.
 | | |
 | --- | --- |
 | teacher | {teacher} |
-| data | the Python standard library's own sources, split by file name |
+| data | the Python standard library's own sources, split by file name, without what held-out files have too |
 | trained on | {tokens:,} tokens in {steps:,} steps, seed {seed} |
 | recipe | `models/stdlib-student.toml` |
 | autoencoder | K = {k}, D = {d}; {autoencoder:,} parameters |

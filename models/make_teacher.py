@@ -24,7 +24,7 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from latentforge.model.optim import build_optimizers, load_state_tensors, set_learning_rate, state_tensors
 from latentforge.text.bpe import train_bpe
-from latentforge.trainer.data.corpus import SourceFile, source_files, stdlib_root
+from latentforge.trainer.data.corpus import SHARED_WORDS, SourceFile, source_files, stdlib_root
 
 VOCAB_SIZE = 4096
 BATCH_TOKENS = 4096
@@ -44,7 +44,8 @@ otherwise.
 | --- | --- |
 | data | the Python {python} standard library's own sources |
 | tokens | {train_tokens:,} of library code, {test_tokens:,} with its test suites |
-| split | by file name; {held_out_files} library files are held out from all training |
+| split | by file name; {held_out_files} library files are held out from all training, and lines of others that share \
+{shared_words} words in a row with them |
 | licence of the data | Python Software Foundation License, version 2; these weights: MIT, like the project |
 | optimizer | Muon and AdamW, peak learning rate {lr}, {steps:,} steps of {batch:,} tokens, seed {seed} |
 | stages | {one:.0%} of the steps at length {len_one}; the rest at {len_two}, library code only, the rate falling to 0 |
@@ -223,6 +224,7 @@ def main(
         train_tokens=len(corpus.library),
         test_tokens=len(corpus.everything),
         held_out_files=corpus.held_out_files,
+        shared_words=SHARED_WORDS,
         lr=lr,
         steps=steps,
         batch=BATCH_TOKENS,

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from latentforge.text.held_out import Split
-from latentforge.trainer.data.corpus import SourceFile, source_files, stdlib_root
+from latentforge.trainer.data.corpus import SourceFile, stdlib_root, whole_files
 
 # They come with torch (networkx, jinja2) and with fastapi (anyio), no other package carries a copy of one, and they
 # are three kinds of code: algorithms, a compiler, asynchronous input and output.
@@ -141,7 +141,7 @@ class Packages:
 
     def _apart_from(self, split: Split) -> Iterator[str]:
         other: Split = "train" if split == "held-out" else "held-out"
-        yield from (f.text for f in source_files(self.library, other))
+        yield from (f.text for f in whole_files(self.library, other))
         if split == "train":
             for root in self.roots:
                 for package in HELD_OUT_PACKAGES:
