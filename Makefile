@@ -57,7 +57,7 @@ smollm2: $(READY) ## Make models/cache/smollm2: a pretrained teacher to try and 
 .PHONY: student
 student: $(READY) ## Make the shipped student anew (an hour of two cores; models/stdlib-student/ has one)
 #: ARGS='--set student.optim.steps=100'   python models/make_student.py --help lists them
-	@$(BIN)/python -m tools.gateway -- $(BIN)/python models/make_student.py $(ARGS)
+	@MAX_TOP_K=4096 $(BIN)/python -m tools.gateway -- $(BIN)/python models/make_student.py $(ARGS)
 
 ##@ The whole job
 
@@ -193,7 +193,8 @@ autoencoders: $(READY_DEV) ## Autoencoders over K, D and width, and a student of
 #: SCALE=cpu ARGS=
 autoencoders:
 	@$(EXPERIMENT) autoencoders --scale $(or $(SCALE),cpu) $(ARGS)
-EXPERIMENT = $(BIN)/python -m tools.gateway -- $(BIN)/python -m experiments
+# Whole distributions of the shipped teacher, for the full KL.
+EXPERIMENT = MAX_TOP_K=4096 $(BIN)/python -m tools.gateway -- $(BIN)/python -m experiments
 
 ##@ Checks and tests
 

@@ -38,7 +38,7 @@ def models_table(measured: Sequence[Measured]) -> Table:
         "run",
         "tokens",
         "nats/token",
-        "KL to teacher",
+        "KL to teacher, at least",
         "BrierLM",
         "packages: nats/token",
         "acceptance",

@@ -192,14 +192,15 @@ class ClosedFormTeacher(teacher_pb2_grpc.TeacherServiceServicer):
         n = len(ids) - 1
         dense = self.dense(torch.tensor(ids))[1:].numpy()
         best = np.array([[self.best(p, r) for r in range(k)] for p in ids[:-1]], dtype=np.uint32)
+        masses = np.append(TOP, np.full(VOCAB - TOP_K, (1 - TOP.sum()) / (VOCAB - TOP_K)))[:k]
         return SparseRows(
             first_position=1,
             ids=best,
-            logprobs=np.tile(np.log(TOP[:k]), (n, 1)).astype(np.float32),
+            logprobs=np.tile(np.log(masses), (n, 1)).astype(np.float32),
             counts=np.full(n, k, dtype=np.uint16),
             realised_logprobs=dense[np.arange(n), ids[1:]].astype(np.float32),
             realised_ranks=np.zeros(n, dtype=np.uint32),
-            tail_mass=np.full(n, 1 - TOP[:k].sum(), dtype=np.float32),
+            tail_mass=np.full(n, max(0.0, 1 - masses.sum()), dtype=np.float32),
         )
 
     async def GetTeacher(self, request: Any, context: Any) -> pb.GetTeacherResponse:  # noqa: N802 - gRPC's name

@@ -117,12 +117,29 @@ def test_a_published_student(
     assert nats["low"] < nats["value"] < nats["high"]
     assert nats["ratio"] == pytest.approx(results["teacher_nats_per_token"]["value"] / nats["value"])
     assert results["kl_to_teacher"]["value"] > 0
+    assert results["kl_to_teacher"]["unit"] == "nats/token, at least"
+    assert "with MAX_TOP_K=260 it gives kl_full" in " ".join(result.output.split())
     for row in results.values():
         assert row["id"] in result.output
         assert f"{row['value']:.4f}" in result.output or row["value"] >= 100
     for name in ("newest", tmp_path / "checkpoints" / "run", tmp_path / "checkpoints" / "run" / "step-00000010"):
         again = results_of(evaluate(name, held_out)[1])
         assert again == results
+
+
+def test_a_teacher_that_gives_whole_distributions_gives_the_full_kl(
+    evaluate: Evaluate, make_latent: Any, held_out: Path, tmp_path: Path, publish_to: Any, known_teacher: Any
+) -> None:
+    publish_to(tmp_path / "checkpoints", make_latent(), 9)
+    known_teacher.max_top_k = 260
+    result, record = evaluate("run", held_out)
+    assert result.exit_code == 0, result.output
+    results = results_of(record)
+    full, bound = results["kl_full"], results["kl_to_teacher"]
+    assert full["baseline"] == "lower bound, same tokens"
+    # Sequences of 32 tokens are short enough to be looked at whole, and there are five: the same tokens.
+    assert full["baseline_value"] == pytest.approx(bound["value"], rel=1e-5)
+    assert full["value"] > bound["value"]
 
 
 def test_a_student_with_the_energy_head_is_bounded(

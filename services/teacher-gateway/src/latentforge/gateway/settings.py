@@ -58,7 +58,10 @@ class GatewaySettings(ServiceSettings):
     max_sequence_length: int | None = Field(
         None, ge=2, description="Longest sequence in tokens; unset is what the model was made for."
     )
-    max_top_k: int = Field(64, ge=1, le=1024, description="Most entries that a row may have.")
+    # A row says in 16 bits how many entries it has.
+    max_top_k: int = Field(
+        64, ge=1, le=2**16 - 1, description="Most entries that a row may have; with the vocabulary's size it is whole."
+    )
 
     gateway_host: str = Field("127.0.0.1", description="Address to listen on.")
     gateway_port: int = Field(50051, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")

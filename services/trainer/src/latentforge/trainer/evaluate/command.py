@@ -21,6 +21,7 @@ from latentforge.trainer.errors import TrainerError
 from latentforge.trainer.evaluate.brier import PrefixGroup, choose_prefixes, evaluate_brier, model_values
 from latentforge.trainer.evaluate.checkpoint import Subject
 from latentforge.trainer.evaluate.drafts import Drafts, evaluate_drafts
+from latentforge.trainer.evaluate.full_kl import NUM_SEQUENCES, FullKl, evaluate_full_kl
 from latentforge.trainer.evaluate.generations import (
     TEMPERATURES,
     PromptSet,
@@ -187,6 +188,7 @@ class _Evaluation:
             bounds,
             self._drafts(),
             brier,
+            full_kl=self._full_kl(),
         )
         if isinstance(model, LatentModel):
             with stage(self._console, "reconstruction", len(batches)) as advance:
@@ -202,6 +204,23 @@ class _Evaluation:
         with stage(self._console, "teacher's rows", len(self._sequences)) as advance:
             rows = self._teacher.rows([s.tolist() for s in self._sequences], on_sequence=advance)
         return [held_out_batch(*pair) for pair in zip(self._sequences, rows, strict=True)]
+
+    def _full_kl(self) -> FullKl | None:
+        options, model, teacher = self._options, self._subject.model, self._teacher
+        if model is None or teacher is None:
+            return None
+        if not teacher.gives_whole_rows:
+            about = teacher.about
+            self._console.print(
+                f"kl_to_teacher is a lower bound: the gateway gives at most {about.max_top_k} of {about.vocab_size} "
+                f"entries a row; with MAX_TOP_K={about.vocab_size} it gives kl_full as well",
+                highlight=False,
+            )
+            return None
+        with stage(self._console, "full KL", min(NUM_SEQUENCES, len(self._sequences))) as advance:
+            return evaluate_full_kl(
+                model, self._sequences, teacher, top_k=options.top_k, seed=options.seed, on_sequence=advance
+            )
 
     def _brier(self) -> BrierScore | None:
         options, model, k = self._options, self._subject.model, self._subject.chunk_size

@@ -11,6 +11,7 @@ from latentforge.core.results import Result
 from latentforge.model.metrics.brier import BrierScore
 from latentforge.trainer.evaluate.drafts import Drafts
 from latentforge.trainer.evaluate.estimate import Estimate
+from latentforge.trainer.evaluate.full_kl import FullKl
 from latentforge.trainer.evaluate.generations import TextScore
 from latentforge.trainer.evaluate.likelihood import Likelihood
 from latentforge.trainer.evaluate.reconstruction import Reconstruction
@@ -26,6 +27,7 @@ class Figures:
         bounds: of an energy head.
         drafts: what the teacher accepts of the student's drafts.
         brier: BrierLM.
+        full_kl: where the teacher gives whole distributions.
         generations: by temperature.
         reference: the text itself behind the prompts.
         teacher_tokens: whether the teacher judged what was written in tokens of its own, other than the model's.
@@ -37,6 +39,7 @@ class Figures:
     bounds: Mapping[int, Likelihood] = field(default_factory=dict)
     drafts: Drafts | None = None
     brier: BrierScore | None = None
+    full_kl: FullKl | None = None
     generations: Mapping[float, TextScore] = field(default_factory=dict)
     reference: TextScore | None = None
     teacher_tokens: bool = False
@@ -85,7 +88,11 @@ def _likelihood_results(figures: Figures, seed: int) -> list[Result]:
     if teacher is not None:
         results.append(_result("teacher_nats_per_token", teacher, "nats/token"))
     if (kl := likelihood.mean_kl(seed)) is not None:
-        results.append(_result(f"kl_to_teacher{one}", kl, "nats/token"))
+        results.append(_result(f"kl_to_teacher{one}", kl, "nats/token, at least"))
+    if (found := figures.full_kl) is not None:
+        full = _result(f"kl_full{one}", found.full, "nats/token")
+        beside = {"baseline": "lower bound, same tokens", "baseline_value": found.bound.value}
+        results.append(full.model_copy(update=beside))
     for name, estimate in likelihood.mean_acceptance(seed).items():
         results.append(_result(f"{name}{one}", estimate, "tokens/chunk" if "accepted" in name else "share"))
     if (error := likelihood.calibration_error()) is not None:

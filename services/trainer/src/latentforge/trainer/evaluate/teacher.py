@@ -70,6 +70,11 @@ class EvaluationTeacher:
     def name(self) -> str:
         return f"{self.about.model} ({self.about.backend}, {self.about.revision})"
 
+    @property
+    def gives_whole_rows(self) -> bool:
+        """Whether a row may have an entry for every id."""
+        return bool(self.about.max_top_k >= self.about.vocab_size)
+
     def _check(self, target: str, vocab_size: int | None) -> None:
         about, who = self.about, f"the teacher {self.about.model} ({self.about.backend}) at {target}"
         if about.tokenizer_fingerprint != self._tokenizer.fingerprint:
