@@ -123,8 +123,8 @@ def _counted(keys: Keys, counts: NDArray[np.int64], context_of: Keys) -> _Order:
     """An order of n-grams, whose contexts are [m]."""
     discounts = _discounts(counts)
     contexts, inverse = np.unique(context_of, return_inverse=True)
-    totals = np.bincount(inverse, weights=counts)
-    left = np.bincount(inverse, weights=_discount(discounts, counts))
+    totals = np.bincount(inverse, weights=counts).astype(np.float64)
+    left = np.bincount(inverse, weights=_discount(discounts, counts)).astype(np.float64)
     return _Order(keys, counts.astype(np.float64), contexts, totals, left, discounts)
 
 
