@@ -5,9 +5,12 @@ from dataclasses import dataclass
 
 import torch
 
-from latentforge.model.chunk_decoder import GruDecoder
+from latentforge.model.chunk_decoder.recurrent import RecurrentDecoder
+from latentforge.model.chunk_decoder.windowed import GruDecoder
+from latentforge.model.config import AutoencoderConfig, StudentConfig
 from latentforge.model.heads import DeterministicHead
 from latentforge.model.latent_model import LatentModel
+from latentforge.model.logit_features import NoFeatures
 
 
 @dataclass(frozen=True)
@@ -33,25 +36,48 @@ def step_products(model: LatentModel, context_tokens: int, texts: int = 1) -> li
     tokens. Norms, activations, softmaxes, additions and draws are not in it.
 
     Args:
-        model: with a GRU decoder, logit features of the autoencoder and a deterministic head, as the shipped one.
+        model: with a GRU or a recurrent decoder, logit features of the autoencoder or none, and a deterministic head.
         context_tokens: tokens before the chunk.
         texts: that step together.
 
     Raises:
         ValueError: the model has other parts.
     """
-    config, ae, b = model.student.config, model.autoencoder.config, texts
-    decoder = model.student.chunk_decoder
-    own_features = model.student.logit_features
-    if not isinstance(decoder, GruDecoder) or own_features or not isinstance(model.student.head, DeterministicHead):
-        raise ValueError("the floor is known for a GRU decoder, a deterministic head and the autoencoder's features")
-    k, h, e, v = config.chunk_size, config.hidden_size, config.embed_size, config.vocab_size
-    width, rank = config.chunk_decoder.width, config.chunk_decoder.rank
+    student = model.student
+    decoder, own_features = student.chunk_decoder, student.logit_features
+    known_features = own_features is None or isinstance(own_features, NoFeatures)
+    if not (
+        isinstance(decoder, GruDecoder | RecurrentDecoder)
+        and known_features
+        and isinstance(student.head, DeterministicHead)
+    ):
+        raise ValueError(
+            "the floor is known for a GRU or a recurrent decoder, a deterministic head, and the autoencoder's features "
+            "or none"
+        )
+    config = student.config
+    products = _backbone(config, context_tokens, texts)
+    if own_features is None:
+        products += _features(config, model.autoencoder.config, texts)
+    if isinstance(decoder, RecurrentDecoder):
+        products += _recurrent(config, texts)
+    else:
+        products += _gru(config, texts)
+    k, b, decoded = config.chunk_size, texts, config.chunk_decoder
+    products += [
+        Product("decoder, reduce", b, decoded.width, decoded.rank, k),
+        Product("decoder, correction", b, decoded.rank, decoded.frequent_ids or config.vocab_size, k),
+    ]
+    return products + _induction(config, context_tokens, texts)
+
+
+def _backbone(config: StudentConfig, context_tokens: int, b: int) -> list[Product]:
+    if not config.num_layers:
+        return []
+    k, h, e = config.chunk_size, config.hidden_size, config.embed_size
     q, kv, size = config.num_heads, config.num_kv_heads, config.head_dim
-    chunks = 1 + context_tokens // k
-    layers = config.num_layers
-    corrected = config.chunk_decoder.frequent_ids or v
-    products = [
+    chunks, layers = 1 + context_tokens // k, config.num_layers
+    return [
         Product("chunk to input, up", b, k * e, 2 * h),
         Product("chunk to input, down", b, 2 * h, h),
         Product("queries, keys and values", b, h, (q + 2 * kv) * size, layers),
@@ -60,6 +86,13 @@ def step_products(model: LatentModel, context_tokens: int, texts: int = 1) -> li
         Product("attention output", b, q * size, h, layers),
         Product("gate and up", b, h, 2 * config.intermediate_size, layers),
         Product("down", b, config.intermediate_size, h, layers),
+    ]
+
+
+def _features(config: StudentConfig, ae: AutoencoderConfig, b: int) -> list[Product]:
+    """The head's latent, and logits of the autoencoder's features."""
+    k, h = config.chunk_size, config.hidden_size
+    return [
         Product("latent, up", b, h, 2 * h),
         Product("latent, down", b, 2 * h, config.latent_size),
         Product("autoencoder, from latent", b, config.latent_size, ae.chunk_hidden_size),
@@ -68,29 +101,51 @@ def step_products(model: LatentModel, context_tokens: int, texts: int = 1) -> li
         Product("autoencoder, expand", b, ae.chunk_hidden_size, k * ae.hidden_size),
         Product("autoencoder, tokens, gate and up", b * k, ae.hidden_size, 2 * ae.intermediate_size),
         Product("autoencoder, tokens, down", b * k, ae.intermediate_size, ae.hidden_size),
-        Product("output layer", b * k, ae.hidden_size, v),
-        Product("decoder, start", b, h, width),
-        Product("decoder, reduce", b, width, rank, k),
-        Product("decoder, correction", b, rank, corrected, k),
+        Product("output layer", b * k, ae.hidden_size, config.vocab_size),
     ]
+
+
+def _gru(config: StudentConfig, b: int) -> list[Product]:
     # The window's W·K tokens and the chunk's first K - 1 are read one after another; what goes in is known for the
     # window's, and one product.
+    k, width = config.chunk_size, config.chunk_decoder.width
     window = config.chunk_decoder.window * k
+    products = [Product("decoder, start", b, config.hidden_size, width)]
     for layer in range(config.chunk_decoder.num_layers):
-        inner = e if layer == 0 else width
+        inner = config.embed_size if layer == 0 else width
         products += [Product(f"GRU {layer}, window's inputs", b * window, inner, 3 * width)] if window else []
         products += [Product(f"GRU {layer}, inputs", b, inner, 3 * width, k - 1)]
         products += [Product(f"GRU {layer}, states", b, width, 3 * width, window + k - 1)]
-    if config.induction.context:
-        heads, of = config.induction.num_heads, config.induction.size
-        products += [
-            Product("induction, keys", b, config.induction.context * e, heads * of, k),
-            Product("induction, values", b, e, heads * of, k),
-            Product("induction, scores", 1, of, context_tokens, k * b * heads),
-            Product("induction, found", 1, context_tokens, of, k * b * heads),
-            Product("induction, output", b, heads * of, rank, k),
-        ]
     return products
+
+
+def _recurrent(config: StudentConfig, b: int) -> list[Product]:
+    k, h, width = config.chunk_size, config.hidden_size, config.chunk_decoder.width
+    products = []
+    if config.num_layers:
+        products = [Product("border", b, width, h), Product("steering", b, h, k * width)]
+    for layer in range(config.chunk_decoder.num_layers):
+        inner = config.embed_size if layer == 0 else width
+        products += [Product(f"GRU {layer}, inputs", b, inner, 3 * width, k)]
+        products += [Product(f"GRU {layer}, states", b, width, 3 * width, k)]
+    for block in range(config.chunk_decoder.num_blocks):
+        products += [Product(f"decoder block {block}, gate and up", b, width, 4 * width, k)]
+        products += [Product(f"decoder block {block}, down", b, 2 * width, width, k)]
+    return products
+
+
+def _induction(config: StudentConfig, context_tokens: int, b: int) -> list[Product]:
+    if not config.induction.context:
+        return []
+    k, e, rank = config.chunk_size, config.embed_size, config.chunk_decoder.rank
+    heads, of = config.induction.num_heads, config.induction.size
+    return [
+        Product("induction, keys", b, config.induction.context * e, heads * of, k),
+        Product("induction, values", b, e, heads * of, k),
+        Product("induction, scores", 1, of, context_tokens, k * b * heads),
+        Product("induction, found", 1, context_tokens, of, k * b * heads),
+        Product("induction, output", b, heads * of, rank, k),
+    ]
 
 
 def cpu_seconds(products: list[Product], repeats: int) -> float:

@@ -42,6 +42,7 @@ class StudentStep:
         self._recipe, self._device, student = recipe, device, recipe.student
         self.model = random_student(recipe, device)
         if student.activation_checkpointing:
+            assert self.model.student.backbone is not None
             self.model.student.backbone.activation_checkpointing_enable()
         self._batch = random_batch(recipe, student.optim.batch_size, device)
         self._weights = ObjectiveWeights(**student.weights.model_dump())

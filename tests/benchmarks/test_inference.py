@@ -1,6 +1,7 @@
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from benchmarks.inference.floor import cpu_seconds, step_products
 from benchmarks.inference.load import Answered
 from benchmarks.inference.models import (
     DEFAULT_DECODER,
+    Decoder,
     random_student,
     sharpened,
     shipped_checkpoint,
@@ -29,6 +31,7 @@ from benchmarks.inference.workload import text_prompts
 from latentforge.core.checkpoint_files import verify_checkpoint
 from latentforge.core.results import Result
 from latentforge.model.chunks import to_chunks
+from latentforge.model.config import ChunkDecoderConfig
 from latentforge.model.io import load_autoencoder, load_student
 from latentforge.model.latent_model import LatentModel
 from latentforge.model.token_level import token_level_config
@@ -94,8 +97,18 @@ def _shipped() -> LatentModel:
     return LatentModel(load_autoencoder(place / "autoencoder"), load_student(place / "student")).eval()
 
 
+RECURRENT = Decoder("recurrent", ChunkDecoderConfig(kind="recurrent", width=64, rank=32, num_layers=2, num_blocks=3))
+
+
 @pytest.mark.parametrize(
-    "make", [lambda: random_student(TINY, DEFAULT_DECODER, CPU), _shipped], ids=["tiny", "shipped"]
+    "make",
+    [
+        lambda: random_student(TINY, DEFAULT_DECODER, CPU),
+        _shipped,
+        lambda: random_student(TINY, RECURRENT, CPU),
+        lambda: random_student(replace(TINY, layers=0), RECURRENT, CPU),
+    ],
+    ids=["tiny", "shipped", "recurrent", "no-layers"],
 )
 def test_the_floor_lists_every_product_with_weights(make: Callable[[], LatentModel]) -> None:
     """Against torch's own count: what one chunk more adds to reading a whole text at once."""
@@ -138,6 +151,7 @@ def test_twins_are_as_large_as_the_backbone_that_they_stand_beside() -> None:
     def layers(module: torch.nn.Module) -> int:
         return sum(p.numel() for name, p in module.named_parameters() if "layers." in name)
 
+    assert model.student.backbone is not None
     assert layers(twin.backbone) == layers(model.student.backbone) == layers(theirs.model)
     assert theirs.lm_head.weight.shape == (TINY.vocab_size, TINY.width)
 

@@ -57,7 +57,7 @@ def swap_rows(table: Tensor) -> None:
 
 SPOILS: dict[str, Callable[[LatentModel], object]] = {
     "embeddings zeroed": lambda model: model.student.embedding.weight.zero_(),
-    "backbone zeroed": lambda model: zero(model.student.backbone),
+    "backbone zeroed": lambda model: zero(model.student.backbone or nn.Identity()),
     "text input to the backbone zeroed": lambda model: zero(model.student.chunk_down),
     "head zeroed": lambda model: zero(model.student.head),
     "chunk decoder zeroed": lambda model: zero(model.student.chunk_decoder or nn.Identity()),

@@ -46,6 +46,9 @@ def make_model() -> MakeModel:
             for parameter in model.student.parameters():
                 if parameter.ndim == 2:
                     parameter.normal_(std=parameter.shape[1] ** -0.5)
+                elif parameter.ndim == 3:
+                    # A recurrent decoder's first state.
+                    parameter.normal_()
             student = model.student
             own = student.logit_features
             for part in (student.chunk_decoder, own if isinstance(own, LinearFeatures) else None):

@@ -35,6 +35,7 @@ STUDENTS: dict[str, dict[str, Any]] = {
         "induction": InductionConfig(context=5),
         "chunk_decoder": ChunkDecoderConfig(kind="transformer", width=16, rank=8),
     },
+    "recurrent": {"chunk_decoder": ChunkDecoderConfig(kind="recurrent", width=16, rank=8)},
     "K1": {"chunk_size": 1, "max_chunks": 40},
     "K1-no-window": {"chunk_size": 1, "max_chunks": 40, "chunk_decoder": ChunkDecoderConfig(width=16, window=0)},
 }

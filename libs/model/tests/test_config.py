@@ -3,6 +3,7 @@ from collections.abc import Callable
 import pytest
 
 from latentforge.model.config import AutoencoderConfig, StudentConfig
+from latentforge.model.token_level import token_level_config
 
 MakeConfig = Callable[..., StudentConfig]
 
@@ -17,6 +18,15 @@ MakeConfig = Callable[..., StudentConfig]
         ({"head_dim": 15}, ["head_dim=15", "even"]),
         ({"chunk_size": 0}, ["chunk_size", "greater than or equal to 1"]),
         ({"head": "diffusion"}, ["head", "deterministic"]),
+        ({"chunk_decoder": {"kind": "lstm"}}, ["chunk_decoder", "recurrent"]),
+        (
+            {"chunk_decoder": {"kind": "none"}, "logit_features": {"kind": "none"}},
+            ["logit_features.kind='none'", "chunk_decoder.kind='none'", "take a decoder"],
+        ),
+        (
+            {"chunk_decoder": {"kind": "none"}, "num_layers": 0},
+            ["num_layers=0", "chunk_decoder.kind='none'", "at least 1"],
+        ),
         ({"widht": 3}, ["widht"]),
     ],
 )
@@ -27,6 +37,11 @@ def test_impossible_student_names_field_value_and_fix(
         student_config(**changes)
     for name in names:
         assert name in str(error.value)
+
+
+def test_a_token_level_student_without_layers_is_refused(student_config: MakeConfig) -> None:
+    with pytest.raises(ValueError, match=r"(?s)num_layers.*greater than or equal to 1"):
+        token_level_config(student_config(num_layers=0))
 
 
 def test_autoencoder_refuses_pad_outside_vocabulary() -> None:

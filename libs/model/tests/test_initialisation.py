@@ -166,7 +166,7 @@ def test_a_chunk_enters_as_the_mean_of_its_embeddings_at_the_scale_of_one(
     mean = table[tokens].mean(2)
     scale = table.square().mean().sqrt()
     wanted = F.rms_norm(mean, (32,), eps=1e-6) * scale
-    torch.testing.assert_close(student.embed_chunks(tokens), wanted, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(student.chunk_inputs(student.embed(tokens)), wanted, rtol=1e-3, atol=1e-4)
     # Before the first chunk stands what ends a text.
     wanted = F.rms_norm(table[EOS], (32,), eps=1e-6) * scale
     torch.testing.assert_close(student.start_inputs(1)[0, 0], wanted, rtol=1e-3, atol=1e-4)
@@ -203,7 +203,7 @@ def test_a_narrower_table_gives_the_mean_of_what_it_keeps(
     u, s, vh = torch.linalg.svd(table - table.mean(0), full_matrices=False)
     kept = u[:, :20] * s[:20] @ vh[:20] + table.mean(0)
     wanted = F.rms_norm(kept[tokens].mean(2), (32,), eps=1e-6) * table.square().mean().sqrt()
-    torch.testing.assert_close(student.embed_chunks(tokens), wanted, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(student.chunk_inputs(student.embed(tokens)), wanted, rtol=1e-3, atol=1e-3)
 
 
 @torch.no_grad()

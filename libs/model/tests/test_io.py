@@ -1,20 +1,32 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from latentforge.model.autoencoder import Autoencoder
+from latentforge.model.config import ChunkDecoderConfig, LogitFeaturesConfig
 from latentforge.model.io import load_autoencoder, load_student, save_pretrained
 from latentforge.model.latent_model import LatentModel
 
 MakeModel = Callable[..., LatentModel]
 
 
-def test_a_pair_comes_back_bit_for_bit(make_model: MakeModel, tmp_path: Path, rng: torch.Generator) -> None:
-    model = make_model(head="energy")
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"head": "energy"},
+        {"chunk_decoder": ChunkDecoderConfig(kind="recurrent", width=16, rank=8, num_blocks=2)},
+        {"num_layers": 0, "logit_features": LogitFeaturesConfig(kind="none")},
+    ],
+)
+def test_a_pair_comes_back_bit_for_bit(
+    make_model: MakeModel, tmp_path: Path, rng: torch.Generator, changes: dict[str, Any]
+) -> None:
+    model = make_model(**changes)
     save_pretrained(model.autoencoder, tmp_path / "autoencoder")
     save_pretrained(model.student, tmp_path / "student")
     again = LatentModel(load_autoencoder(tmp_path / "autoencoder"), load_student(tmp_path / "student"))
@@ -71,11 +83,14 @@ def test_weights_that_do_not_fit_their_config_are_refused(saved: Path) -> None:
 
 
 @pytest.mark.parametrize("size", [10**7, 10**15])
-@pytest.mark.parametrize("name", ["hidden_size", "num_layers", "head_dim", "vocab_size", "window", "rank"])
+@pytest.mark.parametrize(
+    "name", ["hidden_size", "num_layers", "head_dim", "vocab_size", "window", "rank", "num_blocks"]
+)
 def test_a_config_that_asks_for_terabytes_is_refused_before_memory_is_taken(
     make_model: MakeModel, tmp_path: Path, name: str, size: int
 ) -> None:
-    save_pretrained(make_model().student, tmp_path)
+    decoder = ChunkDecoderConfig(kind="recurrent", width=16, rank=8)
+    save_pretrained(make_model(chunk_decoder=decoder).student, tmp_path)
     path = tmp_path / "config.json"
     config = json.loads(path.read_text())
     (config if name in config else config["chunk_decoder"])[name] = size

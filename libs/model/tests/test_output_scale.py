@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from latentforge.model.chunk_decoder import build_chunk_decoder
+from latentforge.model.chunk_decoder.build import build_chunk_decoder
 from latentforge.model.config import ChunkDecoderConfig, LogitFeaturesConfig, StudentConfig
 from latentforge.model.logit_features import LinearFeatures
 from latentforge.model.token_level import TokenLevelModel, token_level_config

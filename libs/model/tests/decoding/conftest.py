@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from latentforge.model.chunk_decoder.recurrent import RecurrentDecoder
 from latentforge.model.config import ChunkDecoderConfig, InductionConfig, LogitFeaturesConfig, StudentConfig
 from latentforge.model.heads import EnergyHead
 from latentforge.model.latent_model import LatentModel
@@ -14,6 +15,8 @@ from latentforge.model.token_level import TokenLevelModel, token_level_config
 AnyModel = LatentModel | TokenLevelModel
 PAD = 1
 _LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8}
+
+RECURRENT = ChunkDecoderConfig(kind="recurrent", width=16, rank=8, num_layers=2, num_blocks=2)
 
 MODELS: dict[str, dict[str, Any]] = {
     **{
@@ -38,6 +41,15 @@ MODELS: dict[str, dict[str, Any]] = {
     },
     "induction-energy": {"head": "energy", "induction": InductionConfig(context=3)},
     "K1": {"chunk_size": 1, "max_chunks": 40, "induction": InductionConfig(context=3)},
+    "recurrent": {"chunk_decoder": RECURRENT},
+    "recurrent-bare": {
+        "chunk_decoder": RECURRENT.model_copy(update={"frequent_ids": 9}),
+        "logit_features": LogitFeaturesConfig(kind="none"),
+        "induction": InductionConfig(context=3),
+    },
+    "recurrent-no-layers": {"chunk_decoder": RECURRENT, "num_layers": 0},
+    "recurrent-K1": {"chunk_size": 1, "max_chunks": 40, "chunk_decoder": RECURRENT},
+    "gru-no-layers": {"num_layers": 0, "induction": InductionConfig(context=2)},
     "token-level": {"max_chunks": 10},
     "token-level-llama": {"max_chunks": 10, "qk_norm": False},
     "token-level-induction": {"max_chunks": 10, "induction": InductionConfig(context=3)},
@@ -69,9 +81,11 @@ def make_any(make_model: Callable[..., LatentModel], student_config: Callable[..
         student: Any = model if isinstance(model, TokenLevelModel) else model.student
         with torch.no_grad():
             # Norms of ones and bases of one number would hide where they belong.
-            for parameter in student.backbone.parameters():
-                if parameter.ndim == 1:
-                    parameter.copy_(torch.rand_like(parameter) + 0.5)
+            recurrent = isinstance(model, LatentModel) and isinstance(model.student.chunk_decoder, RecurrentDecoder)
+            for part in (student.backbone, student.chunk_decoder if recurrent else None):
+                for parameter in part.parameters() if part is not None else ():
+                    if parameter.ndim == 1:
+                        parameter.copy_(torch.rand_like(parameter) + 0.5)
             if student.induction is not None:
                 heads = torch.arange(student.induction.heads)
                 student.induction.out.weight.normal_(std=0.05)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from latentforge.model.decoding import slot_decoding
+from latentforge.model.decoding.backbone import SlotBackbone
 from latentforge.model.decoding.batch import OpenText, WrittenChunk
 from latentforge.model.decoding.build import batch_decoding
 from latentforge.model.decoding.slot_decoding import SlotDecoding
@@ -115,7 +116,10 @@ def test_texts_join_and_leave_between_steps(
 
 def memory_of(decoding: SlotDecoding) -> Iterator[tuple[Tensor, int]]:
     """All that is kept of texts, and the dimension that the slots are."""
-    yield decoding._backbone.memory, 2
+    if isinstance(decoding._backbone, SlotBackbone):
+        yield decoding._backbone.memory, 2
+    if decoding._states is not None:
+        yield decoding._states.memory, 1
     if decoding._induction is not None:
         yield decoding._induction.keys, 0
         yield decoding._induction.values, 0

@@ -61,23 +61,26 @@ class ChunkDecoderConfig(_Config):
     """The causal decoder inside a chunk.
 
     Attributes:
-        kind: a GRU, a small causal transformer, or none: then the tokens of a chunk do not know each other.
+        kind: a GRU or a small causal transformer, which start anew at each chunk; recurrent, a GRU that is carried over
+            the whole text and steered by the backbone; or none: then the tokens of a chunk do not know each other.
         width: size of its state.
         rank: rank of the correction that it adds to the logits.
         frequent_ids: of how many ids it corrects the logits, those that stand most often in the training data; None
             takes all.
-        window: previous chunks whose tokens it reads before this chunk's.
+        window: previous chunks whose tokens it reads before this chunk's; a recurrent one reads all of them.
         num_layers: of the GRU or the transformer.
         num_heads: of the transformer.
+        num_blocks: SwiGLU blocks between a recurrent one's steered state and its correction.
     """
 
-    kind: Literal["gru", "transformer", "none"] = "gru"
+    kind: Literal["gru", "transformer", "recurrent", "none"] = "gru"
     width: int = Field(default=256, ge=1)
     rank: int = Field(default=128, ge=1)
     frequent_ids: int | None = Field(default=None, ge=1)
     window: int = Field(default=1, ge=0)
     num_layers: int = Field(default=1, ge=1)
     num_heads: int = Field(default=4, ge=1)
+    num_blocks: int = Field(default=1, ge=0)
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -95,12 +98,13 @@ class LogitFeaturesConfig(_Config):
     Attributes:
         kind: the autoencoder's frozen decoder applied to the latent; or a plain linear map from the hidden state, which
             needs no latent, to the autoencoder's frozen token embeddings (``embeddings``) or to an output table of its
-            own (``linear``).
+            own (``linear``); or nothing (``none``): logits are then the chunk decoder's, the bias and what induction
+            heads add.
         width: of the features of a linear map; the autoencoder's ``hidden_size`` for ``embeddings``. The kind
-            ``autoencoder`` has that whatever stands here.
+            ``autoencoder`` has that whatever stands here, and ``none`` has none.
     """
 
-    kind: Literal["autoencoder", "embeddings", "linear"] = "autoencoder"
+    kind: Literal["autoencoder", "embeddings", "linear", "none"] = "autoencoder"
     width: int = Field(default=64, ge=1)
 
 
@@ -205,6 +209,8 @@ class StudentConfig(BackboneConfig):
     """Sizes of the student.
 
     Attributes:
+        num_layers: of the backbone; with 0 there is none, and every hidden state is one learnt constant: the control
+            that says what a backbone is worth.
         chunk_size: tokens in a chunk, K.
         latent_size: dimensions of a latent, D.
         embed_size: width of the student's own token embeddings; K of them, side by side, enter a step.
@@ -216,6 +222,7 @@ class StudentConfig(BackboneConfig):
         logit_features: what the logits that it corrects are made of.
     """
 
+    num_layers: int = Field(ge=0)
     chunk_size: int = Field(ge=1)
     latent_size: int = Field(ge=1)
     embed_size: int = Field(default=64, ge=1)
@@ -233,6 +240,22 @@ class StudentConfig(BackboneConfig):
             raise ValueError(
                 f"chunk_decoder.frequent_ids={frequent} is more than vocab_size={self.vocab_size}; "
                 "set it to fewer, or leave it out to take all"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_parts(self) -> Self:
+        if self.chunk_decoder.kind != "none":
+            return self
+        if self.logit_features.kind == "none":
+            raise ValueError(
+                "logit_features.kind='none' with chunk_decoder.kind='none': nothing would make logits but the bias; "
+                "take a decoder, or other features"
+            )
+        if not self.num_layers:
+            raise ValueError(
+                "num_layers=0 with chunk_decoder.kind='none': nothing would read the text; take a decoder, or set "
+                "num_layers to at least 1"
             )
         return self
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from latentforge.model.autoencoder import Autoencoder
 from latentforge.model.causal_lm import CausalLM
+from latentforge.model.chunk_decoder.recurrent import RecurrentDecoder
 from latentforge.model.layers import TABLE_SCALE, output_scale
 from latentforge.model.logit_features import LinearFeatures
 from latentforge.model.principal_components import principal_components
@@ -53,7 +54,7 @@ def start_student(student: Student, source: CausalLM, parts: Collection[Part], t
     table = source.outputs()[: config.vocab_size]
     features, decoder = student.logit_features, student.chunk_decoder
     if isinstance(features, LinearFeatures):
-        _start_features(features, table, student.backbone.norm.weight if own_layers else None)
+        _start_features(features, table, student.backbone.norm.weight if student.backbone and own_layers else None)
     if decoder is not None:
         correction = principal_components(table, config.chunk_decoder.rank).coordinates * _CORRECTION_STD
         ids = decoder.output.ids
@@ -118,6 +119,7 @@ def start_autoencoder(autoencoder: Autoencoder, source: CausalLM) -> None:
 def _take_layers(model: Student | TokenLevelModel, source: CausalLM, parts: Collection[Part]) -> bool:
     """Gives a model the source's layers if they are among the parts, and says whether they are."""
     if "layers" in parts:
+        assert model.backbone is not None
         model.backbone.load_state_dict(source.layers())
     return "layers" in parts
 
@@ -147,6 +149,10 @@ def _start_chunks(student: Student, back: Tensor, mean: Tensor, scale: Tensor) -
     down.weight.copy_(torch.cat([eye, -eye], 1))
     down.bias.zero_()
     student.chunk_norm.weight.fill_(float(scale))
+    decoder = student.chunk_decoder
+    if isinstance(decoder, RecurrentDecoder) and decoder.border is not None:
+        # What its states add to that mean is learnt.
+        decoder.border.weight.zero_()
 
 
 def _start_features(features: LinearFeatures, table: Tensor, norm: Tensor | None) -> None:

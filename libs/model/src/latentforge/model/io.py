@@ -28,7 +28,7 @@ _KIND = "kind"
 _KINDS = {Autoencoder: "autoencoder", Student: "student", TokenLevelModel: "token-level"}
 # What a config says that no tensor has as one of its sizes.
 _NO_SIZES = {"pad_id", "eos_id", "max_chunks", "max_tokens"}
-_DEPTHS = {"num_layers", "energy_blocks"}
+_DEPTHS = {"num_layers", "num_blocks", "energy_blocks"}
 # They become float32 without loss.
 _WIDENED = {torch.float16, torch.bfloat16, torch.float32}
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from latentforge.model.autoencoder import Autoencoder
 from latentforge.model.induction_attention import InductionAttention
-from latentforge.model.logit_features import LinearFeatures
+from latentforge.model.logit_features import LinearFeatures, NoFeatures
 from latentforge.model.logit_passes import IN_PLACE, LogitPasses
 from latentforge.model.output_loss import OutputLayer
 from latentforge.model.student import Student
@@ -68,7 +68,7 @@ class LatentModel(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        return self.student.start.device
+        return self.student.bias.device
 
     @property
     def max_tokens(self) -> int:
@@ -77,7 +77,7 @@ class LatentModel(nn.Module):
 
     @property
     def writes_from_latents(self) -> bool:
-        """Whether what it writes depends on the latents: logit features may be made of the hidden state instead."""
+        """Whether what it writes depends on the latents: logit features may be made of the hidden state, or none."""
         return self.student.config.logit_features.kind == "autoencoder"
 
     def train(self, mode: bool = True) -> "LatentModel":
@@ -92,22 +92,32 @@ class LatentModel(nn.Module):
             tokens: int64 [b, t, K]; pads only on the left of the first chunk.
             generator: draws the energy head's noise; the deterministic head does not use it.
         """
-        hidden_bth = self.hidden(tokens)
+        states = self.student.text_states(tokens)
+        hidden_bth = self.hidden(tokens, states)
         latents_btd: Tensor = self.student.head(hidden_bth, 1, generator)[0]
-        logits = self.output(tokens, hidden_bth, latents_btd).logits()
+        logits = self.output(tokens, hidden_bth, latents_btd, states).logits()
         return ChunkOutput(logits.view(*tokens.shape, -1), latents_btd, hidden_bth)
 
-    def hidden(self, tokens: Tensor) -> Tensor:
-        """Backbone states [b, t, h] that predict each chunk of tokens [b, t, K]."""
-        # Shifted by one chunk: step t reads chunk t - 1, and the backbone's causal mask hides all later ones from it.
-        start = self.student.start_inputs(tokens.shape[0])
-        return self.student.run_backbone(torch.cat([start, self.student.embed_chunks(tokens[:, :-1])], 1))
+    def hidden(self, tokens: Tensor, states: Tensor | None = None) -> Tensor:
+        """Hidden states [b, t, h] that predict each chunk of tokens [b, t, K].
 
-    def output(self, tokens_btk: Tensor, hidden_bth: Tensor, latents_btd: Tensor) -> OutputLayer:
-        """The output layer of all b·t·K tokens and what it reads: token_losses and logits() need nothing else."""
+        ``states`` are those of :meth:`Student.text_states`, made anew where they are not given; who wants the
+        :meth:`output` too makes them once.
+        """
+        return self.student.hidden(tokens, self.student.text_states(tokens) if states is None else states)
+
+    def output(
+        self, tokens_btk: Tensor, hidden_bth: Tensor, latents_btd: Tensor, states: Tensor | None = None
+    ) -> OutputLayer:
+        """The output layer of all b·t·K tokens and what it reads: token_losses and logits() need nothing else.
+
+        ``states`` as in :meth:`hidden`.
+        """
+        if states is None:
+            states = self.student.text_states(tokens_btk)
         embedded_btke = self.student.embed(tokens_btk)
         # To a chunk decoder every chunk of every text is an item of one batch, n = b·t.
-        parts = hidden_bth, latents_btd, self.student.windows(embedded_btke), embedded_btke
+        parts = hidden_bth, latents_btd, *self.student.decoder_reads(embedded_btke, states)
         layer = self.output_of_chunks(*(part.flatten(0, 1) for part in parts))
         return layer._replace(induction=self.induction(tokens_btk, embedded_btke))
 
@@ -116,14 +126,13 @@ class LatentModel(nn.Module):
         induction = self.student.induction
         return None if induction is None else induction(tokens.flatten(1), embedded.flatten(1, 2))
 
-    def output_of_chunks(self, hidden: Tensor, latents: Tensor, previous: Tensor, current: Tensor) -> OutputLayer:
+    def output_of_chunks(self, hidden: Tensor, latents: Tensor, *read: Tensor) -> OutputLayer:
         """The output layer and what it reads for the n·K tokens of any n chunks, without induction heads.
 
         Args:
             hidden: backbone states that predict the chunks, float [n, h].
             latents: float [n, D].
-            previous: embedded tokens of the chunk decoder's window before each, float [n, W·K, e].
-            current: embedded tokens of the chunks themselves, float [n, K, e].
+            read: what the chunk decoder reads of them, float [n, ...] each, see :meth:`Student.decoder_reads`.
         """
         features, table = self.logit_features(hidden, latents).flatten(0, 1), self.output_weight
         # Features and corrections are one product with one table, [features, corrections] · [table, U]ᵀ; its first part
@@ -132,7 +141,7 @@ class LatentModel(nn.Module):
         decoder = self.student.chunk_decoder
         if decoder is None:
             return OutputLayer(features, table, self.student.bias, num_fixed)
-        corrections = decoder(hidden, previous, current)
+        corrections = decoder(hidden, *read)
         weight = torch.cat([table, decoder.output.whole()], 1)
         return OutputLayer(torch.cat([features, corrections.flatten(0, 1)], 1), weight, self.student.bias, num_fixed)
 
@@ -146,4 +155,6 @@ class LatentModel(nn.Module):
     def output_weight(self) -> Tensor:
         """The table of the logit features, [V, w]; it has no gradient where it is the autoencoder's."""
         own = self.student.logit_features
+        if isinstance(own, NoFeatures):
+            return self.student.bias.new_empty(self.vocab_size, 0)
         return own.output.weight if isinstance(own, LinearFeatures) else self.autoencoder.embedding.weight

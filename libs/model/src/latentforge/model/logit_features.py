@@ -1,7 +1,7 @@
 """Logit features: vectors, K for each chunk, that an output table [V, w] turns into logits.
 
 By default the frozen autoencoder's decoder makes them of the predicted latent. These here are made of the backbone's
-hidden state instead, by a linear map that needs no latent.
+hidden state instead, by a linear map that needs no latent, or are none at all.
 """
 
 from torch import Tensor, nn
@@ -41,7 +41,22 @@ class EmbeddingFeatures(_MappedFeatures):
         super().__init__(config, config.logit_features.width**-0.5)
 
 
-def build_logit_features(config: StudentConfig) -> LinearFeatures | EmbeddingFeatures | None:
+class NoFeatures(nn.Module):
+    """Features of no width: all that makes logits is what the chunk decoder and the induction heads add to the bias."""
+
+    def __init__(self, config: StudentConfig) -> None:
+        super().__init__()
+        self._chunk_size = config.chunk_size
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Gives [..., K, 0] for hidden states [..., h]."""
+        return hidden.new_empty(*hidden.shape[:-1], self._chunk_size, 0)
+
+
+LogitFeatures = LinearFeatures | EmbeddingFeatures | NoFeatures
+
+
+def build_logit_features(config: StudentConfig) -> LogitFeatures | None:
     """The student's own logit features; None where they are the frozen autoencoder's."""
     match config.logit_features.kind:
         case "autoencoder":
@@ -50,3 +65,5 @@ def build_logit_features(config: StudentConfig) -> LinearFeatures | EmbeddingFea
             return LinearFeatures(config)
         case "embeddings":
             return EmbeddingFeatures(config)
+        case "none":
+            return NoFeatures(config)

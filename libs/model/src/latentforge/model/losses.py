@@ -198,13 +198,14 @@ def student_loss(
     if generator is not None and batch.of is not None:
         noise = RowNoise(generator, batch.first, len(batch.tokens), batch.of)
     tokens_btk = batch.tokens.view(batch.tokens.shape[0], -1, k)
-    hidden_bth = model.hidden(tokens_btk)
+    states = model.student.text_states(tokens_btk)
+    hidden_bth = model.hidden(tokens_btk, states)
     num_samples = energy_samples if weights.energy else 1
     latents_sbtd = model.student.head(hidden_bth, num_samples, noise)
     zero = hidden_bth.new_zeros((), dtype=torch.float32)
     terms, mse, energy = _TokenTerms(zero, zero, zero, zero, zero, None), zero, zero
     if weights.ce or any(weights.of_rows.values()):
-        layer = model.output(tokens_btk, hidden_bth, latents_sbtd[0])
+        layer = model.output(tokens_btk, hidden_bth, latents_sbtd[0], states)
         terms = _token_terms(layer, batch, weights, counts, model.logit_passes)
     if weights.mse or weights.energy:
         chunk_valid = batch.chunks(k)

@@ -4,8 +4,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from latentforge.model.backbone import build_backbone, run_backbone
-from latentforge.model.chunk_decoder import build_chunk_decoder
+from latentforge.model.backbone import Backbone, build_backbone, run_backbone
+from latentforge.model.chunk_decoder.build import build_chunk_decoder
+from latentforge.model.chunk_decoder.recurrent import RecurrentDecoder
 from latentforge.model.config import StudentConfig
 from latentforge.model.heads import build_head
 from latentforge.model.induction import build_induction
@@ -16,20 +17,27 @@ from latentforge.model.logit_features import build_logit_features
 class Student(nn.Module):
     """Maps the chunks so far to the hidden state that predicts the next one.
 
-    Step t reads chunk t-1; step 0 reads a learned start embedding. The pieces are put together by
-    :class:`~latentforge.model.latent_model.LatentModel` and the generators.
+    Step t reads chunk t-1, and a recurrent decoder's state behind it; step 0 reads a learned start embedding. Without
+    layers there is no backbone, nor what feeds it, and every hidden state is ``constant``. The pieces are put together
+    by :class:`~latentforge.model.latent_model.LatentModel` and the generators.
     """
+
+    backbone: Backbone | None
 
     def __init__(self, config: StudentConfig) -> None:
         super().__init__()
         self.config = config
         self.embedding = nn.Embedding(config.vocab_size, config.embed_size)
         nn.init.normal_(self.embedding.weight, std=1 / TABLE_SCALE)
-        self.chunk_up = nn.Linear(config.chunk_size * config.embed_size, 2 * config.hidden_size)
-        self.chunk_down = nn.Linear(2 * config.hidden_size, config.hidden_size)
-        self.chunk_norm = nn.RMSNorm(config.hidden_size, eps=1e-6)
-        self.start = nn.Parameter(torch.randn(config.hidden_size))
-        self.backbone = build_backbone(config, config.max_chunks)
+        if config.num_layers:
+            self.chunk_up = nn.Linear(config.chunk_size * config.embed_size, 2 * config.hidden_size)
+            self.chunk_down = nn.Linear(2 * config.hidden_size, config.hidden_size)
+            self.chunk_norm = nn.RMSNorm(config.hidden_size, eps=1e-6)
+            self.start = nn.Parameter(torch.randn(config.hidden_size))
+            self.backbone = build_backbone(config, config.max_chunks)
+        else:
+            self.constant = nn.Parameter(torch.randn(config.hidden_size))
+            self.backbone = None
         self.head = build_head(config)
         self.logit_features = build_logit_features(config)
         self.chunk_decoder = build_chunk_decoder(config)
@@ -66,21 +74,59 @@ class Student(nn.Module):
             return embedded.new_empty(b, t, 0, e)
         return torch.cat([padded[:, i : i + t] for i in range(window)], 2)
 
-    def embed_chunks(self, tokens: Tensor) -> Tensor:
-        """Maps chunks of ids, int64 [b, t, K], to backbone inputs, float [b, t, h]."""
-        return self.chunk_inputs(self.embed(tokens))
+    def text_states(self, tokens: Tensor) -> Tensor | None:
+        """A recurrent decoder's states before each token of chunks [b, t, K], float [b, t, K, width]; None of others.
 
-    def chunk_inputs(self, embedded: Tensor) -> Tensor:
-        """The same of chunks that are embedded, float [..., K, e] to [..., h]."""
+        Both :meth:`hidden` and :meth:`decoder_reads` want them, and to make them is what a step of a text cannot do in
+        parallel.
+        """
+        if not isinstance(self.chunk_decoder, RecurrentDecoder):
+            return None
+        states: Tensor = self.chunk_decoder.text_states(self.embed(tokens.flatten(1)))
+        return states.unflatten(1, tokens.shape[1:])
+
+    def decoder_reads(self, embedded: Tensor, states: Tensor | None) -> tuple[Tensor, ...]:
+        """What the chunk decoder reads of each chunk besides its hidden state, float [b, t, ...] each.
+
+        Args:
+            embedded: float [b, t, K, e].
+            states: of :meth:`text_states`.
+        """
+        return (self.windows(embedded), embedded) if states is None else (states,)
+
+    def hidden(self, tokens: Tensor, states: Tensor | None) -> Tensor:
+        """Hidden states [b, t, h] that predict each chunk of tokens [b, t, K].
+
+        Args:
+            tokens: int64 [b, t, K].
+            states: of :meth:`text_states`.
+        """
+        if self.backbone is None:
+            return self.constant.expand(*tokens.shape[:2], -1)
+        # Shifted by one chunk: step t reads chunk t - 1, and the backbone's causal mask hides all later ones from it.
+        # A state before a chunk's first token has read the chunks before alone.
+        start = self.start_inputs(tokens.shape[0])
+        borders = None if states is None else states[:, 1:, 0]
+        inputs = self.chunk_inputs(self.embed(tokens[:, :-1]), borders)
+        return run_backbone(self.backbone, torch.cat([start, inputs], 1))
+
+    def chunk_inputs(self, embedded: Tensor, borders: Tensor | None = None) -> Tensor:
+        """The backbone's inputs behind chunks, float [..., h].
+
+        Args:
+            embedded: float [..., K, e].
+            borders: a recurrent decoder's states behind them, float [..., width]; None of others.
+        """
         # K embeddings side by side are one vector: order in a chunk is by place, and needs no position of its own.
-        out: Tensor = self.chunk_norm(self.chunk_down(F.silu(self.chunk_up(embedded.flatten(-2)))))
+        inputs: Tensor = self.chunk_down(F.silu(self.chunk_up(embedded.flatten(-2))))
+        if isinstance(self.chunk_decoder, RecurrentDecoder):
+            assert borders is not None
+            assert self.chunk_decoder.border is not None
+            inputs = inputs + self.chunk_decoder.border(borders)
+        out: Tensor = self.chunk_norm(inputs)
         return out
 
     def start_inputs(self, batch_size: int) -> Tensor:
         """The input of step 0, float [b, 1, h]."""
         start: Tensor = self.chunk_norm(self.start)
         return start.expand(batch_size, 1, -1)
-
-    def run_backbone(self, inputs: Tensor) -> Tensor:
-        """Runs the transformer over inputs [b, t, h]; gives [b, t, h]."""
-        return run_backbone(self.backbone, inputs)

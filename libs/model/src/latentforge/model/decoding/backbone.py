@@ -170,6 +170,30 @@ class SlotBackbone:
         return F.rms_norm(x, (x.shape[-1],), weight, self._eps)
 
 
+class ConstantBackbone:
+    """What stands in for the backbone of a student without layers: its inputs are of no size, and it keeps nothing."""
+
+    def __init__(self, constant: Tensor) -> None:
+        """``constant`` is every hidden state, float [h]."""
+        self._constant = constant.detach()
+
+    def clear(self, slot: int) -> None:
+        """As of :class:`SlotBackbone`."""
+
+    def move(self, source: int, target: int) -> None:
+        """As of :class:`SlotBackbone`."""
+
+    def step(
+        self, inputs: Tensor, first_slot: int, positions: Sequence[int], rows: Tensor, row_ids: Sequence[int]
+    ) -> Tensor:
+        """As of :class:`SlotBackbone`; inputs are [n, 0]."""
+        return self._constant.expand(len(inputs), -1)
+
+    def read(self, inputs: Tensor, pieces: Sequence[PromptPiece], *, want_hidden: bool = False) -> Tensor | None:
+        """As of :class:`SlotBackbone`; inputs are [n, 0]."""
+        return self._constant.expand(len(inputs), -1) if want_hidden else None
+
+
 def _layer(layer: Any, heads: int, kv_heads: int, by_column: bool) -> _Layer:
     attention, mlp = layer.self_attn, layer.mlp
     qk_norm = None

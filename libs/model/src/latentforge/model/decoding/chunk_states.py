@@ -4,9 +4,14 @@ from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from latentforge.model.chunk_decoder import ChunkDecoder, GruDecoder
+from latentforge.model.chunk_decoder.base import ChunkDecoder
+from latentforge.model.chunk_decoder.recurrent import RecurrentDecoder
+from latentforge.model.chunk_decoder.windowed import GruDecoder
+from latentforge.model.decoding.fusion import fused_swiglu
+from latentforge.model.decoding.text_states import SlotStates
 
 
 class ChunkStates(ABC):
@@ -56,6 +61,44 @@ class _DecoderStates(ChunkStates):
         return output
 
 
-def chunk_states(decoder: ChunkDecoder) -> ChunkStates:
-    """The states of a decoder's kind."""
+class _SteeredStates(ChunkStates):
+    """A recurrent decoder's: what its GRU has read of the texts is the slots'."""
+
+    def __init__(self, decoder: RecurrentDecoder, slots: SlotStates, by_column: bool) -> None:
+        blocks: Any = decoder.blocks
+        self._decoder, self._slots = decoder, slots
+        self._blocks = [fused_swiglu(block, by_column=by_column) for block in blocks]
+        self._norm, self._eps = decoder.norm.weight.detach(), decoder.norm.eps
+
+    def begin(self, hidden: Tensor, previous: Tensor) -> Tensor:
+        steering = self._decoder.steering(hidden)
+        self._steering = [] if steering is None else list(steering.unbind(1))
+        self._place = 0
+        return self._output()
+
+    def read(self, embedded: Tensor) -> Tensor:
+        self._slots.read_token(embedded)
+        self._place += 1
+        return self._output()
+
+    def _output(self) -> Tensor:
+        state = self._slots.output
+        if self._steering:
+            state = state + self._steering[self._place]
+        for block in self._blocks:
+            state = block(state)
+        return F.rms_norm(state, self._norm.shape, self._norm, self._eps)
+
+
+def chunk_states(decoder: ChunkDecoder, slots: SlotStates | None, *, by_column: bool) -> ChunkStates:
+    """The states of a decoder's kind.
+
+    Args:
+        decoder: whose.
+        slots: of the texts; None for a decoder that starts anew at each chunk.
+        by_column: as in :func:`fused_weight`.
+    """
+    if isinstance(decoder, RecurrentDecoder):
+        assert slots is not None
+        return _SteeredStates(decoder, slots, by_column)
     return _GruStates(decoder) if isinstance(decoder, GruDecoder) else _DecoderStates(decoder)

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from latentforge.model.decoding.tables import is_better_by_column
+from latentforge.model.layers import SwiGLU
 
 # Two threads must not make each other's memory that of the same weights.
 _FUSING = threading.Lock()
@@ -65,3 +66,9 @@ class FusedSwiGLU:
     def __call__(self, x: Tensor) -> Tensor:
         gate, up = F.linear(F.rms_norm(x, self._shape, self._norm, self._eps), self._gate_up).chunk(2, -1)
         return torch.addmm(x, F.silu(gate).mul_(up), self._down)
+
+
+def fused_swiglu(block: SwiGLU, *, by_column: bool = False) -> FusedSwiGLU:
+    """A block of ours, fused in place."""
+    assert block.norm.eps is not None
+    return FusedSwiGLU(block.norm.weight, block.norm.eps, block.gate, block.up, block.down, by_column=by_column)

@@ -2,8 +2,10 @@
 
 from typing import NamedTuple
 
-from latentforge.model.decoding.backbone import SlotBackbone
+from latentforge.model.chunk_decoder.recurrent import RecurrentDecoder
+from latentforge.model.decoding.backbone import ConstantBackbone, SlotBackbone
 from latentforge.model.decoding.induction import SlotInduction
+from latentforge.model.decoding.text_states import SlotStates
 from latentforge.model.decoding.writers import ChunkWriter, LatentWriter, TokenWriter
 from latentforge.model.latent_model import LatentModel
 from latentforge.model.student import Student
@@ -11,13 +13,14 @@ from latentforge.model.token_level import TokenLevelModel
 
 
 class DecodingParts(NamedTuple):
-    """The backbone and the induction heads with their memory, and the writer.
+    """The backbone, a recurrent decoder's states and the induction heads with their memory, and the writer.
 
     Attributes:
         context: of the induction heads.
     """
 
-    backbone: SlotBackbone
+    backbone: SlotBackbone | ConstantBackbone
+    states: SlotStates | None
     induction: SlotInduction | None
     writer: ChunkWriter
     chunk_size: int
@@ -38,10 +41,17 @@ def decoding_parts(
     if student.induction is not None:
         induction = SlotInduction(student.induction, num_slots, max_tokens, k, config.pad_id)
     found_map = None if induction is None else induction.out
+    states: SlotStates | None = None
     writer: ChunkWriter
     if isinstance(model, TokenLevelModel):
         writer = TokenWriter(model, found_map)
     else:
-        writer = LatentWriter(model, num_slots, found_map, by_column=by_column)
-    backbone = SlotBackbone(student.backbone, num_slots, max_tokens // k, by_column=by_column)
-    return DecodingParts(backbone, induction, writer, k, config.pad_id, config.induction.context)
+        if isinstance(model.student.chunk_decoder, RecurrentDecoder):
+            states = SlotStates(model.student.chunk_decoder, num_slots)
+        writer = LatentWriter(model, num_slots, states, found_map, by_column=by_column)
+    backbone: SlotBackbone | ConstantBackbone
+    if student.backbone is None:
+        backbone = ConstantBackbone(student.constant)
+    else:
+        backbone = SlotBackbone(student.backbone, num_slots, max_tokens // k, by_column=by_column)
+    return DecodingParts(backbone, states, induction, writer, k, config.pad_id, config.induction.context)

@@ -50,11 +50,12 @@ def score_pieces(
     logprobs: list[float] = []
     best: list[list[TokenLogprob]] = []
     for begin in range(0, num_chunks, _CHUNKS_AT_ONCE):
-        hidden = _read(parts, ids, begin, min(begin + _CHUNKS_AT_ONCE, num_chunks))
+        hidden, states = _read(parts, ids, begin, min(begin + _CHUNKS_AT_ONCE, num_chunks))
         yield
         for first in range(0, len(hidden), at_once):
-            some = hidden[first : first + at_once]
-            logits = _logits(parts, ids, begin + first, some, noise)
+            some = slice(first, first + at_once)
+            known = None if states is None else states[some]
+            logits = _logits(parts, ids, begin + first, hidden[some], known, noise)
             targets = ids[(begin + first) * k :][: len(logits)]
             own, at, values = logprobs_of(logits, targets, likeliest)
             logprobs += own.tolist()
@@ -79,11 +80,21 @@ def _embedded(parts: DecodingParts, ids: Tensor, first: int, end: int) -> Tensor
     return F.embedding(known, parts.writer.table) * TABLE_SCALE
 
 
-def _read(parts: DecodingParts, ids: Tensor, begin: int, end: int) -> Tensor:
-    """Reads chunks ``begin`` … ``end - 1``; gives the backbone's states that predict them, float [end - begin, h]."""
+def _read(parts: DecodingParts, ids: Tensor, begin: int, end: int) -> tuple[Tensor, Tensor | None]:
+    """Reads chunks ``begin`` … ``end - 1``.
+
+    Returns:
+        The backbone's states that predict them, float [end - begin, h]; a recurrent decoder's states before each of
+        their tokens, float [end - begin, K, width], None of others.
+    """
     k, context = parts.chunk_size, parts.context
+    states = borders = None
+    if parts.states is not None:
+        states = parts.states.read(0, _embedded(parts, ids, begin * k, end * k)).unflatten(0, (-1, k))
+        borders = states[:, 0]
     # Shifted by one chunk: position t reads chunk t - 1.
-    inputs = parts.writer.inputs(_embedded(parts, ids, (begin - 1) * k, (end - 1) * k).unflatten(0, (-1, k)))
+    chunks = _embedded(parts, ids, (begin - 1) * k, (end - 1) * k).unflatten(0, (-1, k))
+    inputs = parts.writer.inputs(chunks, borders)
     if begin == 0:
         inputs[0] = parts.writer.start
     hidden = parts.backbone.read(inputs, [PromptPiece(0, begin, end - begin)], want_hidden=True)
@@ -92,21 +103,39 @@ def _read(parts: DecodingParts, ids: Tensor, begin: int, end: int) -> Tensor:
         known = _embedded(parts, ids, begin * k - context, end * k)
         known[: max(0, context - begin * k)] = 0
         parts.induction.read(0, begin * k, ids[begin * k : end * k], known)
-    return hidden
+    return hidden, states
 
 
-def _logits(parts: DecodingParts, ids: Tensor, begin: int, hidden: Tensor, noise: torch.Generator) -> Tensor:
-    """Logits of the tokens of n chunks from chunk ``begin`` on, float [n·K, V], from hidden states [n, h]."""
+def _logits(
+    parts: DecodingParts, ids: Tensor, begin: int, hidden: Tensor, states: Tensor | None, noise: torch.Generator
+) -> Tensor:
+    """Logits of the tokens of n chunks from chunk ``begin`` on, float [n·K, V].
+
+    Args:
+        parts: of the model.
+        ids: of the whole text.
+        begin: the first of the chunks.
+        hidden: float [n, h].
+        states: a recurrent decoder's, float [n, K, width]; None of others.
+        noise: draws an energy head's.
+    """
     k, writer = parts.chunk_size, parts.writer
-    end, window = begin + len(hidden), writer.window
-    embedded = _embedded(parts, ids, begin * k - window, end * k)
-    # Row t: the window's tokens before chunk t.
-    previous = embedded.new_empty(len(hidden), 0, embedded.shape[1])
-    if window:
-        previous = embedded[:-k].unfold(0, window, k).transpose(1, 2)
+    end = begin + len(hidden)
+    read = _windows(parts, ids, begin, end) if states is None else (states,)
     numbers = None
     if writer.noise_size:
         shape = len(hidden), writer.noise_size
         numbers = torch.rand(shape, generator=noise, device=hidden.device, dtype=hidden.dtype)
     found = None if parts.induction is None else parts.induction.find_all(0, begin * k, end * k)
-    return writer.teacher_forced(hidden, previous, embedded[window:].unflatten(0, (-1, k)), numbers, found)
+    return writer.teacher_forced(hidden, read, numbers, found)
+
+
+def _windows(parts: DecodingParts, ids: Tensor, begin: int, end: int) -> tuple[Tensor, Tensor]:
+    """The window's tokens before each chunk and its own, embedded [n, window, e] and [n, K, e]."""
+    k, window = parts.chunk_size, parts.writer.window
+    embedded = _embedded(parts, ids, begin * k - window, end * k)
+    # Row t: the window's tokens before chunk t.
+    previous = embedded.new_empty(end - begin, 0, embedded.shape[1])
+    if window:
+        previous = embedded[:-k].unfold(0, window, k).transpose(1, 2)
+    return previous, embedded[window:].unflatten(0, (-1, k))

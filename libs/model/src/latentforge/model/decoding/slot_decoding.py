@@ -52,7 +52,10 @@ class SlotDecoding(BatchDecoding):
         self.vocab_size, self.eos_id = model.vocab_size, model.eos_id
         self._model, self._exact, self._device = model, exact, model.device
         parts = decoding_parts(model, num_slots, max_tokens, by_column=by_column)
-        self._backbone, self._induction, self._writer = parts.backbone, parts.induction, parts.writer
+        self._backbone, self._states = parts.backbone, parts.states
+        self._induction, self._writer = parts.induction, parts.writer
+        # All that is kept of texts.
+        self._memories = [part for part in (self._backbone, self._states, self._induction) if part is not None]
         self._pad_id, self._context = parts.pad_id, parts.context
         self._texts: list[SlotText] = []
         self._sampler: BatchSampler | None = None
@@ -77,9 +80,8 @@ class SlotDecoding(BatchDecoding):
             raise RuntimeError(f"all {self.num_slots} slots are taken; close a text first")
         sampling = TextSampling(params, prompt_ids, self.vocab_size, self._device)
         slot = len(self._texts)
-        self._backbone.clear(slot)
-        if self._induction is not None:
-            self._induction.clear(slot)
+        for memory in self._memories:
+            memory.clear(slot)
         ids = [self._pad_id] * pads + list(prompt_ids)
         text = SlotText(len(ids), room, slot, ids, logprobs, sampling)
         self._texts.append(text)
@@ -120,9 +122,8 @@ class SlotDecoding(BatchDecoding):
         closed, last = self._own(text), self._texts[-1]
         self._texts.pop()
         if last is not closed:
-            self._backbone.move(last.slot, closed.slot)
-            if self._induction is not None:
-                self._induction.move(last.slot, closed.slot)
+            for memory in self._memories:
+                memory.move(last.slot, closed.slot)
             self._texts[closed.slot] = last
             last.slot = closed.slot
         closed.slot = -1
@@ -147,7 +148,10 @@ class SlotDecoding(BatchDecoding):
             ids = self._ids_before([text], before + length, text.num_read + length)[0]
             embedded = self._embed(ids)
             chunks = embedded[before - k : -k].unflatten(0, (-1, k))
-            inputs.append(self._writer.inputs(chunks))
+            borders = None
+            if self._states is not None:
+                borders = self._states.read(text.slot, embedded[before:])[::k]
+            inputs.append(self._writer.inputs(chunks, borders))
             if not text.num_read:
                 inputs[-1][0] = self._writer.start
             if self._induction is not None:
@@ -169,7 +173,11 @@ class SlotDecoding(BatchDecoding):
         rows = torch.tensor(row_ids, device=self._device)
         lengths = [text.num_read for text in texts]
         embedded = self._embed(self._ids_before(texts, self._recent))
-        inputs = self._writer.inputs(embedded[:, self._recent - k :])
+        borders = None
+        if self._states is not None:
+            self._states.begin(first, len(texts))
+            borders = self._states.output
+        inputs = self._writer.inputs(embedded[:, self._recent - k :], borders)
         for row, text in enumerate(texts):
             if not text.ids:
                 inputs[row] = self._writer.start
@@ -181,6 +189,8 @@ class SlotDecoding(BatchDecoding):
         tokens_kn, logprobs, finite = self._draw_chunk(first, len(texts), rows, stepping, forced)
         if self._induction is not None:
             self._induction.end(rows, row_ids, lengths)
+        if self._states is not None:
+            self._states.end(rows)
         written = []
         for text, ids, asked, sound in zip(
             stepping, tokens_kn.T.tolist(), logprobs.lists(), finite.tolist(), strict=True
@@ -217,14 +227,18 @@ class SlotDecoding(BatchDecoding):
             drawn_kn[place] = tokens
             if not whole:
                 every_kn[place, rows] = tokens
+            is_last = place + 1 == k
             if induction is not None:
-                tail = induction.tail[first : first + num, self._context + place]
-                torch.mul(F.embedding(every_kn[place], self._writer.table), TABLE_SCALE, out=tail)
+                embedded = induction.tail[first : first + num, self._context + place]
+                torch.mul(F.embedding(every_kn[place], self._writer.table), TABLE_SCALE, out=embedded)
                 induction.read_token(place, every_kn[place])
-                if place + 1 < k:
-                    self._writer.read(tail)
-            elif place + 1 < k:
-                self._writer.read(self._embed(every_kn[place]))
+            elif not is_last or self._states is not None:
+                embedded = self._embed(every_kn[place])
+            if not is_last:
+                self._writer.read(embedded)
+            elif self._states is not None:
+                # Of the chunk nothing is left to write, but what was read is carried on.
+                self._states.read_token(embedded)
         return drawn_kn, logprobs, sampler.take_finite()
 
     def _sampler_of(self, stepping: Sequence[SlotText]) -> BatchSampler:

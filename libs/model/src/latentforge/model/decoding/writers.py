@@ -1,18 +1,21 @@
 """What stands around the backbone: a model's inputs, and the logits of a chunk's tokens."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from latentforge.model.autoencoder import Autoencoder
+from latentforge.model.chunk_decoder.windowed import WindowDecoder
 from latentforge.model.decoding.chunk_states import ChunkStates, chunk_states
-from latentforge.model.decoding.fusion import FusedSwiGLU
+from latentforge.model.decoding.fusion import fused_swiglu
 from latentforge.model.decoding.induction import FoundTokens
+from latentforge.model.decoding.text_states import SlotStates
 from latentforge.model.heads import EnergyHead
 from latentforge.model.latent_model import LatentModel
-from latentforge.model.layers import SwiGLU, output_scale
+from latentforge.model.layers import output_scale
 from latentforge.model.token_level import TokenLevelModel
 
 
@@ -22,7 +25,7 @@ class ChunkWriter(ABC):
     Attributes:
         window: tokens before a chunk that it reads beside the backbone's.
         table: the token embeddings, float [V, e].
-        start: the backbone's input at the beginning of a text, float [h].
+        start: the backbone's input at the beginning of a text, float [h]; [0] without a backbone, as :meth:`inputs`.
         noise_size: uniform numbers that a chunk takes.
     """
 
@@ -32,8 +35,13 @@ class ChunkWriter(ABC):
     noise_size: int = 0
 
     @abstractmethod
-    def inputs(self, embedded: Tensor) -> Tensor:
-        """The backbone's inputs, float [n, h] in memory of their own, of embedded chunks [n, K, e]."""
+    def inputs(self, embedded: Tensor, borders: Tensor | None) -> Tensor:
+        """The backbone's inputs, float [n, h] in memory of their own.
+
+        Args:
+            embedded: chunks, float [n, K, e].
+            borders: a recurrent decoder's states behind them, float [n, width]; None of others.
+        """
 
     @abstractmethod
     def begin(self, hidden: Tensor, previous: Tensor, noise: Tensor | None) -> None:
@@ -55,13 +63,13 @@ class ChunkWriter(ABC):
 
     @abstractmethod
     def teacher_forced(
-        self, hidden: Tensor, previous: Tensor, current: Tensor, noise: Tensor | None, found: FoundTokens | None
+        self, hidden: Tensor, read: Sequence[Tensor], noise: Tensor | None, found: FoundTokens | None
     ) -> Tensor:
         """Logits of all tokens of n chunks that are known, float [n·K, V]; -inf for the pad.
 
         Args:
-            hidden, previous, noise: as for :meth:`begin`.
-            current: the chunks' embedded tokens, float [n, K, e].
+            hidden, noise: as for :meth:`begin`.
+            read: what the chunk decoder reads of them, see :meth:`Student.decoder_reads`, float [n, ...] each.
             found: what is found before each of the n·K tokens.
         """
 
@@ -70,13 +78,29 @@ class LatentWriter(ChunkWriter):
     """Of a latent student."""
 
     def __init__(
-        self, model: LatentModel, num_slots: int, found_map: Tensor | None, *, by_column: bool = False
+        self,
+        model: LatentModel,
+        num_slots: int,
+        states: SlotStates | None,
+        found_map: Tensor | None,
+        *,
+        by_column: bool = False,
     ) -> None:
-        """``found_map`` is the induction memory's ``out``; ``by_column`` as in :func:`fused_weight`."""
+        """Makes what writes up to so many texts.
+
+        Args:
+            model: of which.
+            num_slots: how many.
+            states: a recurrent decoder's; None of others.
+            found_map: the induction memory's ``out``.
+            by_column: as in :func:`fused_weight`.
+        """
         student, config = model.student, model.student.config
         self._model, self._student, self._k = model, student, config.chunk_size
-        self.table, self.start = student.embedding.weight.detach(), student.start_inputs(1).detach()[0, 0]
-        self.window = config.chunk_decoder.window * self._k if student.chunk_decoder else 0
+        self.table = student.embedding.weight.detach()
+        has_backbone = student.backbone is not None
+        self.start = student.start_inputs(1).detach()[0, 0] if has_backbone else self.table.new_empty(0)
+        self.window = config.chunk_decoder.window * self._k if isinstance(student.chunk_decoder, WindowDecoder) else 0
         self._head = student.head if model.writes_from_latents else None
         self.noise_size = self._head.noise_size if isinstance(self._head, EnergyHead) else 0
         self._output_weight, self._bias = model.output_weight.detach(), _without_pad(student.bias, config.pad_id)
@@ -85,14 +109,16 @@ class LatentWriter(ChunkWriter):
         self._features = _FusedDecoder(model.autoencoder, by_column) if model.writes_from_latents else None
         self._states: ChunkStates | None = None
         if student.chunk_decoder is not None:
-            self._states = chunk_states(student.chunk_decoder)
+            self._states = chunk_states(student.chunk_decoder, states, by_column=by_column)
             reduce = student.chunk_decoder.reduce.weight.detach() * output_scale(config.chunk_decoder.rank)
             # The state and what the heads found are mapped to corrections as one vector.
             self._correct = reduce if found_map is None else torch.cat([reduce, found_map], 1)
             self._corrections = student.chunk_decoder.output
 
-    def inputs(self, embedded: Tensor) -> Tensor:
-        return self._student.chunk_inputs(embedded)
+    def inputs(self, embedded: Tensor, borders: Tensor | None) -> Tensor:
+        if self._student.backbone is None:
+            return embedded.new_empty(len(embedded), 0)
+        return self._student.chunk_inputs(embedded, borders)
 
     def begin(self, hidden: Tensor, previous: Tensor, noise: Tensor | None) -> None:
         # Token after token: a token's logits of all texts lie side by side.
@@ -118,14 +144,14 @@ class LatentWriter(ChunkWriter):
             self._output = self._states.read(embedded)
 
     def teacher_forced(
-        self, hidden: Tensor, previous: Tensor, current: Tensor, noise: Tensor | None, found: FoundTokens | None
+        self, hidden: Tensor, read: Sequence[Tensor], noise: Tensor | None, found: FoundTokens | None
     ) -> Tensor:
         features = self._model.logit_features(hidden, self._latents(hidden, noise)).flatten(0, 1)
         logits = torch.addmm(self._bias, features, self._output_weight.T)
         decoder = self._student.chunk_decoder
         if decoder is None:
             return logits
-        states = decoder.states(hidden, previous, current).flatten(0, 1)
+        states = decoder.states(hidden, *read).flatten(0, 1)
         return self._corrected(logits, states, found)
 
     def _corrected(self, logits: Tensor, states: Tensor, found: FoundTokens | None) -> Tensor:
@@ -149,19 +175,14 @@ class _FusedDecoder:
 
     def __init__(self, autoencoder: Autoencoder, by_column: bool) -> None:
         self._decoder = decoder = autoencoder.decoder
-        self._decode_chunk = _fused(decoder.decode_chunk, by_column)
-        self._decode_tokens = _fused(decoder.decode_tokens, by_column)
+        self._decode_chunk = fused_swiglu(decoder.decode_chunk, by_column=by_column)
+        self._decode_tokens = fused_swiglu(decoder.decode_tokens, by_column=by_column)
 
     def __call__(self, latents: Tensor) -> Tensor:
         decoder = self._decoder
         x = decoder.expand(self._decode_chunk(decoder.from_latent(latents)))
         tokens = x.unflatten(1, decoder.slots).transpose(0, 1).flatten(0, 1)
         return self._decode_tokens(tokens).mul_(decoder.log_scale.exp())
-
-
-def _fused(block: SwiGLU, by_column: bool) -> FusedSwiGLU:
-    assert block.norm.eps is not None
-    return FusedSwiGLU(block.norm.weight, block.norm.eps, block.gate, block.up, block.down, by_column=by_column)
 
 
 class TokenWriter(ChunkWriter):
@@ -176,7 +197,7 @@ class TokenWriter(ChunkWriter):
         self._scale, self._found_map = output_scale(config.output_width), found_map
         self._output_map = None if model.output_map is None else model.output_map.weight.detach() * self._scale
 
-    def inputs(self, embedded: Tensor) -> Tensor:
+    def inputs(self, embedded: Tensor, borders: Tensor | None) -> Tensor:
         if self._model.input_map is None:
             return embedded[:, 0].clone()
         return self._model.inputs_of(embedded[:, 0])
@@ -188,7 +209,7 @@ class TokenWriter(ChunkWriter):
         return self._logits(self._hidden, found)
 
     def teacher_forced(
-        self, hidden: Tensor, previous: Tensor, current: Tensor, noise: Tensor | None, found: FoundTokens | None
+        self, hidden: Tensor, read: Sequence[Tensor], noise: Tensor | None, found: FoundTokens | None
     ) -> Tensor:
         return self._logits(hidden, found)
 

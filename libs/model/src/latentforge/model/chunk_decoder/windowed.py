@@ -1,70 +1,45 @@
-"""The causal decoder inside a chunk: what makes the logits of K tokens a distribution over chunks.
+"""Chunk decoders that start anew at each chunk: from its hidden state, over a window of tokens before it."""
 
-One hidden state predicts K tokens. Without a decoder they are independent given it, p(x | h) = Π_k p(x_k | h), and the
-best cross-entropy is the sum of the marginals' entropies. With one it is Π_k p(x_k | x_<k, h): all that a token-level
-model has, and with it exact cross-entropy, KL and log probabilities.
-"""
-
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from latentforge.model.chunk_decoder.base import ChunkDecoder
 from latentforge.model.config import StudentConfig
-from latentforge.model.correction_table import CorrectionTable
-from latentforge.model.layers import SwiGLU, output_scale
+from latentforge.model.layers import SwiGLU
 
 
-class ChunkDecoder(nn.Module, ABC):
-    """Corrects the logits of token k of a chunk by a low-rank function of what came before it.
+class WindowDecoder(ChunkDecoder):
+    """Starts from the backbone's hidden state, reads the tokens of the chunks in its window, then this chunk's own."""
 
-    It starts from the backbone's hidden state, reads the tokens of the previous chunks in its window, then this chunk's
-    as they become known. Its state before token k gives ``U · W · state``, which is added to the logits of token k:
-    these depend on x_<k only. U is ``output``.
-    """
+    start: nn.Linear
 
     def __init__(self, config: StudentConfig) -> None:
-        super().__init__()
-        decoder = config.chunk_decoder
-        self.chunk_size = config.chunk_size
-        self.start = nn.Linear(config.hidden_size, decoder.width)
-        self.reduce = nn.Linear(decoder.width, decoder.rank, bias=False)
-        self.output = CorrectionTable(config)
-        self._output_scale = output_scale(decoder.rank)
-
-    def forward(self, hidden: Tensor, previous: Tensor, current: Tensor) -> Tensor:
-        """Corrections for every token of every chunk, teacher-forced.
-
-        Args:
-            hidden: backbone states that predict the chunks, float [n, h].
-            previous: embedded tokens of the window's chunks, float [n, W·K, e].
-            current: embedded tokens of the chunk itself, float [n, K, e]; the last one is not read.
-
-        Returns:
-            float [n, K, rank]; ``output`` maps them to logits.
-        """
-        return self._reduce(self.states(hidden, previous, current))
+        super().__init__(config, nn.Linear(config.hidden_size, config.chunk_decoder.width))
 
     @abstractmethod
-    def states(self, hidden: Tensor, previous: Tensor, current: Tensor) -> Tensor:
-        """Its state before each token of the chunk, float [n, K, width]; arguments as in :meth:`forward`."""
+    def states(self, hidden: Tensor, *read: Tensor) -> Tensor:
+        """Its state before each token of the chunk, float [n, K, width].
+
+        Args:
+            hidden: float [n, h].
+            read: the embedded tokens of the window's chunks, float [n, W·K, e], and those of the chunk itself,
+                float [n, K, e], of which the last one is not read.
+        """
 
     @abstractmethod
     def first_state(self, hidden: Tensor, previous: Tensor) -> Any:
-        """The state before a chunk's first token, from hidden [n, h] and previous [n, W·K, e]."""
+        """The state before a chunk's first token, from hidden [n, h] and the window's tokens [n, W·K, e]."""
 
     @abstractmethod
     def next_state(self, state: Any, embedded: Tensor) -> Any:
         """The state after one more token, from its embedding [n, e]."""
 
-    def _reduce(self, states: Tensor) -> Tensor:
-        reduced: Tensor = self.reduce(states) * self._output_scale
-        return reduced
 
-
-class GruDecoder(ChunkDecoder):
+class GruDecoder(WindowDecoder):
     """Its state is that of a GRU, float [num_layers, n, width]."""
 
     def __init__(self, config: StudentConfig) -> None:
@@ -72,14 +47,15 @@ class GruDecoder(ChunkDecoder):
         decoder = config.chunk_decoder
         self.gru = nn.GRU(config.embed_size, decoder.width, decoder.num_layers, batch_first=True)
 
-    def states(self, hidden: Tensor, previous: Tensor, current: Tensor) -> Tensor:
+    def states(self, hidden: Tensor, *read: Tensor) -> Tensor:
+        previous, current = read
         # What it has read behind W·K + k tokens is its state before token k: the chunk's last token is not read, and of
         # the 1 + W·K + K - 1 states the last K are the chunk's.
         first = self._start(hidden)
         states = first[-1][:, None]
-        read = torch.cat([previous, current[:, :-1]], 1)
-        if read.shape[1]:
-            states = torch.cat([states, self.gru(read, first)[0]], 1)
+        tokens = torch.cat([previous, current[:, :-1]], 1)
+        if tokens.shape[1]:
+            states = torch.cat([states, self.gru(tokens, first)[0]], 1)
         return states[:, -self.chunk_size :]
 
     def first_state(self, hidden: Tensor, previous: Tensor) -> Tensor:
@@ -109,7 +85,7 @@ class TransformerState(NamedTuple):
     values: list[Tensor]
 
 
-class TransformerDecoder(ChunkDecoder):
+class TransformerDecoder(WindowDecoder):
     """A causal transformer with learned positions over the window's tokens, the hidden state and the chunk's tokens."""
 
     def __init__(self, config: StudentConfig) -> None:
@@ -121,7 +97,8 @@ class TransformerDecoder(ChunkDecoder):
         self.norm = nn.RMSNorm(decoder.width, eps=1e-6)
         nn.init.normal_(self.positions, std=0.02)
 
-    def states(self, hidden: Tensor, previous: Tensor, current: Tensor) -> Tensor:
+    def states(self, hidden: Tensor, *read: Tensor) -> Tensor:
+        previous, current = read
         # The window's W·K tokens, the hidden state, the chunk's first K - 1: the output at position W·K + k, where the
         # mask lets it see all up to itself, is the state before token k.
         x = (
@@ -173,10 +150,3 @@ class _Layer(nn.Module):
         seen = F.scaled_dot_product_attention(q, k, v, is_causal=first)
         x = x + self.out(seen.transpose(1, 2).flatten(2))
         return self.mlp(x), k, v
-
-
-def build_chunk_decoder(config: StudentConfig) -> ChunkDecoder | None:
-    """The decoder that a student's config asks for; None for ``kind="none"``."""
-    if config.chunk_decoder.kind == "none":
-        return None
-    return GruDecoder(config) if config.chunk_decoder.kind == "gru" else TransformerDecoder(config)

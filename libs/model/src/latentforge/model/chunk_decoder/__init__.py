@@ -1,0 +1,1 @@
+"""The decoder that makes the logits of K tokens a distribution over chunks."""

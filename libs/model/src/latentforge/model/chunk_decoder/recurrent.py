@@ -1,0 +1,85 @@
+"""A chunk decoder whose state is carried over the whole text: a GRU that a slow transformer reads and steers.
+
+A GRU that starts anew from each hidden state has to keep what that says over all that it reads before it may use it,
+and the backbone sees raw chunks alone. Here the GRU is a language model by itself, and the transformer beside it has
+one position for K of its steps: it reads the GRU's state at each border, and says something of its own to every token
+of the next chunk.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from latentforge.model.chunk_decoder.base import ChunkDecoder
+from latentforge.model.config import StudentConfig
+from latentforge.model.layers import SwiGLU
+
+_STEERING_STD = 0.02
+
+
+class RecurrentDecoder(ChunkDecoder):
+    """With x the text's embedded tokens, h_t the hidden state that predicts chunk t, and i = t·K + k:
+
+        g_i = GRU(x_0 … x_{i-1}), from ``start``
+        s_t,0 … s_t,K-1 = S·h_t + b
+        state before token i = norm(blocks(g_i + s_t,k))
+
+    The backbone's input after chunk t-1 has ``border`` · g_{t·K} added to it, which has read chunks < t: so in training
+    the GRU goes over the text once, then the transformer over chunks, then all tokens are one batch. Without backbone
+    layers there is nothing to read or steer, and the decoder is a GRU language model.
+
+    Attributes:
+        start: g_0, float [num_layers, 1, width].
+        border: maps g at a border to the backbone's width; None without layers.
+        steer: S and b, from h to K·width; None without layers.
+    """
+
+    start: nn.Parameter
+    border: nn.Linear | None
+    steer: nn.Linear | None
+
+    def __init__(self, config: StudentConfig) -> None:
+        decoder = config.chunk_decoder
+        super().__init__(config, nn.Parameter(torch.zeros(decoder.num_layers, 1, decoder.width)))
+        self.gru = nn.GRU(config.embed_size, decoder.width, decoder.num_layers, batch_first=True)
+        self.border = self.steer = None
+        if config.num_layers:
+            self.border = nn.Linear(decoder.width, config.hidden_size, bias=False)
+            self.steer = nn.Linear(config.hidden_size, config.chunk_size * decoder.width)
+            nn.init.normal_(self.steer.weight, std=_STEERING_STD)
+            nn.init.zeros_(self.steer.bias)
+        self.blocks = nn.ModuleList([SwiGLU(decoder.width, 2 * decoder.width) for _ in range(decoder.num_blocks)])
+        self.norm = nn.RMSNorm(decoder.width, eps=1e-6)
+
+    def text_states(self, embedded: Tensor) -> Tensor:
+        """g before each token of whole texts, float [b, L, width], of embedded tokens [b, L, e].
+
+        The last token is not read.
+        """
+        first = self.start.expand(-1, len(embedded), -1).contiguous()
+        states = first[-1][:, None]
+        if embedded.shape[1] > 1:
+            states = torch.cat([states, self.gru(embedded[:, :-1], first)[0]], 1)
+        return states
+
+    def steering(self, hidden: Tensor) -> Tensor | None:
+        """s of hidden states [n, h], float [n, K, width]; None without layers."""
+        if self.steer is None:
+            return None
+        steering: Tensor = self.steer(hidden).unflatten(-1, (self.chunk_size, -1))
+        return steering
+
+    def states(self, hidden: Tensor, *read: Tensor) -> Tensor:
+        """The state before each token, float [n, K, width].
+
+        Args:
+            hidden: float [n, h].
+            read: g before each token of the chunk, float [n, K, width].
+        """
+        (states,) = read
+        steering = self.steering(hidden)
+        if steering is not None:
+            states = states + steering
+        for block in self.blocks:
+            states = block(states)
+        out: Tensor = self.norm(states)
+        return out
