@@ -82,8 +82,8 @@ class Student(nn.Module):
         """
         if not isinstance(self.chunk_decoder, RecurrentDecoder):
             return None
-        states: Tensor = self.chunk_decoder.text_states(self.embed(tokens.flatten(1)))
-        return states.unflatten(1, tokens.shape[1:])
+        states: Tensor = self.chunk_decoder.text_states(self.embed(tokens.flatten(1))).unflatten(1, tokens.shape[1:])
+        return states
 
     def decoder_reads(self, embedded: Tensor, states: Tensor | None) -> tuple[Tensor, ...]:
         """What the chunk decoder reads of each chunk besides its hidden state, float [b, t, ...] each.
@@ -102,7 +102,7 @@ class Student(nn.Module):
             states: of :meth:`text_states`.
         """
         if self.backbone is None:
-            return self.constant.expand(*tokens.shape[:2], -1)
+            return self.constant.repeat(*tokens.shape[:2], 1)
         # Shifted by one chunk: step t reads chunk t - 1, and the backbone's causal mask hides all later ones from it.
         # A state before a chunk's first token has read the chunks before alone.
         start = self.start_inputs(tokens.shape[0])

@@ -55,7 +55,7 @@ class RecurrentDecoder(ChunkDecoder):
 
         The last token is not read.
         """
-        first = self.start.expand(-1, len(embedded), -1).contiguous()
+        first = self.start.repeat(1, len(embedded), 1)
         states = first[-1][:, None]
         if embedded.shape[1] > 1:
             states = torch.cat([states, self.gru(embedded[:, :-1], first)[0]], 1)
