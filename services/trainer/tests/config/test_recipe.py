@@ -59,6 +59,15 @@ def test_overrides_reach_their_field() -> None:
             r"weights\.tv=1\.0 with teacher\.targets='text'",
         ),
         ({"student.model.chunk_decoder.kind": "none"}, r"objective='chunk-kd-heavy' with .*kind='none'"),
+        (
+            {"student.model.logit_features.kind": "none", "student.model.chunk_decoder.kind": "none"}
+            | {"student.objective": "regressed-latent"},
+            r"logit_features\.kind='none' with chunk_decoder\.kind='none'.*take a decoder",
+        ),
+        (
+            {"student.model.num_layers": 0, "student.activation_checkpointing": True},
+            r"activation_checkpointing=true with student\.model\.num_layers=0.*set it to false",
+        ),
         ({"name.x": 1}, r"name\.x: name is a value"),
         (
             {"student.token_level.output_rank": 0},
@@ -87,6 +96,12 @@ def test_a_token_level_student_may_have_narrow_tables() -> None:
     recipe = load_recipe("demo", FOLDER, tables)
     config = recipe.token_level_config(4096, 1, 0)
     assert (config.embed_size, config.output_rank) == (64, 48)
+
+
+def test_a_token_level_student_without_layers_is_refused() -> None:
+    recipe = load_recipe("demo", FOLDER, {"student.model.num_layers": 0})
+    with pytest.raises(RecipeError, match=r"student\.model\.num_layers is 0: .*greater than or equal to 1"):
+        recipe.token_level_config(4096, 1, 0)
 
 
 def test_an_unknown_recipe_says_which_there_are(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ K = 4
         {"chunk_decoder": {"kind": "none"}},
         {"logit_features": {"kind": "linear", "width": 8}},
         {"induction": {"context": 2}},
+        {"chunk_decoder": {"kind": "recurrent", "width": 8, "rank": 4}},
     ],
 )
 def test_of_a_deterministic_head_every_bound_is_the_likelihood(

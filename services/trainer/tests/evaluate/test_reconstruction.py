@@ -37,8 +37,11 @@ def test_noise_costs_tokens_and_chunks_with_pads_are_left_out(make_latent: Any, 
     assert found.chunks == 23
 
 
-def test_features_without_a_latent_have_no_students_error(make_latent: Any, batches: list[StudentBatch]) -> None:
-    found = evaluate_reconstruction(make_latent(logit_features={"kind": "linear", "width": 8}), batches)
+@pytest.mark.parametrize("kind", ["linear", "none"])
+def test_features_without_a_latent_have_no_students_error(
+    make_latent: Any, batches: list[StudentBatch], kind: str
+) -> None:
+    found = evaluate_reconstruction(make_latent(logit_features={"kind": kind, "width": 8}), batches)
     assert found.student is None
     assert found.mse is None
     assert found.clean > 0

@@ -63,6 +63,18 @@ def test_every_parameter_is_in_the_group_that_its_name_says(models: dict[str, nn
     assert {n for n, group in groups["autoencoder"].items() if group != "rest"} == {"embedding.weight"}
 
 
+def test_a_recurrent_writers_parameters_have_groups(make_run: Any) -> None:
+    recipe = make_run(overrides={"student.model.chunk_decoder.kind": "recurrent"}).recipe
+    autoencoder = Autoencoder(recipe.autoencoder_config(260, 1))
+    for layers in (1, 0):
+        changed = recipe.student_config(1, 0, autoencoder.config).model_copy(update={"num_layers": layers})
+        groups = {name: group_of_parameter(name) for name, _ in Student(changed).named_parameters()}
+        assert groups["chunk_decoder.output.weight"] == "outputs"
+        assert {groups[f"chunk_decoder.{n}"] for n in ("start", "gru.weight_hh_l0", "norm.weight")} == {"rest"}
+        assert ("layers" in groups.values()) == ("chunks" in groups.values()) == (layers > 0)
+    assert groups["constant"] == "rest"
+
+
 @pytest.mark.parametrize("split", [False, True])
 def test_groups_that_change_nothing_give_what_none_give(models: dict[str, nn.Module], split: bool) -> None:
     model = models["student"]

@@ -31,19 +31,28 @@ def published(run: Any) -> list[Path]:
     return list_checkpoints(run.settings.checkpoints_dir / run.name)
 
 
+# A writer whose state is carried over the text, and nothing but what it writes; texts of other lengths.
+RECURRENT = {
+    "student.model.chunk_decoder.kind": "recurrent",
+    "student.model.logit_features.kind": "none",
+    "data.mask_documents": True,
+}
+
+
+@pytest.mark.parametrize("overrides", [{}, RECURRENT], ids=["gru", "recurrent"])
 def test_resume_equals_no_interruption_bit_for_bit(
-    known_teacher: Any, make_run: Any, packed: PackedData, autoencoder: Path
+    known_teacher: Any, make_run: Any, packed: PackedData, autoencoder: Path, overrides: dict[str, Any]
 ) -> None:
     data = split_tail(packed)
-    whole = make_run("whole", port=known_teacher.port)
+    whole = make_run("whole", port=known_teacher.port, overrides=overrides)
     result: Any = train_student(whole, *data, autoencoder)
-    cut = make_run("cut", port=known_teacher.port, stop_at=("student", 5))
+    cut = make_run("cut", port=known_teacher.port, stop_at=("student", 5), overrides=overrides)
     with pytest.raises(Interrupted):
         train_student(cut, *data, autoencoder)
     saved = max((cut.folder / "state" / "student").glob("step-*"))
     assert 0 < int(saved.name[5:]) < 12
     assert published(cut)[-1].name == saved.name
-    resumed = train_student(make_run("cut", port=known_teacher.port), *data, autoencoder)
+    resumed = train_student(make_run("cut", port=known_teacher.port, overrides=overrides), *data, autoencoder)
     ours, theirs = (load_file(published(run)[-1] / "student" / "model.safetensors") for run in (whole, cut))
     assert set(ours) == set(theirs)
     for name, value in ours.items():

@@ -28,9 +28,21 @@ def test_what_is_held_at_once_is_counted_without_computing_it() -> None:
     assert memory.held == 0
 
 
-@pytest.mark.parametrize("stage", ["autoencoder", "student", "token-level"])
-def test_each_stage_is_gone_through(recipe_file: Path, stage: StageName) -> None:
-    recipe = load_recipe(str(recipe_file), Path())
+RECURRENT = {"student.model.chunk_decoder.kind": "recurrent", "student.model.logit_features.kind": "none"}
+
+
+@pytest.mark.parametrize(
+    ("stage", "changes"),
+    [
+        ("autoencoder", {}),
+        ("student", {}),
+        ("student", RECURRENT),
+        ("student", RECURRENT | {"student.model.num_layers": 0}),
+        ("token-level", {}),
+    ],
+)
+def test_each_stage_is_gone_through(recipe_file: Path, stage: StageName, changes: dict[str, Any]) -> None:
+    recipe = load_recipe(str(recipe_file), Path(), changes)
     needs = stage_needs(recipe, stage, IDS, torch.device("cpu"))
     real = build(recipe, stage, IDS, torch.device("cpu"))
     assert sum(needs.parameters.values()) == sum(p.numel() for p in real.parameters())

@@ -61,7 +61,13 @@ class Recipe(Section):
         if self.student.objective.startswith("chunk-") and kind == "none":
             raise ValueError(
                 f"student.objective={self.student.objective!r} with student.model.chunk_decoder.kind='none': it needs "
-                "a chunk decoder; set kind to 'gru' or 'transformer', or choose the objective regressed-latent"
+                "a chunk decoder; set kind to 'gru', 'transformer' or 'recurrent', or choose the objective "
+                "regressed-latent"
+            )
+        if self.student.activation_checkpointing and self.student.model.get("num_layers") == 0:
+            raise ValueError(
+                "student.activation_checkpointing=true with student.model.num_layers=0: there are no layers to compute "
+                "twice; set it to false"
             )
         weights, head = self.student.weights, self.student.model.get("head", "deterministic")
         if weights.energy and head != "energy":

@@ -200,8 +200,9 @@ def _output(model: Model, tokens: Tensor, generator: torch.Generator) -> OutputL
     if isinstance(model, TokenLevelModel):
         return model.output(tokens)
     chunks = tokens.view(len(tokens), -1, model.chunk_size)
-    hidden = model.hidden(chunks)
-    return model.output(chunks, hidden, model.student.head(hidden, 1, generator)[0])
+    states = model.student.text_states(chunks)
+    hidden = model.hidden(chunks, states)
+    return model.output(chunks, hidden, model.student.head(hidden, 1, generator)[0], states)
 
 
 def _figures(layer: OutputLayer, batch: StudentBatch, chunk_size: int, num_before: int) -> Likelihood:

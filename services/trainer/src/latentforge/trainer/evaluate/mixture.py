@@ -79,9 +79,10 @@ def _log_probs(
     student, k = model.student, model.chunk_size
     tokens_btk = tokens.unflatten(1, (-1, k))
     at = rows.to(tokens.device), chunks.to(tokens.device)
-    hidden = model.hidden(tokens_btk)[at]
+    states = student.text_states(tokens_btk)
+    hidden = model.hidden(tokens_btk, states)[at]
     embedded = student.embed(tokens_btk)
-    previous, current, realised = student.windows(embedded)[at], embedded[at], tokens_btk[at]
+    reads, realised = [part[at] for part in student.decoder_reads(embedded, states)], tokens_btk[at]
     induction = model.induction(tokens_btk, embedded)
     # The places of the chunks' tokens among those of all tokens.
     picked = (at[0] * tokens.shape[1] + at[1] * k)[:, None] + torch.arange(k, device=tokens.device)
@@ -90,7 +91,7 @@ def _log_probs(
     for first in range(0, draws, _DRAWS_AT_ONCE):
         num = min(_DRAWS_AT_ONCE, draws - first)
         latents = student.head(hidden, num, generator).flatten(0, 1)
-        read = previous.repeat(num, 1, 1), current.repeat(num, 1, 1)
+        read = (part.repeat(num, 1, 1) for part in reads)
         layer = model.output_of_chunks(hidden.repeat(num, 1), latents, *read)
         if induction is not None:
             layer = layer._replace(induction=induction.at(picked.repeat(num)))

@@ -58,7 +58,7 @@ def evaluate_reconstruction(
     model.eval()
     autoencoder, k = model.autoencoder, model.chunk_size
     device = model.device
-    predicts = model.student.config.logit_features.kind != "linear"
+    predicts = model.student.config.logit_features.kind in ("autoencoder", "embeddings")
     right = torch.zeros(3, dtype=torch.int64)
     margin = squared = 0.0
     kl_d = torch.zeros(autoencoder.config.latent_size, dtype=torch.float64)

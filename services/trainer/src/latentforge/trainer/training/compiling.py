@@ -37,7 +37,7 @@ def compile_layers(model: LatentModel | TokenLevelModel, device: torch.device, *
         os.environ[_CACHE] = tempfile.mkdtemp(prefix="trainer-compiled-")
         atexit.register(shutil.rmtree, os.environ[_CACHE], ignore_errors=True)
     backbone = model.student.backbone if isinstance(model, LatentModel) else model.backbone
-    for layer in backbone.layers:
+    for layer in backbone.layers if backbone is not None else ():
         layer.compile(dynamic=varying)
     if device.type == "cuda":
         model.logit_passes = fused_passes(varying=varying)

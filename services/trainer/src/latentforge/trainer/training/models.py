@@ -29,6 +29,8 @@ def new_student(recipe: Recipe, ids: TokenIds, autoencoder: AutoencoderConfig) -
     """A student of this autoencoder."""
     student = Student(recipe.student_config(ids.pad_id, ids.eos_id, autoencoder))
     if recipe.student.activation_checkpointing:
+        # The recipe has layers then.
+        assert student.backbone is not None
         student.backbone.activation_checkpointing_enable()
     return student
 
