@@ -127,13 +127,14 @@ def test_processes_learn_what_one_learns(trainers: Trainers, known_teacher: Any)
 GENERATE = ("--targets", "generate", "--set", "data.sequence_length=64")
 # So few sequences have rows that in some steps a process has none.
 SHARE = ("--set", "teacher.share=0.3")
+RECURRENT = ("--set", "student.model.chunk_decoder.kind=recurrent")
 
 
 @pytest.mark.parametrize(
     ("stage", "kind", "options"),
     [
         ("student", "ddp", GENERATE),
-        ("student", "fsdp", (*SHARE, "--gateway", "127.0.0.1:9", "--targets-from")),
+        ("student", "fsdp", (*SHARE, *RECURRENT, "--gateway", "127.0.0.1:9", "--targets-from")),
         ("token-level", "ddp", SHARE),
     ],
 )
