@@ -173,6 +173,18 @@ def test_a_chunk_enters_as_the_mean_of_its_embeddings_at_the_scale_of_one(
 
 
 @torch.no_grad()
+def test_a_recurrent_writers_states_add_nothing_to_that_mean_before_they_have_learnt(
+    pretrained: tuple[Any, CausalLM], student_config: Callable[..., StudentConfig], rng: torch.Generator
+) -> None:
+    _, source = pretrained
+    decoder = ChunkDecoderConfig(kind="recurrent", width=8, rank=4)
+    student = started_student(student_config, source, embed_size=32, chunk_decoder=decoder)
+    tokens, borders = torch.randint(2, 70, (2, 5, K), generator=rng), torch.randn(2, 5, 8, generator=rng)
+    embedded = student.embed(tokens)
+    assert student.chunk_inputs(embedded, borders).equal(student.chunk_inputs(embedded, torch.zeros(2, 5, 8)))
+
+
+@torch.no_grad()
 def test_corrections_of_frequent_ids_are_those_ids_own(
     pretrained: tuple[Any, CausalLM], student_config: Callable[..., StudentConfig]
 ) -> None:
