@@ -47,6 +47,19 @@ def test_a_card_says_what_a_checkpoint_is(make_model: Callable[..., LatentModel]
     assert "checkpoints/demo/step-00000007/" in card.text
 
 
+def test_a_card_says_what_the_worth_of_a_part_means(make_model: Callable[..., LatentModel]) -> None:
+    explained = "`held_out_worth_…` is how many nats per token that text costs more without the part"
+    metrics = {"held_out_ce": 3.14159, "held_out_worth_backbone": 0.0532}
+    texts = [
+        model_card(make_model(), DRAFT.model_copy(update=update), "demo/step-00000007", NO_LICENSE)
+        for update in ({}, {"metrics": metrics})
+    ]
+    assert [explained in text for text in texts] == [False, True]
+    assert "chunk decoder.\n\n| metric | value |\n" in texts[1]
+    assert "| `held_out_worth_backbone` | 0.0532 |" in texts[1]
+    assert "nats per token.\n\n| metric | value |\n" in texts[0]
+
+
 @pytest.mark.parametrize("metrics", [{}, {"held_out_ce": 1.0}])
 def test_a_card_of_nothing_measured_has_no_table_and_no_licence_is_said(
     make_model: Callable[..., LatentModel], metrics: dict[str, float]

@@ -54,7 +54,9 @@ sha256 of every file, this card's too: a server refuses a folder of which a file
 
 As training measured it on text that it did not learn from; cross-entropy and divergence are in nats per token. The
 divergence from the teacher, `held_out_kd`, is a lower bound: a row of the teacher has its likeliest tokens alone.
-
+{% if has_parts %}`held_out_worth_…` is how many nats per token that text costs more without the part: the backbone's
+state or the latent at its mean, no copying by induction heads, no earlier chunks before the chunk decoder.
+{% endif %}
 {% if metrics %}| metric | value |
 | --- | --- |
 {% for name, value in metrics.items() %}| `{{ name }}` | {{ "%.4g" | format(value) }} |
@@ -118,6 +120,7 @@ def card_values(
         "ema": manifest.ema,
         "license": "none chosen yet" if license_name == NO_LICENSE else license_name,
         "samples": [{name: _block(text) for name, text in sample} for sample in manifest.samples],
+        "has_parts": any(name.startswith("held_out_worth_") for name in manifest.metrics),
         "metrics": {name: value for name, value in manifest.metrics.items() if math.isfinite(value)},
     }
 
