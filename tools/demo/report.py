@@ -10,7 +10,7 @@ from rich.text import Text
 
 from latentforge.core.files import write_atomically
 from latentforge.core.results import ResultsFile
-from latentforge.trainer.results import AutoencoderFigures, StudentFigures, TargetFigures
+from latentforge.trainer.results import AutoencoderFigures, CurvePoint, StudentFigures, TargetFigures
 
 FILE = "demo.json"
 
@@ -100,7 +100,7 @@ def report_table(result: DemoResult) -> Table:
     lines = {
         "autoencoder": (
             f"K={ae.k}, D={ae.d}; held-out tokens exact {ae.token_exact:.3%}, whole chunks "
-            f"{ae.chunk_exact:.3%}, tokens under posterior noise {ae.token_exact_noisy:.3%}"
+            f"{ae.chunk_exact:.3%}, tokens under posterior noise {ae.token_exact_noisy:.3%}{_untrained(ae)}"
         ),
         "student": f"{student.steps:,} steps, {student.tokens:,} tokens",
         "held-out KD": f"{student.kd_first:.3f} -> {student.kd_last:.3f} nats/token",
@@ -108,6 +108,7 @@ def report_table(result: DemoResult) -> Table:
             f"{student.ce_first:.3f} -> {student.ce_last:.3f} nats/token (unigram {result.unigram_ce:.3f}, "
             f"teacher {teacher.held_out_nll:.3f})"
         ),
+        "parts": _parts(result.curve[-1]),
         "teacher": f"{teacher.model} ({teacher.revision[:12]})",
         **_targets_line(result),
         "checkpoints": f"{len(result.checkpoints)} published, each picked up without a restart",
@@ -124,6 +125,19 @@ def report_table(result: DemoResult) -> Table:
         # Text: what a model writes may look like markup.
         table.add_row(Text(sample.prompt), Text(sample.text))
     return table
+
+
+def _untrained(ae: AutoencoderFigures) -> str:
+    if ae.untrained is None:
+        return ""
+    return f"; untrained {ae.untrained.token_exact:.3%} and {ae.untrained.token_exact_noisy:.3%} of tokens"
+
+
+def _parts(last: CurvePoint) -> str:
+    worth = {"backbone": last.worth_backbone, "latent": last.worth_latent}
+    worth |= {"induction heads": last.worth_copy, "window": last.worth_window}
+    there = [f"{name} {value:.3f}" for name, value in worth.items() if value is not None]
+    return f"{', '.join(there)} nats/token are lost without each"
 
 
 def _targets_line(result: DemoResult) -> dict[str, str]:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from latentforge.model.ablation import Part, part_worth, parts_of
+from latentforge.model.chunk_decoder.recurrent import RecurrentDecoder
 from latentforge.model.config import ChunkDecoderConfig, InductionConfig, LogitFeaturesConfig, StudentConfig
 from latentforge.model.latent_model import LatentModel
 from latentforge.model.losses import StudentBatch
@@ -17,6 +18,10 @@ MakeTokenLevel = Callable[..., TokenLevelModel]
 
 K, V, PAD = 4, 64, 1
 INDUCTION = {"induction": InductionConfig(context=2, size=12)}
+RECURRENT = {
+    "chunk_decoder": ChunkDecoderConfig(kind="recurrent", width=16, rank=8, num_blocks=1),
+    "logit_features": LogitFeaturesConfig(kind="none"),
+}
 
 
 def noise(index: int) -> torch.Generator:
@@ -78,8 +83,14 @@ def reference(model: LatentModel, batches: list[StudentBatch], part: Part | None
             for t in range(chunks.shape[1]):
                 state = mean_hidden if part == "backbone" else hidden[i][b, t]
                 latent = {"backbone": at_mean[b, t], "latent": mean_latent}.get(part or "", latents[i][b, t])
-                window = pads if part == "window" else before[None, t * K : t * K + num_window]
-                layer = model.output_of_chunks(state[None], latent[None], window, embedded[b, t][None])
+                if isinstance(student.chunk_decoder, RecurrentDecoder):
+                    # A GRU that goes on over the text, or one that begins at the chunk.
+                    text = embedded[b, t][None] if part == "window" else embedded[b, : t + 1].flatten(0, 1)[None]
+                    read: tuple[Tensor, ...] = (student.chunk_decoder.text_states(text)[:, -K:],)
+                else:
+                    window = pads if part == "window" else before[None, t * K : t * K + num_window]
+                    read = window, embedded[b, t][None]
+                layer = model.output_of_chunks(state[None], latent[None], *read)
                 inputs.append(layer.inputs)
         found = None if part == "copy" else model.induction(chunks, embedded)
         logits = layer._replace(inputs=torch.cat(inputs), induction=found).logits().double()
@@ -101,6 +112,8 @@ def reference(model: LatentModel, batches: list[StudentBatch], part: Part | None
             ["backbone", "latent", "window"],
         ),
         ({"logit_features": LogitFeaturesConfig(kind="linear", width=12)}, ["backbone", "window"]),
+        (RECURRENT, ["backbone", "window"]),
+        ({**RECURRENT, "num_layers": 0, **INDUCTION}, ["copy", "window"]),
         ({"head": "energy", **INDUCTION}, ["backbone", "latent", "copy", "window"]),
     ],
 )
@@ -184,7 +197,7 @@ def test_a_part_that_says_nothing_is_worth_nothing(make_model: MakeModel, batche
 class TwoStates(LatentModel):
     """Its backbone knows of every chunk whether it is of 2s, and its state is then 1, or of 3s: -1."""
 
-    def hidden(self, tokens: Tensor) -> Tensor:
+    def hidden(self, tokens: Tensor, states: Tensor | None = None) -> Tensor:
         state = torch.zeros(*tokens.shape[:2], self.student.config.hidden_size)
         state[..., 0] = torch.where(tokens[..., 0] == 2, 1.0, -1.0)
         return state

@@ -6,6 +6,7 @@ import pytest
 
 from latentforge.core.checkpoint_files import read_manifest
 from latentforge.core.checkpoints import list_checkpoints
+from latentforge.trainer.results import AutoencoderResult
 
 Invoke = Any
 
@@ -17,6 +18,9 @@ def test_pack_then_train_each_model(invoke: Invoke, corpus: Path, tmp_path: Path
     result = invoke("train", "autoencoder", *common, "--d", 8, "--epochs", 0.1, "--batch-size", 8, "--run", "ae")
     assert result.exit_code == 0, result.output
     assert "autoencoder K=4 D=8: " in result.output
+    untrained = AutoencoderResult.read(tmp_path / "runs" / "ae" / "autoencoder" / "evaluation.json").untrained
+    assert untrained is not None
+    assert f"(before its first step {untrained.token_exact:.2%}, under noise " in result.output
     gateway = f"127.0.0.1:{known_teacher.port}"
     ae = tmp_path / "runs" / "ae" / "autoencoder"
     student = ("train", "student", *common, "--gateway", gateway, "--ae-checkpoint", ae, "--steps", 3)

@@ -50,12 +50,12 @@ def test_runs_are_looked_at_and_drawn(invoke: Invoke, runs: tuple[str, str], tmp
     assert result.exit_code == 0, result.output
     assert f"{out}: student of one, two" in result.output
     picture = (matplotlib.image.imread(out)[..., :3] * 255).round().astype(int)
-    assert picture.shape == (800, 1500, 3)
+    assert picture.shape == (800, 2000, 3)
     # In every panel both runs; but in the last one they may have waited for the same time, under one line.
-    for panel in range(6):
-        row, column = 400 * (panel // 3), 500 * (panel % 3)
+    for panel in range(8):
+        row, column = 400 * (panel // 4), 500 * (panel % 4)
         pixels = picture[row : row + 400, column : column + 500]
-        for colour in (BLUE, ORANGE) if panel < 5 else (ORANGE,):
+        for colour in (BLUE, ORANGE) if panel < 7 else (ORANGE,):
             assert (np.abs(pixels - colour).sum(-1) < 60).sum() > 20, (panel, colour)
     assert invoke("plot", "one", "--stage", "autoencoder", "--out", out).exit_code == 0
     result = invoke("plot", "one", "--stage", "token-level", "--out", out)

@@ -61,11 +61,12 @@ def merging_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> TextTokenizer
 
 @pytest.fixture
 def make_latent() -> MakeLatent:
-    """A tiny random pair; keywords change the student's config."""
+    """A tiny random pair; keywords change the student's config, D both."""
 
     def make(**changes: Any) -> LatentModel:
         torch.manual_seed(3)
-        sizes = {"hidden_size": 8, "chunk_hidden_size": 16, "intermediate_size": 8, "latent_size": 8}
+        sizes = {"hidden_size": 8, "chunk_hidden_size": 16, "intermediate_size": 8}
+        sizes["latent_size"] = changes.get("latent_size", 8)
         autoencoder = Autoencoder(AutoencoderConfig(vocab_size=V, chunk_size=K, pad_id=1, **sizes))
         model = LatentModel(autoencoder, Student(_student_config(**changes))).eval()
         _randomise(model.student)

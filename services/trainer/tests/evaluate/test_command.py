@@ -87,6 +87,8 @@ GENERATION_IDS = {
     for setting in ("gen_t1", "gen_t07", "gen_greedy", "reference")
     for what in ("teacher_nats", "distinct_3", "repetition", "mean_length")
 }
+TEACHER_GENERATION_IDS = {f"teacher_{name}" for name in GENERATION_IDS if name.startswith("gen_")}
+WORTH_IDS = {"worth_backbone", "worth_latent", "worth_copy", "worth_window"}
 BRIER_IDS = {"brier_lm", "brier_1", "brier_2", "brier_3", "brier_4", "brier_8"}
 TEACHER_IDS = {"teacher_nats_per_token", "kl_to_teacher"}
 ACCEPTANCE_IDS = {"acceptance", "acceptance_low"}
@@ -100,14 +102,14 @@ def test_a_published_student(
     evaluate: Evaluate, make_latent: Any, held_out: Path, tmp_path: Path, publish_to: Any
 ) -> None:
     for step in (9, 10):
-        publish_to(tmp_path / "checkpoints", make_latent(), step)
+        publish_to(tmp_path / "checkpoints", make_latent(induction={"context": 2, "size": 8}), step)
     result, record = evaluate("run", held_out)
     assert result.exit_code == 0, result.output
     results = results_of(record)
     positions = {f"nats_per_token_k{k}" for k in range(4)}
     of_drafts = ACCEPTANCE_IDS | CHUNK_IDS | DRAFT_IDS
-    others = BRIER_IDS | GENERATION_IDS | RECONSTRUCTION_IDS
-    assert set(results) == LIKELIHOOD_IDS | positions | TEACHER_IDS | of_drafts | others
+    others = BRIER_IDS | GENERATION_IDS | TEACHER_GENERATION_IDS | RECONSTRUCTION_IDS
+    assert set(results) == LIKELIHOOD_IDS | WORTH_IDS | positions | TEACHER_IDS | of_drafts | others
     assert record["checkpoint"]["id"] == "run/step-00000010"
     assert record["checkpoint"]["kind"] == "student"
     assert record["data"]["tokens"] == 5 * 31
@@ -119,6 +121,16 @@ def test_a_published_student(
     assert results["kl_to_teacher"]["value"] > 0
     assert results["kl_to_teacher"]["unit"] == "nats/token, at least"
     assert "with MAX_TOP_K=260 it gives kl_full" in " ".join(result.output.split())
+    for part in WORTH_IDS:
+        worth = results[part]
+        assert worth["unit"] == "nats/token"
+        assert worth["low"] < worth["value"] < worth["high"]
+    for setting in ("t1", "t07", "greedy"):
+        ours, teachers = (results[f"{who}gen_{setting}_repetition"] for who in ("", "teacher_"))
+        assert ours["baseline"] == teachers["baseline"] == "reference"
+        assert ours["baseline_value"] == teachers["baseline_value"] == results["reference_repetition"]["value"]
+        assert ours["low"] <= ours["value"] <= ours["high"]
+    assert [results[share]["baseline"] for share in ("ae_clean", "ae_noisy")] == ["untrained", "untrained"]
     for row in results.values():
         assert row["id"] in result.output
         assert f"{row['value']:.4f}" in result.output or row["value"] >= 100
@@ -152,8 +164,8 @@ def test_a_student_with_the_energy_head_is_bounded(
     results = results_of(record)
     assert {f"nats_per_token_bound_n{n}" for n in (1, 8, 32, 128)} <= set(results)
     assert {"kl_to_teacher_one_latent", "bits_per_byte_bound_n128", "nats_per_token_bound_n128_k3"} <= set(results)
-    assert {"acceptance_one_latent", "mean_accepted_low_one_latent"} <= set(results)
-    exact = {"nats_per_token", "kl_to_teacher", "bits_per_byte"} | ACCEPTANCE_IDS | DRAFT_IDS
+    assert {"acceptance_one_latent", "mean_accepted_low_one_latent", "worth_latent_one_latent"} <= set(results)
+    exact = {"nats_per_token", "kl_to_teacher", "bits_per_byte"} | ACCEPTANCE_IDS | DRAFT_IDS | WORTH_IDS
     assert not set(results) & exact
 
 
@@ -168,7 +180,7 @@ def test_a_token_level_student_on_a_jsonl_file_without_a_teacher(
     assert result.exit_code == 0, result.output
     results = results_of(record)
     without = {i for i in GENERATION_IDS if not i.endswith("teacher_nats")}
-    assert set(results) == LIKELIHOOD_IDS | BRIER_IDS | without
+    assert set(results) == LIKELIHOOD_IDS | {"worth_backbone"} | BRIER_IDS | without
     assert record["checkpoint"]["kind"] == "token-level"
     assert record["teacher"] is None
     assert results_of(evaluate(*arguments)[1]) == results
@@ -192,7 +204,7 @@ def test_a_teacher_of_another_vocabulary_judges_what_is_written(
     result, record = evaluate(folder, data, "--teacher-tokenizer", tokenizer.folder)
     assert result.exit_code == 0, result.output
     results = results_of(record)
-    assert set(results) == LIKELIHOOD_IDS | BRIER_IDS | GENERATION_IDS
+    assert set(results) == LIKELIHOOD_IDS | {"worth_backbone"} | BRIER_IDS | GENERATION_IDS
     assert results["gen_t07_teacher_nats"]["unit"] == "nats/teacher's token"
     assert record["teacher_tokenizer_fingerprint"] == tokenizer.fingerprint
     result, _ = evaluate(folder, data, "--teacher-tokenizer", tokenizer.folder, "--no-teacher")

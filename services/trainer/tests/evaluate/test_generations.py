@@ -25,7 +25,21 @@ def test_texts_are_scored_behind_their_prompts_with_the_end_but_counted_without(
     assert found.teacher_nats.value == pytest.approx((1 + 2 + 3 + 4 + 5 + 7 + 7) / 7)
     assert found.mean_length == pytest.approx(5 / 3)
     assert found.distinct_3 == 1
+    assert (found.repetition, found.repetition_interval) == (0, (0, 0))
     assert score_texts(prompts, texts, 7, None).teacher_nats is None
+
+
+def test_repetition_has_the_interval_of_its_prompts() -> None:
+    prompts = torch.zeros(41, 2, dtype=torch.int64)
+    loops, fresh = [1] * 8, list(range(8))
+    texts = [Text(ids, False) for ids in (*[loops] * 10, *[fresh] * 30)] + [Text([], True)]
+    found = score_texts(prompts, texts, 7, None)
+    share = 10 * 7 / (40 * 8)
+    assert found.repetition == pytest.approx(share)
+    # One prompt in four loops, for 7 of 8 tokens: a binomial of 40.
+    half = 1.96 * math.sqrt(0.25 * 0.75 / 40) * 7 / 8
+    assert found.repetition_interval == pytest.approx((share - half, share + half), abs=0.03)
+    assert score_texts(prompts[:2], [texts[0], texts[-1]], 7, None).repetition_interval is None
 
 
 @pytest.mark.parametrize("kind", ["latent", "token-level"])

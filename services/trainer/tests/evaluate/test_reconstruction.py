@@ -3,7 +3,9 @@ from typing import Any
 import pytest
 import torch
 
+from latentforge.model.autoencoder import Autoencoder
 from latentforge.model.losses import StudentBatch
+from latentforge.trainer.data.sequence_order import step_generator
 from latentforge.trainer.evaluate.reconstruction import evaluate_reconstruction
 
 
@@ -45,3 +47,24 @@ def test_features_without_a_latent_have_no_students_error(
     assert found.student is None
     assert found.mse is None
     assert found.clean > 0
+
+
+def test_beside_it_stands_one_that_has_learnt_nothing(make_latent: Any, batches: list[StudentBatch]) -> None:
+    model = make_latent(latent_size=16)
+    state = torch.random.get_rng_state()
+    found = evaluate_reconstruction(model, batches, seed=5)
+    assert torch.random.get_rng_state().equal(state)
+    torch.manual_seed(5)
+    untrained = Autoencoder(model.autoencoder.config).eval()
+    right = torch.zeros(2)
+    with torch.no_grad():
+        for index, batch in enumerate(batches):
+            chunks = batch.tokens.view(-1, 4)
+            generator = step_generator(5, index, torch.device("cpu"))
+            # The trained one's noise is drawn first.
+            model.autoencoder.encode(chunks).sample(generator)
+            posterior = untrained.encode(chunks)
+            for i, latents in enumerate((posterior.mean, posterior.sample(generator))):
+                right[i] += (untrained.decode(latents).argmax(-1) == chunks).sum()
+    assert [found.untrained_clean, found.untrained_noisy] == pytest.approx((right / 96).tolist())
+    assert right[0] != right[1] > 10

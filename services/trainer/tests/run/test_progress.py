@@ -120,7 +120,10 @@ def test_a_figure_that_is_not_finite_ends_nothing(tmp_path: Path) -> None:
     status = Status("r")
     with StageProgress(tmp_path, "student", 3, status, console=Console(file=io.StringIO())) as progress:
         progress.validation(0, {"ce": math.nan, "kd": 1.0})
-    assert LiveStatus.read(tmp_path / "status.json").held_out_figures == {"kd": 1.0}
+        progress.validation(1, {"ce": math.nan, "kd": 2.0, "worth_copy": 0.5})
+        progress.validation(2, {"ce": 3.0, "kd": math.nan})
+    # What this validation did not measure holds; what it measured as no number is gone.
+    assert LiveStatus.read(tmp_path / "status.json").held_out_figures == {"ce": 3.0, "worth_copy": 0.5}
 
 
 def test_a_status_file_that_cannot_be_written_ends_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -4,8 +4,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from safetensors.torch import load_file
 
+from latentforge.model.autoencoder import Autoencoder
 from latentforge.text.held_out import split_tail
 from latentforge.text.packed import PackedData
 from latentforge.trainer.data.sequence_order import batch_indices
@@ -14,6 +16,7 @@ from latentforge.trainer.results import read_progress
 from latentforge.trainer.run.interrupt import Interrupted
 from latentforge.trainer.targets.batches import training_sequences
 from latentforge.trainer.training.autoencoder import chunk_batch, train_autoencoder, training_text
+from latentforge.trainer.training.validation import evaluate_autoencoder
 
 
 def weights(run: Any) -> dict[str, Any]:
@@ -34,6 +37,14 @@ def test_resume_equals_no_interruption_bit_for_bit(make_run: Any, packed: Packed
     assert resumed.model_dump(exclude={"seconds"}) == result.model_dump(exclude={"seconds"})
     assert result.k == 4
     assert result.d == 16
+    # As it was before its first step, on the same chunks under the same noise.
+    torch.manual_seed(whole.recipe.seed)
+    first = Autoencoder(whole.recipe.autoencoder_config(whole.tokenizer.vocab_size, whole.tokenizer.pad_id))
+    untrained = evaluate_autoencoder(first, held_out, whole.recipe.seed)
+    assert untrained.pop("chunks") == result.chunks
+    assert result.untrained is not None
+    assert result.untrained.model_dump() == untrained
+    assert untrained["token_exact"] != result.token_exact
 
 
 def test_a_kill_beside_a_validation_leaves_no_step_without_its_figures(

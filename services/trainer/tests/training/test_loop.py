@@ -20,7 +20,7 @@ from latentforge.trainer.targets.batches import held_out_batch, held_out_sequenc
 from latentforge.trainer.training import publisher
 from latentforge.trainer.training.publish import publish
 from latentforge.trainer.training.student import train_student, train_token_level
-from latentforge.trainer.training.validation import evaluate_student
+from latentforge.trainer.training.validation import evaluate_parts, evaluate_student
 
 # One after every validation, and two between.
 PUBLISHED = [1, 6, 12]
@@ -95,13 +95,15 @@ def test_a_checkpoints_metrics_are_of_its_own_step(
     known_teacher: Any, make_run: Any, packed: PackedData, autoencoder: Path
 ) -> None:
     train, held_out = split_tail(packed)
-    interrupted = make_run(port=known_teacher.port, stop_at=("student", 3))
-    with pytest.raises(Interrupted):
-        train_student(interrupted, train, held_out, autoencoder)
+    # The second time behind a validation that was for no publishing.
+    for step in (3, 8):
+        interrupted = make_run(port=known_teacher.port, stop_at=("student", step))
+        with pytest.raises(Interrupted):
+            train_student(interrupted, train, held_out, autoencoder)
     run = make_run(port=known_teacher.port)
     result = train_student(run, train, held_out, autoencoder)
     places = list_checkpoints(run.settings.checkpoints_dir / run.name)
-    assert steps_of(run) == [1, 3, 6, 12]
+    assert steps_of(run) == [1, 3, 6, 8, 12]
     # Of the interruption nothing is seen in the curve.
     assert [point.step for point in result.curve] == [0, 4, 8, 12]
     sequences = held_out_sequences(held_out, run.recipe.student.validation_sequences)
@@ -109,11 +111,21 @@ def test_a_checkpoints_metrics_are_of_its_own_step(
     for place in places:
         model = LatentModel(load_autoencoder(place / "autoencoder"), load_student(place / "student"))
         measured = evaluate_student(model, batches, run.recipe.seed, run.device)
+        measured |= evaluate_parts(model, batches, run.recipe.seed)
         metrics = read_manifest(place).metrics
         assert metrics == pytest.approx({f"held_out_{name}": value for name, value in measured.items()}, abs=1e-5)
     lines = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
-    held = {line["step"] for line in lines if line["stage"] == "student" and line["kind"] == "held_out"}
-    assert held == {0, 1, 3, 4, 6, 8, 12}
+    held = {line["step"]: line for line in lines if line["stage"] == "student" and line["kind"] == "held_out"}
+    assert set(held) == {0, 1, 3, 4, 6, 8, 12}
+    worth = {"worth_backbone", "worth_latent", "worth_copy", "worth_window"}
+    assert worth <= set(measured)
+    # Published steps have them, in the curve too; where nothing is published they are not measured.
+    assert {step for step, line in held.items() if worth & set(line)} == {1, 3, 6, 8, 12}
+    assert all(worth <= set(held[step]) for step in steps_of(run))
+    assert [point.worth_copy is not None for point in result.curve] == [False, False, False, True]
+    assert read_manifest(places[-1]).metrics["held_out_worth_copy"] == result.curve[-1].worth_copy
+    card = (places[-1] / "README.md").read_text()
+    assert f"| `held_out_worth_backbone` | {result.curve[-1].worth_backbone:.4g} |" in card
 
 
 def test_a_stop_before_the_first_step_leaves_no_trace_in_the_curve(

@@ -11,6 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from latentforge.model.chunk_decoder.recurrent import RecurrentDecoder
 from latentforge.model.latent_model import LatentModel
 from latentforge.model.losses import StudentBatch
 from latentforge.model.output_loss import OutputLayer, TokenWeights, token_losses
@@ -26,17 +27,18 @@ def parts_of(model: Model) -> list[Part]:
 
     Without ``backbone`` its state stands at its mean, and the latent is what the head makes of that; without ``latent``
     only the latent stands at its mean; without ``copy`` there are no induction heads; without ``window`` the chunk
-    decoder begins every chunk as it does a text's first one.
+    decoder begins every chunk as it does a text's first one, a recurrent one as well.
     """
     if isinstance(model, TokenLevelModel):
         has: dict[Part, bool] = {"backbone": True, "copy": model.induction is not None}
     else:
         student = model.student
         has = {
-            "backbone": True,
+            "backbone": student.backbone is not None,
             "latent": model.writes_from_latents,
             "copy": student.induction is not None,
-            "window": student.chunk_decoder is not None and student.config.chunk_decoder.window > 0,
+            "window": isinstance(student.chunk_decoder, RecurrentDecoder)
+            or (student.chunk_decoder is not None and student.config.chunk_decoder.window > 0),
         }
     return [part for part, is_there in has.items() if is_there]
 

@@ -67,6 +67,8 @@ class CurvePoint(_Part):
         mse: per dimension of a latent.
         acceptance, acceptance_low, mean_accepted, mean_accepted_low: see ``training.validation.acceptance_figures``;
             acceptance_k0 … are beside them.
+        worth_backbone, worth_latent, worth_copy, worth_window: nats that a token costs more without the part, of steps
+            that are published; see ``model.ablation``.
     """
 
     model_config = ConfigDict(extra="allow")
@@ -80,6 +82,10 @@ class CurvePoint(_Part):
     acceptance_low: float | None = None
     mean_accepted: float | None = None
     mean_accepted_low: float | None = None
+    worth_backbone: float | None = None
+    worth_latent: float | None = None
+    worth_copy: float | None = None
+    worth_window: float | None = None
 
 
 class ReconstructionFigures(_Part):
@@ -92,12 +98,13 @@ class ReconstructionFigures(_Part):
 
 
 class AutoencoderFigures(ReconstructionFigures):
-    """What a summary says of an autoencoder: K, D, reconstruction, and the last step's cross-entropy, where it was
-    trained by the run itself."""
+    """What a summary says of an autoencoder: K, D, reconstruction, and where the run itself trained it the last step's
+    cross-entropy, and the reconstruction of the same chunks before the first step."""
 
     k: int
     d: int
     loss: float | None = None
+    untrained: ReconstructionFigures | None = None
 
 
 class SkippedData(_Part):
@@ -312,7 +319,8 @@ class LiveStatus(RunFile):
         host, pid: of the process.
         time: when this was written, in seconds since the epoch.
         stage, step, of: where it was; the last stage is ``finished``.
-        losses, held_out_figures: of the newest step and validation.
+        losses: of the newest step.
+        held_out_figures: the newest of each name.
         eta, run_eta: seconds left in the stage, and in the whole run.
         tokens_per_s: over the newest steps.
         tokens: that the process trained on, by stage.

@@ -51,17 +51,20 @@ def repetition(sequences: Sequence[Ids], n: int = 4) -> float | None:
     overlap). The first occurrence does not count: ``a b c d a b c d`` is 4/8, ``a a a a a a`` is 5/6. Tokens of all
     sequences weigh the same, those of sequences shorter than n too; None where there is no token.
     """
-    total = repeated = 0
-    for sequence in sequences:
-        total += len(sequence)
-        seen: set[tuple[int, ...]] = set()
-        counted_to = 0
-        for start, gram in enumerate(_ngrams(sequence, n)):
-            if gram in seen:
-                repeated += start + n - max(start, counted_to)
-                counted_to = start + n
-            seen.add(gram)
-    return repeated / total if total else None
+    total = sum(len(sequence) for sequence in sequences)
+    return sum(num_repeated(sequence, n) for sequence in sequences) / total if total else None
+
+
+def num_repeated(sequence: Ids, n: int = 4) -> int:
+    """How many of a sequence's tokens count for :func:`repetition`."""
+    repeated = counted_to = 0
+    seen: set[tuple[int, ...]] = set()
+    for start, gram in enumerate(_ngrams(sequence, n)):
+        if gram in seen:
+            repeated += start + n - max(start, counted_to)
+            counted_to = start + n
+        seen.add(gram)
+    return repeated
 
 
 def _ngrams(sequence: Ids, n: int) -> Iterator[tuple[int, ...]]:

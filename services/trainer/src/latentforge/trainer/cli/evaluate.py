@@ -60,7 +60,9 @@ def evaluate(
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of samples, noise and intervals.")] = 0,
     out: Annotated[Path, typer.Option("--out", help="Where eval_<time>.json goes.")] = Path("results"),
 ) -> None:
-    """Measures a model on held-out data: likelihood, KL, acceptance of drafts, BrierLM, generations and more."""
+    """Measures a model on held-out data: likelihood and what each part of the model is worth of it (worth_backbone,
+    worth_latent, worth_copy, worth_window: nats/token that are lost without it), KL, acceptance of drafts, BrierLM,
+    generations and more."""
     import torch
     from rich.console import Console
 

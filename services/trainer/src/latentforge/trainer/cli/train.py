@@ -23,7 +23,7 @@ from latentforge.trainer.cli.options import (
     with_groups,
 )
 from latentforge.trainer.config.objectives import OBJECTIVES
-from latentforge.trainer.results import StudentResult
+from latentforge.trainer.results import ReconstructionFigures, StudentResult
 
 train_app = typer.Typer(no_args_is_help=True, help="Trains one model.")
 
@@ -83,7 +83,7 @@ def autoencoder(
             typer.echo(
                 f"autoencoder K={result.k} D={result.d}: {result.token_exact:.2%} of held-out tokens and "
                 f"{result.chunk_exact:.2%} of chunks exact, {result.token_exact_noisy:.2%} of tokens under "
-                f"posterior noise; {run.folder / 'autoencoder'}"
+                f"posterior noise{_untrained(result.untrained)}; {run.folder / 'autoencoder'}"
             )
 
 
@@ -182,6 +182,12 @@ def token_level(
         result = train_token_level(run, train, held_out, fresh=options.fresh)
         if run.ranks.is_main:
             typer.echo(_line("token-level student", result))
+
+
+def _untrained(found: ReconstructionFigures | None) -> str:
+    if found is None:
+        return ""
+    return f" (before its first step {found.token_exact:.2%}, under noise {found.token_exact_noisy:.2%})"
 
 
 def _line(what: str, result: StudentResult) -> str:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from latentforge.core.devices import choose_device
 from latentforge.core.results import Result
+from latentforge.model.ablation import Part, part_worth
 from latentforge.model.devices import device_description
 from latentforge.model.latent_model import LatentModel
 from latentforge.model.losses import StudentBatch
@@ -17,10 +18,12 @@ from latentforge.model.metrics.brier import BrierScore
 from latentforge.text.packed import PackedData
 from latentforge.text.tokenizer import TextTokenizer
 from latentforge.trainer.config.settings import TrainerSettings
+from latentforge.trainer.data.sequence_order import step_generator
 from latentforge.trainer.errors import TrainerError
 from latentforge.trainer.evaluate.brier import PrefixGroup, choose_prefixes, evaluate_brier, model_values
 from latentforge.trainer.evaluate.checkpoint import Subject
 from latentforge.trainer.evaluate.drafts import Drafts, evaluate_drafts
+from latentforge.trainer.evaluate.estimate import Estimate, mean
 from latentforge.trainer.evaluate.full_kl import NUM_SEQUENCES, FullKl, evaluate_full_kl
 from latentforge.trainer.evaluate.generations import (
     TEMPERATURES,
@@ -185,6 +188,7 @@ class _Evaluation:
         figures = Figures(
             likelihood,
             tightest.bits_per_byte(self._subject.tokenizer.num_bytes, options.seed),
+            self._worth(batches, likelihood),
             bounds,
             self._drafts(),
             brier,
@@ -194,8 +198,18 @@ class _Evaluation:
             with stage(self._console, "reconstruction", len(batches)) as advance:
                 figures.reconstruction = evaluate_reconstruction(model, batches, seed=options.seed, on_batch=advance)
         if prompts is not None:
-            figures.generations, figures.reference = self._generations(prompts)
+            self._add_generations(prompts, figures)
         return figures
+
+    def _worth(self, batches: list[StudentBatch], likelihood: Likelihood) -> dict[Part, Estimate]:
+        """What each part of the model is worth; the teacher is none that could be taken apart."""
+        model, seed = self._subject.model, self._options.seed
+        if model is None:
+            return {}
+        device = model.device
+        with stage(self._console, "parts", 2 * len(batches)) as advance:
+            worth = part_worth(model, batches, lambda index: step_generator(seed, index, device), advance)
+        return {part: mean(lost, likelihood.sequences, seed) for part, lost in worth.items()}
 
     def _batches(self) -> list[StudentBatch]:
         """One sequence each, with the teacher's rows where it has the subject's tokenizer."""
@@ -258,29 +272,33 @@ class _Evaluation:
             seed=self._options.seed,
         )
 
-    def _generations(self, prompts: PromptSet) -> tuple[dict[float, TextScore], TextScore]:
-        options, eos_id = self._options, self._subject.tokenizer.eos_id
-        score = self._score
+    def _add_generations(self, prompts: PromptSet, figures: Figures) -> None:
+        """What the model writes, what its teacher writes, and what the text says behind the same prompts."""
+        options, model, eos_id = self._options, self._subject.model, self._subject.tokenizer.eos_id
         references = [Text(ids, False) for ids in prompts.references.tolist()]
-        reference = score_texts(prompts.prompts, references, eos_id, score, seed=options.seed)
-        if self._subject.model is not None:
-            with stage(self._console, "generations", len(TEMPERATURES)) as advance:
-                found = evaluate_generations(
-                    self._subject.model,
-                    prompts.prompts,
-                    options.new_tokens,
-                    score=score,
-                    seed=options.seed,
-                    on_temperature=advance,
-                )
-            return found, reference
-        return (self._teacher_generations(prompts.prompts) if self._can_sample("generations") else {}), reference
+        figures.reference = score_texts(prompts.prompts, references, eos_id, self._score, seed=options.seed)
+        of_teacher: dict[float, TextScore] = {}
+        if (model is None or self._teacher is not None) and self._can_sample("generations"):
+            of_teacher = self._teacher_generations(prompts.prompts)
+        if model is None:
+            figures.generations = of_teacher
+            return
+        figures.teacher_generations = of_teacher
+        with stage(self._console, "generations", len(TEMPERATURES)) as advance:
+            figures.generations = evaluate_generations(
+                model,
+                prompts.prompts,
+                options.new_tokens,
+                score=self._score,
+                seed=options.seed,
+                on_temperature=advance,
+            )
 
     def _teacher_generations(self, prompts: Tensor) -> dict[float, TextScore]:
         options, teacher = self._options, self._teacher
         assert teacher is not None
         found = {}
-        with stage(self._console, "generations", len(TEMPERATURES) * len(prompts)) as advance:
+        with stage(self._console, "teacher's generations", len(TEMPERATURES) * len(prompts)) as advance:
             for temperature in TEMPERATURES:
                 texts = teacher.continuations(prompts, options.new_tokens, temperature, options.seed, on_prompt=advance)
                 own = [text for (text,) in texts]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from latentforge.model.batch_generation import generate_batch
 from latentforge.model.latent_model import LatentModel
-from latentforge.model.metrics.text_stats import text_stats
+from latentforge.model.metrics.text_stats import num_repeated, text_stats
 from latentforge.model.sampling import SamplingParams
 from latentforge.text.packed import PackedData
 from latentforge.trainer.errors import TrainerError
@@ -41,6 +41,7 @@ class TextScore:
         teacher_nats: the teacher's nats per token that it scores, given the prompt, ends of text included; None without
             a teacher.
         distinct_3, repetition: see ``metrics.text_stats``; None where every text is too short.
+        repetition_interval: low and high; None of fewer than two texts that have a token.
         mean_length: tokens.
     """
 
@@ -48,6 +49,7 @@ class TextScore:
     distinct_3: float | None
     repetition: float | None
     mean_length: float
+    repetition_interval: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -143,13 +145,17 @@ def score_texts(
         texts: one for each.
         eos_id: scored behind those that ended.
         score: the teacher; None leaves its figure out.
-        seed: of the interval, which redraws prompts.
+        seed: of the intervals, which redraw prompts.
     """
-    estimate = None
+    estimate = interval = None
     if score is not None:
         scored = score(prompts.tolist(), [[*text.ids, *([eos_id] if text.ended else [])] for text in texts])
         sums = -torch.tensor([float(logprobs.sum(dtype=np.float64)) for logprobs in scored], dtype=torch.float64)
         counts = torch.tensor([len(logprobs) for logprobs in scored])
         estimate = ratio_of_sums(sums, counts, torch.arange(len(scored)), seed)
     stats = text_stats([text.ids for text in texts])
-    return TextScore(estimate, stats.distinct_3, stats.repetition, stats.mean_length)
+    written = [text.ids for text in texts if text.ids]
+    if len(written) > 1:
+        repeated, lengths = torch.tensor([[num_repeated(ids), len(ids)] for ids in written]).T
+        interval = ratio_of_sums(repeated, lengths, torch.arange(len(written)), seed)[1:]
+    return TextScore(estimate, stats.distinct_3, stats.repetition, stats.mean_length, interval)

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from latentforge.model.autoencoder import Autoencoder
 from latentforge.model.latent_model import LatentModel
 from latentforge.model.losses import StudentBatch
 from latentforge.trainer.data.sequence_order import step_generator
@@ -23,6 +24,7 @@ class Reconstruction:
     Attributes:
         clean: right from the posterior's mean.
         noisy: right from a sample of the posterior.
+        untrained_clean, untrained_noisy: the same of an autoencoder of its sizes that has learnt nothing.
         student: right from the student's predicted latent alone, without the chunk decoder.
         margin: mean difference between the two largest logits of a clean latent.
         active_dims: dimensions whose mean KL is above the autoencoder's floor.
@@ -33,6 +35,8 @@ class Reconstruction:
 
     clean: float
     noisy: float
+    untrained_clean: float
+    untrained_noisy: float
     margin: float
     active_dims: int
     student: float | None
@@ -49,7 +53,7 @@ def evaluate_reconstruction(
     Args:
         model: left in evaluation mode.
         batches: held-out; no teacher's rows are needed.
-        seed: of the posterior's and an energy head's noise.
+        seed: of the posterior's and an energy head's noise, and of the untrained autoencoder.
         on_batch: called after every batch.
 
     Raises:
@@ -59,7 +63,8 @@ def evaluate_reconstruction(
     autoencoder, k = model.autoencoder, model.chunk_size
     device = model.device
     predicts = model.student.config.logit_features.kind in ("autoencoder", "embeddings")
-    right = torch.zeros(3, dtype=torch.int64)
+    untrained = _untrained(autoencoder, seed)
+    right = torch.zeros(5, dtype=torch.int64)
     margin = squared = 0.0
     kl_d = torch.zeros(autoencoder.config.latent_size, dtype=torch.float64)
     num = 0
@@ -75,6 +80,8 @@ def evaluate_reconstruction(
         noisy = posterior.sample(generator)
         kl_d += posterior.kl().double().sum(0).cpu()
         squared += float((predicted - posterior.mean).double().square().mean(-1).sum())
+        before = untrained.encode(chunks)
+        noisy_before = before.sample(generator)
         for part in _parts(len(chunks), k * model.vocab_size, device):
             top, ids = autoencoder.decode(posterior.mean[part]).topk(2, dim=-1)
             margin += float((top[..., 0] - top[..., 1]).double().sum())
@@ -83,19 +90,31 @@ def evaluate_reconstruction(
             if predicts:
                 logits = F.linear(model.logit_features(hidden[part], predicted[part]), model.output_weight)
                 right[2] += _num_right(logits.argmax(-1), chunks[part])
+            right[3] += _num_right(untrained.decode(before.mean[part]).argmax(-1), chunks[part])
+            right[4] += _num_right(untrained.decode(noisy_before[part]).argmax(-1), chunks[part])
         num += len(chunks)
         on_batch()
     assert num
-    clean, noisy_right, student = (right.double() / (num * k)).tolist()
+    clean, noisy_right, student, untrained_clean, untrained_noisy = (right.double() / (num * k)).tolist()
     return Reconstruction(
         clean=clean,
         noisy=noisy_right,
+        untrained_clean=untrained_clean,
+        untrained_noisy=untrained_noisy,
         margin=margin / (num * k),
         active_dims=int((kl_d / num > autoencoder.config.kl_floor).sum()),
         student=student if predicts else None,
         mse=squared / num if predicts else None,
         chunks=num,
     )
+
+
+def _untrained(trained: Autoencoder, seed: int) -> Autoencoder:
+    """An autoencoder as a run begins with, unless that starts from a pretrained table."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        untrained = Autoencoder(trained.config)
+    return untrained.to(trained.mask_embedding.device).eval()
 
 
 def _parts(total: int, logits_each: int, device: torch.device) -> list[slice]:

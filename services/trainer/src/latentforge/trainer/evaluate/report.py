@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from latentforge.core.results import Result
+from latentforge.model.ablation import Part
 from latentforge.model.metrics.brier import BrierScore
 from latentforge.trainer.evaluate.drafts import Drafts
 from latentforge.trainer.evaluate.estimate import Estimate
@@ -24,23 +25,27 @@ class Figures:
     Attributes:
         likelihood: exact, or that under one drawn latent where ``bounds`` has the bounds by number of latents.
         bits_per_byte: of the likelihood, or of the best bound.
+        worth: nats that a token costs more without a part of the model.
         bounds: of an energy head.
         drafts: what the teacher accepts of the student's drafts.
         brier: BrierLM.
         full_kl: where the teacher gives whole distributions.
         generations: by temperature.
-        reference: the text itself behind the prompts.
+        teacher_generations: the teacher's own behind the same prompts, likewise.
+        reference: the text itself behind them.
         teacher_tokens: whether the teacher judged what was written in tokens of its own, other than the model's.
         reconstruction: of a latent student.
     """
 
     likelihood: Likelihood
     bits_per_byte: Estimate
+    worth: Mapping[Part, Estimate]
     bounds: Mapping[int, Likelihood] = field(default_factory=dict)
     drafts: Drafts | None = None
     brier: BrierScore | None = None
     full_kl: FullKl | None = None
     generations: Mapping[float, TextScore] = field(default_factory=dict)
+    teacher_generations: Mapping[float, TextScore] = field(default_factory=dict)
     reference: TextScore | None = None
     teacher_tokens: bool = False
     reconstruction: Reconstruction | None = None
@@ -56,6 +61,8 @@ def results_of(figures: Figures, seed: int = 0) -> list[Result]:
     unit = "nats/teacher's token" if figures.teacher_tokens else "nats/token"
     for temperature, score in figures.generations.items():
         results += _text_results(setting_name(temperature), score, figures.reference, unit)
+    for temperature, score in figures.teacher_generations.items():
+        results += _text_results(f"teacher_{setting_name(temperature)}", score, figures.reference, unit)
     if figures.reference is not None:
         results += _text_results("reference", figures.reference, None, unit)
     if figures.reconstruction is not None:
@@ -85,6 +92,8 @@ def _likelihood_results(figures: Figures, seed: int) -> list[Result]:
         for k, estimate in enumerate(tightest.by_position(seed)):
             results.append(_result(f"nats_per_token{best}_k{k}", estimate, "nats/token"))
     results.append(_result(f"bits_per_byte{best}", figures.bits_per_byte, "bits/byte"))
+    for part, estimate in figures.worth.items():
+        results.append(_result(f"worth_{part}{one}", estimate, "nats/token"))
     if teacher is not None:
         results.append(_result("teacher_nats_per_token", teacher, "nats/token"))
     if (kl := likelihood.mean_kl(seed)) is not None:
@@ -140,6 +149,7 @@ def _text_results(name: str, score: TextScore, reference: TextScore | None, teac
         value = getattr(score, what)
         if value is None:
             continue
+        low, high = (score.repetition_interval or (None, None)) if what == "repetition" else (None, None)
         # Nearer to the text's own is better, whichever side it is on; a ratio would say otherwise.
         results.append(
             Result(
@@ -148,21 +158,29 @@ def _text_results(name: str, score: TextScore, reference: TextScore | None, teac
                 unit=unit,
                 baseline="reference" if reference else None,
                 baseline_value=getattr(reference, what) if reference else None,
+                low=low,
+                high=high,
             )
         )
     return results
 
 
 def _reconstruction_results(found: Reconstruction) -> list[Result]:
+    # Beside: a ratio of shares near 1 would say nothing.
+    results = [
+        Result(id=name, value=value, unit="share", baseline="untrained", baseline_value=untrained)
+        for name, value, untrained in (
+            ("ae_clean", found.clean, found.untrained_clean),
+            ("ae_noisy", found.noisy, found.untrained_noisy),
+        )
+    ]
     figures: Sequence[tuple[str, float | None, str]] = (
-        ("ae_clean", found.clean, "share"),
-        ("ae_noisy", found.noisy, "share"),
         ("ae_at_student", found.student, "share"),
         ("ae_margin", found.margin, "logit"),
         ("ae_active_dims", found.active_dims, "dimensions"),
         ("latent_mse", found.mse, "per dimension"),
     )
-    return [Result(id=name, value=value, unit=unit) for name, value, unit in figures if value is not None]
+    return results + [Result(id=name, value=value, unit=unit) for name, value, unit in figures if value is not None]
 
 
 def table(results: Sequence[Result], title: str) -> Table:

@@ -15,20 +15,23 @@ STAGES = ("student", "token-level", "autoencoder")
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 # Of a figure over the steps: more points than a picture has pixels show nothing more.
 _MOST_POINTS = 2000
-_INCHES, _DPI = (15, 8), 100
+_INCHES, _DPI = (20, 8), 100
 # Title, unit, the figure of steps and that of validations.
 _PANELS: tuple[tuple[str, str, str | None, str | None], ...] = (
     ("loss", "weighted sum", "loss", None),
     ("CE", "nats/token", "ce", "ce"),
     ("KD", "nats/token", "kd", "kd"),
     ("acceptance", "share of drafted tokens", None, "acceptance"),
+    ("what the backbone is worth", "nats/token", None, "worth_backbone"),
+    ("what the induction heads are worth", "nats/token", None, "worth_copy"),
     ("throughput", "tokens/s", "tok_per_s", None),
     ("wait for the teacher", "seconds, summed up", "teacher_wait_seconds", None),
 )
 
 
 def plot_runs(folders: Sequence[Path], out: Path, stage: str | None = None) -> str:
-    """Draws loss, CE, KD, acceptance, throughput and the wait for the teacher, runs over one another.
+    """Draws loss, CE, KD, acceptance, what backbone and induction heads are worth, throughput and the wait for the
+    teacher, runs over one another.
 
     A thin line is of the steps, a line with dots of the validations.
 
@@ -55,7 +58,7 @@ def plot_runs(folders: Sequence[Path], out: Path, stage: str | None = None) -> s
         stage = next((s for s in STAGES if s in found), STAGES[0])
     figure = Figure(figsize=_INCHES, dpi=_DPI, layout="constrained")
     figure.suptitle(stage)
-    panels = list(figure.subplots(2, 3).flat)
+    panels = list(figure.subplots(2, 4).flat)
     for axes, (title, unit, _, _) in zip(panels, _PANELS, strict=True):
         axes.set(title=title, ylabel=unit, xlabel="step")
         axes.grid(alpha=0.3)

@@ -38,7 +38,7 @@ class StatusCollector(Collector):
         yield self._gauge("run_eta_seconds", "Seconds left in the whole run.", {}, s.run_eta)
         yield self._gauge("tokens_per_second", "Over the newest steps.", stage, s.tokens_per_s)
         yield self._named("loss", "Figures of the newest step, by name.", "term", s.losses, stage)
-        yield self._named("held_out", "Figures of the newest validation, by name.", "figure", s.held_out_figures, stage)
+        yield self._named("held_out", "Newest held-out figures, by name.", "figure", s.held_out_figures, stage)
         yield self._counted("tokens", "Tokens that were trained on, by stage.", "stage", s.tokens)
         yield self._counted(
             "checkpoints_published", "Checkpoints that were published.", None, {"": s.checkpoints_published}

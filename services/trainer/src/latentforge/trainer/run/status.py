@@ -16,7 +16,7 @@ class Status:
         stage: starting, data, autoencoder, student, token-level or finished.
         step, of: in the stage; tokens while data is packed.
         losses: the newest step's figures.
-        held_out_figures: the newest validation's.
+        held_out_figures: the newest of each name: not every validation measures all of them.
         eta: seconds left in the stage; None while unknown.
         run_eta: seconds left in the whole run; None while the time of a later stage is unknown.
         tokens_per_s: over the newest steps, validations between them included; None before the second step.

@@ -17,7 +17,7 @@ from latentforge.trainer.config.sections import AutoencoderRecipe
 from latentforge.trainer.data.sequence_order import batch_indices, epoch_phase, step_random
 from latentforge.trainer.data.sequence_stream import SequenceStream
 from latentforge.trainer.errors import TrainerError
-from latentforge.trainer.results import EVALUATION, AutoencoderResult
+from latentforge.trainer.results import EVALUATION, AutoencoderResult, ReconstructionFigures
 from latentforge.trainer.run.context import RunContext
 from latentforge.trainer.run.interrupt import Interrupted
 from latentforge.trainer.run.progress import StageProgress
@@ -88,11 +88,7 @@ class AutoencoderTraining:
         self.run, self.held_out, self.state = run, held_out, state
         self.recipe, self.seed = run.recipe.autoencoder, run.recipe.seed
         self.stream = training_text(train, self.recipe.text_tokens, self.seed)
-        torch.manual_seed(self.seed)
-        self.autoencoder = new_autoencoder(run.recipe, run.tokenizer)
-        if self.recipe.init_from is not None:
-            start_autoencoder(self.autoencoder, open_source("autoencoder.init_from", self.recipe.init_from))
-        self.autoencoder.to(run.device)
+        self.autoencoder = untrained_autoencoder(run)
         # Small beside any student: whole on every process, whatever the student is.
         self.parallel = ParallelModel(self.autoencoder, Autoencoder.loss, run.ranks, "ddp", run.device)
         self.optimisation = Optimisation(self.autoencoder, self.recipe.optim, run.ranks)
@@ -151,9 +147,11 @@ class AutoencoderTraining:
                 run.status.count("failed_saves")
 
     def result(self, progress: StageProgress) -> AutoencoderResult:
-        """Measures what has been learnt."""
+        """Measures what has been learnt, and what was there before."""
         figures = self._figures(_EVALUATED_CHUNKS)
         progress.validation(self.step, figures)
+        # Most tokens come back before anything is learnt: what training is worth is the rest.
+        untrained = evaluate_autoencoder(untrained_autoencoder(self.run), self.held_out, self.seed, _EVALUATED_CHUNKS)
         config = self.autoencoder.config
         return AutoencoderResult.model_validate(
             {
@@ -163,6 +161,7 @@ class AutoencoderTraining:
                 "seconds": round(self._spent(), 2),
                 "loss": self.loss,
                 "skipped": self.rewinds.skipped,
+                "untrained": {name: untrained[name] for name in ReconstructionFigures.model_fields},
                 **figures,
             }
         )
@@ -187,6 +186,16 @@ class AutoencoderTraining:
 
     def _spent(self) -> float:
         return self._seconds_before + time.monotonic() - self._started
+
+
+def untrained_autoencoder(run: RunContext) -> Autoencoder:
+    """The run's autoencoder before its first step: the same at every call."""
+    torch.manual_seed(run.recipe.seed)
+    autoencoder = new_autoencoder(run.recipe, run.tokenizer)
+    init_from = run.recipe.autoencoder.init_from
+    if init_from is not None:
+        start_autoencoder(autoencoder, open_source("autoencoder.init_from", init_from))
+    return autoencoder.to(run.device)
 
 
 def training_text(data: PackedData, max_tokens: int | None, seed: int) -> SequenceStream:

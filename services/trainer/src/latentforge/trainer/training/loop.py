@@ -33,7 +33,13 @@ from latentforge.trainer.training.publisher import Publisher
 from latentforge.trainer.training.rewinds import BrokenLossError, Rewinds
 from latentforge.trainer.training.state import StageState, check_steps
 from latentforge.trainer.training.step_losses import student_losses
-from latentforge.trainer.training.validation import evaluate_student, teacher_nll, to_device, unigram_ce
+from latentforge.trainer.training.validation import (
+    evaluate_parts,
+    evaluate_student,
+    teacher_nll,
+    to_device,
+    unigram_ce,
+)
 
 T = TypeVar("T")
 
@@ -66,6 +72,7 @@ class StudentTraining:
         self.optimisation = Optimisation(self.model, self.recipe.optim, run.ranks, ema=self.recipe.ema)
         self.teacher_id = NO_TEACHER if teacher is None else teacher.id
         self.step = 0
+        self._publish_at = publish_steps(self.recipe)
         self.held_out: list[StudentBatch] = []
         self.publisher: Publisher | None = None
         self.curve: list[CurvePoint] = []
@@ -133,7 +140,7 @@ class StudentTraining:
                 not be published.
             OSError: the state of the last step, or of an interruption, cannot be saved; what was saved before is kept.
         """
-        run, recipe, publish_at = self.run, self.recipe, publish_steps(self.recipe)
+        run, recipe = self.run, self.recipe
         with StageProgress(
             run.progress_folder,
             self.learner.stage,
@@ -153,7 +160,7 @@ class StudentTraining:
                 batches = self._batches()
                 if self._is_new:
                     self._validate(progress)
-                elif self.step in publish_at:
+                elif self.step in self._publish_at:
                     self._publish(progress)
                 while self.step < recipe.optim.steps:
                     batch = to_device(self._together(batches.__next__), run.device)
@@ -170,7 +177,7 @@ class StudentTraining:
                     progress.step(self.step, values, num_tokens, note=self.source.note())
                     if self.step % recipe.validate_every == 0 or self.step == recipe.optim.steps:
                         self._validate(progress)
-                    is_due = self.step in publish_at
+                    is_due = self.step in self._publish_at
                     if is_due or self.step % recipe.save_every == 0:
                         is_saved = self._save()
                         if is_due or run.ranks.any(self._failure is not None):
@@ -266,10 +273,13 @@ class StudentTraining:
         """Measures on held-out data and adds to the curve."""
         with self.parallel.shown(self.optimisation.average):
             if self.run.ranks.is_main:
-                self.curve.append(self._measured(progress))
+                self.curve.append(self._measured(progress, with_parts=self.step in self._publish_at))
 
-    def _measured(self, progress: StageProgress) -> CurvePoint:
+    def _measured(self, progress: StageProgress, *, with_parts: bool) -> CurvePoint:
+        """Figures of the current step; what the parts are worth takes longer than the rest, and is for publishing."""
         figures = evaluate_student(self.learner.model, self.held_out, self.seed, self.run.device)
+        if with_parts:
+            figures |= evaluate_parts(self.learner.model, self.held_out, self.seed)
         self.learner.model.train()
         progress.validation(self.step, figures)
         return CurvePoint(step=self.step, **figures)
@@ -287,7 +297,8 @@ class StudentTraining:
                 self.publisher.failure = f"step {self.step} is not saved"
                 return
             last = self.curve[-1]
-            self.publisher.publish(last if last.step == self.step else self._measured(progress))
+            is_measured = last.step == self.step and last.worth_backbone is not None
+            self.publisher.publish(last if is_measured else self._measured(progress, with_parts=True))
             self.learner.model.train()
 
     @property

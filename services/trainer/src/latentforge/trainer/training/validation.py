@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from latentforge.model.ablation import part_worth
 from latentforge.model.autoencoder import Autoencoder
 from latentforge.model.latent_model import LatentModel
 from latentforge.model.losses import LossCounts, ObjectiveWeights, StudentBatch, StudentLoss, loss_of
@@ -121,6 +122,17 @@ def acceptance_figures(found: Sequence[TokenAcceptance], chunk_size: int) -> dic
         figures["mean_accepted_low"] = accepted_low.sum(1).nanmean()
     # A mean over nothing is no figure.
     return {name: float(value) for name, value in figures.items() if not value.isnan()}
+
+
+def evaluate_parts(
+    model: LatentModel | TokenLevelModel, batches: Sequence[StudentBatch], seed: int
+) -> dict[str, float]:
+    """``worth_<part>`` of every part of a model: nats that a valid token costs more without it, see ``model.ablation``.
+
+    It takes as long as several times :func:`evaluate_student`, whose arguments and noise these are.
+    """
+    worth = part_worth(model, batches, lambda index: step_generator(seed, index, model.device))
+    return {f"worth_{part}": float(lost.mean()) for part, lost in worth.items()}
 
 
 def to_device(batch: StudentBatch, device: torch.device) -> StudentBatch:

@@ -54,7 +54,9 @@ class Live:
             status.tokens[event.stage] = status.tokens.get(event.stage, 0) + event.pace.tokens
             self._curves["train"].add(event.step, {**event.figures, "tokens_per_s": event.pace.recent})
         elif event.kind == "held_out":
-            status.held_out_figures = _finite(event.figures)
+            # Some figures are only measured where a step is published, and hold until the next one is.
+            others = {name: v for name, v in status.held_out_figures.items() if name not in event.figures}
+            status.held_out_figures = others | _finite(event.figures)
             self._curves["held_out"].add(event.step, event.figures)
         elif event.kind == "published":
             status.checkpoints_published += 1
