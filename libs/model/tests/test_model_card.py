@@ -57,7 +57,7 @@ def test_a_card_says_what_the_worth_of_a_part_means(make_model: Callable[..., La
     assert [explained in text for text in texts] == [False, True]
     assert "chunk decoder.\n\n| metric | value |\n" in texts[1]
     assert "| `held_out_worth_backbone` | 0.0532 |" in texts[1]
-    assert "nats per token.\n\n| metric | value |\n" in texts[0]
+    assert "likeliest tokens alone.\n\n| metric | value |\n" in texts[0]
 
 
 @pytest.mark.parametrize("metrics", [{}, {"held_out_ce": 1.0}])
