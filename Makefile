@@ -165,6 +165,12 @@ bench-inference: $(READY_DEV) ## Measure inference beside transformers, vLLM and
 	@$(BIN)/python -m tools.vllm_env
 	@$(BIN)/python -m benchmarks.inference $(ARGS)
 
+.PHONY: long-context
+long-context: $(READY_DEV) ## Measure 1 and 16 requests behind 2k and 8k tokens, K a step beside one: results/long_context_<time>.json and .png
+#: VLLM=1   beside vLLM too   ARGS=   such as '--only kv_16x8k', --quick, '--device cuda'; python -m benchmarks.long_context --help lists them
+	@$(if $(VLLM),$(BIN)/python -m tools.vllm_env)
+	@$(BIN)/python -m benchmarks.long_context $(if $(VLLM),--vllm) $(ARGS)
+
 .PHONY: bench-trainer
 bench-trainer: $(READY_DEV) ## Measure training: speed, what kills and devices change, what it needs: results/bench_trainer_<time>.json
 #: ARGS=   such as '--only against_before,optimizer_share' or --quick; python -m benchmarks.trainer --help lists them

@@ -1,7 +1,7 @@
 """Figures of two sides that are taken in turns, and what they come to."""
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -105,11 +105,19 @@ def alternated(
     if not are_warm:
         ours()
         baseline()
-    found: dict[str, list[float]] = {"ours": [], "baseline": []}
+    found = in_turns({"ours": ours, "baseline": baseline}, repeats, on_figure)
+    return found["ours"], found["baseline"]
+
+
+def in_turns(
+    sides: Mapping[str, Callable[[], float]], repeats: int, on_figure: Callable[[str, float], None]
+) -> dict[str, list[float]]:
+    """All sides again and again, in their order and in every second repeat the other way round; gives their figures."""
+    found: dict[str, list[float]] = {name: [] for name in sides}
     for repeat in range(repeats):
-        sides = [("ours", ours), ("baseline", baseline)]
-        for name, measure in sides if repeat % 2 == 0 else reversed(sides):
-            figure = measure()
+        names = list(sides)
+        for name in names if repeat % 2 == 0 else reversed(names):
+            figure = sides[name]()
             found[name].append(figure)
             on_figure(name, figure)
-    return found["ours"], found["baseline"]
+    return found

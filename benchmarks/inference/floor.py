@@ -7,42 +7,61 @@ import torch
 
 from latentforge.model.chunk_decoder.recurrent import RecurrentDecoder
 from latentforge.model.chunk_decoder.windowed import GruDecoder
-from latentforge.model.config import AutoencoderConfig, StudentConfig
+from latentforge.model.config import AutoencoderConfig, BackboneConfig, StudentConfig
 from latentforge.model.heads import DeterministicHead
 from latentforge.model.latent_model import LatentModel
 from latentforge.model.logit_features import NoFeatures
+from latentforge.model.token_level import TokenLevelModel
 
 
 @dataclass(frozen=True)
 class Product:
-    """``count`` products of [rows, inner] with weights [inner, columns] in one step."""
+    """``count`` products of [rows, inner] with [inner, columns] in one step.
+
+    Attributes:
+        what: it computes.
+        cached: what it multiplies with are keys or values of the texts before, and not weights.
+    """
 
     what: str
     rows: int
     inner: int
     columns: int
     count: int = 1
+    cached: bool = False
 
     @property
     def multiplications(self) -> int:
         """Of all of them."""
         return self.count * self.rows * self.inner * self.columns
 
+    @property
+    def numbers_read(self) -> int:
+        """What they multiply with: weights once, however often they are used, keys and values at every use.
 
-def step_products(model: LatentModel, context_tokens: int, texts: int = 1) -> list[Product]:
-    """Every product of a step that writes one chunk behind each of some texts.
+        A processor's caches hold the weights that each token of a chunk is multiplied with; they do not hold the keys
+        of many long texts.
+        """
+        return (self.count if self.cached else _distinct(self)) * self.inner * self.columns
+
+
+def step_products(model: LatentModel | TokenLevelModel, context_tokens: int, texts: int = 1) -> list[Product]:
+    """Every product of a step that writes one chunk, or one token, behind each of some texts.
 
     Those with weights, and attention's with keys and values; of the induction heads all that is done for each of the K
     tokens. Norms, activations, softmaxes, additions and draws are not in it.
 
     Args:
-        model: with a GRU or a recurrent decoder, logit features of the autoencoder or none, and a deterministic head.
+        model: token-level; or with a GRU or a recurrent decoder, logit features of the autoencoder or none, and a
+            deterministic head.
         context_tokens: tokens before the chunk.
         texts: that step together.
 
     Raises:
         ValueError: the model has other parts.
     """
+    if isinstance(model, TokenLevelModel):
+        return _token_level_products(model, context_tokens, texts)
     student = model.student
     decoder, own_features = student.chunk_decoder, student.logit_features
     known_features = own_features is None or isinstance(own_features, NoFeatures)
@@ -56,7 +75,7 @@ def step_products(model: LatentModel, context_tokens: int, texts: int = 1) -> li
             "or none"
         )
     config = student.config
-    products = _backbone(config, context_tokens, texts)
+    products = _chunk_backbone(config, context_tokens, texts)
     if own_features is None:
         products += _features(config, model.autoencoder.config, texts)
     if isinstance(decoder, RecurrentDecoder):
@@ -68,24 +87,17 @@ def step_products(model: LatentModel, context_tokens: int, texts: int = 1) -> li
         Product("decoder, reduce", b, decoded.width, decoded.rank, k),
         Product("decoder, correction", b, decoded.rank, decoded.frequent_ids or config.vocab_size, k),
     ]
-    return products + _induction(config, context_tokens, texts)
+    return products + _induction_products(config, config.embed_size, decoded.rank, context_tokens, texts, k)
 
 
-def _backbone(config: StudentConfig, context_tokens: int, b: int) -> list[Product]:
+def _chunk_backbone(config: StudentConfig, context_tokens: int, b: int) -> list[Product]:
     if not config.num_layers:
         return []
     k, h, e = config.chunk_size, config.hidden_size, config.embed_size
-    q, kv, size = config.num_heads, config.num_kv_heads, config.head_dim
-    chunks, layers = 1 + context_tokens // k, config.num_layers
     return [
         Product("chunk to input, up", b, k * e, 2 * h),
         Product("chunk to input, down", b, 2 * h, h),
-        Product("queries, keys and values", b, h, (q + 2 * kv) * size, layers),
-        Product("attention scores", q // kv, size, chunks, layers * b * kv),
-        Product("attention values", q // kv, chunks, size, layers * b * kv),
-        Product("attention output", b, q * size, h, layers),
-        Product("gate and up", b, h, 2 * config.intermediate_size, layers),
-        Product("down", b, config.intermediate_size, h, layers),
+        *_backbone_products(config, 1 + context_tokens // k, b),
     ]
 
 
@@ -134,17 +146,45 @@ def _recurrent(config: StudentConfig, b: int) -> list[Product]:
     return products
 
 
-def _induction(config: StudentConfig, context_tokens: int, b: int) -> list[Product]:
+def _token_level_products(model: TokenLevelModel, context_tokens: int, texts: int) -> list[Product]:
+    config, b = model.config, texts
+    h, e, width = config.hidden_size, config.embed_width, config.output_width
+    return [
+        *([] if model.input_map is None else [Product("input map", b, e, h)]),
+        *_backbone_products(config, 1 + context_tokens, b),
+        *_induction_products(config, e, width, context_tokens, b, 1),
+        *([] if model.output_map is None else [Product("output map", b, h, width)]),
+        Product("output layer", b, width, config.vocab_size),
+    ]
+
+
+def _backbone_products(config: BackboneConfig, positions: int, texts: int) -> list[Product]:
+    """Of one position of each text, that sees so many, itself among them."""
+    b, h, layers = texts, config.hidden_size, config.num_layers
+    q, kv, size = config.num_heads, config.num_kv_heads, config.head_dim
+    return [
+        Product("queries, keys and values", b, h, (q + 2 * kv) * size, layers),
+        Product("attention scores", q // kv, size, positions, layers * b * kv, cached=True),
+        Product("attention values", q // kv, positions, size, layers * b * kv, cached=True),
+        Product("attention output", b, q * size, h, layers),
+        Product("gate and up", b, h, 2 * config.intermediate_size, layers),
+        Product("down", b, config.intermediate_size, h, layers),
+    ]
+
+
+def _induction_products(
+    config: BackboneConfig, embed_size: int, out_size: int, context_tokens: int, texts: int, tokens: int
+) -> list[Product]:
+    """Of the heads that look up for each of a step's tokens, if the model has any."""
     if not config.induction.context:
         return []
-    k, e, rank = config.chunk_size, config.embed_size, config.chunk_decoder.rank
-    heads, of = config.induction.num_heads, config.induction.size
+    heads, of, b, k = config.induction.num_heads, config.induction.size, texts, tokens
     return [
-        Product("induction, keys", b, config.induction.context * e, heads * of, k),
-        Product("induction, values", b, e, heads * of, k),
-        Product("induction, scores", 1, of, context_tokens, k * b * heads),
-        Product("induction, found", 1, context_tokens, of, k * b * heads),
-        Product("induction, output", b, heads * of, rank, k),
+        Product("induction, keys", b, config.induction.context * embed_size, heads * of, k),
+        Product("induction, values", b, embed_size, heads * of, k),
+        Product("induction, scores", 1, of, context_tokens, k * b * heads, cached=True),
+        Product("induction, found", 1, context_tokens, of, k * b * heads, cached=True),
+        Product("induction, output", b, heads * of, out_size, k),
     ]
 
 

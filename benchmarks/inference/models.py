@@ -12,7 +12,13 @@ from benchmarks.inference.plan import ModelSize
 from latentforge.core.checkpoints import list_checkpoints
 from latentforge.model.autoencoder import Autoencoder
 from latentforge.model.backbone import backbone_config
-from latentforge.model.config import AutoencoderConfig, ChunkDecoderConfig, StudentConfig, TokenLevelConfig
+from latentforge.model.config import (
+    AutoencoderConfig,
+    ChunkDecoderConfig,
+    InductionConfig,
+    StudentConfig,
+    TokenLevelConfig,
+)
 from latentforge.model.latent_model import LatentModel
 from latentforge.model.student import Student
 from latentforge.model.token_level import TokenLevelModel, token_level_config
@@ -49,11 +55,15 @@ def shipped_checkpoint() -> Path:
     return list_checkpoints(SHIPPED)[-1]
 
 
-def random_student(size: ModelSize, decoder: Decoder, device: torch.device, seed: int = 0) -> LatentModel:
-    """A student of a size, without induction heads, which no other library's model has either."""
-    torch.manual_seed(seed)
+def student_config(
+    size: ModelSize,
+    decoder: Decoder,
+    context_tokens: int = _CONTEXT_TOKENS,
+    induction: InductionConfig | None = None,
+) -> StudentConfig:
+    """Of a student with room for so many tokens; by default without induction heads, as other libraries' models."""
     heads = max(2, size.width // 64)
-    config = StudentConfig(
+    return StudentConfig(
         vocab_size=size.vocab_size,
         pad_id=_PAD,
         eos_id=_EOS,
@@ -65,12 +75,23 @@ def random_student(size: ModelSize, decoder: Decoder, device: torch.device, seed
         intermediate_size=3 * size.width,
         chunk_size=size.chunk_size,
         latent_size=_LATENT_SIZE,
-        max_chunks=_CONTEXT_TOKENS // size.chunk_size,
+        max_chunks=context_tokens // size.chunk_size,
         chunk_decoder=decoder.config,
+        induction=induction or InductionConfig(),
     )
+
+
+def random_student(size: ModelSize, decoder: Decoder, device: torch.device, seed: int = 0) -> LatentModel:
+    """A student of a size, with random weights and the default context."""
+    return student_of(student_config(size, decoder), device, seed)
+
+
+def student_of(config: StudentConfig, device: torch.device, seed: int = 0) -> LatentModel:
+    """A student of a configuration, with random weights and an autoencoder as large as the shipped student's."""
+    torch.manual_seed(seed)
     autoencoder = AutoencoderConfig(
-        vocab_size=size.vocab_size,
-        chunk_size=size.chunk_size,
+        vocab_size=config.vocab_size,
+        chunk_size=config.chunk_size,
         latent_size=_LATENT_SIZE,
         hidden_size=_TOKEN_WIDTH,
         chunk_hidden_size=_CHUNK_WIDTH,
@@ -104,8 +125,13 @@ def sharpened(model: LatentModel, nats: float) -> LatentModel:
 
 def twin_of(model: LatentModel, device: torch.device, seed: int = 0) -> TokenLevelModel:
     """A token-level student with the model's backbone, in width, depth and induction heads."""
+    return random_twin(token_level_config(model.student.config), device, seed)
+
+
+def random_twin(config: TokenLevelConfig, device: torch.device, seed: int = 0) -> TokenLevelModel:
+    """A token-level student of a configuration, with random weights."""
     torch.manual_seed(seed)
-    return TokenLevelModel(token_level_config(model.student.config)).to(device).eval()
+    return TokenLevelModel(config).to(device).eval()
 
 
 def transformers_config(config: TokenLevelConfig) -> Qwen3Config | LlamaConfig:

@@ -20,7 +20,6 @@ _ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "VLLM_NO_USAGE_STATS": "1",
     "DO_NOT_TRACK": "1",
-    "VLLM_CPU_KVCACHE_SPACE": "2",
     "VLLM_LOGGING_LEVEL": "WARNING",
 }
 
@@ -45,6 +44,9 @@ def vllm_paces(
     params: SamplingParams,
     repeats: int,
     folder: Path,
+    *,
+    behind_prompts: bool = False,
+    cache_gib: int = 2,
 ) -> VllmPaces:
     """All prompts at once, each continued by ``new_tokens``, again and again.
 
@@ -56,6 +58,9 @@ def vllm_paces(
         params: temperature and top_p.
         repeats: figures; one more comes first and does not count.
         folder: for the job and vLLM's log.
+        behind_prompts: counts only the time in which all prompts have been read and none has ended; the prompts' keys
+            and values are kept from one repeat to the next.
+        cache_gib: memory for keys and values.
 
     Raises:
         VllmError: it is not installed, or failed; the message has the end of its log.
@@ -72,6 +77,7 @@ def vllm_paces(
         "temperature": params.temperature,
         "top_p": params.top_p,
         "repeats": repeats,
+        "behind_prompts": behind_prompts,
         "out": str(folder / "out.json"),
     }
     path, log = folder / "job.json", folder / f"vllm-{dtype}.log"
@@ -82,7 +88,7 @@ def vllm_paces(
             command,
             stdout=output,
             stderr=subprocess.STDOUT,
-            env={**os.environ, **_ENVIRONMENT},
+            env={**os.environ, **_ENVIRONMENT, "VLLM_CPU_KVCACHE_SPACE": str(cache_gib)},
             cwd=folder,
             timeout=_LONGEST_SECONDS,
             check=False,

@@ -61,6 +61,11 @@ class SlotBackbone:
         self._cos, self._sin = _rotary_tables(backbone, 1 + max_positions, dtype)
         self._columns = torch.arange(1 + max_positions, device=device)
 
+    @property
+    def num_bytes(self) -> int:
+        """Of the memory."""
+        return self.memory.nbytes
+
     def clear(self, slot: int) -> None:
         """Forgets what a slot's last text left: hidden numbers must be finite, since 0 · NaN is NaN."""
         self.memory[:, :, slot].zero_()
@@ -172,6 +177,8 @@ class SlotBackbone:
 
 class ConstantBackbone:
     """What stands in for the backbone of a student without layers: its inputs are of no size, and it keeps nothing."""
+
+    num_bytes = 0
 
     def __init__(self, constant: Tensor) -> None:
         """``constant`` is every hidden state, float [h]."""

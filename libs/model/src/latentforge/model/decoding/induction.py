@@ -72,6 +72,11 @@ class SlotInduction:
         for slot in range(num_slots):
             self.clear(slot)
 
+    @property
+    def num_bytes(self) -> int:
+        """Of the memory of all slots."""
+        return sum(memory.nbytes for memory in (self.keys, self.values, self.ids, self.base, self.tail))
+
     def clear(self, slot: int) -> None:
         """Forgets what a slot's last text left."""
         self.keys[slot].zero_()

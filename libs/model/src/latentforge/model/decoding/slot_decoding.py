@@ -66,6 +66,11 @@ class SlotDecoding(BatchDecoding):
     def num_free(self) -> int:
         return self.num_slots - len(self._texts)
 
+    @property
+    def cache_bytes(self) -> int:
+        """All that is kept of texts: keys and values, the induction heads' too, a recurrent decoder's states."""
+        return sum(memory.num_bytes for memory in self._memories)
+
     @torch.inference_mode()
     def open(self, prompt_ids: Sequence[int], params: SamplingParams, logprobs: int | None = None) -> OpenText:
         pads = left_pad_count(len(prompt_ids), self.chunk_size)

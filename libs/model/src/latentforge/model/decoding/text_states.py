@@ -20,6 +20,11 @@ class SlotStates:
         self.memory = self._start.repeat(1, num_slots, 1)
         self._layers: list[Tensor] = []
 
+    @property
+    def num_bytes(self) -> int:
+        """Of the memory."""
+        return self.memory.nbytes
+
     def clear(self, slot: int) -> None:
         """Forgets what a slot's last text left: a text begins there."""
         self.memory[:, slot] = self._start[:, 0]
