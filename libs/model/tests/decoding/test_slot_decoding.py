@@ -4,9 +4,10 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from latentforge.model.decoding import slot_decoding
+from latentforge.model.decoding import backbone, slot_decoding
 from latentforge.model.decoding.backbone import SlotBackbone
 from latentforge.model.decoding.batch import OpenText, WrittenChunk
 from latentforge.model.decoding.build import batch_decoding
@@ -71,7 +72,12 @@ def lengths_of(model: AnyModel) -> list[int]:
     return [0, 1, model.chunk_size, 9, 29, 7]
 
 
-def test_ragged_texts_step_together_as_each_is_teacher_forced(model: AnyModel, distributions: Distributions) -> None:
+@pytest.mark.parametrize("call_keys", [backbone._CALL_KEYS, 0], ids=["at once", "by itself"])
+def test_ragged_texts_step_together_as_each_is_teacher_forced(
+    model: AnyModel, distributions: Distributions, call_keys: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where all attend at once up to the longest one's end, and where each does by itself."""
+    monkeypatch.setattr(backbone, "_CALL_KEYS", call_keys)
     decoding = batch_decoding(model, 6)
     texts = [Written(decoding, prompt_of(length), seed) for seed, length in enumerate(lengths_of(model))]
     read(decoding, [text.text for text in texts])
@@ -81,6 +87,36 @@ def test_ragged_texts_step_together_as_each_is_teacher_forced(model: AnyModel, d
     step(texts[::-1])
     for text in texts:
         text.check(model, distributions)
+
+
+def test_a_long_text_does_not_make_short_ones_read_as_much(make_any: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    read_at_once: list[tuple[int, int]] = []
+
+    def noted(queries: Tensor, keys: Tensor, *args: Any, **kwargs: Any) -> Any:
+        read_at_once.append((len(keys), keys.shape[2]))
+        return attention(queries, keys, *args, **kwargs)
+
+    def stepped(lengths: list[int]) -> list[tuple[int, int]]:
+        """What one layer of a step reads: of how many texts, and how many positions of each."""
+        decoding = batch_decoding(make_any("token-level"), len(lengths))
+        texts = [decoding.open(prompt_of(length), GREEDY) for length in lengths]
+        read(decoding, texts)
+        read_at_once.clear()
+        decoding.step(texts)
+        return read_at_once[: len(read_at_once) // 2]
+
+    attention = F.scaled_dot_product_attention
+    monkeypatch.setattr(F, "scaled_dot_product_attention", noted)
+    assert stepped([30, 2, 3]) == [(3, 31)]
+    monkeypatch.setattr(backbone, "_CALL_KEYS", 10)
+    assert stepped([30, 2, 3]) == [(1, 31), (1, 3), (1, 4)]
+    # Of nearly one length all at once, however cheap a call is.
+    monkeypatch.setattr(backbone, "_CALL_KEYS", 0)
+    assert stepped([30, 29, 28]) == [(3, 31)]
+    assert stepped([5, 5]) == [(2, 6)]
+    # It would take less, but not as much as the calls do.
+    monkeypatch.setattr(backbone, "_CALL_KEYS", 100)
+    assert stepped([30, 2, 3]) == [(3, 31)]
 
 
 def test_texts_join_and_leave_between_steps(
