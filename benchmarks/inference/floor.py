@@ -94,6 +94,9 @@ def _chunk_backbone(config: StudentConfig, context_tokens: int, b: int) -> list[
     if not config.num_layers:
         return []
     k, h, e = config.chunk_size, config.hidden_size, config.embed_size
+    if config.positions == "tokens":
+        # All K read the same keys and values; that the first ones need not multiply with the last ones' is left out.
+        return [Product("input map", b * k, e, h), *_backbone_products(config, 1 + context_tokens, b, k)]
     return [
         Product("chunk to input, up", b, k * e, 2 * h),
         Product("chunk to input, down", b, 2 * h, h),
@@ -135,7 +138,9 @@ def _recurrent(config: StudentConfig, b: int) -> list[Product]:
     k, h, width = config.chunk_size, config.hidden_size, config.chunk_decoder.width
     products = []
     if config.num_layers:
-        products = [Product("border", b, width, h), Product("steering", b, h, k * width)]
+        products = [Product("steering", b, h, k * width)]
+    if config.num_layers and config.positions == "chunks":
+        products += [Product("border", b, width, h)]
     for layer in range(config.chunk_decoder.num_layers):
         inner = config.embed_size if layer == 0 else width
         products += [Product(f"GRU {layer}, inputs", b, inner, 3 * width, k)]
@@ -158,14 +163,14 @@ def _token_level_products(model: TokenLevelModel, context_tokens: int, texts: in
     ]
 
 
-def _backbone_products(config: BackboneConfig, positions: int, texts: int) -> list[Product]:
-    """Of one position of each text, that sees so many, itself among them."""
-    b, h, layers = texts, config.hidden_size, config.num_layers
+def _backbone_products(config: BackboneConfig, positions: int, texts: int, together: int = 1) -> list[Product]:
+    """Of so many positions of each text in one pass, that see so many, themselves among them."""
+    b, h, layers = texts * together, config.hidden_size, config.num_layers
     q, kv, size = config.num_heads, config.num_kv_heads, config.head_dim
     return [
         Product("queries, keys and values", b, h, (q + 2 * kv) * size, layers),
-        Product("attention scores", q // kv, size, positions, layers * b * kv, cached=True),
-        Product("attention values", q // kv, positions, size, layers * b * kv, cached=True),
+        Product("attention scores", together * q // kv, size, positions, layers * texts * kv, cached=True),
+        Product("attention values", together * q // kv, positions, size, layers * texts * kv, cached=True),
         Product("attention output", b, q * size, h, layers),
         Product("gate and up", b, h, 2 * config.intermediate_size, layers),
         Product("down", b, config.intermediate_size, h, layers),

@@ -21,6 +21,8 @@ from benchmarks.inference.models import (
     random_student,
     sharpened,
     shipped_checkpoint,
+    student_config,
+    student_of,
     transformers_twin,
     twin_of,
 )
@@ -107,8 +109,11 @@ RECURRENT = Decoder("recurrent", ChunkDecoderConfig(kind="recurrent", width=64, 
         _shipped,
         lambda: random_student(TINY, RECURRENT, CPU),
         lambda: random_student(replace(TINY, layers=0), RECURRENT, CPU),
+        lambda: student_of(
+            student_config(TINY, RECURRENT).model_copy(update={"positions": "tokens", "embed_size": 48}), CPU
+        ),
     ],
-    ids=["tiny", "shipped", "recurrent", "no-layers"],
+    ids=["tiny", "shipped", "recurrent", "no-layers", "token-positions"],
 )
 def test_the_floor_lists_every_product_with_weights(make: Callable[[], LatentModel]) -> None:
     """Against torch's own count: what one chunk more adds to reading a whole text at once."""

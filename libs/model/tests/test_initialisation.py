@@ -240,6 +240,32 @@ def test_every_token_of_a_chunk_starts_at_a_share_of_the_pretrained_models_next_
 
 
 @torch.no_grad()
+def test_layers_that_read_tokens_start_with_the_pretrained_models_states_and_its_next_token(
+    pretrained: tuple[Any, CausalLM],
+    student_config: Callable[..., StudentConfig],
+    autoencoder_config: Callable[..., AutoencoderConfig],
+    rng: torch.Generator,
+) -> None:
+    theirs, source = pretrained
+    features = LogitFeaturesConfig(kind="linear", width=32)
+    decoder = ChunkDecoderConfig(kind="recurrent", width=8, rank=4)
+    student = started_student(
+        student_config, source, positions="tokens", embed_size=32, logit_features=features, chunk_decoder=decoder
+    )
+    model = LatentModel(Autoencoder(autoencoder_config(vocab_size=70)), student).eval()
+    tokens = torch.randint(2, 70, (2, 6, K), generator=rng)
+    behind_eos = torch.cat([torch.full((2, 1), EOS), tokens.flatten(1)], 1)
+    of_theirs = theirs.model(behind_eos).last_hidden_state[:, : 6 * K : K]
+    hidden = model.hidden(tokens)
+    torch.testing.assert_close(hidden, of_theirs, rtol=1e-3, atol=1e-3)
+    logits = model.logit_features(hidden, hidden.new_empty(0)) @ model.output_weight.T + student.bias
+    of_next = theirs.lm_head(of_theirs)
+    for k, share in enumerate([1.0, 0.1, 0.1, 0.1]):
+        wanted = (share * of_next).log_softmax(-1)
+        torch.testing.assert_close(logits[:, :, k].log_softmax(-1), wanted, rtol=1e-3, atol=2e-3)
+
+
+@torch.no_grad()
 def test_layers_alone_leave_the_rest_as_it_is(
     pretrained: tuple[Any, CausalLM], student_config: Callable[..., StudentConfig]
 ) -> None:

@@ -36,6 +36,8 @@ VARIANTS: list[dict[str, Any]] = [
     {"chunk_decoder": RECURRENT, "logit_features": LogitFeaturesConfig(kind="none")},
     {"chunk_decoder": RECURRENT, "num_layers": 0},
     {"num_layers": 0},
+    {"positions": "tokens"},
+    {"positions": "tokens", "chunk_decoder": RECURRENT, "embed_size": 8},
 ]
 
 

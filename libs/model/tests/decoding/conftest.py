@@ -49,6 +49,12 @@ MODELS: dict[str, dict[str, Any]] = {
     },
     "recurrent-no-layers": {"chunk_decoder": RECURRENT, "num_layers": 0},
     "recurrent-K1": {"chunk_size": 1, "max_chunks": 40, "chunk_decoder": RECURRENT},
+    "token-positions": {"positions": "tokens", "induction": InductionConfig(context=3), "embed_size": 8},
+    "token-positions-recurrent": {
+        "positions": "tokens",
+        "chunk_decoder": RECURRENT,
+        "logit_features": LogitFeaturesConfig(kind="linear", width=12),
+    },
     "gru-no-layers": {"num_layers": 0, "induction": InductionConfig(context=2)},
     "token-level": {"max_chunks": 10},
     "token-level-llama": {"max_chunks": 10, "qk_norm": False},

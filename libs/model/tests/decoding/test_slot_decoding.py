@@ -12,6 +12,7 @@ from latentforge.model.decoding.backbone import SlotBackbone
 from latentforge.model.decoding.batch import OpenText, WrittenChunk
 from latentforge.model.decoding.build import batch_decoding
 from latentforge.model.decoding.slot_decoding import SlotDecoding
+from latentforge.model.decoding.token_positions import TokenPositions
 from latentforge.model.latent_model import LatentModel
 from latentforge.model.sampling import SamplingParams
 from latentforge.model.token_level import TokenLevelModel
@@ -154,6 +155,8 @@ def memory_of(decoding: SlotDecoding) -> Iterator[tuple[Tensor, int]]:
     """All that is kept of texts, and the dimension that the slots are."""
     if isinstance(decoding._backbone, SlotBackbone):
         yield decoding._backbone.memory, 2
+    if isinstance(decoding._backbone, TokenPositions):
+        yield decoding._backbone.positions.memory, 2
     if decoding._states is not None:
         yield decoding._states.memory, 1
     if decoding._induction is not None:

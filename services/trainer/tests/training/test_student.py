@@ -39,7 +39,10 @@ RECURRENT = {
 }
 
 
-@pytest.mark.parametrize("overrides", [{}, RECURRENT], ids=["gru", "recurrent"])
+TOKENS = {"student.model.positions": "tokens"}
+
+
+@pytest.mark.parametrize("overrides", [{}, RECURRENT, TOKENS], ids=["gru", "recurrent", "token-positions"])
 def test_resume_equals_no_interruption_bit_for_bit(
     known_teacher: Any, make_run: Any, packed: PackedData, autoencoder: Path, overrides: dict[str, Any]
 ) -> None:

@@ -214,7 +214,10 @@ class StudentConfig(BackboneConfig):
         chunk_size: tokens in a chunk, K.
         latent_size: dimensions of a latent, D.
         embed_size: width of the student's own token embeddings; K of them, side by side, enter a step.
-        max_chunks: positions of the backbone, one per chunk.
+        positions: what the backbone has a position of: chunks; or tokens, K of which a step reads in one pass. Tokens
+            are what pretrained layers know, and read weights and cache as seldom as chunks; the cache is as large as a
+            token-level model's.
+        max_chunks: of a text, the longest.
         head: how a latent is made from the backbone's hidden state.
         energy_noise_size: uniform noise dimensions of the energy head.
         energy_blocks: gated residual blocks of the energy head.
@@ -226,12 +229,18 @@ class StudentConfig(BackboneConfig):
     chunk_size: int = Field(ge=1)
     latent_size: int = Field(ge=1)
     embed_size: int = Field(default=64, ge=1)
+    positions: Literal["chunks", "tokens"] = "chunks"
     max_chunks: int = Field(ge=2)
     head: Literal["deterministic", "energy"] = "deterministic"
     energy_noise_size: int = Field(default=64, ge=1)
     energy_blocks: int = Field(default=4, ge=1)
     chunk_decoder: ChunkDecoderConfig = ChunkDecoderConfig()
     logit_features: LogitFeaturesConfig = LogitFeaturesConfig()
+
+    @property
+    def max_positions(self) -> int:
+        """Of the backbone."""
+        return self.max_chunks * (self.chunk_size if self.positions == "tokens" else 1)
 
     @model_validator(mode="after")
     def _check_frequent_ids(self) -> Self:

@@ -31,9 +31,11 @@ _CORRECTION_STD = 0.02
 def start_student(student: Student, source: CausalLM, parts: Collection[Part], token_counts: Tensor) -> None:
     """Starts a fresh student from a pretrained model.
 
-    A chunk enters the layers as the mean of its K token embeddings, at the scale of one of them. Where the student has
-    a linear map from the hidden state to an output table of its own, every token of a chunk starts at a small share of
-    the logits that the pretrained model gives for the next token, as far as so many principal components carry them.
+    A chunk enters layers that read chunks as the mean of its K token embeddings, at the scale of one of them; layers
+    that read tokens get the embeddings, as far as so many principal components carry them, and give the pretrained
+    model's states. Where the student has a linear map from the hidden state to an output table of its own, every token
+    of a chunk starts at a small share of the logits that the pretrained model gives for the next token, likewise; the
+    first one behind layers that read tokens, at the whole of them.
 
     Args:
         student: on the CPU, in float32; with ``layers`` of the source's sizes.
@@ -46,7 +48,11 @@ def start_student(student: Student, source: CausalLM, parts: Collection[Part], t
         table = source.inputs()[: config.vocab_size]
         components = principal_components(table, config.embed_size)
         student.embedding.weight.copy_(components.coordinates / TABLE_SCALE)
-        if own_layers:
+        if own_layers and student.reads_tokens:
+            student.input_map.weight.copy_(components.back.T)
+            student.input_map.bias.copy_(components.mean)
+            student.start.copy_(student.input_map(components.coordinates[config.eos_id]))
+        elif own_layers:
             _start_chunks(student, components.back, components.mean, _scale(table, token_counts))
             student.start.copy_(table[config.eos_id])
     if "outputs" not in parts:
@@ -55,6 +61,10 @@ def start_student(student: Student, source: CausalLM, parts: Collection[Part], t
     features, decoder = student.logit_features, student.chunk_decoder
     if isinstance(features, LinearFeatures):
         _start_features(features, table, student.backbone.norm.weight if student.backbone and own_layers else None)
+        if own_layers and student.reads_tokens:
+            features.map.weight[: config.logit_features.width] /= _FEATURES_SHARE
+            # How often a token stands in texts, the table knows.
+            student.bias.zero_()
     if decoder is not None:
         correction = principal_components(table, config.chunk_decoder.rank).coordinates * _CORRECTION_STD
         ids = decoder.output.ids

@@ -17,9 +17,10 @@ from latentforge.model.logit_features import build_logit_features
 class Student(nn.Module):
     """Maps the chunks so far to the hidden state that predicts the next one.
 
-    Step t reads chunk t-1, and a recurrent decoder's state behind it; step 0 reads a learned start embedding. Without
-    layers there is no backbone, nor what feeds it, and every hidden state is ``constant``. The pieces are put together
-    by :class:`~latentforge.model.latent_model.LatentModel` and the generators.
+    Step t reads chunk t-1, and a recurrent decoder's state behind it; step 0 reads a learned start embedding. Chunk t-1
+    is one position of the backbone, or K, of which the last one's state predicts chunk t. Without layers there is no
+    backbone, nor what feeds it, and every hidden state is ``constant``. The pieces are put together by
+    :class:`~latentforge.model.latent_model.LatentModel` and the generators.
     """
 
     backbone: Backbone | None
@@ -29,12 +30,16 @@ class Student(nn.Module):
         self.config = config
         self.embedding = nn.Embedding(config.vocab_size, config.embed_size)
         nn.init.normal_(self.embedding.weight, std=1 / TABLE_SCALE)
+        self.reads_tokens = config.positions == "tokens"
         if config.num_layers:
-            self.chunk_up = nn.Linear(config.chunk_size * config.embed_size, 2 * config.hidden_size)
-            self.chunk_down = nn.Linear(2 * config.hidden_size, config.hidden_size)
-            self.chunk_norm = nn.RMSNorm(config.hidden_size, eps=1e-6)
+            if self.reads_tokens:
+                self.input_map = nn.Linear(config.embed_size, config.hidden_size)
+            else:
+                self.chunk_up = nn.Linear(config.chunk_size * config.embed_size, 2 * config.hidden_size)
+                self.chunk_down = nn.Linear(2 * config.hidden_size, config.hidden_size)
+                self.chunk_norm = nn.RMSNorm(config.hidden_size, eps=1e-6)
             self.start = nn.Parameter(torch.randn(config.hidden_size))
-            self.backbone = build_backbone(config, config.max_chunks)
+            self.backbone = build_backbone(config, config.max_positions)
         else:
             self.constant = nn.Parameter(torch.randn(config.hidden_size))
             self.backbone = None
@@ -108,15 +113,23 @@ class Student(nn.Module):
         start = self.start_inputs(tokens.shape[0])
         borders = None if states is None else states[:, 1:, 0]
         inputs = self.chunk_inputs(self.embed(tokens[:, :-1]), borders)
-        return run_backbone(self.backbone, torch.cat([start, inputs], 1))
+        if not self.reads_tokens:
+            return run_backbone(self.backbone, torch.cat([start, inputs], 1))
+        # Position i reads token i - 1, so that position t·K has read chunks < t and no more.
+        hidden = run_backbone(self.backbone, torch.cat([start, inputs.flatten(1, 2)], 1))
+        return hidden[:, :: self.config.chunk_size]
 
     def chunk_inputs(self, embedded: Tensor, borders: Tensor | None = None) -> Tensor:
-        """The backbone's inputs behind chunks, float [..., h].
+        """The backbone's inputs behind chunks, float [..., h]; of one that reads tokens, float [..., K, h].
 
         Args:
             embedded: float [..., K, e].
-            borders: a recurrent decoder's states behind them, float [..., width]; None of others.
+            borders: a recurrent decoder's states behind them, float [..., width]; None of others. Positions of tokens
+                do not read them.
         """
+        if self.reads_tokens:
+            mapped: Tensor = self.input_map(embedded)
+            return mapped
         # K embeddings side by side are one vector: order in a chunk is by place, and needs no position of its own.
         inputs: Tensor = self.chunk_down(F.silu(self.chunk_up(embedded.flatten(-2))))
         if isinstance(self.chunk_decoder, RecurrentDecoder):
@@ -128,5 +141,5 @@ class Student(nn.Module):
 
     def start_inputs(self, batch_size: int) -> Tensor:
         """The input of step 0, float [b, 1, h]."""
-        start: Tensor = self.chunk_norm(self.start)
+        start: Tensor = self.start if self.reads_tokens else self.chunk_norm(self.start)
         return start.expand(batch_size, 1, -1)

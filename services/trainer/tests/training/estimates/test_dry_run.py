@@ -37,6 +37,7 @@ RECURRENT = {"student.model.chunk_decoder.kind": "recurrent", "student.model.log
         ("autoencoder", {}),
         ("student", {}),
         ("student", RECURRENT),
+        ("student", {"student.model.positions": "tokens"}),
         ("student", RECURRENT | {"student.model.num_layers": 0}),
         ("token-level", {}),
     ],

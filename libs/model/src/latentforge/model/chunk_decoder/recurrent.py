@@ -23,13 +23,14 @@ class RecurrentDecoder(ChunkDecoder):
         s_t,0 … s_t,K-1 = S·h_t + b
         state before token i = norm(blocks(g_i + s_t,k))
 
-    The backbone's input after chunk t-1 has ``border`` · g_{t·K} added to it, which has read chunks < t: so in training
-    the GRU goes over the text once, then the transformer over chunks, then all tokens are one batch. Without backbone
-    layers there is nothing to read or steer, and the decoder is a GRU language model.
+    To the backbone's input after chunk t-1, ``border`` · g_{t·K} is added, which has read chunks < t; positions of
+    tokens, which pretrained layers know, are left as they are. So in training the GRU goes over the text once, then the
+    transformer, then all tokens are one batch. Without backbone layers there is nothing to read or steer, and the
+    decoder is a GRU language model.
 
     Attributes:
         start: g_0, float [num_layers, 1, width].
-        border: maps g at a border to the backbone's width; None without layers.
+        border: maps g at a border to the backbone's width; None without layers, or where these read tokens.
         steer: S and b, from h to K·width; None without layers.
     """
 
@@ -43,7 +44,8 @@ class RecurrentDecoder(ChunkDecoder):
         self.gru = nn.GRU(config.embed_size, decoder.width, decoder.num_layers, batch_first=True)
         self.border = self.steer = None
         if config.num_layers:
-            self.border = nn.Linear(decoder.width, config.hidden_size, bias=False)
+            if config.positions == "chunks":
+                self.border = nn.Linear(decoder.width, config.hidden_size, bias=False)
             self.steer = nn.Linear(config.hidden_size, config.chunk_size * decoder.width)
             nn.init.normal_(self.steer.weight, std=_STEERING_STD)
             nn.init.zeros_(self.steer.bias)

@@ -6,6 +6,7 @@ from latentforge.model.chunk_decoder.recurrent import RecurrentDecoder
 from latentforge.model.decoding.backbone import ConstantBackbone, SlotBackbone
 from latentforge.model.decoding.induction import SlotInduction
 from latentforge.model.decoding.text_states import SlotStates
+from latentforge.model.decoding.token_positions import TokenPositions
 from latentforge.model.decoding.writers import ChunkWriter, LatentWriter, TokenWriter
 from latentforge.model.latent_model import LatentModel
 from latentforge.model.student import Student
@@ -19,7 +20,7 @@ class DecodingParts(NamedTuple):
         context: of the induction heads.
     """
 
-    backbone: SlotBackbone | ConstantBackbone
+    backbone: SlotBackbone | TokenPositions | ConstantBackbone
     states: SlotStates | None
     induction: SlotInduction | None
     writer: ChunkWriter
@@ -49,9 +50,12 @@ def decoding_parts(
         if isinstance(model.student.chunk_decoder, RecurrentDecoder):
             states = SlotStates(model.student.chunk_decoder, num_slots)
         writer = LatentWriter(model, num_slots, states, found_map, by_column=by_column)
-    backbone: SlotBackbone | ConstantBackbone
+    backbone: SlotBackbone | TokenPositions | ConstantBackbone
     if student.backbone is None:
         backbone = ConstantBackbone(student.constant)
+    elif isinstance(student, Student) and student.reads_tokens:
+        of_tokens = SlotBackbone(student.backbone, num_slots, max_tokens, by_column=by_column)
+        backbone = TokenPositions(of_tokens, k)
     else:
         backbone = SlotBackbone(student.backbone, num_slots, max_tokens // k, by_column=by_column)
     return DecodingParts(backbone, states, induction, writer, k, config.pad_id, config.induction.context)

@@ -26,6 +26,7 @@ class ChunkWriter(ABC):
         window: tokens before a chunk that it reads beside the backbone's.
         table: the token embeddings, float [V, e].
         start: the backbone's input at the beginning of a text, float [h]; [0] without a backbone, as :meth:`inputs`.
+            To one that reads tokens it is all K of its chunk.
         noise_size: uniform numbers that a chunk takes.
     """
 
@@ -36,7 +37,7 @@ class ChunkWriter(ABC):
 
     @abstractmethod
     def inputs(self, embedded: Tensor, borders: Tensor | None) -> Tensor:
-        """The backbone's inputs, float [n, h] in memory of their own.
+        """The backbone's inputs, float [n, h] in memory of their own; [n, K, h] to one that reads tokens.
 
         Args:
             embedded: chunks, float [n, K, e].

@@ -61,10 +61,10 @@ def check_widths(
             if part in student.parts and narrow is not None:
                 theirs = source.sizes["hidden_size"]
                 _check_width(f"student.token_level.{name}", narrow, _STUDENT, student.init_from, theirs)
-        if "layers" in student.parts and config.max_chunks > source.max_positions:
+        if "layers" in student.parts and config.max_positions > source.max_positions:
             raise RecipeError(
-                f"student.model.max_chunks is {config.max_chunks}, and {_STUDENT}={student.init_from} was made for "
-                f"{source.max_positions} positions; shorten data.sequence_length"
+                f"student.model.max_chunks is {config.max_chunks}, which are {config.max_positions} positions, and "
+                f"{_STUDENT}={student.init_from} was made for {source.max_positions}; shorten data.sequence_length"
             )
     if autoencoder.init_from is not None:
         source = open_source(_AUTOENCODER, autoencoder.init_from)
