@@ -2,12 +2,14 @@
 
 import os
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
+from experiments.codes import code_plans, code_results, exact_tokens
 from experiments.comparisons import (
     COMPARISONS,
     Comparison,
@@ -33,7 +35,6 @@ from experiments.pareto import pareto_models, seed_models
 from experiments.plan import AutoencoderPlan
 from experiments.published import RESULTS, draw_measured, redraw
 from experiments.report import autoencoders_table, models_table, print_results, write_models
-from experiments.results import ModelResult
 from experiments.scales import ScaleName
 from latentforge.core.command_line import errors_reported
 from latentforge.text.errors import TextError
@@ -187,12 +188,39 @@ def autoencoders(
         | {"token_exact_at_student": m.value("ae_at_student"), "student": m.record()}
         for m in experiment.measured(models, timed=False)
     ]
-    default = next(f for f in found if f["run"] == AutoencoderPlan("demo", 8).run)
+    default = [experiment.autoencoder(AutoencoderPlan("demo", 8))]
     found_results = [
-        ModelResult(id=name, value=default[figure], unit="share of tokens")
-        for name, figure in (("ae_clean", "token_exact"), ("ae_noisy", "token_exact_noisy"))
+        exact_tokens("ae_clean", "token_exact", default),
+        exact_tokens("ae_noisy", "token_exact_noisy", default),
     ]
     path = write_models(results, "autoencoders", found_results, found)
+    console.print(autoencoders_table(found))
+    print_results(console, found_results)
+    console.print(str(path), highlight=False)
+
+
+@app.command()
+def codes(
+    scale: ScaleOption = ScaleName.cpu,
+    folder: FolderOption = None,
+    at_once: AtOnceOption = _CORES,
+    results: ResultsOption = Path("results"),
+    latent_sizes: Annotated[
+        list[int] | None, typer.Option("--latent-size", min=8, help="D; again for more.", show_default="128")
+    ] = None,
+    seeds: Annotated[
+        int | None, typer.Option("--seeds", min=1, help="How many seeds at most.", show_default="the scale's")
+    ] = None,
+) -> None:
+    """Autoencoders whose tokens start with codes of equal length: what they bring back; no student is trained."""
+    console = _console()
+    experiment = Experiment(scale, folder, at_once, console)
+    plans = code_plans(latent_sizes or [128], experiment.scale.seeds[:seeds])
+    experiment.make_autoencoders(plans)
+    made = {plan: experiment.autoencoder(plan) for plan in plans}
+    found = [asdict(plan) | of.model_dump(exclude={"format_version"}) | {"run": plan.run} for plan, of in made.items()]
+    found_results = code_results(made)
+    path = write_models(results, "codes", found_results, found, scale)
     console.print(autoencoders_table(found))
     print_results(console, found_results)
     console.print(str(path), highlight=False)

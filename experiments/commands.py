@@ -113,6 +113,7 @@ def autoencoder_values(scale: Scale, plan: AutoencoderPlan) -> dict[str, Any]:
         "autoencoder.model.chunk_hidden_size": max(128, plan.d, 32 * plan.k),
         **({} if plan.token_dropout is None else {"autoencoder.model.token_dropout": plan.token_dropout}),
         **({} if plan.text_tokens is None else {"autoencoder.text_tokens": plan.text_tokens}),
+        **({"autoencoder.model.equal_codes": True} if plan.equal_codes else {}),
         **({"seed": plan.seed} if plan.seed else {}),
     }
 

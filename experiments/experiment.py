@@ -1,7 +1,7 @@
 """One experiment from text to figures; what is done is not done again."""
 
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -40,23 +40,39 @@ class Experiment:
 
     def make(self, models: Sequence[Model]) -> None:
         """Data, autoencoders, students and evaluations, as far as they are not there."""
-        places, scale = self.places, self.scale
-        vocabularies: list[Vocabulary] = [v for v in scale.tokens if any(m.vocabulary == v for m in models)]
-        with stop_on_signals(), Children(places.root / "logs", env=self.environment) as children:
-            self._run(children, commands.text_jobs(places, scale), "text")
-            if "large" in vocabularies:
-                self._join_text()
-                self._run(children, [commands.tokenizer_job(places, scale)], "tokenizer")
-            for vocabulary in vocabularies:
+        with stop_on_signals(), Children(self.places.root / "logs", env=self.environment) as children:
+            for vocabulary in self._make_data(children, {m.vocabulary for m in models}):
                 self._make_vocabulary(children, vocabulary, [m for m in models if m.vocabulary == vocabulary])
+
+    def make_autoencoders(self, plans: Sequence[AutoencoderPlan]) -> None:
+        """Data and autoencoders alone, as far as they are not there."""
+        with stop_on_signals(), Children(self.places.root / "logs", env=self.environment) as children:
+            for vocabulary in self._make_data(children, {plan.vocabulary for plan in plans}):
+                jobs = self._autoencoder_jobs(plan for plan in plans if plan.vocabulary == vocabulary)
+                self._run(children, jobs, f"autoencoders, {vocabulary}")
+
+    def _make_data(self, children: Children, wanted: Collection[Vocabulary]) -> list[Vocabulary]:
+        """Text, tokenizer and packed data of some vocabularies, which it returns in the scale's order."""
+        places, scale = self.places, self.scale
+        vocabularies = [v for v in scale.tokens if v in wanted]
+        self._run(children, commands.text_jobs(places, scale), "text")
+        if "large" in vocabularies:
+            self._join_text()
+            self._run(children, [commands.tokenizer_job(places, scale)], "tokenizer")
+        for vocabulary in vocabularies:
+            self._run(children, commands.packing_jobs(places, scale, vocabulary), f"packing, {vocabulary}")
+        return vocabularies
+
+    def _autoencoder_jobs(self, plans: Iterable[AutoencoderPlan]) -> list[CommandJob]:
+        """The longest first."""
+        return [
+            commands.autoencoder_job(self.places, self.scale, plan)
+            for plan in sorted(dict.fromkeys(plans), key=lambda p: -p.k * p.times)
+        ]
 
     def _make_vocabulary(self, children: Children, vocabulary: Vocabulary, models: Sequence[Model]) -> None:
         places, scale = self.places, self.scale
-        self._run(children, commands.packing_jobs(places, scale, vocabulary), f"packing, {vocabulary}")
-        plans = dict.fromkeys(m.autoencoder_plan for m in models if m.kind == "student")
-        autoencoders = [
-            commands.autoencoder_job(places, scale, plan) for plan in sorted(plans, key=lambda p: -p.k * p.times)
-        ]
+        autoencoders = self._autoencoder_jobs(m.autoencoder_plan for m in models if m.kind == "student")
         # The longest first, so that the last minutes are not one job's.
         models = sorted(models, key=lambda m: -m.size.layers * m.size.width**2)
         trained = {m: commands.student_job(places, scale, m) for m in models}

@@ -47,6 +47,7 @@ class AutoencoderPlan:
         text_tokens: of the training text, how many it learns from: those that a student of its seed reads first; None
             takes all.
         seed: of weights, order and noise.
+        equal_codes: whether its tokens start with codes of equal length.
     """
 
     vocabulary: Vocabulary
@@ -57,6 +58,7 @@ class AutoencoderPlan:
     token_dropout: float | None = None
     text_tokens: int | None = None
     seed: int = 0
+    equal_codes: bool = False
 
     @property
     def d(self) -> int:
@@ -74,8 +76,9 @@ class AutoencoderPlan:
         longer = "" if self.times == 1 else f"-x{self.times}"
         denoising = "" if self.token_dropout is None else f"-drop{self.token_dropout:g}"
         text = "" if self.text_tokens is None else f"-text{self.text_tokens}"
+        codes = "-codes" if self.equal_codes else ""
         seed = f"-s{self.seed}" if self.seed else ""
-        return f"{self.vocabulary}-autoencoder-k{self.k}-d{self.d}-w{self.width}{longer}{denoising}{text}{seed}"
+        return f"{self.vocabulary}-autoencoder-k{self.k}-d{self.d}-w{self.width}{longer}{denoising}{text}{codes}{seed}"
 
 
 def denoising_autoencoder(

@@ -62,12 +62,13 @@ def models_table(measured: Sequence[Measured]) -> Table:
 
 def autoencoders_table(found: Sequence[dict[str, Any]]) -> Table:
     table = Table(title="held-out tokens that come back")
-    shares = ("token_exact", "token_exact_noisy", "chunk_exact", "chunk_exact_noisy", "token_exact_at_student")
-    figures = ("k", "d", "hidden_size", *shares, "seconds")
-    for name in figures:
-        table.add_column(name, justify="right")
+    shares = ("token_exact", "token_exact_noisy", "chunk_exact", "chunk_exact_noisy")
+    for name in ("run", "untrained: token_exact", *shares, "token_exact_at_student", "seconds"):
+        table.add_column(name, justify="left" if name == "run" else "right")
     for f in found:
-        table.add_row(*(f"{f[name]:.5f}" if name in shares else f"{f[name]:.0f}" for name in figures))
+        untrained = f["untrained"] and f["untrained"]["token_exact"]
+        figures = untrained, *(f[name] for name in shares), f.get("token_exact_at_student")
+        table.add_row(f["run"], *(_number(figure, 5) for figure in figures), f"{f['seconds']:.0f}")
     return table
 
 

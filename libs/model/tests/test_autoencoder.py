@@ -18,6 +18,30 @@ def test_a_new_autoencoder_already_reconstructs_most_tokens(rng: torch.Generator
     assert (model.decode(model.encode(tokens).mean).argmax(-1) == tokens).float().mean() > 0.97
 
 
+@pytest.mark.parametrize(
+    ("latent", "chunk_hidden", "length"),
+    [(64, 128, 8**0.5), (256, 256, 4.0), (64, 512, 8**0.5)],
+    ids=["narrower", "wider", "wider-then-narrower"],
+)
+@torch.no_grad()
+def test_equal_codes_bring_every_token_back_before_training(
+    rng: torch.Generator, latent: int, chunk_hidden: int, length: float
+) -> None:
+    sizes = {"hidden_size": 16, "latent_size": latent, "chunk_hidden_size": chunk_hidden}
+    torch.manual_seed(0)
+    plain, equal = (
+        Autoencoder(AutoencoderConfig(vocab_size=1000, pad_id=1, **sizes, equal_codes=equal)).eval()
+        for equal in (False, True)
+    )
+    # Every id at every place.
+    chunks = torch.stack([torch.randperm(1000, generator=rng) for _ in range(8)], dim=1)
+    means = equal.encode(chunks).mean
+    codes = means.unflatten(-1, (8, -1)).norm(dim=-1)
+    torch.testing.assert_close(codes, torch.full((1000, 8), length), rtol=1e-4, atol=0)
+    assert equal.decode(means).argmax(-1).equal(chunks)
+    assert (plain.decode(plain.encode(chunks).mean).argmax(-1) == chunks).float().mean() < 0.99
+
+
 def test_training_lowers_the_loss(autoencoder_config: MakeConfig, rng: torch.Generator) -> None:
     torch.manual_seed(0)
     model = Autoencoder(autoencoder_config(token_dropout=0.0, latent_dropout=0.0, latent_size=32)).train()

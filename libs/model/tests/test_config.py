@@ -49,6 +49,13 @@ def test_autoencoder_refuses_pad_outside_vocabulary() -> None:
         AutoencoderConfig(vocab_size=4096, pad_id=4096)
 
 
+@pytest.mark.parametrize(("name", "fix"), [("latent_size", 104), ("chunk_hidden_size", 104)])
+def test_equal_codes_need_sizes_that_k_divides(name: str, fix: int) -> None:
+    with pytest.raises(ValueError, match=f"{name}=100 with equal_codes=true .* chunk_size=8; set it to {fix} or equal"):
+        AutoencoderConfig.model_validate({"vocab_size": 10, "pad_id": 1, name: 100, "equal_codes": True})
+    assert AutoencoderConfig.model_validate({"vocab_size": 10, "pad_id": 1, name: 100})
+
+
 def test_configs_survive_json(student_config: MakeConfig) -> None:
     config = student_config(head="energy")
     assert StudentConfig.model_validate_json(config.model_dump_json()) == config

@@ -317,6 +317,21 @@ def test_an_autoencoders_rows_are_as_long_as_each_other(
     assert torch.corrcoef(torch.stack([theirs_alike.flatten(), ours_alike.flatten()]))[0, 1] > 0.6
 
 
+@torch.no_grad()
+def test_with_equal_codes_it_is_an_autoencoders_codes_that_are_as_long_as_each_other(
+    pretrained: tuple[Any, CausalLM], autoencoder_config: Callable[..., AutoencoderConfig]
+) -> None:
+    _, source = pretrained
+    autoencoder = Autoencoder(autoencoder_config(equal_codes=True, hidden_size=24))
+    before = autoencoder.embedding.weight.clone()
+    start_autoencoder(autoencoder, source)
+    assert not autoencoder.embedding.weight.allclose(before)
+    chunks = torch.arange(V)[:, None].expand(-1, K)
+    codes = autoencoder.encode(chunks).mean.unflatten(-1, (K, -1))
+    torch.testing.assert_close(codes.norm(dim=-1), torch.full((V, K), 2.0))
+    assert autoencoder.decode(codes.flatten(1)).argmax(-1).equal(chunks)
+
+
 def test_a_student_without_norms_of_queries_comes_back_from_its_folder(
     pretrained: tuple[Any, CausalLM], student_config: Callable[..., StudentConfig], tmp_path: Path
 ) -> None:

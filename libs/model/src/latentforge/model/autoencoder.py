@@ -94,8 +94,8 @@ class Autoencoder(nn.Module):
     @torch.no_grad()
     def _init(self) -> None:
         k = self.config.chunk_size
-        init_slots(self.compress, k)
-        init_slots(self.to_mean, k)
+        init_slots(self.compress, k, alike=self.config.equal_codes)
+        init_slots(self.to_mean, k, alike=self.config.equal_codes)
         self.decoder.from_latent.weight.copy_(self.to_mean.weight.T)
         self.decoder.from_latent.bias.zero_()
         self.decoder.expand.weight.copy_(self.compress.weight.T)
@@ -104,8 +104,30 @@ class Autoencoder(nn.Module):
         # Untrained, a token's embedding e comes back as its projection Pe to the dimensions of its slot. Entries of e
         # are about N(0, 1): its own logit e·Pe is about the number of those dimensions, other ids' are 0 on average. So
         # scaled it starts about 16 above them, whatever the sizes.
-        per_token = min(self.config.latent_size, self.config.chunk_hidden_size, k * self.config.hidden_size) / k
-        self.decoder.log_scale.fill_(torch.tensor(16.0 / per_token).log())
+        self.decoder.log_scale.fill_(torch.tensor(16.0 / self._slot_dims()).log())
+        if self.config.equal_codes:
+            self.equalise_codes()
+
+    @torch.no_grad()
+    def equalise_codes(self) -> None:
+        """Changes the embeddings of an untrained autoencoder with ``equal_codes`` so that their codes are equally long.
+
+        A token's code is c = Pe, and untrained its logits are its products with all codes: its own is |c|², that of
+        another id c·c'. Where all are as long as each other no other is larger (Cauchy and Schwarz); otherwise long
+        codes win over short ones. P is the same in all slots.
+        """
+        k, hidden = self.config.chunk_size, self.config.hidden_size
+        latent, chunk_hidden = self.config.latent_size // k, self.config.chunk_hidden_size // k
+        projection = self.to_mean.weight[:latent, :chunk_hidden] @ self.compress.weight[:chunk_hidden, :hidden]
+        codes = self.embedding.weight @ projection.T
+        longer = codes * (self._slot_dims() ** 0.5 / codes.norm(dim=1, keepdim=True) - 1)
+        # The least change that does it: what P does not see of an embedding stays.
+        self.embedding.weight.add_(longer @ torch.linalg.pinv(projection).T)
+
+    def _slot_dims(self) -> float:
+        """Of the latent, for a token."""
+        k = self.config.chunk_size
+        return min(self.config.latent_size, self.config.chunk_hidden_size, k * self.config.hidden_size) / k
 
     def encode(self, tokens: Tensor) -> Posterior:
         """Maps token ids, int64 [..., K], to the posterior of their latent, [..., D].

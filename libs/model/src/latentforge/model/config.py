@@ -36,6 +36,8 @@ class AutoencoderConfig(_Config):
         kl_weight: weight of the KL term beside K times the cross-entropy.
         kl_floor: nats per dimension below which the KL is not pushed further (keeps dimensions from collapsing).
         log_std_init: log standard deviation of the posterior before training.
+        equal_codes: whether every token starts with a code of the same length in the latent, so that all of them come
+            back before training; latent_size and chunk_hidden_size are multiples of K then.
     """
 
     vocab_size: int = Field(ge=2)
@@ -50,10 +52,17 @@ class AutoencoderConfig(_Config):
     kl_weight: float = Field(default=1e-3, ge=0)
     kl_floor: float = Field(default=0.5, ge=0)
     log_std_init: float = Field(default=-2.0, ge=-10, le=2)
+    equal_codes: bool = False
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         _check_id("pad_id", self.pad_id, self.vocab_size)
+        for name in ("latent_size", "chunk_hidden_size") if self.equal_codes else ():
+            if (size := getattr(self, name)) % self.chunk_size:
+                raise ValueError(
+                    f"{name}={size} with equal_codes=true is not a multiple of chunk_size={self.chunk_size}; set it to "
+                    f"{-(-size // self.chunk_size) * self.chunk_size} or equal_codes to false"
+                )
         return self
 
 

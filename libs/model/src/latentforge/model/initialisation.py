@@ -115,7 +115,8 @@ def start_token_level(model: TokenLevelModel, source: CausalLM, parts: Collectio
 def start_autoencoder(autoencoder: Autoencoder, source: CausalLM) -> None:
     """Starts a fresh autoencoder's token embeddings from a pretrained model's, all rows as long as each other.
 
-    They are the output rows too: with rows of unequal length the longest would win over the token that was meant.
+    They are the output rows too: with rows of unequal length the longest would win over the token that was meant. With
+    ``equal_codes`` it is the rows' codes that are as long as each other.
 
     Args:
         autoencoder: on the CPU, in float32.
@@ -124,6 +125,8 @@ def start_autoencoder(autoencoder: Autoencoder, source: CausalLM) -> None:
     config = autoencoder.config
     rows = principal_components(source.inputs()[: config.vocab_size], config.hidden_size).coordinates
     autoencoder.embedding.weight.copy_(nn.functional.normalize(rows, dim=1) * config.hidden_size**0.5)
+    if config.equal_codes:
+        autoencoder.equalise_codes()
 
 
 def _take_layers(model: Student | TokenLevelModel, source: CausalLM, parts: Collection[Part]) -> bool:

@@ -61,11 +61,13 @@ def log_frequencies(counts: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def init_slots(linear: nn.Linear, slots: int) -> None:
+def init_slots(linear: nn.Linear, slots: int, *, alike: bool = False) -> None:
     """Gives each of ``slots`` equal parts of the input its own part of the output, by an orthogonal block.
 
     A chain of such layers and its mirror image is near the identity, so that an autoencoder starts almost invertible.
     Where the sizes cannot be split equally, the whole matrix is orthogonal instead.
+
+    ``alike`` gives all parts the same block.
     """
     num_out, num_in = linear.weight.shape
     if num_out % slots or num_in % slots:
@@ -74,7 +76,8 @@ def init_slots(linear: nn.Linear, slots: int) -> None:
         linear.weight.zero_()
         block = torch.empty(num_out // slots, num_in // slots)
         for slot in range(slots):
-            nn.init.orthogonal_(block)
+            if slot == 0 or not alike:
+                nn.init.orthogonal_(block)
             i, j = slot * block.shape[0], slot * block.shape[1]
             linear.weight[i : i + block.shape[0], j : j + block.shape[1]] = block
     if linear.bias is not None:
