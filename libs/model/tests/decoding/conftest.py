@@ -108,6 +108,12 @@ def model(request: pytest.FixtureRequest, make_any: Callable[[str], AnyModel]) -
     return make_any(request.param)
 
 
+@pytest.fixture(params=[name for name, changes in MODELS.items() if "induction" in changes])
+def copying_model(request: pytest.FixtureRequest, make_any: Callable[[str], AnyModel]) -> AnyModel:
+    """Each of those with induction heads."""
+    return make_any(request.param)
+
+
 @pytest.fixture
 def distributions() -> Callable[..., Tensor]:
     """The slow reference: log probabilities [L, V] of every token of a text, the whole of it by ``model.logits``."""

@@ -14,7 +14,7 @@ from latentforge.model.decoding.build import batch_decoding
 from latentforge.model.decoding.slot_decoding import SlotDecoding
 from latentforge.model.decoding.token_positions import TokenPositions
 from latentforge.model.latent_model import LatentModel
-from latentforge.model.sampling import SamplingParams
+from latentforge.model.sampling import SamplingParams, TextSampling
 from latentforge.model.token_level import TokenLevelModel
 
 AnyModel = LatentModel | TokenLevelModel
@@ -344,3 +344,55 @@ def test_weights_are_held_once_and_train_on(make_any: Any, dtype: torch.dtype) -
         logits = model.logits(tokens).logits[0, -1]
     logits[:, PAD] = -torch.inf
     torch.testing.assert_close(torch.stack(text.rows), logits.log_softmax(-1).float(), rtol=0, atol=2e-4)
+
+
+def test_copy_boosts_are_drawn_from_as_they_are_below_temperature_1(
+    copying_model: AnyModel, distributions: Distributions
+) -> None:
+    """By inversion of the distribution made slowly: from tokens of the whole text, boost by boost."""
+    model, temperatures = copying_model, (1.0, 0.4, 2.5, 0.8)
+    heads = model.induction if isinstance(model, TokenLevelModel) else model.student.induction
+    assert heads is not None
+    # Against copying, so that no text soon repeats a token for ever, whatever temperatures do.
+    heads.gain.data.mul_(-2)
+    decoding = batch_decoding(model, len(temperatures) + 1)
+    decoding.open([5, 6], GREEDY)
+    texts = [Written(decoding, prompt_of(13 - seed), seed, t) for seed, t in enumerate(temperatures)]
+    read(decoding, [text.text for text in texts])
+    for _ in range(max(1, 12 // model.chunk_size)):
+        step(texts)
+        step(texts[::3])
+    moved = 0.0
+    for text, temperature in zip(texts, temperatures, strict=True):
+        # Log probabilities stay the model's, whatever is drawn.
+        text.check(model, distributions)
+        logits = distributions(model, text.ids, first_drawn=text.prompt_length, seed=text.seed).double()
+        boosts = boosts_of(model, text.ids)
+        uniforms = TextSampling(SamplingParams(seed=text.seed), [], V).uniforms
+        for place in range(text.prompt_length, len(text.ids)):
+            drawn = logits[place] / temperature
+            if temperature < 1:
+                drawn = (logits[place] - boosts[place]) / temperature + boosts[place]
+                moved += (drawn.softmax(0) - (logits[place] / temperature).softmax(0)).abs().sum().item()
+            share, ends = uniforms.take(), drawn.softmax(0).cumsum(0)
+            token = text.ids[place]
+            assert ends[token] - drawn.softmax(0)[token] - 1e-4 < share < ends[token] + 1e-4
+    assert moved > 1
+
+
+@torch.no_grad()
+def boosts_of(model: AnyModel, ids: list[int]) -> Tensor:
+    """What induction heads add to the logits of every token of a text, float64 [L, V], token by token."""
+    tokens = torch.tensor([ids])
+    if isinstance(model, TokenLevelModel):
+        attention = model.output(tokens).induction
+    else:
+        chunks = tokens.unflatten(1, (-1, model.chunk_size))
+        attention = model.induction(chunks, model.student.embed(chunks))
+    assert attention is not None
+    found = attention.look_up()
+    rows = torch.zeros(len(ids), V, dtype=torch.float64)
+    for place in range(len(ids)):
+        for before in range(place):
+            rows[place, ids[before]] += found.boosts[place, before]
+    return rows

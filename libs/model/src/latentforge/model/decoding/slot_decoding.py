@@ -227,7 +227,10 @@ class SlotDecoding(BatchDecoding):
             logits = self._writer.logits(place, found)
             if not whole:
                 logits = logits[rows]
-            tokens = sampler.draw(logits, None if forced_kn is None else forced_kn[place])
+            boosted = None
+            if found is not None and sampler.asks_for_boosts:
+                boosted = (found.ids, found.boosts) if whole else (found.ids[rows], found.boosts[rows])
+            tokens = sampler.draw(logits, None if forced_kn is None else forced_kn[place], boosted)
             logprobs.add(logits, tokens)
             drawn_kn[place] = tokens
             if not whole:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from latentforge.model.sampling.boosts import SteadyBoosts
 from latentforge.model.sampling.groups import Group, group_of
 from latentforge.model.sampling.penalties import Adjustments
 from latentforge.model.sampling.text import TextSampling, same_place
@@ -35,21 +36,33 @@ class BatchSampler:
             (kind([self.texts[row] for row in rows]), torch.tensor(rows, device=device))
             for kind, rows in rows_of.items()
         ]
+        self._boosts = SteadyBoosts(self.texts)
         adjusts = any(text.params.logit_bias or text.params.is_penalised for text in self.texts)
         self._adjustments = Adjustments(self.texts) if adjusts else None
         self._finite = torch.ones(len(self.texts), dtype=torch.bool, device=device)
 
-    def draw(self, logits: Tensor, forced: Tensor | None = None) -> Tensor:
+    @property
+    def asks_for_boosts(self) -> bool:
+        """Whether :meth:`draw` needs ``boosted`` of a model with induction heads."""
+        return self._boosts.any
+
+    def draw(
+        self, logits: Tensor, forced: Tensor | None = None, boosted: tuple[Tensor, Tensor] | None = None
+    ) -> Tensor:
         """Draws each text's next token.
 
         Args:
             logits: float [b, V], which stay as they are; -inf marks tokens that must not be drawn.
             forced: int64 [b], taken instead of what is drawn where it is not -1.
+            boosted: ids, int64 [b, n], and the copy boosts, float [b, n], that the logits have of them already; ids may
+                stand there several times.
 
         Returns:
             int64 [b].
         """
         assert logits.shape == (len(self.texts), self._vocab_size), logits.shape
+        if boosted is not None and self._boosts.any:
+            logits = self._boosts.apply(logits, *boosted)
         logits = logits.float() if self._adjustments is None else self._adjustments.apply(logits)
         if len(self._groups) == 1:
             ids, finite = self._groups[0][0].draw(logits)

@@ -18,7 +18,8 @@ class SamplingParams(BaseModel):
     go before others; of equally likely ones lower ids do.
 
     Attributes:
-        temperature: divides the logits; 0, and what is below LEAST_TEMPERATURE, takes the likeliest token.
+        temperature: divides the logits, below 1 all but the boosts of induction heads, see :class:`SteadyBoosts`; 0,
+            and what is below LEAST_TEMPERATURE, takes the likeliest token.
         top_p: keeps the likeliest tokens whose mass reaches this share.
         top_k: keeps this many of the likeliest tokens; 0, or -1 as vLLM has it, keeps all.
         min_p: keeps tokens of at least this share of the likeliest token's probability.
