@@ -23,6 +23,7 @@ from experiments.published import ControlResults, model_of, redraw
 from experiments.results import ModelResults
 from experiments.speed import Speed
 from latentforge.core.results import ResultsFile
+from latentforge.trainer.results import Evaluation
 
 RESULTS = Path(__file__).resolve().parents[2] / "docs" / "results"
 PUBLISHED = RESULTS / "students"
@@ -44,6 +45,8 @@ def test_every_published_file_is_of_this_version(path: Path) -> None:
         "inference": InferenceBenchResults,
         "trainer": TrainerBenchResults,
         "students-controls": ControlResults,
+        "induction-shipped-before": Evaluation,
+        "induction-shipped-after": Evaluation,
     }
     kind = kinds.get(path.parent.name) or kinds.get(f"{path.parent.name}-{path.stem}") or ModelResults
     assert kind.read(path).name
