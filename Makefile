@@ -181,7 +181,7 @@ gpu: $(READY_DEV) ## All that only a GPU tells, in 8 minutes: CUDA tests, gb10 r
 #: ARGS=   such as '--minutes 4' or '--device cpu --quick', which tries it without one
 	@$(BIN)/python -m benchmarks.gpu $(ARGS)
 
-.PHONY: pareto speed compare autoencoders
+.PHONY: pareto speed compare autoencoders worth
 pareto: $(READY_DEV) ## Quality against speed, latent students beside token-level ones: results/pareto_<time>.json and .png
 #: SCALE=cpu   smoke: minutes; cpu: one to two hours of two cores; gpu: larger. Stopped, the same command resumes
 #: ARGS=   such as --publish docs/results/students; python -m experiments pareto --help lists them
@@ -199,6 +199,11 @@ autoencoders: $(READY_DEV) ## Autoencoders over K, D and width, and a student of
 #: SCALE=cpu ARGS=
 autoencoders:
 	@$(EXPERIMENT) autoencoders --scale $(or $(SCALE),cpu) $(ARGS)
+worth: $(READY_DEV) ## What a student is worth beside a GRU, token-level models and n-grams, by budget: results/worth_<time>.json and .png
+#: SCALE=cpu   smoke: minutes; cpu: a night of two cores or more; needs no teacher. Stopped, the same command resumes
+#: ARGS=   such as '--only recurrent --only gru --budgets 16' or --publish FOLDER; python -m experiments worth --help lists them
+worth:
+	@$(BIN)/python -m experiments worth --scale $(or $(SCALE),cpu) $(ARGS)
 # Whole distributions of the shipped teacher, for the full KL.
 EXPERIMENT = MAX_TOP_K=4096 $(BIN)/python -m tools.gateway -- $(BIN)/python -m experiments
 

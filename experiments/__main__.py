@@ -36,6 +36,8 @@ from experiments.plan import AutoencoderPlan
 from experiments.published import RESULTS, draw_measured, redraw
 from experiments.report import autoencoders_table, models_table, print_results, write_models
 from experiments.scales import ScaleName
+from experiments.worth import choose_rates, count_ngrams, train_worth
+from experiments.worth_plan import WORTH_SCALES, architectures, budgets_up_to
 from latentforge.core.command_line import errors_reported
 from latentforge.text.errors import TextError
 from latentforge.text.packed import PackedData
@@ -224,6 +226,36 @@ def codes(
     console.print(autoencoders_table(found))
     print_results(console, found_results)
     console.print(str(path), highlight=False)
+
+
+@app.command()
+def worth(
+    scale: ScaleOption = ScaleName.cpu,
+    folder: Annotated[
+        Path | None, typer.Option("--folder", help="Where everything is kept.", show_default="runs/worth-SCALE")
+    ] = None,
+    at_once: AtOnceOption = _CORES,
+    results: ResultsOption = Path("results"),
+    only: Annotated[
+        list[str] | None, typer.Option("--only", help="A group of architectures; again for more.", show_default="all")
+    ] = None,
+    budgets: Annotated[
+        int | None, typer.Option("--budgets", help="The largest budget, in the scale's units.", show_default="all")
+    ] = None,
+) -> None:
+    """What a student is worth beside a GRU, token-level models and n-grams, from text alone, at several budgets."""
+    console = _console()
+    plan = WORTH_SCALES[scale]
+    experiment = Experiment(scale, folder, at_once, console, kind="worth", scale=plan.lab)
+    compared = architectures(plan)
+    try:
+        compared = compared if only is None else of_groups(compared, only)
+        chosen_budgets = budgets_up_to(plan, budgets)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+    factors = choose_rates(experiment, plan, compared)
+    train_worth(experiment, plan, factors, chosen_budgets)
+    count_ngrams(experiment, plan, chosen_budgets)
 
 
 @app.command()

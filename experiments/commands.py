@@ -12,7 +12,6 @@ from latentforge.trainer.config.objectives import DEFAULT_OBJECTIVE
 
 RECIPE = Path(__file__).with_name("recipe.toml")
 _TEACHER = Path("models") / "stdlib-teacher"
-HELD_OUT = ("stdlib", "packages")
 
 
 @dataclass(frozen=True)
@@ -90,7 +89,7 @@ def tokenizer_job(places: Places, scale: Scale) -> CommandJob:
 
 
 def packing_jobs(places: Places, scale: Scale, vocabulary: Vocabulary) -> list[CommandJob]:
-    names = {"train": "stdlib-train"} | {name: name for name in HELD_OUT}
+    names = {"train": scale.training_text} | {name: name for name in scale.texts}
     return [
         _job(
             f"pack-{vocabulary}-{name}",
@@ -103,11 +102,15 @@ def packing_jobs(places: Places, scale: Scale, vocabulary: Vocabulary) -> list[C
     ]
 
 
+def autoencoder_steps(scale: Scale, plan: AutoencoderPlan) -> int:
+    return plan.times * scale.autoencoder_steps if plan.steps is None else plan.steps
+
+
 def autoencoder_values(scale: Scale, plan: AutoencoderPlan) -> dict[str, Any]:
     """What an autoencoder has besides the recipe, by dotted name."""
     return {
         "chunk_size": plan.k,
-        "autoencoder.optim.steps": plan.times * scale.autoencoder_steps,
+        "autoencoder.optim.steps": autoencoder_steps(scale, plan),
         "autoencoder.model.latent_size": plan.d,
         "autoencoder.model.hidden_size": plan.width,
         "autoencoder.model.chunk_hidden_size": max(128, plan.d, 32 * plan.k),
@@ -121,7 +124,7 @@ def autoencoder_values(scale: Scale, plan: AutoencoderPlan) -> dict[str, Any]:
 def autoencoder_job(places: Places, scale: Scale, plan: AutoencoderPlan) -> CommandJob:
     values = autoencoder_values(scale, plan)
     command = _training("autoencoder", places, plan.vocabulary, plan.run, values)
-    tokens = plan.times * scale.autoencoder_steps * 256 * plan.k
+    tokens = autoencoder_steps(scale, plan) * 256 * plan.k
     return CommandJob(f"train {plan.run}", command, places.autoencoder(plan) / "evaluation.json", tokens)
 
 
@@ -130,10 +133,12 @@ def student_values(scale: Scale, model: Model) -> dict[str, Any]:
     return {
         "chunk_size": max(model.k, 2),
         "seed": model.seed,
-        "student.optim.steps": max(1, model.tokens // scale.sequence_length),
+        "student.optim.steps": max(1, model.tokens // (scale.batch_size * scale.sequence_length)),
+        # The recipe has 1.
+        **({} if scale.batch_size == 1 else {"student.optim.batch_size": scale.batch_size}),
         "student.optim.lr": scale.learning_rate,
         "student.publish_every": model.tokens,
-        **({"teacher.targets": "text"} if model.vocabulary == "large" else {}),
+        **({} if scale.has_teacher(model.vocabulary) else {"teacher.targets": "text"}),
         **({} if model.induction else {"student.model.induction.context": 0}),
         **model.size.values(),
         **model.changes,
@@ -154,7 +159,7 @@ def student_job(places: Places, scale: Scale, model: Model) -> CommandJob:
     if model.kind == "student":
         command += ["--ae-checkpoint", str(places.autoencoder(model.autoencoder_plan))]
         command += ["--objective", objective_of(model)]
-    elif model.vocabulary == "large":
+    elif not scale.has_teacher(model.vocabulary):
         # As chunk-ce has it.
         command += ["--ce-w", "1", "--kd-w", "0"]
     return CommandJob(f"train {model.run}", command, places.runs / model.run / f"{model.kind}.json", model.tokens)
@@ -163,7 +168,7 @@ def student_job(places: Places, scale: Scale, model: Model) -> CommandJob:
 def evaluation_job(places: Places, scale: Scale, model: Model, held_out: str) -> CommandJob:
     out = places.evaluated(model, held_out)
     values = dict(scale.evaluation)
-    if model.vocabulary == "large":
+    if not scale.has_teacher(model.vocabulary):
         # Half of the time, and after so few tokens every interval began at 0.
         values["--brier-positions"] = 0
     if held_out != "stdlib" or not model.writes:
@@ -172,10 +177,10 @@ def evaluation_job(places: Places, scale: Scale, model: Model, held_out: str) ->
     options = [part for name, value in values.items() for part in (name, str(value))]
     command = ["evaluate", str(places.trained(model)), str(places.packed(model.vocabulary, held_out)), *options]
     command += ["--tokenizer", str(places.tokenizer(model.vocabulary)), "--out", str(out)]
-    if model.vocabulary == "large":
+    if not scale.has_teacher(model.vocabulary):
         # The teacher has the demo's vocabulary: it can only judge what is written.
-        judge = ["--teacher-tokenizer", str(_TEACHER)] if held_out == "stdlib" else ["--no-teacher"]
-        command += judge
+        is_judged = held_out == "stdlib" and model.vocabulary == "large"
+        command += ["--teacher-tokenizer", str(_TEACHER)] if is_judged else ["--no-teacher"]
     return CommandJob(f"evaluate {model.run} on {held_out}", [_trainer(), *command], out)
 
 

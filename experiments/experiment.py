@@ -7,13 +7,14 @@ from pathlib import Path
 from rich.console import Console
 
 from experiments import commands
-from experiments.commands import HELD_OUT, CommandJob, Places
+from experiments.commands import CommandJob, Places
 from experiments.fresh import fresh_model
 from experiments.jobs import run_jobs
 from experiments.measured import Measured, read_evaluation
+from experiments.mixture import CHOICE, MIXTURE, write_mixture
 from experiments.operations import autoencoder_flops
 from experiments.plan import AutoencoderPlan, Model, Vocabulary
-from experiments.scales import SCALES, Scale, ScaleName
+from experiments.scales import HELD_OUT, SCALES, Scale, ScaleName
 from experiments.speed import AnyModel, Speed, load_model, measure_speed
 from latentforge.core.files import replacing
 from latentforge.model.latent_model import LatentModel
@@ -23,11 +24,29 @@ from tools.processes import Children, stop_on_signals
 
 
 class Experiment:
-    """One scale's data and models in one folder."""
+    """One scale's data and models in one folder.
 
-    def __init__(self, scale: ScaleName, folder: Path | None, at_once: int, console: Console) -> None:
-        self.scale: Scale = SCALES[scale]
-        self.places = Places(folder or Path("runs") / f"experiments-{scale}")
+    Args:
+        name: of the scale.
+        folder: where everything is kept; None takes ``runs/<kind>-<name>``.
+        at_once: how many jobs run side by side.
+        console: for progress.
+        kind: what kind of experiment.
+        scale: of that kind; None takes the one of :data:`SCALES`.
+    """
+
+    def __init__(
+        self,
+        name: ScaleName,
+        folder: Path | None,
+        at_once: int,
+        console: Console,
+        *,
+        kind: str = "experiments",
+        scale: Scale | None = None,
+    ) -> None:
+        self.scale: Scale = scale or SCALES[name]
+        self.places = Places(folder or Path("runs") / f"{kind}-{name}")
         self.at_once, self.console = at_once, console
         self.environment = {
             "RUNS_DIR": str(self.places.runs),
@@ -38,11 +57,11 @@ class Experiment:
             "OMP_WAIT_POLICY": "PASSIVE",
         }
 
-    def make(self, models: Sequence[Model]) -> None:
-        """Data, autoencoders, students and evaluations, as far as they are not there."""
+    def make(self, models: Sequence[Model], texts: Sequence[str] = HELD_OUT) -> None:
+        """Data, autoencoders, students and their evaluations on some texts, as far as they are not there."""
         with stop_on_signals(), Children(self.places.root / "logs", env=self.environment) as children:
             for vocabulary in self._make_data(children, {m.vocabulary for m in models}):
-                self._make_vocabulary(children, vocabulary, [m for m in models if m.vocabulary == vocabulary])
+                self._make_vocabulary(children, vocabulary, [m for m in models if m.vocabulary == vocabulary], texts)
 
     def make_autoencoders(self, plans: Sequence[AutoencoderPlan]) -> None:
         """Data and autoencoders alone, as far as they are not there."""
@@ -50,6 +69,11 @@ class Experiment:
             for vocabulary in self._make_data(children, {plan.vocabulary for plan in plans}):
                 jobs = self._autoencoder_jobs(plan for plan in plans if plan.vocabulary == vocabulary)
                 self._run(children, jobs, f"autoencoders, {vocabulary}")
+
+    def run(self, jobs: Sequence[CommandJob], what: str) -> None:
+        """Jobs besides those of :meth:`make`, as far as they are not done."""
+        with stop_on_signals(), Children(self.places.root / "logs", env=self.environment) as children:
+            self._run(children, jobs, what)
 
     def _make_data(self, children: Children, wanted: Collection[Vocabulary]) -> list[Vocabulary]:
         """Text, tokenizer and packed data of some vocabularies, which it returns in the scale's order."""
@@ -59,6 +83,8 @@ class Experiment:
         if "large" in vocabularies:
             self._join_text()
             self._run(children, [commands.tokenizer_job(places, scale)], "tokenizer")
+        if scale.training_text == MIXTURE:
+            self._mix_text()
         for vocabulary in vocabularies:
             self._run(children, commands.packing_jobs(places, scale, vocabulary), f"packing, {vocabulary}")
         return vocabularies
@@ -70,18 +96,20 @@ class Experiment:
             for plan in sorted(dict.fromkeys(plans), key=lambda p: -p.k * p.times)
         ]
 
-    def _make_vocabulary(self, children: Children, vocabulary: Vocabulary, models: Sequence[Model]) -> None:
+    def _make_vocabulary(
+        self, children: Children, vocabulary: Vocabulary, models: Sequence[Model], texts: Sequence[str]
+    ) -> None:
         places, scale = self.places, self.scale
         autoencoders = self._autoencoder_jobs(m.autoencoder_plan for m in models if m.kind == "student")
         # The longest first, so that the last minutes are not one job's.
-        models = sorted(models, key=lambda m: -m.size.layers * m.size.width**2)
+        models = sorted(models, key=lambda m: (-m.tokens, -m.size.layers * m.size.width**2))
         trained = {m: commands.student_job(places, scale, m) for m in models}
         token_level = [job for m, job in trained.items() if m.kind == "token-level"]
         # A student needs an autoencoder, and may start from a token-level one.
         self._run(children, token_level + autoencoders, f"token-level models and autoencoders, {vocabulary}")
         students = [job for m, job in trained.items() if m.kind == "student"]
         self._run(children, students, f"students, {vocabulary}")
-        evaluations = [commands.evaluation_job(places, scale, m, text) for text in HELD_OUT for m in models]
+        evaluations = [commands.evaluation_job(places, scale, m, text) for text in texts for m in models]
         self._run(children, evaluations, f"evaluations, {vocabulary}")
 
     def rates(self, models: Iterable[Model]) -> dict[str, float]:
@@ -139,6 +167,15 @@ class Experiment:
     def _run(self, children: Children, jobs: Sequence[CommandJob], what: str) -> None:
         records = self.places.root / "commands"
         run_jobs(children, jobs, records=records, at_once=self.at_once, console=self.console, what=what)
+
+    def _mix_text(self) -> None:
+        """The packages and the library in one, less what is kept apart."""
+        train, choice = (self.places.text(name) for name in (MIXTURE, CHOICE))
+        if train.exists() and choice.exists():
+            return
+        megabytes = self.scale.mixture_megabytes
+        sources = [self.places.text(name) for name in ("packages-train", "stdlib-train")]
+        write_mixture(sources, train, choice, None if megabytes is None else int(megabytes * 1e6))
 
     def _join_text(self) -> None:
         """The large vocabulary's text: the standard library and the packages."""

@@ -12,7 +12,7 @@ FAST = "fast"
 
 @dataclass(frozen=True)
 class Size:
-    """A backbone: layers × width, heads of 64 dimensions."""
+    """A backbone: layers × width, heads of 64 dimensions; without layers there is none, and the width is a GRU's."""
 
     layers: int
     width: int
@@ -22,7 +22,7 @@ class Size:
 
     def values(self) -> dict[str, Any]:
         """A recipe's values."""
-        heads = self.width // 64
+        heads = max(1, self.width // 64)
         return {
             "student.model.num_layers": self.layers,
             "student.model.hidden_size": self.width,
@@ -43,6 +43,7 @@ class AutoencoderPlan:
         hidden_size: width of a token inside it, so of the rows of logits too; None takes 64, or 32 at the large
             vocabulary, where the rows are much of what a token costs.
         times: how many times as many steps as the scale has.
+        steps: how many it has whatever the scale; None takes ``times``.
         token_dropout: share of its input tokens that it does not see; None takes the recipe's.
         text_tokens: of the training text, how many it learns from: those that a student of its seed reads first; None
             takes all.
@@ -59,6 +60,7 @@ class AutoencoderPlan:
     text_tokens: int | None = None
     seed: int = 0
     equal_codes: bool = False
+    steps: int | None = None
 
     @property
     def d(self) -> int:
@@ -74,11 +76,13 @@ class AutoencoderPlan:
     def run(self) -> str:
         """The name of its run."""
         longer = "" if self.times == 1 else f"-x{self.times}"
+        fixed = "" if self.steps is None else f"-{self.steps}-steps"
         denoising = "" if self.token_dropout is None else f"-drop{self.token_dropout:g}"
         text = "" if self.text_tokens is None else f"-text{self.text_tokens}"
         codes = "-codes" if self.equal_codes else ""
         seed = f"-s{self.seed}" if self.seed else ""
-        return f"{self.vocabulary}-autoencoder-k{self.k}-d{self.d}-w{self.width}{longer}{denoising}{text}{codes}{seed}"
+        name = f"{self.vocabulary}-autoencoder-k{self.k}-d{self.d}-w{self.width}"
+        return f"{name}{longer}{fixed}{denoising}{text}{codes}{seed}"
 
 
 def denoising_autoencoder(

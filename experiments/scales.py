@@ -5,6 +5,9 @@ from enum import StrEnum
 
 from experiments.plan import Size, Vocabulary
 
+# What is reported on: files of the library, and of packages, that nothing is trained or chosen on.
+HELD_OUT = ("stdlib", "packages")
+
 
 class ScaleName(StrEnum):
     """The scales that a command takes."""
@@ -31,6 +34,11 @@ class Scale:
         evaluation: options of ``trainer evaluate``.
         speed_tokens, speed_repeats: new tokens of a timed request, and how often each is made.
         sequence_length: of the data.
+        batch_size: sequences of a student's step.
+        training_text: of what everything is trained, by its file's name.
+        mixture_megabytes: of that at most where it is of several sources; None takes all.
+        texts: that are packed beside it.
+        is_taught: whether the demo's vocabulary has a teacher.
         large_vocabulary, package_megabytes: of the second vocabulary, and the text that it is made of besides the
             standard library.
         learning_rate: of both kinds of student.
@@ -55,6 +63,15 @@ class Scale:
     package_megabytes: int = 20
     learning_rate: float = 0.016
     frequent_ids: int | None = 2048
+    batch_size: int = 1
+    training_text: str = "stdlib-train"
+    mixture_megabytes: float | None = None
+    texts: tuple[str, ...] = HELD_OUT
+    is_taught: bool = True
+
+    def has_teacher(self, vocabulary: Vocabulary) -> bool:
+        """Whether models of a vocabulary learn from a teacher, or from text alone."""
+        return self.is_taught and vocabulary == "demo"
 
 
 _EVALUATION = {
