@@ -33,10 +33,11 @@ from experiments.jobs import StaleError
 from experiments.ngram_control import ngram_results
 from experiments.pareto import pareto_models, seed_models
 from experiments.plan import AutoencoderPlan
-from experiments.published import RESULTS, draw_measured, redraw
-from experiments.report import autoencoders_table, models_table, print_results, write_models
+from experiments.published import RESULTS, WORTH, draw_measured, draw_runs, redraw
+from experiments.report import autoencoders_table, models_table, print_results, worth_table, write_models
 from experiments.scales import ScaleName
-from experiments.worth import choose_rates, count_ngrams, train_worth
+from experiments.worth import choose_rates, count_ngrams, measure_worth, train_worth
+from experiments.worth_figures import worth_results
 from experiments.worth_plan import WORTH_SCALES, architectures, budgets_up_to
 from latentforge.core.command_line import errors_reported
 from latentforge.text.errors import TextError
@@ -52,6 +53,9 @@ AtOnceOption = Annotated[
     int, typer.Option("--at-once", min=1, help="Jobs side by side, one thread each.", show_default="the cores")
 ]
 ResultsOption = Annotated[Path, typer.Option("--results", help="Where the results file goes.")]
+PublishOption = Annotated[
+    Path | None, typer.Option("--publish", help="Also write results.json and the charts to this folder.")
+]
 _RESULTS = {
     Comparison.objectives: objective_results,
     Comparison.equal_time: equal_time_results,
@@ -72,15 +76,20 @@ def _console() -> Console:
     return Console(stderr=True, width=None if sys.stderr.isatty() else 200)
 
 
+def _publish(results: Path, folder: Path) -> None:
+    """Copies results to a folder of published ones, and draws the charts there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / RESULTS).write_bytes(results.read_bytes())
+    redraw(folder)
+
+
 @app.command()
 def pareto(
     scale: ScaleOption = ScaleName.cpu,
     folder: FolderOption = None,
     at_once: AtOnceOption = _CORES,
     results: ResultsOption = Path("results"),
-    publish: Annotated[
-        Path | None, typer.Option("--publish", help="Also write results.json and the charts to this folder.")
-    ] = None,
+    publish: PublishOption = None,
 ) -> None:
     """Latent students beside token-level ones: quality against speed and against training."""
     console = _console()
@@ -98,14 +107,12 @@ def pareto(
     for made in (path, *charts):
         console.print(str(made), highlight=False)
     if publish is not None:
-        publish.mkdir(parents=True, exist_ok=True)
-        (publish / RESULTS).write_bytes(path.read_bytes())
-        redraw(publish)
+        _publish(path, publish)
 
 
 @app.command("redraw")
 def redraw_command(
-    folder: Annotated[Path, typer.Argument(help="With results.json of pareto, and perhaps controls.json.")],
+    folder: Annotated[Path, typer.Argument(help="With results.json of pareto or worth, and perhaps controls.json.")],
 ) -> None:
     """Draws a published folder's charts anew from its JSON, without training anything."""
     for path in redraw(folder):
@@ -242,6 +249,7 @@ def worth(
     budgets: Annotated[
         int | None, typer.Option("--budgets", help="The largest budget, in the scale's units.", show_default="all")
     ] = None,
+    publish: PublishOption = None,
 ) -> None:
     """What a student is worth beside a GRU, token-level models and n-grams, from text alone, at several budgets."""
     console = _console()
@@ -254,8 +262,19 @@ def worth(
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
     factors = choose_rates(experiment, plan, compared)
-    train_worth(experiment, plan, factors, chosen_budgets)
-    count_ngrams(experiment, plan, chosen_budgets)
+    trained = train_worth(experiment, plan, factors, chosen_budgets)
+    counted = count_ngrams(experiment, plan, chosen_budgets)
+    runs = measure_worth(experiment, plan, trained, chosen_budgets)
+    found = [*worth_results(runs), *counted]
+    path = write_models(results, WORTH, found, [run.record() for run in runs], scale)
+    chart = path.with_suffix(".png")
+    draw_runs(runs, found, chart)
+    console.print(worth_table(runs))
+    print_results(console, found)
+    for made in (path, chart):
+        console.print(str(made), highlight=False)
+    if publish is not None:
+        _publish(path, publish)
 
 
 @app.command()

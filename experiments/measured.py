@@ -1,11 +1,12 @@
 """One model of an experiment with what was measured of it."""
 
 import re
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments.plan import Model
+from experiments.plan import AutoencoderPlan, Model, Size
 from experiments.speed import Speed
 from latentforge.core.results import Result, ResultsFile
 
@@ -56,6 +57,24 @@ class Measured:
             for text, results in self.evaluations.items()
         }
         return about | {"evaluations": evaluations} | speed
+
+
+def model_of(record: Mapping[str, Any]) -> Measured:
+    """What :meth:`Measured.record` wrote of a model."""
+    layers, width = record["size"].split("x")
+    speed, autoencoder = record["speed"], record["autoencoder"]
+    about = ("group", "kind", "vocabulary", "tokens", "k", "objective", "seed", "changes", "induction", "backbone_of")
+    model = Model(
+        **{name: record[name] for name in about},
+        size=Size(int(layers), int(width)),
+        autoencoder=autoencoder and AutoencoderPlan(**autoencoder),
+    )
+    timed = speed and Speed(**speed | {name: tuple(speed[name]) for name in ("one", "many")})
+    evaluations = {
+        text: {name: Result.model_validate(result) for name, result in results.items()}
+        for text, results in record["evaluations"].items()
+    }
+    return Measured(model, evaluations, timed, record["autoencoder_flops"])
 
 
 def read_evaluation(folder: Path) -> dict[str, Result]:

@@ -1,19 +1,21 @@
 """Results that are published: read back from their JSON, and drawn from it anew."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
-from typing import Any
 
 from experiments.chart import ChartControl, draw, draw_panels
-from experiments.measured import Measured
-from experiments.plan import AutoencoderPlan, Model, Size, Vocabulary
-from experiments.results import ModelResults
-from experiments.speed import Speed
+from experiments.measured import Measured, model_of
+from experiments.plan import Vocabulary
+from experiments.results import ModelResult, ModelResults
+from experiments.worth_chart import draw_worth
+from experiments.worth_measured import WorthRun
 from latentforge.core.results import Result, ResultsFile, cpu_description
 
 RESULTS, CONTROLS = "results.json", "controls.json"
 CHART, PANELS = "quality-speed.png", "panels.png"
+# The name of the comparison's results, and its chart.
+WORTH, WORTH_CHART = "worth", "worth.png"
 
 
 class ControlResult(Result):
@@ -47,12 +49,16 @@ def redraw(folder: Path) -> list[Path]:
     """Draws the charts of a published folder from its results, with its controls if it has any.
 
     Args:
-        folder: with ``results.json`` of ``pareto``, and perhaps ``controls.json``.
+        folder: with ``results.json`` of ``worth``, or of ``pareto`` and perhaps ``controls.json``.
 
     Returns:
         The charts, in that folder.
     """
     record = ModelResults.read(folder / RESULTS)
+    if record.name == WORTH:
+        runs = [WorthRun.of(model) for model in record.models]
+        draw_worth(runs, record.results, folder / WORTH_CHART, _made_on(record.device, record.date))
+        return [folder / WORTH_CHART]
     controls, note = _controls(folder / CONTROLS)
     measured = [model_of(model) for model in record.models]
     note = f"{_about(record.device, record.date)}\n{note}"
@@ -64,6 +70,11 @@ def draw_measured(measured: Sequence[Measured], chart: Path, panels: Path) -> li
     return _draw(measured, [], chart, panels, _about(cpu_description(), date.today().isoformat()))
 
 
+def draw_runs(runs: Sequence[WorthRun], results: Sequence[ModelResult], chart: Path) -> None:
+    """Draws the chart of a comparison of worth that was made here and now."""
+    draw_worth(runs, results, chart, _made_on(cpu_description(), date.today().isoformat()))
+
+
 def _draw(
     measured: Sequence[Measured], controls: Sequence[ChartControl], chart: Path, panels: Path, note: str
 ) -> list[Path]:
@@ -73,25 +84,11 @@ def _draw(
 
 
 def _about(device: str, day: str) -> str:
-    return f"{device}, one thread, {day[:10]}. Hollow: further seeds."
+    return f"{_made_on(device, day)}. Hollow: further seeds."
 
 
-def model_of(record: Mapping[str, Any]) -> Measured:
-    """What :meth:`Measured.record` wrote of a model."""
-    layers, width = record["size"].split("x")
-    speed, autoencoder = record["speed"], record["autoencoder"]
-    about = ("group", "kind", "vocabulary", "tokens", "k", "objective", "seed", "changes", "induction", "backbone_of")
-    model = Model(
-        **{name: record[name] for name in about},
-        size=Size(int(layers), int(width)),
-        autoencoder=autoencoder and AutoencoderPlan(**autoencoder),
-    )
-    timed = speed and Speed(**speed | {name: tuple(speed[name]) for name in ("one", "many")})
-    evaluations = {
-        text: {name: Result.model_validate(result) for name, result in results.items()}
-        for text, results in record["evaluations"].items()
-    }
-    return Measured(model, evaluations, timed, record["autoencoder_flops"])
+def _made_on(device: str, day: str) -> str:
+    return f"{device}, one thread, {day[:10]}"
 
 
 def _controls(path: Path) -> tuple[list[ChartControl], str]:

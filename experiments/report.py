@@ -10,7 +10,9 @@ from rich.table import Table
 
 from experiments.measured import Measured
 from experiments.results import ModelResult, ModelResults
-from latentforge.core.results import cpu_description
+from experiments.scales import HELD_OUT
+from experiments.worth_measured import WorthRun
+from latentforge.core.results import Result, cpu_description
 
 
 def command_line() -> str:
@@ -70,6 +72,39 @@ def autoencoders_table(found: Sequence[dict[str, Any]]) -> Table:
         figures = untrained, *(f[name] for name in shares), f.get("token_exact_at_student")
         table.add_row(f["run"], *(_number(figure, 5) for figure in figures), f"{f['seconds']:.0f}")
     return table
+
+
+def worth_table(runs: Sequence[WorthRun]) -> Table:
+    table = Table(title="held-out nats/token, and nats/token that are lost without a part, with 95 % intervals")
+    parts = ("backbone", "copy", "window", "latent")
+    for name in (
+        "architecture",
+        "tokens",
+        "rate",
+        "library",
+        "packages",
+        *parts,
+        "parameters",
+        "training s",
+        "tokens/s",
+    ):
+        table.add_column(name, justify="left" if name == "architecture" else "right")
+    for run in runs:
+        model, speed = run.measured.model, run.measured.speed
+        nats = (_interval(run.figure("nats_per_token", text)) for text in HELD_OUT)
+        worth = (_interval(run.figure(f"worth_{part}", HELD_OUT[0])) for part in parts)
+        others = (None if speed is None else speed.parameters, run.seconds, run.tokens_per_s)
+        table.add_row(
+            run.architecture, f"{model.tokens:,}", f"{run.rate:g}", *nats, *worth, *(_number(o, 0) for o in others)
+        )
+    return table
+
+
+def _interval(result: Result | None) -> str:
+    if result is None:
+        return ""
+    bounds = (_number(bound, 3) for bound in (result.low, result.high))
+    return f"{_number(result.value, 3)} [{', '.join(bounds)}]"
 
 
 def print_results(console: Console, results: Sequence[ModelResult]) -> None:

@@ -17,6 +17,7 @@ class ModelResult(Result):
         best: the objective that is.
         tokens: that were learnt.
         nats_per_token, baseline_nats_per_token: held-out, of those whose speed is compared.
+        tokens_per_s, baseline_tokens_per_s: decoded, of those whose likelihood is compared.
         beaten: token-level sizes that are slower and worse, or their number.
         beaten_demo: that number at the demo's vocabulary.
         beaten_in_writing: those whose text the teacher likes less.
@@ -32,6 +33,8 @@ class ModelResult(Result):
     tokens: int | None = None
     nats_per_token: float | None = None
     baseline_nats_per_token: float | None = None
+    tokens_per_s: float | None = None
+    baseline_tokens_per_s: float | None = None
     beaten: list[str] | int | None = None
     beaten_demo: int | None = None
     beaten_in_writing: list[str] | None = None

@@ -105,10 +105,22 @@ def measure_speed(
     for model in models.values():
         store_for_decoding(model, one_by_one=True)
     one = rounds(_one, "one request")
-    return {
-        name: Speed(one[name], many[name], flops[name], sum(p.numel() for p in model.parameters()))
-        for name, model in models.items()
-    }
+    return {name: Speed(one[name], many[name], flops[name], num_parameters(model)) for name, model in models.items()}
+
+
+def num_parameters(model: AnyModel) -> int:
+    """Of everything that writing reads: no encoder, and of a student that needs no latent no head."""
+    if not isinstance(model, LatentModel):
+        return sum(p.numel() for p in model.parameters())
+    student, autoencoder = model.student, model.autoencoder
+
+    def of(part: torch.nn.Module) -> int:
+        return sum(p.numel() for p in part.parameters())
+
+    own = of(student) if model.writes_from_latents else of(student) - of(student.head)
+    decoder = of(autoencoder.decoder) if model.writes_from_latents else 0
+    reads_table = student.config.logit_features.kind in ("autoencoder", "embeddings")
+    return own + decoder + (of(autoencoder.embedding) if reads_table else 0)
 
 
 def neighbours(groups: Mapping[str, str], shuffle: random.Random) -> list[str]:

@@ -5,7 +5,8 @@ reported on: only its runs at that rate are evaluated on what is reported.
 """
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from experiments.commands import CommandJob, Places
@@ -13,8 +14,11 @@ from experiments.experiment import Experiment
 from experiments.measured import read_evaluation
 from experiments.mixture import CHOICE
 from experiments.plan import Model
+from experiments.results import ModelResult, ModelResults
 from experiments.scales import HELD_OUT
-from experiments.worth_plan import WorthScale, run_of, trials
+from experiments.worth_measured import WorthRun
+from experiments.worth_plan import RATE, WorthScale, run_of, trials
+from latentforge.trainer.results import StudentResult
 
 
 def choose_rates(experiment: Experiment, scale: WorthScale, compared: Sequence[Model]) -> dict[Model, float]:
@@ -49,11 +53,37 @@ def train_worth(
     return runs
 
 
-def count_ngrams(experiment: Experiment, scale: WorthScale, budgets: Sequence[int]) -> None:
-    """What counting gives of the text that the models read."""
+def measure_worth(
+    experiment: Experiment, scale: WorthScale, runs: Mapping[Model, Sequence[Model]], budgets: Sequence[int]
+) -> list[WorthRun]:
+    """What came out, every architecture timed once, all in turns."""
+    # How long a token takes does not depend on what a model has learnt.
+    timed = experiment.measured([of[-1] for of in runs.values()], timed=True)
+    places, found = experiment.places, []
+    for (architecture, of), last in zip(runs.items(), timed, strict=True):
+        tried = trials(scale, architecture).values()
+        nats = {f"{run.changes[RATE]:g}": choice_nats(places, run) for run in tried}
+        for budget, measured in zip(budgets, experiment.measured(of, timed=False), strict=True):
+            seconds = StudentResult.read(places.runs / measured.model.run / f"{architecture.kind}.json").seconds
+            measured = replace(measured, speed=last.speed, autoencoder_flops=last.autoencoder_flops)
+            rate = measured.model.changes[RATE]
+            found.append(WorthRun(measured, architecture.group, budget, rate, nats, seconds))
+    return found
+
+
+def count_ngrams(experiment: Experiment, scale: WorthScale, budgets: Sequence[int]) -> list[ModelResult]:
+    """What counting gives of the text that the models read: nats/token without and with a cache, by budget and text."""
     places = experiment.places
     jobs = [ngram_job(places, scale, budget, text) for text in HELD_OUT for budget in budgets]
     experiment.run(jobs, "n-grams")
+    return [result for text in HELD_OUT for budget in budgets for result in _ngram_results(places, budget, text)]
+
+
+def _ngram_results(places: Places, budget: int, text: str) -> Iterator[ModelResult]:
+    suffix = "" if text == HELD_OUT[0] else f"_{text}"
+    for result in ModelResults.read(max(ngrams_counted(places, budget, text).glob("ngram_*.json"))).results:
+        name = result.id.removesuffix("_nats_per_token")
+        yield result.model_copy(update={"id": f"{name}_x{budget}{suffix}"})
 
 
 def ngram_job(places: Places, scale: WorthScale, budget: int, text: str) -> CommandJob:

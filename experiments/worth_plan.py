@@ -10,6 +10,7 @@ from experiments.scales import HELD_OUT, SCALES, Scale, ScaleName
 
 # Groups of architectures.
 RECURRENT, GRU, WINDOWED, TOKEN_LEVEL, FACTORED = "recurrent", "gru", "windowed", "token-level", "factored"
+RATE = "student.optim.lr"
 _OBJECTIVE = "chunk-ce"
 _EMBED_SIZE = 128
 _RANK = 128
@@ -60,7 +61,7 @@ def run_of(scale: WorthScale, architecture: Model, budget: int, factor: float) -
         architecture,
         group=f"{architecture.group}-x{budget}-rate{rate:g}",
         tokens=budget * scale.unit,
-        changes=architecture.changes | {"student.optim.lr": rate},
+        changes=architecture.changes | {RATE: rate},
     )
 
 

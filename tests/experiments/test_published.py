@@ -17,9 +17,9 @@ from benchmarks.inference.report import InferenceBenchResults
 from benchmarks.trainer.__main__ import TrainerBenchResults
 from experiments.chart import ChartControl, quality_and_speed
 from experiments.labels import Label, place_labels
-from experiments.measured import Measured
+from experiments.measured import Measured, model_of
 from experiments.plan import Model, Size, denoising_autoencoder
-from experiments.published import ControlResults, model_of, redraw
+from experiments.published import ControlResults, redraw
 from experiments.results import ModelResults
 from experiments.speed import Speed
 from latentforge.core.results import ResultsFile
