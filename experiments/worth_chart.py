@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _TEXT = HELD_OUT[0]
-# Okabe and Ito's colours; dashes and markers tell groups, K and widths apart without them.
+# Okabe and Ito's colours; dashes tell groups apart without them, markers everything.
 _LOOKS = {
     RECURRENT: ("#0072B2", "-"),
     GRU: ("#D55E00", "--"),
@@ -24,7 +24,7 @@ _LOOKS = {
     FACTORED: ("#777777", (0, (4, 1, 1, 1))),
 }
 _OTHERS = ("#CC79A7", (0, (6, 2)))
-_MARKERS = "sD^ov*Px"
+_MARKERS = "sD^ov*PX<>hd"
 _NGRAM = "ngram_cache_x"
 
 
@@ -35,7 +35,7 @@ class Series:
     Attributes:
         label: in the legend.
         group: of the architectures.
-        marker: of its points.
+        marker: of its points, no other series has it.
         points: values at each number of tokens.
     """
 
@@ -86,16 +86,13 @@ def series_of(runs: Sequence[WorthRun], value_of: Callable[[WorthRun], float | N
     """What is drawn of a figure: a line for each architecture, but all sizes of a token-level group as one band."""
     found: dict[str, Series] = {}
     for run in runs:
-        value = value_of(run)
-        if value is None:
-            continue
         is_band = run.measured.model.kind == "token-level"
         label = f"{run.group}, all sizes" if is_band else run.architecture.replace("K=", "K = ")
-        if label not in found:
-            in_group = sum(series.group == run.group for series in found.values())
-            found[label] = Series(label, run.group, _MARKERS[in_group % len(_MARKERS)], {})
-        found[label].points.setdefault(run.measured.model.tokens, []).append(value)
-    return list(found.values())
+        # By what there is, not by what has the figure: a marker means the same in all panels.
+        series = found.setdefault(label, Series(label, run.group, _MARKERS[len(found) % len(_MARKERS)], {}))
+        if (value := value_of(run)) is not None:
+            series.points.setdefault(run.measured.model.tokens, []).append(value)
+    return [series for series in found.values() if series.points]
 
 
 def _is_ngram(result: ModelResult) -> bool:
