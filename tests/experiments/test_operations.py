@@ -8,6 +8,8 @@ from experiments.fresh import fresh_model
 from experiments.operations import autoencoder_flops, student_flops
 from experiments.pareto import pareto_models
 from experiments.scales import SCALES, ScaleName
+from experiments.speed import num_parameters
+from experiments.worth_plan import WORTH_SCALES, architectures, run_of
 from latentforge.model.autoencoder import Autoencoder
 from latentforge.model.config import AutoencoderConfig, TokenLevelConfig
 from latentforge.model.latent_model import LatentModel
@@ -58,3 +60,21 @@ def test_a_student_is_as_it_was_after_its_autoencoder_was_counted() -> None:
     assert not any(p.requires_grad for p in model.autoencoder.parameters())
     assert not model.autoencoder.training
     assert student_flops(model, 64) == before
+
+
+def test_parameters_are_those_that_logits_depend_on() -> None:
+    large = (m for m in pareto_models(SCALES[ScaleName.smoke]) if m.vocabulary == "large" and m.k == 8)
+    scale, worth = SCALES[ScaleName.smoke], WORTH_SCALES[ScaleName.smoke]
+    models = [*(run_of(worth, a, 1, 1.0) for a in architectures(worth)), next(large)]
+    for model in (fresh_model(scale, model) for model in models):
+        model.requires_grad_(True)
+        tokens = torch.arange(2, 34)[None]
+        if isinstance(model, LatentModel):
+            chunks = tokens.unflatten(1, (-1, model.chunk_size))
+            logits = model.logits(chunks).logits
+        else:
+            logits = model.output(tokens).logits()
+        logits.square().sum().backward()
+        # In place of hidden states without layers stands a constant, which a recurrent decoder does not read.
+        read = [p for name, p in model.named_parameters() if p.grad is not None or name == "student.constant"]
+        assert num_parameters(model) == sum(p.numel() for p in read)
