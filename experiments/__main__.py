@@ -38,7 +38,7 @@ from experiments.report import autoencoders_table, models_table, print_results, 
 from experiments.scales import ScaleName
 from experiments.worth import choose_rates, count_ngrams, measure_worth, train_worth
 from experiments.worth_figures import worth_results
-from experiments.worth_plan import WORTH_SCALES, architectures, budgets_up_to
+from experiments.worth_plan import WORTH_SCALES, architectures, budgets_up_to, chosen
 from latentforge.core.command_line import errors_reported
 from latentforge.text.errors import TextError
 from latentforge.text.packed import PackedData
@@ -244,7 +244,8 @@ def worth(
     at_once: AtOnceOption = _CORES,
     results: ResultsOption = Path("results"),
     only: Annotated[
-        list[str] | None, typer.Option("--only", help="A group of architectures; again for more.", show_default="all")
+        list[str] | None,
+        typer.Option("--only", help="A group, like gru, or one, like recurrent-k8-4x256; again.", show_default="all"),
     ] = None,
     budgets: Annotated[
         int | None, typer.Option("--budgets", help="The largest budget, in the scale's units.", show_default="all")
@@ -255,9 +256,8 @@ def worth(
     console = _console()
     plan = WORTH_SCALES[scale]
     experiment = Experiment(scale, folder, at_once, console, kind="worth", scale=plan.lab)
-    compared = architectures(plan)
     try:
-        compared = compared if only is None else of_groups(compared, only)
+        compared = chosen(architectures(plan), only)
         chosen_budgets = budgets_up_to(plan, budgets)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None

@@ -87,7 +87,7 @@ def series_of(runs: Sequence[WorthRun], value_of: Callable[[WorthRun], float | N
     found: dict[str, Series] = {}
     for run in runs:
         is_band = run.measured.model.kind == "token-level"
-        label = f"{run.group}, all sizes" if is_band else run.architecture.replace("K=", "K = ")
+        label = f"{run.group}, all sizes" if is_band else run.architecture
         # By what there is, not by what has the figure: a marker means the same in all panels.
         series = found.setdefault(label, Series(label, run.group, _MARKERS[len(found) % len(_MARKERS)], {}))
         if (value := value_of(run)) is not None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from experiments.measured import Measured, model_of
+from experiments.worth_plan import name_of
 from latentforge.core.results import Result
 
 
@@ -31,10 +32,7 @@ class WorthRun:
     @property
     def architecture(self) -> str:
         """Its name, the same at all budgets."""
-        model = self.measured.model
-        if not model.size.layers:
-            return f"{self.group} {model.size.width}"
-        return f"{self.group} {self.size}" if model.kind == "token-level" else f"{self.group} K={model.k} {self.size}"
+        return name_of(self.group, self.measured.model)
 
     @property
     def size(self) -> str:

@@ -54,6 +54,27 @@ def architectures(scale: WorthScale) -> list[Model]:
     return [*_recurrent(scale), *_grus(scale), _windowed(scale), *_token_level(scale)]
 
 
+def name_of(group: str, model: Model) -> str:
+    """An architecture's name, the same at all budgets: like recurrent-k8-4x256, gru-256 or factored-2x128."""
+    if not model.size.layers:
+        return f"{group}-{model.size.width}"
+    return f"{group}-{model.size}" if model.kind == "token-level" else f"{group}-k{model.k}-{model.size}"
+
+
+def chosen(compared: Sequence[Model], names: Sequence[str] | None) -> list[Model]:
+    """The architectures of some groups or names; None takes all.
+
+    Raises:
+        ValueError: there is no such group or name.
+    """
+    if names is None:
+        return list(compared)
+    known = {name: a for a in compared for name in (a.group, name_of(a.group, a))}
+    if unknown := sorted(set(names) - set(known)):
+        raise ValueError(f"there is no architecture or group {unknown[0]!r}; there are {', '.join(sorted(known))}")
+    return [a for a in compared if {a.group, name_of(a.group, a)} & set(names)]
+
+
 def run_of(scale: WorthScale, architecture: Model, budget: int, factor: float) -> Model:
     """An architecture as it is trained: at a budget in units, and a factor of the scale's learning rate."""
     rate = factor * scale.lab.learning_rate

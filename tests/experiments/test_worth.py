@@ -15,7 +15,7 @@ from experiments.experiment import Experiment
 from experiments.mixture import APART, CHOICE, write_mixture
 from experiments.scales import HELD_OUT, ScaleName
 from experiments.worth import choice_nats, choose_rates, ngram_job, train_worth
-from experiments.worth_plan import WORTH_SCALES, architectures, budgets_up_to, run_of, trials
+from experiments.worth_plan import WORTH_SCALES, architectures, budgets_up_to, chosen, run_of, trials
 from latentforge.trainer.config.recipe import load_recipe, parse_override
 from tools.processes import ChildError
 
@@ -180,6 +180,20 @@ def test_a_budget_that_is_none_is_refused() -> None:
     with pytest.raises(ValueError, match="5 is no budget of this scale; give one of 1, 4, 16, 64"):
         budgets_up_to(scale, 5)
     assert scale.budgets[-1] * scale.unit > 15_000_000
+
+
+def test_groups_and_single_architectures_can_be_chosen() -> None:
+    compared = architectures(WORTH_SCALES[ScaleName.cpu])
+    assert chosen(compared, None) == compared
+    found = chosen(compared, ["gru", "recurrent-k8-4x256", "factored-1x64"])
+    assert [(a.group, a.k, str(a.size)) for a in found] == [
+        ("recurrent", 8, "4x256"),
+        ("gru", 8, "0x256"),
+        ("gru", 8, "0x384"),
+        ("factored", 1, "1x64"),
+    ]
+    with pytest.raises(ValueError, match=r"no architecture or group 'lstm'; there are factored, factored-1x128, "):
+        chosen(compared, ["gru", "lstm"])
 
 
 def test_counting_reads_what_a_model_of_the_budget_reads(tmp_path: Path) -> None:

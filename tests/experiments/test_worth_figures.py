@@ -79,14 +79,14 @@ def test_what_a_backbone_is_worth_is_what_its_mean_costs() -> None:
 
 def test_a_student_is_set_beside_the_best_gru_that_is_no_faster() -> None:
     result = figure("vs_gru")
-    assert (result.value, result.baseline) == (0.25, "gru 256")
+    assert (result.value, result.baseline) == (0.25, "gru-256")
     assert (result.tokens_per_s, result.baseline_tokens_per_s) == (1000, 1000)
     assert (result.nats_per_token, result.baseline_nats_per_token) == (3.0, 3.25)
     # A slower student has other ones to beat.
-    assert (figure("vs_gru_k4").value, figure("vs_gru_k4").baseline) == (0.625, "gru 384")
-    assert (figure("vs_best_gru").value, figure("vs_best_gru").baseline) == (0.125, "gru 128")
+    assert (figure("vs_gru_k4").value, figure("vs_gru_k4").baseline) == (0.625, "gru-384")
+    assert (figure("vs_best_gru").value, figure("vs_best_gru").baseline) == (0.125, "gru-128")
     # On other text another one is the best, and one at another budget is none.
-    assert (figure("vs_best_gru_packages").value, figure("vs_gru_packages").baseline) == (0.125, "gru 256")
+    assert (figure("vs_best_gru_packages").value, figure("vs_gru_packages").baseline) == (0.125, "gru-256")
     assert figure("vs_gru_x1").value == -0.25
     slow = run("recurrent", "4x256", 8, (3.0, 4.0), 100, worth=0.25)
     assert not [r for r in worth_results([slow, *RUNS[2:5]]) if r.id == "vs_gru"]
@@ -105,14 +105,14 @@ def test_another_architecture_has_figures_of_its_own() -> None:
     other = run("token-positions", "4x256", 8, (2.75, 3.75), 1500, worth=0.75)
     results = {result.id: result for result in worth_results([*RUNS, other])}
     assert results["backbone_nats_token_positions_k8"].value == 0.75
-    assert results["vs_gru_token_positions_k8"].baseline == "gru 256"
+    assert results["vs_gru_token_positions_k8"].baseline == "gru-256"
     assert results["vs_token_level_token_positions_k8"].beaten == ["2x128", "1x64"]
     assert results["backbone_nats"].value == 0.25
 
 
 def test_all_sizes_of_a_token_level_group_are_one_band() -> None:
     series = {s.label: s.points for s in series_of(RUNS, lambda run: run.nats("stdlib"))}
-    assert series["recurrent K = 8 4x256"] == {4 * UNIT: [3.0], UNIT: [3.5]}
+    assert series["recurrent-k8-4x256"] == {4 * UNIT: [3.0], UNIT: [3.5]}
     assert series["token-level, all sizes"] == {4 * UNIT: [3.5, 3.5, 3.75]}
     assert series["factored, all sizes"] == {4 * UNIT: [3.25, 2.5, 3.5]}
     assert len(series) == 7
@@ -128,11 +128,11 @@ def test_the_panels_show_nats_and_worth_over_tokens() -> None:
     drawn = [
         {str(line.get_label()): np.asarray(line.get_xydata()).tolist() for line in axes.lines} for axes in (nats, worth)
     ]
-    assert drawn[0]["recurrent K = 8 4x256"] == [[UNIT, 3.5], [4 * UNIT, 3.0]]
+    assert drawn[0]["recurrent-k8-4x256"] == [[UNIT, 3.5], [4 * UNIT, 3.0]]
     assert drawn[0]["5-grams and a cache"] == [[UNIT, 4.5], [4 * UNIT, 4.5]]
     assert drawn[0]["factored, all sizes"] == [[4 * UNIT, 2.5]]
     assert [[4 * UNIT, 3.5]] in drawn[0].values()
-    assert drawn[1]["recurrent K = 8 4x256"] == [[UNIT, -0.125], [4 * UNIT, 0.25]]
+    assert drawn[1]["recurrent-k8-4x256"] == [[UNIT, -0.125], [4 * UNIT, 0.25]]
     assert not [label for label in drawn[1] if label.startswith("gru")]
     # Without colours too, no two lines look alike, and each looks the same in both panels.
     markers = [
@@ -160,5 +160,5 @@ def test_the_table_has_intervals_and_what_a_run_took() -> None:
     with console.capture() as shown:
         console.print(worth_table(RUNS[:1]))
     nats, worth = "3.000 [2.500, 3.500]", "0.250 [0.000, 0.500]"
-    for text in ("recurrent K=8 4x256", "4,000", nats, worth, "123,456", "60", "1,000"):
+    for text in ("recurrent-k8-4x256", "4,000", nats, worth, "123,456", "60", "1,000"):
         assert text in shown.get(), text
