@@ -1,4 +1,4 @@
-"""The chart of the comparison of worth: nats/token, and what the backbone is worth of them, over tokens learnt."""
+"""The chart of the comparison of worth: nats/token, and what students' backbones are worth, over tokens learnt."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -100,8 +100,9 @@ def _is_ngram(result: ModelResult) -> bool:
 
 
 def _backbone_worth(run: WorthRun) -> float | None:
+    """Of students: a token-level model has little besides its backbone, which would be another scale."""
     worth = run.figure("worth_backbone", _TEXT)
-    return None if worth is None else worth.value
+    return None if worth is None or run.measured.model.kind == "token-level" else worth.value
 
 
 def _draw(axes: "Axes", series: Series) -> None:
