@@ -200,7 +200,7 @@ autoencoders: $(READY_DEV) ## Autoencoders over K, D and width, and a student of
 autoencoders:
 	@$(EXPERIMENT) autoencoders --scale $(or $(SCALE),cpu) $(ARGS)
 worth: $(READY_DEV) ## What a student is worth beside a GRU, token-level models and n-grams, by budget: results/worth_<time>.json and .png
-#: SCALE=cpu   smoke: minutes; cpu: a night of two cores or more; needs no teacher. Stopped, the same command resumes
+#: SCALE=cpu   smoke: minutes; cpu: hours of two cores for each architecture; no teacher. Stopped, the same command resumes
 #: ARGS=   such as '--only recurrent-k8-4x256 --only gru --budgets 16' or --publish FOLDER; python -m experiments worth --help lists them
 worth:
 	@$(BIN)/python -m experiments worth --scale $(or $(SCALE),cpu) $(ARGS)

@@ -248,7 +248,8 @@ def worth(
         typer.Option("--only", help="A group, like gru, or one, like recurrent-k8-4x256; again.", show_default="all"),
     ] = None,
     budgets: Annotated[
-        int | None, typer.Option("--budgets", help="The largest budget, in the scale's units.", show_default="all")
+        int | None,
+        typer.Option("--budgets", help="The largest, in units; rates are chosen at the second.", show_default="all"),
     ] = None,
     publish: PublishOption = None,
 ) -> None:
@@ -258,9 +259,12 @@ def worth(
     experiment = Experiment(scale, folder, at_once, console, kind="worth", scale=plan.lab)
     try:
         compared = chosen(architectures(plan), only)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--only") from None
+    try:
         chosen_budgets = budgets_up_to(plan, budgets)
     except ValueError as error:
-        raise typer.BadParameter(str(error)) from None
+        raise typer.BadParameter(str(error), param_hint="--budgets") from None
     factors = choose_rates(experiment, plan, compared)
     trained = train_worth(experiment, plan, factors, chosen_budgets)
     counted = count_ngrams(experiment, plan, chosen_budgets)

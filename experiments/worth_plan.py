@@ -178,7 +178,7 @@ WORTH_SCALES: dict[ScaleName, WorthScale] = {
         gru_widths=(32,),
         token_sizes=(Size(1, 64),),
     ),
-    # Two CPU cores: about a night for all. Every budget of one architecture is an hour or more.
+    # Two CPU cores; the largest budget of one architecture takes an hour or more.
     ScaleName.cpu: WorthScale(
         lab=_lab(
             ScaleName.cpu,
