@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from experiments.results import ModelResult
 from experiments.scales import HELD_OUT
 from experiments.worth_measured import WorthRun
-from experiments.worth_plan import FACTORED, GRU, RECURRENT, TOKEN_LEVEL, WINDOWED
+from experiments.worth_plan import FACTORED, GRU, POSITIONS, RECURRENT, TOKEN_LEVEL, WINDOWED
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -18,6 +18,7 @@ _TEXT = HELD_OUT[0]
 # Okabe and Ito's colours; dashes tell groups apart without them, markers everything.
 _LOOKS = {
     RECURRENT: ("#0072B2", "-"),
+    POSITIONS: ("#56B4E9", (0, (5, 1))),
     GRU: ("#D55E00", "--"),
     WINDOWED: ("#009E73", "-."),
     TOKEN_LEVEL: ("#000000", ":"),

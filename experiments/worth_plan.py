@@ -9,7 +9,8 @@ from experiments.plan import DECODER, AutoencoderPlan, Model, Size
 from experiments.scales import HELD_OUT, SCALES, Scale, ScaleName
 
 # Groups of architectures.
-RECURRENT, GRU, WINDOWED, TOKEN_LEVEL, FACTORED = "recurrent", "gru", "windowed", "token-level", "factored"
+RECURRENT, POSITIONS, GRU, WINDOWED = "recurrent", "positions", "gru", "windowed"
+TOKEN_LEVEL, FACTORED = "token-level", "factored"
 RATE = "student.optim.lr"
 _OBJECTIVE = "chunk-ce"
 _EMBED_SIZE = 128
@@ -25,7 +26,7 @@ class WorthScale:
         unit: tokens of the smallest budget.
         budgets: in units, ascending.
         factors: of the lab's learning rate, that every architecture is tried at.
-        chunk_sizes: K of the recurrent students.
+        chunk_sizes: K of the recurrent students, with positions of chunks and of tokens.
         student_size: of the students' backbones.
         gru_widths: of the GRUs without a transformer; the first is the students' too.
         token_sizes: of the token-level models.
@@ -51,7 +52,7 @@ def architectures(scale: WorthScale) -> list[Model]:
 
     Another architecture is one more of these, by values of the recipe.
     """
-    return [*_recurrent(scale), *_grus(scale), _windowed(scale), *_token_level(scale)]
+    return [*_recurrent(scale), *_positions(scale), *_grus(scale), _windowed(scale), *_token_level(scale)]
 
 
 def name_of(group: str, model: Model) -> str:
@@ -107,6 +108,13 @@ def budgets_up_to(scale: WorthScale, most: int | None) -> Sequence[int]:
 def _recurrent(scale: WorthScale) -> Iterator[Model]:
     for k in scale.chunk_sizes:
         yield _writer(RECURRENT, scale.student_size, k, scale.gru_widths[0])
+
+
+def _positions(scale: WorthScale) -> Iterator[Model]:
+    """The recurrent students, but that the backbone reads the K tokens as so many positions."""
+    for k in scale.chunk_sizes:
+        writer = _writer(POSITIONS, scale.student_size, k, scale.gru_widths[0])
+        yield replace(writer, changes=writer.changes | {"student.model.positions": "tokens"})
 
 
 def _grus(scale: WorthScale) -> Iterator[Model]:
