@@ -8,16 +8,24 @@ from torch import Tensor
 
 from latentforge.model.ablation import Part, part_worth, parts_of
 from latentforge.model.chunk_decoder.recurrent import RecurrentDecoder
+from latentforge.model.chunk_decoder.split import SplitDecoder
 from latentforge.model.config import ChunkDecoderConfig, InductionConfig, LogitFeaturesConfig, StudentConfig
 from latentforge.model.latent_model import LatentModel
 from latentforge.model.losses import StudentBatch
+from latentforge.model.output_loss import OutputLayer
 from latentforge.model.token_level import TokenLevelModel, token_level_config
+from tests.slow_split import split_logits
 
 MakeModel = Callable[..., LatentModel]
 MakeTokenLevel = Callable[..., TokenLevelModel]
 
 K, V, PAD = 4, 64, 1
 INDUCTION = {"induction": InductionConfig(context=2, size=12)}
+SPLIT = {
+    "positions": "tokens",
+    "chunk_decoder": ChunkDecoderConfig(kind="split", width=16, rank=8),
+    "logit_features": LogitFeaturesConfig(kind="none"),
+}
 RECURRENT = {
     "chunk_decoder": ChunkDecoderConfig(kind="recurrent", width=16, rank=8, num_blocks=1),
     "logit_features": LogitFeaturesConfig(kind="none"),
@@ -58,6 +66,8 @@ def batches() -> list[StudentBatch]:
 def reference(model: LatentModel, batches: list[StudentBatch], part: Part | None) -> Tensor:
     """Nats of each valid token by the definition: a chunk at a time, from whole distributions."""
     student = model.student
+    if isinstance(student.chunk_decoder, SplitDecoder):
+        return split_reference(model, batches, part)
     texts = [batch.tokens.view(len(batch.tokens), -1, K) for batch in batches]
     hidden = [model.hidden(chunks) for chunks in texts]
     latents = [student.head(states, 1, noise(i))[0] for i, states in enumerate(hidden)]
@@ -99,6 +109,29 @@ def reference(model: LatentModel, batches: list[StudentBatch], part: Part | None
     return torch.cat(nats)
 
 
+def split_reference(model: LatentModel, batches: list[StudentBatch], part: Part | None) -> Tensor:
+    """The same for a split decoder: the first layers' states at their mean, each place of a chunk at its own."""
+    found = []
+    for batch in batches:
+        tokens = batch.tokens.view(len(batch.tokens), -1, K)
+        lower, counted = model.student.lower_states(tokens), batch.valid.view(len(tokens), -1, K).any(-1)
+        found += [lower[b, t * K : (t + 1) * K] for b, t in counted.nonzero().tolist()]
+    mean = torch.stack(found).mean(0).repeat(6, 1)
+    nats = []
+    for batch in batches:
+        tokens = batch.tokens.view(len(batch.tokens), -1, K)
+        logits = torch.cat([split_logits(model, text, mean if part == "backbone" else None) for text in batch.tokens])
+        heads = model.induction(tokens, model.student.embed(tokens))
+        if heads is not None and part != "copy":
+            assert model.student.chunk_decoder is not None
+            table = model.student.chunk_decoder.output.whole()
+            none = OutputLayer(logits.new_zeros(len(logits), table.shape[1]), table, logits.new_zeros(V))
+            logits = logits + none._replace(induction=heads).logits()
+        of_tokens = logits.double().log_softmax(-1).gather(1, batch.tokens.view(-1, 1))[:, 0]
+        nats.append(-of_tokens[batch.valid.flatten()])
+    return torch.cat(nats)
+
+
 @pytest.mark.parametrize(
     ("changes", "parts"),
     [
@@ -113,6 +146,7 @@ def reference(model: LatentModel, batches: list[StudentBatch], part: Part | None
         ),
         ({"logit_features": LogitFeaturesConfig(kind="linear", width=12)}, ["backbone", "window"]),
         (RECURRENT, ["backbone", "window"]),
+        ({**SPLIT, **INDUCTION}, ["backbone", "copy"]),
         ({**RECURRENT, "num_layers": 0, **INDUCTION}, ["copy", "window"]),
         ({"head": "energy", **INDUCTION}, ["backbone", "latent", "copy", "window"]),
     ],

@@ -9,6 +9,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCau
 
 from latentforge.model.autoencoder import Autoencoder
 from latentforge.model.causal_lm import CausalLM, open_causal_lm
+from latentforge.model.chunk_decoder.split import SplitDecoder
 from latentforge.model.config import AutoencoderConfig, ChunkDecoderConfig, LogitFeaturesConfig, StudentConfig
 from latentforge.model.decoding.build import batch_decoding
 from latentforge.model.initialisation import PARTS, start_autoencoder, start_student, start_token_level
@@ -263,6 +264,38 @@ def test_layers_that_read_tokens_start_with_the_pretrained_models_states_and_its
     for k, share in enumerate([1.0, 0.1, 0.1, 0.1]):
         wanted = (share * of_next).log_softmax(-1)
         torch.testing.assert_close(logits[:, :, k].log_softmax(-1), wanted, rtol=1e-3, atol=2e-3)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("rank", [32, 12])
+def test_a_split_decoder_starts_with_the_pretrained_models_next_token(
+    pretrained: tuple[Any, CausalLM],
+    student_config: Callable[..., StudentConfig],
+    autoencoder_config: Callable[..., AutoencoderConfig],
+    rng: torch.Generator,
+    rank: int,
+) -> None:
+    theirs, source = pretrained
+    decoder = ChunkDecoderConfig(kind="split", width=8, rank=rank, num_layers=1)
+    features = LogitFeaturesConfig(kind="none")
+    student = started_student(
+        student_config, source, positions="tokens", embed_size=32, logit_features=features, chunk_decoder=decoder
+    )
+    model = LatentModel(Autoencoder(autoencoder_config(vocab_size=70)), student).eval()
+    tokens = torch.randint(2, 70, (2, 6, K), generator=rng)
+    behind_eos = torch.cat([torch.full((2, 1), EOS), tokens.flatten(1)], 1)
+    states = theirs.model(behind_eos).last_hidden_state[:, : 6 * K : K]
+    table = theirs.lm_head.weight
+    u, s, vh = torch.linalg.svd(table - table.mean(0), full_matrices=False)
+    wanted = states @ (u[:, :rank] * s[:rank] @ vh[:rank]).T
+    found = model.logits(tokens).logits[:, :, 0]
+    torch.testing.assert_close(found.log_softmax(-1), wanted.log_softmax(-1), rtol=1e-3, atol=2e-3)
+    # Of the same text, so that it is known what the layer adds.
+    inner = student.chunk_decoder
+    assert isinstance(inner, SplitDecoder)
+    of_text = theirs.model(behind_eos, output_hidden_states=True).hidden_states
+    added = (of_text[1] - of_text[0]).square().mean((0, 1)).sqrt()
+    assert (inner.scale / added).log().abs().max() < 0.7
 
 
 @torch.no_grad()

@@ -21,6 +21,7 @@ MakeModel = Callable[..., LatentModel]
 
 T, K, V = 5, 4, 64
 RECURRENT = ChunkDecoderConfig(kind="recurrent", width=16, rank=8, num_layers=2)
+SPLIT = ChunkDecoderConfig(kind="split", width=16, rank=8, num_layers=1)
 VARIANTS: list[dict[str, Any]] = [
     {},
     {"chunk_decoder": ChunkDecoderConfig(width=16, rank=8, window=0)},
@@ -37,6 +38,7 @@ VARIANTS: list[dict[str, Any]] = [
     {"chunk_decoder": RECURRENT, "num_layers": 0},
     {"num_layers": 0},
     {"positions": "tokens"},
+    {"positions": "tokens", "chunk_decoder": SPLIT, "logit_features": LogitFeaturesConfig(kind="none")},
     {"positions": "tokens", "chunk_decoder": RECURRENT, "embed_size": 8},
 ]
 

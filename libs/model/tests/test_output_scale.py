@@ -24,7 +24,7 @@ def _token_level(width: int, make: MakeConfig) -> tuple[Tensor, Tensor]:
 def _chunk_decoder(width: int, make: MakeConfig) -> tuple[Tensor, Tensor]:
     decoder = build_chunk_decoder(make(chunk_decoder=ChunkDecoderConfig(width=16, rank=width)))
     assert decoder is not None
-    torch.nn.init.constant_(decoder.reduce.weight, 1 / 16)
+    torch.nn.init.constant_(decoder.map.weight, 1 / 16)
     return decoder._reduce(torch.ones(1, 16)), decoder.output.weight
 
 

@@ -45,7 +45,7 @@ def written_from(decoder: RecurrentDecoder, state: Tensor) -> Tensor:
         y = rms(state, block.norm)  # type: ignore[arg-type]
         inner = F.silu(y @ block.gate.weight.T) * (y @ block.up.weight.T)  # type: ignore[operator,union-attr]
         state = state + inner @ block.down.weight.T  # type: ignore[operator,union-attr]
-    return rms(state, decoder.norm) @ decoder.reduce.weight.T * (160 / RANK) @ decoder.output.weight.T
+    return rms(state, decoder.norm) @ decoder.map.weight.T * (160 / RANK) @ decoder.output.weight.T
 
 
 @torch.no_grad()

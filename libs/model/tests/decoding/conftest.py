@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from latentforge.model.chunk_decoder.recurrent import RecurrentDecoder
+from latentforge.model.chunk_decoder.carried import CarriedDecoder
 from latentforge.model.config import ChunkDecoderConfig, InductionConfig, LogitFeaturesConfig, StudentConfig
 from latentforge.model.heads import EnergyHead
 from latentforge.model.latent_model import LatentModel
@@ -16,6 +16,7 @@ AnyModel = LatentModel | TokenLevelModel
 PAD = 1
 _LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8}
 
+SPLIT = ChunkDecoderConfig(kind="split", width=16, rank=8, num_layers=1)
 RECURRENT = ChunkDecoderConfig(kind="recurrent", width=16, rank=8, num_layers=2, num_blocks=2)
 
 MODELS: dict[str, dict[str, Any]] = {
@@ -55,6 +56,14 @@ MODELS: dict[str, dict[str, Any]] = {
         "chunk_decoder": RECURRENT,
         "logit_features": LogitFeaturesConfig(kind="linear", width=12),
     },
+    "split": {"positions": "tokens", "chunk_decoder": SPLIT, "logit_features": LogitFeaturesConfig(kind="none")},
+    "split-induction": {
+        "positions": "tokens",
+        "num_layers": 3,
+        "chunk_decoder": SPLIT.model_copy(update={"num_layers": 2, "num_blocks": 0}),
+        "logit_features": LogitFeaturesConfig(kind="none"),
+        "induction": InductionConfig(context=3),
+    },
     "gru-no-layers": {"num_layers": 0, "induction": InductionConfig(context=2)},
     "token-level": {"max_chunks": 10},
     "token-level-llama": {"max_chunks": 10, "qk_norm": False},
@@ -87,8 +96,8 @@ def make_any(make_model: Callable[..., LatentModel], student_config: Callable[..
         student: Any = model if isinstance(model, TokenLevelModel) else model.student
         with torch.no_grad():
             # Norms of ones and bases of one number would hide where they belong.
-            recurrent = isinstance(model, LatentModel) and isinstance(model.student.chunk_decoder, RecurrentDecoder)
-            for part in (student.backbone, student.chunk_decoder if recurrent else None):
+            carried = isinstance(model, LatentModel) and isinstance(model.student.chunk_decoder, CarriedDecoder)
+            for part in (student.backbone, student.chunk_decoder if carried else None):
                 for parameter in part.parameters() if part is not None else ():
                     if parameter.ndim == 1:
                         parameter.copy_(torch.rand_like(parameter) + 0.5)

@@ -91,6 +91,19 @@ def test_a_token_level_student_has_the_students_backbone_and_as_many_tokens() ->
     assert (config.embed_size, config.output_rank) == (None, None)
 
 
+def test_split_layers_cannot_be_sharded() -> None:
+    split = {
+        "student.model.positions": "tokens",
+        "student.model.chunk_decoder.kind": "split",
+        "student.model.chunk_decoder.num_layers": 1,
+        "student.model.logit_features.kind": "none",
+    }
+    recipe = load_recipe("demo", FOLDER, split)
+    assert recipe.student_config(1, 0, recipe.autoencoder_config(4096, 1)).chunk_decoder.kind == "split"
+    with pytest.raises(RecipeError, match=r"kind is 'split' and distributed is 'fsdp'.*set distributed to ddp"):
+        load_recipe("demo", FOLDER, split | {"distributed": "fsdp"})
+
+
 def test_a_token_level_student_may_have_narrow_tables() -> None:
     tables = {"student.token_level.embed_size": 64, "student.token_level.output_rank": 48}
     recipe = load_recipe("demo", FOLDER, tables)

@@ -40,9 +40,16 @@ RECURRENT = {
 
 
 TOKENS = {"student.model.positions": "tokens"}
+SPLIT = TOKENS | {
+    "student.model.num_layers": 2,
+    "student.model.chunk_decoder.kind": "split",
+    "student.model.logit_features.kind": "none",
+}
 
 
-@pytest.mark.parametrize("overrides", [{}, RECURRENT, TOKENS], ids=["gru", "recurrent", "token-positions"])
+@pytest.mark.parametrize(
+    "overrides", [{}, RECURRENT, TOKENS, SPLIT], ids=["gru", "recurrent", "token-positions", "split"]
+)
 def test_resume_equals_no_interruption_bit_for_bit(
     known_teacher: Any, make_run: Any, packed: PackedData, autoencoder: Path, overrides: dict[str, Any]
 ) -> None:

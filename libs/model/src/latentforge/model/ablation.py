@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 from latentforge.model.chunk_decoder.recurrent import RecurrentDecoder
+from latentforge.model.chunk_decoder.split import SplitDecoder
+from latentforge.model.chunk_decoder.windowed import WindowDecoder
 from latentforge.model.latent_model import LatentModel
 from latentforge.model.losses import StudentBatch
 from latentforge.model.output_loss import OutputLayer, TokenWeights, token_losses
@@ -25,9 +27,10 @@ Part = Literal["backbone", "latent", "copy", "window"]
 def parts_of(model: Model) -> list[Part]:
     """The parts that a model has.
 
-    Without ``backbone`` its state stands at its mean, and the latent is what the head makes of that; without ``latent``
-    only the latent stands at its mean; without ``copy`` there are no induction heads; without ``window`` the chunk
-    decoder begins every chunk as it does a text's first one, a recurrent one as well.
+    Without ``backbone`` its state stands at its mean, and the latent is what the head makes of that; of a backbone with
+    a split decoder, which is its last layers, the first ones' states, by places of a chunk. Without ``latent`` only the
+    latent stands at its mean; without ``copy`` there are no induction heads; without ``window`` the chunk decoder
+    begins every chunk as it does a text's first one, a recurrent one as well.
     """
     if isinstance(model, TokenLevelModel):
         has: dict[Part, bool] = {"backbone": True, "copy": model.induction is not None}
@@ -38,7 +41,7 @@ def parts_of(model: Model) -> list[Part]:
             "latent": model.writes_from_latents,
             "copy": student.induction is not None,
             "window": isinstance(student.chunk_decoder, RecurrentDecoder)
-            or (student.chunk_decoder is not None and student.config.chunk_decoder.window > 0),
+            or (isinstance(student.chunk_decoder, WindowDecoder) and student.config.chunk_decoder.window > 0),
         }
     return [part for part, is_there in has.items() if is_there]
 
@@ -87,12 +90,15 @@ def part_worth(
 
 
 def _states(model: Model, tokens: Tensor, noise: torch.Generator) -> list[Tensor]:
-    """What stands at its mean without a part, [b, t, …] each: the backbone's state and, but for a token-level model,
-    the latent."""
+    """What stands at its mean without a part, [b, t, …] each: the backbone's state, and the latent of those that may
+    have one to read."""
     if isinstance(model, TokenLevelModel):
         # The state times a constant.
         return [model.output(tokens).inputs.view(*tokens.shape, -1)]
-    hidden = model.hidden(tokens.unflatten(1, (-1, model.chunk_size)))
+    chunks = tokens.unflatten(1, (-1, model.chunk_size))
+    if isinstance(model.student.chunk_decoder, SplitDecoder):
+        return [model.student.lower_states(chunks).unflatten(1, chunks.shape[1:])]
+    hidden = model.hidden(chunks)
     return [hidden, model.student.head(hidden, 1, noise)[0]]
 
 
@@ -108,6 +114,8 @@ def _layers(
             "copy": lambda: whole._replace(induction=None),
         }
     chunks = tokens.unflatten(1, (-1, model.chunk_size))
+    if isinstance(model.student.chunk_decoder, SplitDecoder):
+        return _layers_of_split(model, chunks, means[0])
     hidden, latents = _states(model, tokens, noise(index))
     mean_hidden, mean_latents = (_everywhere(mean, state) for mean, state in zip(means, (hidden, latents), strict=True))
     whole = model.output(chunks, hidden, latents)
@@ -125,6 +133,25 @@ def _layers(
         "latent": lambda: model.output(chunks, hidden, mean_latents),
         "copy": lambda: whole._replace(induction=None),
         "window": without_window,
+    }
+
+
+def _layers_of_split(
+    model: LatentModel, chunks: Tensor, mean: Tensor
+) -> tuple[OutputLayer, dict[Part, Callable[[], OutputLayer]]]:
+    """As :func:`_layers`, of a student whose decoder is the backbone's last layers; it has no latent to read."""
+    student = model.student
+    none = student.bias.new_empty(*chunks.shape[:2], 0)
+
+    def written(states: Tensor | None) -> OutputLayer:
+        assert states is not None
+        return model.output(chunks, states[:, :, 0], none, states)
+
+    whole = written(student.text_states(chunks))
+    lower = mean.to(student.bias.dtype).expand(*chunks.shape[:2], -1, -1).flatten(1, 2)
+    return whole, {
+        "backbone": lambda: written(student.text_states(chunks, lower)),
+        "copy": lambda: whole._replace(induction=None),
     }
 
 

@@ -71,18 +71,20 @@ class ChunkDecoderConfig(_Config):
 
     Attributes:
         kind: a GRU or a small causal transformer, which start anew at each chunk; recurrent, a GRU that is carried over
-            the whole text and steered by the backbone; or none: then the tokens of a chunk do not know each other.
-        width: size of its state.
+            the whole text and steered by the backbone; split, the backbone's own last layers at every token, where a
+            GRU stands in for what its first ones would make of the chunk's tokens; or none: then the tokens of a chunk
+            do not know each other.
+        width: size of its state; with split, of the GRU's.
         rank: rank of the correction that it adds to the logits.
         frequent_ids: of how many ids it corrects the logits, those that stand most often in the training data; None
             takes all.
         window: previous chunks whose tokens it reads before this chunk's; a recurrent one reads all of them.
-        num_layers: of the GRU or the transformer.
+        num_layers: of the GRU or the transformer; with split, how many of the backbone's layers run at every token.
         num_heads: of the transformer.
-        num_blocks: SwiGLU blocks between a recurrent one's steered state and its correction.
+        num_blocks: SwiGLU blocks behind the steered state of a recurrent one, or of what stands in with split.
     """
 
-    kind: Literal["gru", "transformer", "recurrent", "none"] = "gru"
+    kind: Literal["gru", "transformer", "recurrent", "split", "none"] = "gru"
     width: int = Field(default=256, ge=1)
     rank: int = Field(default=128, ge=1)
     frequent_ids: int | None = Field(default=None, ge=1)
@@ -275,6 +277,28 @@ class StudentConfig(BackboneConfig):
                 "num_layers=0 with chunk_decoder.kind='none': nothing would read the text; take a decoder, or set "
                 "num_layers to at least 1"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _check_split(self) -> Self:
+        if self.chunk_decoder.kind != "split":
+            return self
+        wanted = {"positions": "tokens", "logit_features.kind": "none"}
+        found = {"positions": self.positions, "logit_features.kind": self.logit_features.kind}
+        for name, value in wanted.items():
+            if found[name] != value:
+                raise ValueError(
+                    f"chunk_decoder.kind='split' with {name}={found[name]!r}: its logits are made of the backbone's "
+                    f"states of tokens; set {name} to {value!r}"
+                )
+        last = self.chunk_decoder.num_layers
+        if last >= self.num_layers:
+            raise ValueError(
+                f"chunk_decoder.num_layers={last} of num_layers={self.num_layers}: with kind='split' the rest run once "
+                "a chunk; set chunk_decoder.num_layers to fewer than num_layers"
+            )
+        if self.chunk_size == 1:
+            raise ValueError("chunk_decoder.kind='split' with chunk_size=1: every layer runs at every token; set more")
         return self
 
     @model_validator(mode="after")

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from latentforge.model.autoencoder import Autoencoder
 from latentforge.model.causal_lm import CausalLM
 from latentforge.model.chunk_decoder.recurrent import RecurrentDecoder
+from latentforge.model.chunk_decoder.split import SplitDecoder
 from latentforge.model.layers import TABLE_SCALE, output_scale
 from latentforge.model.logit_features import LinearFeatures
 from latentforge.model.principal_components import principal_components
@@ -25,6 +26,8 @@ PARTS: tuple[Part, ...] = ("layers", "inputs", "outputs")
 _FEATURES_SHARE = 0.1
 # Of correction tables: small beside the logits that they correct.
 _CORRECTION_STD = 0.02
+# Of a text by which the scale of states is known.
+_TEXT_TOKENS = 512
 
 
 @torch.no_grad()
@@ -35,7 +38,8 @@ def start_student(student: Student, source: CausalLM, parts: Collection[Part], t
     that read tokens get the embeddings, as far as so many principal components carry them, and give the pretrained
     model's states. Where the student has a linear map from the hidden state to an output table of its own, every token
     of a chunk starts at a small share of the logits that the pretrained model gives for the next token, likewise; the
-    first one behind layers that read tokens, at the whole of them.
+    first one behind layers that read tokens, at the whole of them. A split decoder starts with the pretrained model's
+    output layer, so that the first token of a chunk is that model's.
 
     Args:
         student: on the CPU, in float32; with ``layers`` of the source's sizes.
@@ -65,7 +69,9 @@ def start_student(student: Student, source: CausalLM, parts: Collection[Part], t
             features.map.weight[: config.logit_features.width] /= _FEATURES_SHARE
             # How often a token stands in texts, the table knows.
             student.bias.zero_()
-    if decoder is not None:
+    if isinstance(decoder, SplitDecoder) and own_layers:
+        _start_split(student, decoder, table, token_counts)
+    elif decoder is not None:
         correction = principal_components(table, config.chunk_decoder.rank).coordinates * _CORRECTION_STD
         ids = decoder.output.ids
         decoder.output.weight.copy_(correction if ids is None else correction[ids])
@@ -166,6 +172,25 @@ def _start_chunks(student: Student, back: Tensor, mean: Tensor, scale: Tensor) -
     if isinstance(decoder, RecurrentDecoder) and decoder.border is not None:
         # What its states add to that mean is learnt.
         decoder.border.weight.zero_()
+
+
+def _start_split(student: Student, decoder: SplitDecoder, table: Tensor, token_counts: Tensor) -> None:
+    """Gives a split decoder a table's logits, and the scale of what the first layers add to their inputs."""
+    config, backbone = student.config, student.backbone
+    assert backbone is not None
+    factors, ids = _factors(table, config.chunk_decoder.rank, backbone.norm.weight), decoder.output.ids
+    decoder.map.weight.copy_(factors.map)
+    decoder.output.weight.copy_(factors.table if ids is None else factors.table[ids])
+    # How often a token stands in texts, the table knows.
+    student.bias.zero_()
+    # Texts of tokens as frequent as they are will do. A text's first states are out of all proportion.
+    num, skipped = min(_TEXT_TOKENS, config.max_positions), 8
+    shares = (token_counts + 1).double()
+    drawn = torch.multinomial(shares, num, replacement=True, generator=torch.Generator().manual_seed(0))
+    inputs = student.input_map(student.embed(drawn))[None]
+    known = backbone(inputs_embeds=inputs, use_cache=False, output_hidden_states=True).hidden_states
+    added = known[-1 - decoder.num_last] - inputs
+    decoder.scale.copy_(added[0, min(skipped, num - 1) :].square().mean(0).sqrt())
 
 
 def _start_features(features: LinearFeatures, table: Tensor, norm: Tensor | None) -> None:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from latentforge.model.backbone import Backbone, build_backbone, run_backbone
 from latentforge.model.chunk_decoder.build import build_chunk_decoder
 from latentforge.model.chunk_decoder.recurrent import RecurrentDecoder
+from latentforge.model.chunk_decoder.split import SplitDecoder
 from latentforge.model.config import StudentConfig
 from latentforge.model.heads import build_head
 from latentforge.model.induction import build_induction
@@ -79,16 +80,36 @@ class Student(nn.Module):
             return embedded.new_empty(b, t, 0, e)
         return torch.cat([padded[:, i : i + t] for i in range(window)], 2)
 
-    def text_states(self, tokens: Tensor) -> Tensor | None:
-        """A recurrent decoder's states before each token of chunks [b, t, K], float [b, t, K, width]; None of others.
+    def text_states(self, tokens: Tensor, lower: Tensor | None = None) -> Tensor | None:
+        """What a decoder makes of whole texts: its states before each token of chunks [b, t, K], float [b, t, K, ...].
 
-        Both :meth:`hidden` and :meth:`decoder_reads` want them, and to make them is what a step of a text cannot do in
-        parallel.
+        A recurrent decoder's are its GRU's, a split one's those of the backbone's last layers; None of others. Both
+        :meth:`hidden` and :meth:`decoder_reads` want them, and to make them is most of the work.
+
+        Args:
+            tokens: int64 [b, t, K].
+            lower: what a split decoder's layers read instead of the first ones' states, float [b, t·K, h]; None reads
+                these.
         """
-        if not isinstance(self.chunk_decoder, RecurrentDecoder):
+        decoder = self.chunk_decoder
+        if isinstance(decoder, SplitDecoder):
+            assert self.backbone is not None
+            embedded = self.embed(tokens.flatten(1))
+            return decoder.text_states_over(self.backbone, self._token_inputs(embedded), embedded, lower)
+        if not isinstance(decoder, RecurrentDecoder):
             return None
-        states: Tensor = self.chunk_decoder.text_states(self.embed(tokens.flatten(1))).unflatten(1, tokens.shape[1:])
+        states: Tensor = decoder.text_states(self.embed(tokens.flatten(1))).unflatten(1, tokens.shape[1:])
         return states
+
+    def lower_states(self, tokens: Tensor) -> Tensor:
+        """What the backbone's first layers make of chunks [b, t, K] for a split decoder, float [b, t·K, h]."""
+        assert isinstance(self.chunk_decoder, SplitDecoder)
+        assert self.backbone is not None
+        return self.chunk_decoder.lower_states(self.backbone, self._token_inputs(self.embed(tokens.flatten(1))))
+
+    def _token_inputs(self, embedded: Tensor) -> Tensor:
+        """Inputs of positions of tokens, float [b, n, h], of embedded tokens [b, n, e]; the last one is not read."""
+        return torch.cat([self.start_inputs(len(embedded)), self.input_map(embedded[:, :-1])], 1)
 
     def decoder_reads(self, embedded: Tensor, states: Tensor | None) -> tuple[Tensor, ...]:
         """What the chunk decoder reads of each chunk besides its hidden state, float [b, t, ...] each.
@@ -108,6 +129,9 @@ class Student(nn.Module):
         """
         if self.backbone is None:
             return self.constant.repeat(*tokens.shape[:2], 1)
+        if isinstance(self.chunk_decoder, SplitDecoder):
+            assert states is not None
+            return states[:, :, 0]
         # Shifted by one chunk: step t reads chunk t - 1, and the backbone's causal mask hides all later ones from it.
         # A state before a chunk's first token has read the chunks before alone.
         start = self.start_inputs(tokens.shape[0])

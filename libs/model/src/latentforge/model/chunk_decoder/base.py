@@ -25,13 +25,22 @@ class ChunkDecoder(nn.Module, ABC):
     state over the whole text.
     """
 
-    def __init__(self, config: StudentConfig, start: nn.Linear | nn.Parameter) -> None:
-        """``start``: what its first state is, or is made by."""
+    #: of the map from its states to corrections, by which optimizers know it
+    map_name = "reduce"
+
+    def __init__(self, config: StudentConfig, start: nn.Linear | nn.Parameter, written_from: int | None = None) -> None:
+        """Makes what all have.
+
+        Args:
+            config: the student's.
+            start: what its first state is, or is made by.
+            written_from: size of the states that corrections are made of; None is the decoder's ``width``.
+        """
         super().__init__()
         decoder = config.chunk_decoder
         self.chunk_size = config.chunk_size
         self.start = start
-        self.reduce = nn.Linear(decoder.width, decoder.rank, bias=False)
+        self.add_module(self.map_name, nn.Linear(written_from or decoder.width, decoder.rank, bias=False))
         self.output = CorrectionTable(config)
         self._output_scale = output_scale(decoder.rank)
 
@@ -51,6 +60,13 @@ class ChunkDecoder(nn.Module, ABC):
     def states(self, hidden: Tensor, *read: Tensor) -> Tensor:
         """Its state before each token of the chunk, float [n, K, width]; arguments as in :meth:`forward`."""
 
+    @property
+    def map(self) -> nn.Linear:
+        """W, from a state to a correction, before it is scaled."""
+        found = self.get_submodule(self.map_name)
+        assert isinstance(found, nn.Linear)
+        return found
+
     def _reduce(self, states: Tensor) -> Tensor:
-        reduced: Tensor = self.reduce(states) * self._output_scale
+        reduced: Tensor = self.map(states) * self._output_scale
         return reduced

@@ -2,6 +2,7 @@
 
 from latentforge.model.chunk_decoder.base import ChunkDecoder
 from latentforge.model.chunk_decoder.recurrent import RecurrentDecoder
+from latentforge.model.chunk_decoder.split import SplitDecoder
 from latentforge.model.chunk_decoder.windowed import GruDecoder, TransformerDecoder
 from latentforge.model.config import StudentConfig
 
@@ -15,5 +16,7 @@ def build_chunk_decoder(config: StudentConfig) -> ChunkDecoder | None:
             return TransformerDecoder(config)
         case "recurrent":
             return RecurrentDecoder(config)
+        case "split":
+            return SplitDecoder(config)
         case "none":
             return None

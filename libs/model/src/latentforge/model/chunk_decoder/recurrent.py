@@ -6,17 +6,15 @@ one position for K of its steps: it reads the GRU's state at each border, and sa
 of the next chunk.
 """
 
-import torch
 from torch import Tensor, nn
 
-from latentforge.model.chunk_decoder.base import ChunkDecoder
+from latentforge.model.chunk_decoder.carried import CarriedDecoder
 from latentforge.model.config import StudentConfig
-from latentforge.model.layers import SwiGLU
 
 _STEERING_STD = 0.02
 
 
-class RecurrentDecoder(ChunkDecoder):
+class RecurrentDecoder(CarriedDecoder):
     """With x the text's embedded tokens, h_t the hidden state that predicts chunk t, and i = t·K + k:
 
         g_i = GRU(x_0 … x_{i-1}), from ``start``
@@ -29,19 +27,16 @@ class RecurrentDecoder(ChunkDecoder):
     decoder is a GRU language model.
 
     Attributes:
-        start: g_0, float [num_layers, 1, width].
         border: maps g at a border to the backbone's width; None without layers, or where these read tokens.
         steer: S and b, from h to K·width; None without layers.
     """
 
-    start: nn.Parameter
     border: nn.Linear | None
     steer: nn.Linear | None
 
     def __init__(self, config: StudentConfig) -> None:
         decoder = config.chunk_decoder
-        super().__init__(config, nn.Parameter(torch.zeros(decoder.num_layers, 1, decoder.width)))
-        self.gru = nn.GRU(config.embed_size, decoder.width, decoder.num_layers, batch_first=True)
+        super().__init__(config, decoder.num_layers)
         self.border = self.steer = None
         if config.num_layers:
             if config.positions == "chunks":
@@ -49,19 +44,6 @@ class RecurrentDecoder(ChunkDecoder):
             self.steer = nn.Linear(config.hidden_size, config.chunk_size * decoder.width)
             nn.init.normal_(self.steer.weight, std=_STEERING_STD)
             nn.init.zeros_(self.steer.bias)
-        self.blocks = nn.ModuleList([SwiGLU(decoder.width, 2 * decoder.width) for _ in range(decoder.num_blocks)])
-        self.norm = nn.RMSNorm(decoder.width, eps=1e-6)
-
-    def text_states(self, embedded: Tensor) -> Tensor:
-        """g before each token of whole texts, float [b, L, width], of embedded tokens [b, L, e].
-
-        The last token is not read.
-        """
-        first = self.start.repeat(1, len(embedded), 1)
-        states = first[-1][:, None]
-        if embedded.shape[1] > 1:
-            states = torch.cat([states, self.gru(embedded[:, :-1], first)[0]], 1)
-        return states
 
     def steering(self, hidden: Tensor) -> Tensor | None:
         """s of hidden states [n, h], float [n, K, width]; None without layers."""
@@ -81,7 +63,4 @@ class RecurrentDecoder(ChunkDecoder):
         steering = self.steering(hidden)
         if steering is not None:
             states = states + steering
-        for block in self.blocks:
-            states = block(states)
-        out: Tensor = self.norm(states)
-        return out
+        return self.behind_blocks(states)

@@ -48,8 +48,19 @@ class SlotBackbone:
     finite numbers of no meaning, which the mask hides.
     """
 
-    def __init__(self, backbone: Backbone, num_slots: int, max_positions: int, *, by_column: bool = False) -> None:
-        """Fuses the backbone's weights in place (see :func:`fused_weight`)."""
+    def __init__(
+        self,
+        backbone: Backbone,
+        num_slots: int,
+        max_positions: int,
+        *,
+        by_column: bool = False,
+        kept_layer: int | None = None,
+    ) -> None:
+        """Fuses the backbone's weights in place (see :func:`fused_weight`).
+
+        ``kept_layer``: of which layer's inputs the last :meth:`read` are kept, in ``kept`` [n, h].
+        """
         config: Any = backbone.config
         self._heads: int
         self._kv_heads: int
@@ -61,6 +72,7 @@ class SlotBackbone:
         # Keys, values: [2, layers, slots, kv_heads, 1 + positions, d].
         size = 2, len(self._layers), num_slots, self._kv_heads, 1 + max_positions, self._size
         self.memory = torch.zeros(size, dtype=dtype, device=device)
+        self.keeps, self._kept_layer, self.kept = kept_layer is not None, kept_layer, self._norm
         self._cos, self._sin = _rotary_tables(backbone, 1 + max_positions, dtype)
         self._columns = torch.arange(1 + max_positions, device=device)
 
@@ -140,8 +152,16 @@ class SlotBackbone:
         is_worth_it = padding > _CALLS_SHARE * num * longest and padding * self._kv_heads > _CALL_KEYS * num
         return is_worth_it and self.memory.device.type == "cpu"
 
-    def read(self, inputs: Tensor, pieces: Sequence[PromptPiece], *, want_hidden: bool = False) -> Tensor | None:
+    def read(
+        self, inputs: Tensor, pieces: Sequence[PromptPiece], *, want_hidden: bool = False, first_layer: int = 0
+    ) -> Tensor | None:
         """Reads pieces of texts at once: inputs [n, h] are those of all pieces' positions, one behind the other.
+
+        Args:
+            inputs: of the backbone, or of its layer ``first_layer``.
+            pieces: of different texts.
+            want_hidden: whether hidden states are wanted.
+            first_layer: it and those behind it read.
 
         Returns:
             Hidden states, float [n, h], if they are wanted.
@@ -177,12 +197,14 @@ class SlotBackbone:
                 seen.append(found.permute(2, 0, 1, 3).flatten(1))
             return torch.cat(seen) if seen else None
 
-        return self._run(inputs, self._cos[at][:, None], self._sin[at][:, None], attend)
+        return self._run(inputs, self._cos[at][:, None], self._sin[at][:, None], attend, first_layer)
 
-    def _run(self, x: Tensor, cos: Tensor, sin: Tensor, attend: _Attend) -> Tensor | None:
+    def _run(self, x: Tensor, cos: Tensor, sin: Tensor, attend: _Attend, first_layer: int = 0) -> Tensor | None:
         num, heads, half = len(x), self._heads, self._size // 2
         num_rotated = heads + self._kv_heads
-        for index, layer in enumerate(self._layers):
+        for index, layer in enumerate(self._layers[first_layer:], first_layer):
+            if index == self._kept_layer:
+                self.kept = x
             qkv = F.linear(self._normed(x, layer.input_norm), layer.qkv).view(num, -1, self._size)
             qk = qkv[:, :num_rotated]
             if layer.qk_norm is not None:

@@ -5,13 +5,15 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from latentforge.model.chunk_decoder.base import ChunkDecoder
 from latentforge.model.chunk_decoder.recurrent import RecurrentDecoder
+from latentforge.model.chunk_decoder.split import SplitDecoder
 from latentforge.model.chunk_decoder.windowed import GruDecoder
 from latentforge.model.decoding.fusion import fused_swiglu
 from latentforge.model.decoding.text_states import SlotStates
+from latentforge.model.decoding.token_positions import TokenPositions
+from latentforge.model.student import Student
 
 
 class ChunkStates(ABC):
@@ -90,14 +92,46 @@ class _SteeredStates(ChunkStates):
         return F.rms_norm(state, self._norm.shape, self._norm, self._eps)
 
 
-def chunk_states(decoder: ChunkDecoder, slots: SlotStates | None, *, by_column: bool) -> ChunkStates:
-    """The states of a decoder's kind.
+class _SplitStates(ChunkStates):
+    """A split decoder's: the backbone's last layers, at every token."""
+
+    def __init__(
+        self, decoder: SplitDecoder, input_map: nn.Linear, slots: SlotStates, positions: TokenPositions, num_first: int
+    ) -> None:
+        self._decoder, self._input_map, self._slots = decoder, input_map, slots
+        self._positions, self._num_first = positions, num_first
+
+    def begin(self, hidden: Tensor, previous: Tensor) -> Tensor:
+        self._steering = self._decoder.steering(self._positions.lower).unbind(1)
+        self._place = 0
+        return hidden
+
+    def read(self, embedded: Tensor) -> Tensor:
+        self._slots.read_token(embedded)
+        steering = self._steering[self._place]
+        self._place += 1
+        stand_ins = self._decoder.stand_ins(self._input_map(embedded), self._slots.output, steering)
+        return self._positions.step_inside(stand_ins, self._place, self._num_first)
+
+
+def chunk_states(
+    student: Student, slots: SlotStates | None, positions: TokenPositions | None, *, by_column: bool
+) -> ChunkStates:
+    """The states of a student's decoder, by its kind.
 
     Args:
-        decoder: whose.
+        student: whose; it has a decoder.
         slots: of the texts; None for a decoder that starts anew at each chunk.
+        positions: of the backbone; None of one with positions of chunks.
         by_column: as in :func:`fused_weight`.
     """
+    decoder = student.chunk_decoder
+    assert decoder is not None
+    if isinstance(decoder, SplitDecoder):
+        assert slots is not None
+        assert positions is not None
+        num_first = student.config.num_layers - decoder.num_last
+        return _SplitStates(decoder, student.input_map, slots, positions, num_first)
     if isinstance(decoder, RecurrentDecoder):
         assert slots is not None
         return _SteeredStates(decoder, slots, by_column)

@@ -2,7 +2,8 @@
 
 from typing import NamedTuple
 
-from latentforge.model.chunk_decoder.recurrent import RecurrentDecoder
+from latentforge.model.chunk_decoder.carried import CarriedDecoder
+from latentforge.model.chunk_decoder.split import SplitDecoder
 from latentforge.model.decoding.backbone import ConstantBackbone, SlotBackbone
 from latentforge.model.decoding.induction import SlotInduction
 from latentforge.model.decoding.text_states import SlotStates
@@ -42,20 +43,29 @@ def decoding_parts(
     if student.induction is not None:
         induction = SlotInduction(student.induction, num_slots, max_tokens, k, config.pad_id)
     found_map = None if induction is None else induction.out
-    states: SlotStates | None = None
+    states, backbone = None, _backbone(student, num_slots, max_tokens, by_column=by_column)
     writer: ChunkWriter
     if isinstance(model, TokenLevelModel):
         writer = TokenWriter(model, found_map)
     else:
-        if isinstance(model.student.chunk_decoder, RecurrentDecoder):
+        if isinstance(model.student.chunk_decoder, CarriedDecoder):
             states = SlotStates(model.student.chunk_decoder, num_slots)
-        writer = LatentWriter(model, num_slots, states, found_map, by_column=by_column)
-    backbone: SlotBackbone | TokenPositions | ConstantBackbone
-    if student.backbone is None:
-        backbone = ConstantBackbone(student.constant)
-    elif isinstance(student, Student) and student.reads_tokens:
-        of_tokens = SlotBackbone(student.backbone, num_slots, max_tokens, by_column=by_column)
-        backbone = TokenPositions(of_tokens, k)
-    else:
-        backbone = SlotBackbone(student.backbone, num_slots, max_tokens // k, by_column=by_column)
+        positions = backbone if isinstance(backbone, TokenPositions) else None
+        writer = LatentWriter(model, num_slots, states, positions, found_map, by_column=by_column)
     return DecodingParts(backbone, states, induction, writer, k, config.pad_id, config.induction.context)
+
+
+def _backbone(
+    student: Student | TokenLevelModel, num_slots: int, max_tokens: int, *, by_column: bool
+) -> SlotBackbone | TokenPositions | ConstantBackbone:
+    if student.backbone is None:
+        return ConstantBackbone(student.constant)
+    if isinstance(student, TokenLevelModel):
+        return SlotBackbone(student.backbone, num_slots, max_tokens, by_column=by_column)
+    k, decoder = student.config.chunk_size, student.chunk_decoder
+    if not student.reads_tokens:
+        return SlotBackbone(student.backbone, num_slots, max_tokens // k, by_column=by_column)
+    kept = student.config.num_layers - decoder.num_last if isinstance(decoder, SplitDecoder) else None
+    return TokenPositions(
+        SlotBackbone(student.backbone, num_slots, max_tokens, by_column=by_column, kept_layer=kept), k
+    )

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from latentforge.model.chunk_decoder.split import SplitDecoder
 from latentforge.model.chunks import check_ids, left_pad_count
 from latentforge.model.decoding.backbone import PromptPiece
 from latentforge.model.decoding.batch import TextLogprobs, TokenLogprob
@@ -47,10 +48,13 @@ def score_pieces(
     noise = torch.Generator(model.device).manual_seed(_NOISE_SEED)
     k, num_chunks = parts.chunk_size, len(ids) // parts.chunk_size
     at_once = max(1, min(_TOKENS_AT_ONCE, _LOGITS_AT_ONCE // model.vocab_size) // k)
+    split = _split_states(model, ids)
     logprobs: list[float] = []
     best: list[list[TokenLogprob]] = []
     for begin in range(0, num_chunks, _CHUNKS_AT_ONCE):
-        hidden, states = _read(parts, ids, begin, min(begin + _CHUNKS_AT_ONCE, num_chunks))
+        end = min(begin + _CHUNKS_AT_ONCE, num_chunks)
+        hidden, states = _read(parts, ids, begin, end) if split is None else (split[begin:end, 0], split[begin:end])
+        _read_by_induction(parts, ids, begin, end)
         yield
         for first in range(0, len(hidden), at_once):
             some = slice(first, first + at_once)
@@ -80,6 +84,19 @@ def _embedded(parts: DecodingParts, ids: Tensor, first: int, end: int) -> Tensor
     return F.embedding(known, parts.writer.table) * TABLE_SCALE
 
 
+def _split_states(model: LatentModel | TokenLevelModel, ids: Tensor) -> Tensor | None:
+    """A split decoder's states of the whole text, float [t, K, h]; None of others.
+
+    Its last layers' keys and values of a chunk are others for the chunk itself than for those behind it, so that the
+    text is not read in pieces.
+    """
+    if isinstance(model, TokenLevelModel) or not isinstance(model.student.chunk_decoder, SplitDecoder):
+        return None
+    states = model.student.text_states(ids.view(1, -1, model.chunk_size))
+    assert states is not None
+    return states[0]
+
+
 def _read(parts: DecodingParts, ids: Tensor, begin: int, end: int) -> tuple[Tensor, Tensor | None]:
     """Reads chunks ``begin`` … ``end - 1``.
 
@@ -87,7 +104,7 @@ def _read(parts: DecodingParts, ids: Tensor, begin: int, end: int) -> tuple[Tens
         The backbone's states that predict them, float [end - begin, h]; a recurrent decoder's states before each of
         their tokens, float [end - begin, K, width], None of others.
     """
-    k, context = parts.chunk_size, parts.context
+    k = parts.chunk_size
     states = borders = None
     if parts.states is not None:
         states = parts.states.read(0, _embedded(parts, ids, begin * k, end * k)).unflatten(0, (-1, k))
@@ -99,11 +116,16 @@ def _read(parts: DecodingParts, ids: Tensor, begin: int, end: int) -> tuple[Tens
         inputs[0] = parts.writer.start
     hidden = parts.backbone.read(inputs, [PromptPiece(0, begin, end - begin)], want_hidden=True)
     assert hidden is not None
+    return hidden, states
+
+
+def _read_by_induction(parts: DecodingParts, ids: Tensor, begin: int, end: int) -> None:
+    """Lets the induction heads, if there are any, read chunks ``begin`` … ``end - 1``."""
     if parts.induction is not None:
+        k, context = parts.chunk_size, parts.context
         known = _embedded(parts, ids, begin * k - context, end * k)
         known[: max(0, context - begin * k)] = 0
         parts.induction.read(0, begin * k, ids[begin * k : end * k], known)
-    return hidden, states
 
 
 def _logits(

@@ -1,19 +1,19 @@
-"""A recurrent decoder's states behind texts in slots."""
+"""The states of a GRU that is carried over texts, behind texts in slots."""
 
 import torch
 from torch import Tensor
 
-from latentforge.model.chunk_decoder.recurrent import RecurrentDecoder
+from latentforge.model.chunk_decoder.carried import CarriedDecoder
 
 
 class SlotStates:
-    """What the GRU of a :class:`RecurrentDecoder` has read of ``num_slots`` texts.
+    """What the GRU of a :class:`CarriedDecoder` has read of ``num_slots`` texts.
 
     Attributes:
         memory: its state behind each text, float [num_layers, num_slots, width].
     """
 
-    def __init__(self, decoder: RecurrentDecoder, num_slots: int) -> None:
+    def __init__(self, decoder: CarriedDecoder, num_slots: int) -> None:
         # The list of weights is made anew at each access, and looks every weight up by its name.
         self._gru, self._weights = decoder.gru, decoder.gru.all_weights
         self._start = decoder.start.detach()

@@ -13,11 +13,15 @@ class TokenPositions:
 
     Chunk position 0 is the start, the token position 0; chunk position t > 0 is chunk t - 1, whose K tokens have the
     token positions (t - 1)·K + 1 … t·K. The state of the last one is the chunk position's.
+
+    Attributes:
+        positions: those of tokens.
+        lower: what the kept layer read at the chunk positions of the last step, float [n, h].
     """
 
     def __init__(self, positions: SlotBackbone, chunk_size: int) -> None:
-        """``positions``: those of tokens."""
         self.positions, self._k = positions, chunk_size
+        self.lower = positions.kept
 
     @property
     def num_bytes(self) -> int:
@@ -36,13 +40,41 @@ class TokenPositions:
         self, inputs: Tensor, first_slot: int, positions: Sequence[int], rows: Tensor, row_ids: Sequence[int]
     ) -> Tensor:
         """As of :class:`SlotBackbone`; inputs are [n, K, h], and what does not step has states of zeros."""
-        pieces = [PromptPiece(first_slot + row, positions[row], 1) for row in row_ids]
-        stepping = inputs if len(row_ids) == len(inputs) else inputs[rows]
-        hidden = self.read(stepping, pieces, want_hidden=True)
+        self._num, self._rows = len(positions), rows
+        self._borders = [PromptPiece(first_slot + row, positions[row], 1) for row in row_ids]
+        hidden = self.read(self._of_stepping(inputs), self._borders, want_hidden=True)
         assert hidden is not None
-        if stepping is inputs:
-            return hidden
-        return hidden.new_zeros(len(inputs), hidden.shape[1]).index_copy_(0, rows, hidden)
+        if self.positions.keeps:
+            self.lower = self._of_all(self.lower)
+        return self._of_all(hidden)
+
+    def step_inside(self, inputs: Tensor, place: int, first_layer: int) -> Tensor:
+        """One position of each text of the last step, ``place`` behind its chunk position, by the last layers alone.
+
+        They see what was read up to the chunk position, and each other from there on. The next step reads the same
+        positions by all layers, and so takes the place of what these leave in memory.
+
+        Args:
+            inputs: of layer ``first_layer``, float [n, h].
+            place: 1 … K - 1, one after the other.
+            first_layer: the first of the layers.
+
+        Returns:
+            Hidden states, float [n, h]; zeros for what does not step.
+        """
+        pieces = [PromptPiece(slot, first * self._k + place, 1) for slot, first, _ in self._borders]
+        hidden = self.positions.read(self._of_stepping(inputs), pieces, want_hidden=True, first_layer=first_layer)
+        assert hidden is not None
+        return self._of_all(hidden)
+
+    def _of_stepping(self, of_all: Tensor) -> Tensor:
+        return of_all if len(self._borders) == self._num else of_all[self._rows]
+
+    def _of_all(self, of_stepping: Tensor) -> Tensor:
+        """With zeros for what does not step."""
+        if len(self._borders) == self._num:
+            return of_stepping
+        return of_stepping.new_zeros(self._num, of_stepping.shape[1]).index_copy_(0, self._rows, of_stepping)
 
     def read(self, inputs: Tensor, pieces: Sequence[PromptPiece], *, want_hidden: bool = False) -> Tensor | None:
         """As of :class:`SlotBackbone`; inputs are [n, K, h]. Of the start only the last of its K is read."""
@@ -58,4 +90,8 @@ class TokenPositions:
             lasts += [end + i * k - skipped - 1 for i in range(1, length + 1)]
             end += length * k - skipped
         hidden = self.positions.read(torch.cat(parts), of_tokens, want_hidden=want_hidden)
-        return None if hidden is None else hidden[lasts]
+        if hidden is None:
+            return None
+        if self.positions.keeps:
+            self.lower = self.positions.kept[lasts]
+        return hidden[lasts]

@@ -13,6 +13,7 @@ from latentforge.model.decoding.chunk_states import ChunkStates, chunk_states
 from latentforge.model.decoding.fusion import fused_swiglu
 from latentforge.model.decoding.induction import FoundTokens
 from latentforge.model.decoding.text_states import SlotStates
+from latentforge.model.decoding.token_positions import TokenPositions
 from latentforge.model.heads import EnergyHead
 from latentforge.model.latent_model import LatentModel
 from latentforge.model.layers import output_scale
@@ -83,6 +84,7 @@ class LatentWriter(ChunkWriter):
         model: LatentModel,
         num_slots: int,
         states: SlotStates | None,
+        positions: TokenPositions | None,
         found_map: Tensor | None,
         *,
         by_column: bool = False,
@@ -92,7 +94,8 @@ class LatentWriter(ChunkWriter):
         Args:
             model: of which.
             num_slots: how many.
-            states: a recurrent decoder's; None of others.
+            states: of a decoder whose GRU is carried over the text; None of others.
+            positions: of a backbone with positions of tokens; None of others.
             found_map: the induction memory's ``out``.
             by_column: as in :func:`fused_weight`.
         """
@@ -110,8 +113,8 @@ class LatentWriter(ChunkWriter):
         self._features = _FusedDecoder(model.autoencoder, by_column) if model.writes_from_latents else None
         self._states: ChunkStates | None = None
         if student.chunk_decoder is not None:
-            self._states = chunk_states(student.chunk_decoder, states, by_column=by_column)
-            reduce = student.chunk_decoder.reduce.weight.detach() * output_scale(config.chunk_decoder.rank)
+            self._states = chunk_states(student, states, positions, by_column=by_column)
+            reduce = student.chunk_decoder.map.weight.detach() * output_scale(config.chunk_decoder.rank)
             # The state and what the heads found are mapped to corrections as one vector.
             self._correct = reduce if found_map is None else torch.cat([reduce, found_map], 1)
             self._corrections = student.chunk_decoder.output

@@ -164,7 +164,7 @@ class Recipe(Section):
         features = chosen.get("logit_features")
         if isinstance(features, dict) and features.get("kind") == "embeddings":
             chosen["logit_features"] = {"width": autoencoder.hidden_size, **features}
-        return _build(
+        config = _build(
             StudentConfig,
             "student.model",
             chosen,
@@ -176,6 +176,12 @@ class Recipe(Section):
                 "eos_id": eos_id,
             },
         )
+        if config.chunk_decoder.kind == "split" and self.distributed == "fsdp":
+            raise RecipeError(
+                "student.model.chunk_decoder.kind is 'split' and distributed is 'fsdp', which gathers a layer when it "
+                "runs, but split layers run in parts; set distributed to ddp, or take another decoder"
+            )
+        return config
 
     def token_level_config(self, vocab_size: int, pad_id: int, eos_id: int) -> TokenLevelConfig:
         """Of a token-level student with the student's backbone."""
