@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from experiments.results import ModelResult
 from experiments.scales import HELD_OUT
 from experiments.worth_measured import WorthRun
-from experiments.worth_plan import FACTORED, GRU, POSITIONS, RECURRENT, TOKEN_LEVEL, WINDOWED
+from experiments.worth_plan import FACTORED, GRU, POSITIONS, RECURRENT, SPLIT, TOKEN_LEVEL, WINDOWED
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -19,12 +19,13 @@ _TEXT = HELD_OUT[0]
 _LOOKS = {
     RECURRENT: ("#0072B2", "-"),
     POSITIONS: ("#56B4E9", (0, (5, 1))),
+    SPLIT: ("#CC79A7", "-"),
     GRU: ("#D55E00", "--"),
     WINDOWED: ("#009E73", "-."),
     TOKEN_LEVEL: ("#000000", ":"),
     FACTORED: ("#777777", (0, (4, 1, 1, 1))),
 }
-_OTHERS = ("#CC79A7", (0, (6, 2)))
+_OTHERS = ("#8C6D1F", (0, (6, 2)))
 _MARKERS = "sD^ov*PX<>hd"
 _NGRAM = "ngram_cache_x"
 

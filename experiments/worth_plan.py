@@ -9,7 +9,7 @@ from experiments.plan import DECODER, AutoencoderPlan, Model, Size
 from experiments.scales import HELD_OUT, SCALES, Scale, ScaleName
 
 # Groups of architectures.
-RECURRENT, POSITIONS, GRU, WINDOWED = "recurrent", "positions", "gru", "windowed"
+RECURRENT, POSITIONS, SPLIT, GRU, WINDOWED = "recurrent", "positions", "split", "gru", "windowed"
 TOKEN_LEVEL, FACTORED = "token-level", "factored"
 RATE = "student.optim.lr"
 _OBJECTIVE = "chunk-ce"
@@ -26,7 +26,7 @@ class WorthScale:
         unit: tokens of the smallest budget.
         budgets: in units, ascending.
         factors: of the lab's learning rate, that every architecture is tried at.
-        chunk_sizes: K of the recurrent students, with positions of chunks and of tokens.
+        chunk_sizes: K of the students with a GRU over the whole text.
         student_size: of the students' backbones.
         gru_widths: of the GRUs without a transformer; the first is the students' too.
         token_sizes: of the token-level models.
@@ -52,7 +52,14 @@ def architectures(scale: WorthScale) -> list[Model]:
 
     Another architecture is one more of these, by values of the recipe.
     """
-    return [*_recurrent(scale), *_positions(scale), *_grus(scale), _windowed(scale), *_token_level(scale)]
+    return [
+        *_recurrent(scale),
+        *_positions(scale),
+        *_splits(scale),
+        *_grus(scale),
+        _windowed(scale),
+        *_token_level(scale),
+    ]
 
 
 def name_of(group: str, model: Model) -> str:
@@ -115,6 +122,14 @@ def _positions(scale: WorthScale) -> Iterator[Model]:
     for k in scale.chunk_sizes:
         writer = _writer(POSITIONS, scale.student_size, k, scale.gru_widths[0])
         yield replace(writer, changes=writer.changes | {"student.model.positions": "tokens"})
+
+
+def _splits(scale: WorthScale) -> Iterator[Model]:
+    """Students whose decoder is the second half of the backbone's layers."""
+    for k in scale.chunk_sizes:
+        writer = _writer(SPLIT, scale.student_size, k, scale.gru_widths[0])
+        split = {f"{DECODER}kind": "split", f"{DECODER}num_layers": scale.student_size.layers // 2}
+        yield replace(writer, changes=writer.changes | {"student.model.positions": "tokens"} | split)
 
 
 def _grus(scale: WorthScale) -> Iterator[Model]:
@@ -182,7 +197,7 @@ WORTH_SCALES: dict[ScaleName, WorthScale] = {
         budgets=(1, 2),
         factors=(1.0, 2.0),
         chunk_sizes=(8,),
-        student_size=Size(1, 64),
+        student_size=Size(2, 64),
         gru_widths=(32,),
         token_sizes=(Size(1, 64),),
     ),
