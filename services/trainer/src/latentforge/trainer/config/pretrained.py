@@ -63,8 +63,9 @@ def check_widths(
                 _check_width(f"student.token_level.{name}", narrow, _STUDENT, student.init_from, theirs)
         if "layers" in student.parts and config.max_positions > source.max_positions:
             raise RecipeError(
-                f"student.model.max_chunks is {config.max_chunks}, which are {config.max_positions} positions, and "
-                f"{_STUDENT}={student.init_from} was made for {source.max_positions}; shorten data.sequence_length"
+                f"student.model.max_chunks is {config.max_chunks}, {config.max_positions} positions, and "
+                f"{_STUDENT}={student.init_from} was made for {source.max_positions} positions; shorten "
+                "data.sequence_length"
             )
     if autoencoder.init_from is not None:
         source = open_source(_AUTOENCODER, autoencoder.init_from)
