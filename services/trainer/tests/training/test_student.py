@@ -92,7 +92,8 @@ def test_checkpoints_are_published_whole_with_a_golden_text(
         assert 6 <= len(golden.token_ids) <= 12
         check_golden(model.eval(), golden)
         assert {p.name for p in (place / "tokenizer").iterdir()} >= {"tokenizer.json", "tokenizer_config.json"}
-    assert {f"held_out_{name}" for name in FIGURES} == set(verify_checkpoint(places[-1]).metrics)
+    parts = {f"worth_{part}" for part in ("backbone", "latent", "copy", "window")}
+    assert {f"held_out_{name}" for name in FIGURES | parts} == set(verify_checkpoint(places[-1]).metrics)
     last = result.curve[-1]
     assert last.acceptance_low < last.acceptance < 1
     assert last.mean_accepted < 4 * last.acceptance
