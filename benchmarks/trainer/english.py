@@ -6,7 +6,7 @@ from itertools import islice
 from pathlib import Path
 
 from latentforge.text.held_out import Split
-from latentforge.trainer.data.corpus import source_files, stdlib_root
+from latentforge.trainer.data.corpus import stdlib_root, whole_files
 
 # Shorter ones are headings rather than text.
 _LEAST_CHARACTERS = 200
@@ -22,7 +22,7 @@ def write_docstrings(path: Path, split: Split, most_files: int | None = None) ->
     """
     seen: set[str] = set()
     with path.open("w", encoding="utf-8") as out:
-        for file in islice(source_files(stdlib_root(), split), most_files):
+        for file in islice(whole_files(stdlib_root(), split), most_files):
             found = [text for text in _docstrings(file.text) if text not in seen]
             seen.update(found)
             if found:
