@@ -1,5 +1,6 @@
 """A real server on the loopback with a tiny checkpoint, which clients ask as they would ask any."""
 
+import faulthandler
 import json
 import threading
 import time
@@ -101,7 +102,9 @@ def serving(**settings: Any) -> Iterator[ServedApi]:
                 yield ServedApi(url, service, client)
         finally:
             server.should_exit = True
-            thread.join(30)
+            thread.join(120)
+            if thread.is_alive():
+                faulthandler.dump_traceback()
             assert not thread.is_alive()
 
 
