@@ -43,7 +43,9 @@ def split_logits(model: LatentModel, tokens: Tensor, lower: Tensor | None = None
         else:
             width = decoder.gru.hidden_size
             rows = slice((k - 1) * width, k * width)
-            steering = known[-1] / decoder.scale @ decoder.steer.weight[rows].T + decoder.steer.bias[rows]
+            steering = (
+                rms(known[-1], decoder.border_norm.weight) @ decoder.steer.weight[rows].T + decoder.steer.bias[rows]
+            )
             made = state + steering
             for block in decoder.blocks:
                 y = rms(made, block.norm.weight)  # type: ignore[union-attr,arg-type]

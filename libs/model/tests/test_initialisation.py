@@ -296,6 +296,8 @@ def test_a_split_decoder_starts_with_the_pretrained_models_next_token(
     of_text = theirs.model(behind_eos, output_hidden_states=True).hidden_states
     added = (of_text[1] - of_text[0]).square().mean((0, 1)).sqrt()
     assert (inner.scale / added).log().abs().max() < 0.7
+    normalised = inner.border_norm(of_text[1]).square().mean((0, 1)).sqrt()
+    assert (normalised * added / of_text[1].square().mean((0, 1)).sqrt()).log().abs().max() < 0.7
 
 
 @torch.no_grad()

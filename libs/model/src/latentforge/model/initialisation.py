@@ -175,7 +175,7 @@ def _start_chunks(student: Student, back: Tensor, mean: Tensor, scale: Tensor) -
 
 
 def _start_split(student: Student, decoder: SplitDecoder, table: Tensor, token_counts: Tensor) -> None:
-    """Gives a split decoder a table's logits, and the scale of what the first layers add to their inputs."""
+    """Gives a split decoder a table's logits, and the scales of what the first layers give and add to their inputs."""
     config, backbone = student.config, student.backbone
     assert backbone is not None
     factors, ids = _factors(table, config.chunk_decoder.rank, backbone.norm.weight), decoder.output.ids
@@ -189,8 +189,11 @@ def _start_split(student: Student, decoder: SplitDecoder, table: Tensor, token_c
     drawn = torch.multinomial(shares, num, replacement=True, generator=torch.Generator().manual_seed(0))
     inputs = student.input_map(student.embed(drawn))[None]
     known = backbone(inputs_embeds=inputs, use_cache=False, output_hidden_states=True).hidden_states
-    added = known[-1 - decoder.num_last] - inputs
-    decoder.scale.copy_(added[0, min(skipped, num - 1) :].square().mean(0).sqrt())
+    lower, first = known[-1 - decoder.num_last], min(skipped, num - 1)
+    decoder.scale.copy_((lower - inputs)[0, first:].square().mean(0).sqrt())
+    # Of what is normalised each dimension is then at that scale.
+    whole = lower[0, first:].square().mean(1).sqrt().mean()
+    decoder.border_norm.weight.copy_(whole / decoder.scale)
 
 
 def _start_features(features: LinearFeatures, table: Tensor, norm: Tensor | None) -> None:

@@ -1,9 +1,8 @@
 """A chunk decoder made of the backbone's own last layers, which run at every token; its first ones run once a chunk.
 
-What a transformer's state says of the token behind it, it hardly says of those behind that one: a network of its own
-that writes K tokens from one state soon knows no more than without it. The last layers of the backbone are what turns
-features of the text into a token. They look up whatever they need in the whole text, at every token, if they have
-features of the chunk's own tokens; and those, which are of the lower layers, a small GRU can stand in for.
+A pretrained state is made to say what the next token is, and nothing makes it say what comes behind that one. The last
+layers of the backbone are what turns features of the text into a token, and look up in the whole text what they need,
+if they have features of the chunk's own tokens. Those, which the first layers make, a small GRU stands in for.
 """
 
 from collections.abc import Sequence
@@ -23,11 +22,12 @@ class SplitDecoder(CarriedDecoder):
     chunk t at positions t·K … t·K + K - 1 (position i reads token i - 1 and predicts token i):
 
         g_i = GRU(x_0 … x_{i-1}), from ``start``
-        s_i = e_i + scale · out(norm(blocks(g_i + S_k·f_{t·K} + b_k)))    stands in for f_i, i = t·K + k, k = 1 … K - 1
+        s_i = e_i + scale · out(norm(blocks(g_i + S_k·f'_t + b_k)))    stands in for f_i, i = t·K + k, k = 1 … K - 1
         state before token i = the other layers at s_i, which see f_j for j ≤ t·K and s_j for t·K < j ≤ i
 
-    Before a chunk's first token it is the backbone's own state. The next step reads the K tokens by all layers: so the
-    layers' keys and values of earlier chunks are those of the backbone, and nothing of a stand-in lasts.
+    where f'_t is f_{t·K}, normalised by ``border_norm``. Before a chunk's first token it is the backbone's own state.
+    The next step reads the K tokens by all layers: so the layers' keys and values of earlier chunks are those of the
+    backbone, and nothing of a stand-in lasts.
 
     Attributes:
         num_last: layers that run at every token.
@@ -42,14 +42,14 @@ class SplitDecoder(CarriedDecoder):
         decoder = config.chunk_decoder
         super().__init__(config, 1, config.hidden_size)
         self.num_last = decoder.num_layers
+        self.border_norm = nn.RMSNorm(config.hidden_size, eps=1e-6)
         self.steer = nn.Linear(config.hidden_size, (config.chunk_size - 1) * decoder.width)
         self.out = nn.Linear(decoder.width, config.hidden_size)
         self.scale = nn.Parameter(torch.ones(config.hidden_size))
 
     def steering(self, lower: Tensor) -> Tensor:
-        """S·f + b of f at borders, float [..., h]: float [..., K - 1, width]."""
-        # At the scale of what the first layers add, whatever that is.
-        steering: Tensor = self.steer(lower / self.scale).unflatten(-1, (self.chunk_size - 1, -1))
+        """S·f' + b of f at borders, float [..., h]: float [..., K - 1, width]."""
+        steering: Tensor = self.steer(self.border_norm(lower)).unflatten(-1, (self.chunk_size - 1, -1))
         return steering
 
     def stand_ins(self, inputs: Tensor, states: Tensor, steering: Tensor) -> Tensor:
