@@ -128,6 +128,22 @@ def test_a_checkpoints_metrics_are_of_its_own_step(
     assert f"| `held_out_worth_backbone` | {result.curve[-1].worth_backbone:.4g} |" in card
 
 
+def test_what_the_parts_are_worth_is_measured_once_where_there_is_no_backbone_too(
+    known_teacher: Any, make_run: Any, packed: PackedData, autoencoder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured = []
+
+    def counted(*args: Any) -> dict[str, float]:
+        measured.append(evaluate_parts(*args))
+        return measured[-1]
+
+    monkeypatch.setattr("latentforge.trainer.training.loop.evaluate_parts", counted)
+    run = make_run(port=known_teacher.port, overrides={"student.model.num_layers": 0})
+    train_student(run, *split_tail(packed), autoencoder)
+    assert len(measured) == len(steps_of(run))
+    assert all("worth_copy" in worth and "worth_backbone" not in worth for worth in measured)
+
+
 def test_a_stop_before_the_first_step_leaves_no_trace_in_the_curve(
     known_teacher: Any, make_run: Any, packed: PackedData, autoencoder: Path
 ) -> None:

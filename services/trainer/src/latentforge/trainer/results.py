@@ -87,6 +87,12 @@ class CurvePoint(_Part):
     worth_copy: float | None = None
     worth_window: float | None = None
 
+    @property
+    def has_worth(self) -> bool:
+        """Whether it is known what the parts are worth."""
+        worth = (self.worth_backbone, self.worth_latent, self.worth_copy, self.worth_window)
+        return any(value is not None for value in worth)
+
 
 class ReconstructionFigures(_Part):
     """Shares of held-out tokens and chunks that come back exactly: from the posterior's mean, and from a sample."""

@@ -297,7 +297,7 @@ class StudentTraining:
                 self.publisher.failure = f"step {self.step} is not saved"
                 return
             last = self.curve[-1]
-            is_measured = last.step == self.step and last.worth_backbone is not None
+            is_measured = last.step == self.step and last.has_worth
             self.publisher.publish(last if is_measured else self._measured(progress, with_parts=True))
             self.learner.model.train()
 
