@@ -53,6 +53,9 @@ AtOnceOption = Annotated[
     int, typer.Option("--at-once", min=1, help="Jobs side by side, one thread each.", show_default="the cores")
 ]
 ResultsOption = Annotated[Path, typer.Option("--results", help="Where the results file goes.")]
+SeedsOption = Annotated[
+    int | None, typer.Option("--seeds", min=1, help="How many seeds at most.", show_default="the scale's")
+]
 PublishOption = Annotated[
     Path | None, typer.Option("--publish", help="Also write results.json and the charts to this folder.")
 ]
@@ -143,9 +146,7 @@ def compare(
     folder: FolderOption = None,
     at_once: AtOnceOption = _CORES,
     results: ResultsOption = Path("results"),
-    seeds: Annotated[
-        int | None, typer.Option("--seeds", min=1, help="How many seeds at most.", show_default="the scale's")
-    ] = None,
+    seeds: SeedsOption = None,
     only: Annotated[
         list[str] | None, typer.Option("--only", help="A group of models; again for more.", show_default="all groups")
     ] = None,
@@ -217,9 +218,7 @@ def codes(
     latent_sizes: Annotated[
         list[int] | None, typer.Option("--latent-size", min=8, help="D; again for more.", show_default="128")
     ] = None,
-    seeds: Annotated[
-        int | None, typer.Option("--seeds", min=1, help="How many seeds at most.", show_default="the scale's")
-    ] = None,
+    seeds: SeedsOption = None,
 ) -> None:
     """Autoencoders whose tokens start with codes of equal length: what they bring back; no student is trained."""
     console = _console()

@@ -183,6 +183,23 @@ def _evaluation(sequences: int) -> dict[str, int]:
     return {"--sequences": sequences, "--brier-positions": 0, "--prompts": 0}
 
 
+# Two CPU cores; the largest budget of one architecture takes an hour or more.
+_CPU = WorthScale(
+    lab=_lab(
+        ScaleName.cpu,
+        sequence_length=1024,
+        batch_size=4,
+        package_megabytes=120,
+        evaluation=_evaluation(40),
+    ),
+    unit=262_144,
+    budgets=(1, 4, 16, 64),
+    factors=(0.5, 1.0, 2.0),
+    chunk_sizes=(2, 4, 8),
+    student_size=Size(4, 256),
+    gru_widths=(256, 384),
+    token_sizes=SCALES[ScaleName.cpu].token_sizes,
+)
 WORTH_SCALES: dict[ScaleName, WorthScale] = {
     # Minutes: shows that every stage works, measures nothing worth knowing.
     ScaleName.smoke: WorthScale(
@@ -201,24 +218,10 @@ WORTH_SCALES: dict[ScaleName, WorthScale] = {
         gru_widths=(32,),
         token_sizes=(Size(1, 64),),
     ),
-    # Two CPU cores; the largest budget of one architecture takes an hour or more.
-    ScaleName.cpu: WorthScale(
-        lab=_lab(
-            ScaleName.cpu,
-            sequence_length=1024,
-            batch_size=4,
-            package_megabytes=120,
-            evaluation=_evaluation(40),
-        ),
-        unit=262_144,
-        budgets=(1, 4, 16, 64),
-        factors=(0.5, 1.0, 2.0),
-        chunk_sizes=(2, 4, 8),
-        student_size=Size(4, 256),
-        gru_widths=(256, 384),
-        token_sizes=SCALES[ScaleName.cpu].token_sizes,
-    ),
-    ScaleName.gpu: WorthScale(
+    ScaleName.cpu: _CPU,
+    # The same models on more text.
+    ScaleName.gpu: replace(
+        _CPU,
         lab=_lab(
             ScaleName.gpu,
             sequence_length=1024,
@@ -228,11 +231,5 @@ WORTH_SCALES: dict[ScaleName, WorthScale] = {
             evaluation=_evaluation(100),
         ),
         unit=1_638_400,
-        budgets=(1, 4, 16, 64),
-        factors=(0.5, 1.0, 2.0),
-        chunk_sizes=(2, 4, 8),
-        student_size=Size(4, 256),
-        gru_widths=(256, 384),
-        token_sizes=SCALES[ScaleName.cpu].token_sizes,
     ),
 }
