@@ -156,6 +156,15 @@ def started_student(make: Callable[..., StudentConfig], source: CausalLM, **chan
     return student
 
 
+def whole_model(
+    student: Student, make: Callable[..., AutoencoderConfig], rng: torch.Generator
+) -> tuple[LatentModel, torch.Tensor, torch.Tensor]:
+    """The student with an autoencoder, random chunks [2, 6, K], and their tokens behind an end of text [2, 1 + 6·K]."""
+    tokens = torch.randint(2, 70, (2, 6, K), generator=rng)
+    behind_eos = torch.cat([torch.full((2, 1), EOS), tokens.flatten(1)], 1)
+    return LatentModel(Autoencoder(make(vocab_size=70)), student).eval(), tokens, behind_eos
+
+
 @torch.no_grad()
 def test_a_chunk_enters_as_the_mean_of_its_embeddings_at_the_scale_of_one(
     pretrained: tuple[Any, CausalLM], student_config: Callable[..., StudentConfig], rng: torch.Generator
@@ -231,8 +240,7 @@ def test_every_token_of_a_chunk_starts_at_a_share_of_the_pretrained_models_next_
     student = started_student(
         student_config, source, embed_size=32, logit_features=LogitFeaturesConfig(kind="linear", width=32)
     )
-    model = LatentModel(Autoencoder(autoencoder_config(vocab_size=70)), student).eval()
-    tokens = torch.randint(2, 70, (2, 6, K), generator=rng)
+    model, tokens, _ = whole_model(student, autoencoder_config, rng)
     hidden = model.hidden(tokens)
     features = model.logit_features(hidden, hidden.new_empty(0))
     logits = features @ model.output_weight.T
@@ -254,9 +262,7 @@ def test_layers_that_read_tokens_start_with_the_pretrained_models_states_and_its
     student = started_student(
         student_config, source, positions="tokens", embed_size=32, logit_features=features, chunk_decoder=decoder
     )
-    model = LatentModel(Autoencoder(autoencoder_config(vocab_size=70)), student).eval()
-    tokens = torch.randint(2, 70, (2, 6, K), generator=rng)
-    behind_eos = torch.cat([torch.full((2, 1), EOS), tokens.flatten(1)], 1)
+    model, tokens, behind_eos = whole_model(student, autoencoder_config, rng)
     of_theirs = theirs.model(behind_eos).last_hidden_state[:, : 6 * K : K]
     hidden = model.hidden(tokens)
     torch.testing.assert_close(hidden, of_theirs, rtol=1e-3, atol=1e-3)
@@ -282,9 +288,7 @@ def test_a_split_decoder_starts_with_the_pretrained_models_next_token(
     student = started_student(
         student_config, source, positions="tokens", embed_size=32, logit_features=features, chunk_decoder=decoder
     )
-    model = LatentModel(Autoencoder(autoencoder_config(vocab_size=70)), student).eval()
-    tokens = torch.randint(2, 70, (2, 6, K), generator=rng)
-    behind_eos = torch.cat([torch.full((2, 1), EOS), tokens.flatten(1)], 1)
+    model, tokens, behind_eos = whole_model(student, autoencoder_config, rng)
     states = theirs.model(behind_eos).last_hidden_state[:, : 6 * K : K]
     table = theirs.lm_head.weight
     u, s, vh = torch.linalg.svd(table - table.mean(0), full_matrices=False)

@@ -31,7 +31,8 @@ def score_pieces(
     """Log probabilities of every token of a text behind those before it, the first's at the beginning of a text.
 
     Exact; with an energy head those under the latents of one fixed noise. A text whose length is no multiple of K has
-    pads before it, as in training. Memory is taken for this text and given back at the end.
+    pads before it, as in training. Memory is taken for this text and given back at the end. Where the decoder is split
+    the transformer reads the whole text in the first piece of work.
 
     Args:
         model: in evaluation mode.
