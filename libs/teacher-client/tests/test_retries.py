@@ -1,3 +1,4 @@
+from types import SimpleNamespace
 from typing import Any
 
 import grpc
@@ -78,10 +79,14 @@ class Flaky:
 
 @pytest.fixture
 def slept(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """What would have been slept; the clock moves on by that."""
+    """What would have been slept; the clock of retries alone moves on by that.
+
+    A clock set back for the whole process lets every event loop that a session's server runs sleep for hours.
+    """
     naps: list[float] = []
-    monkeypatch.setattr("time.monotonic", lambda: 100.0 + sum(naps))
-    monkeypatch.setattr("time.sleep", naps.append)
+    clock = SimpleNamespace(monotonic=lambda: 100.0 + sum(naps), sleep=naps.append)
+    for module in ("latentforge.teacher_client.retries", "tenacity.nap"):
+        monkeypatch.setattr(f"{module}.time", clock)
     return naps
 
 

@@ -102,7 +102,7 @@ def serving(**settings: Any) -> Iterator[ServedApi]:
                 yield ServedApi(url, service, client)
         finally:
             server.should_exit = True
-            thread.join(120)
+            thread.join(30)
             if thread.is_alive():
                 faulthandler.dump_traceback()
             assert not thread.is_alive()

@@ -1,6 +1,7 @@
 import asyncio
 import logging
 import threading
+from types import SimpleNamespace
 from typing import Any
 
 import grpc
@@ -87,9 +88,13 @@ def test_a_pause_beyond_the_patience_is_cut_to_it_and_followed_by_a_last_try(mon
     naps: list[float] = []
     busy = TeacherError(grpc.StatusCode.RESOURCE_EXHAUSTED, "busy", retry_after=400.0)
     calls = 0
+    sleep, here = asyncio.sleep, threading.get_ident()
 
     async def slept(seconds: float) -> None:
-        naps.append(seconds)
+        if threading.get_ident() == here:
+            naps.append(seconds)
+        else:
+            await sleep(seconds)
 
     async def call() -> int:
         nonlocal calls
@@ -98,7 +103,9 @@ def test_a_pause_beyond_the_patience_is_cut_to_it_and_followed_by_a_last_try(mon
             raise busy
         return calls
 
-    monkeypatch.setattr("latentforge.trainer.teacher.connection.time.monotonic", lambda: 100.0 + sum(naps))
+    # Not the process's own clock: event loops that other tests' servers run would sleep for hours.
+    clock = SimpleNamespace(monotonic=lambda: 100.0 + sum(naps))
+    monkeypatch.setattr("latentforge.trainer.teacher.connection.time", clock)
     link, answered_at = TeacherLink("127.0.0.1:9", patience=300.0), 2
     monkeypatch.setattr("asyncio.sleep", slept)
     assert asyncio.run(link.retried(call)) == 2
