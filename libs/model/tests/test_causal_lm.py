@@ -181,3 +181,22 @@ def test_a_torn_file_is_refused(tmp_path: Path) -> None:
 def test_neither_a_folder_nor_a_model_of_the_hub_is_refused() -> None:
     with pytest.raises(ValueError, match="no/such/folder is neither a folder that is there nor a model of the hub"):
         open_causal_lm("no/such/folder")
+
+
+def test_some_layers_alone_are_taken_in_their_order(tmp_path: Path) -> None:
+    model = saved(tmp_path)
+    found = open_causal_lm(str(tmp_path)).with_layers([0, 1, 2]).with_layers([0, 2])
+    assert found.sizes["num_layers"] == 2
+    layers = found.layers()
+    assert not [name for name in layers if name.startswith("layers.2.")]
+    for ours, theirs in ((0, 0), (1, 2)):
+        for name, tensor in model.model.layers[theirs].state_dict().items():
+            assert torch.equal(layers[f"layers.{ours}.{name}"], tensor)
+    assert torch.equal(layers["norm.weight"], model.model.norm.weight)
+
+
+@pytest.mark.parametrize("kept", [[], [2, 1], [0, 0], [0, 3], [-1, 0]])
+def test_layers_that_it_does_not_have_are_refused(tmp_path: Path, kept: list[int]) -> None:
+    saved(tmp_path)
+    with pytest.raises(ValueError, match="layers 0 to 2; give some of these, each once, in ascending order"):
+        open_causal_lm(str(tmp_path)).with_layers(kept)

@@ -88,6 +88,10 @@ def test_the_same_sizes_said_again_are_no_clash(load: Callable[..., Recipe]) -> 
     assert load(student__model__num_layers=6, student__model__rope_theta=70000).student.model["num_layers"] == 6
 
 
+def test_a_smaller_student_takes_some_of_the_layers(load: Callable[..., Recipe]) -> None:
+    assert load(student__init_layers=[0, 1, 5]).student.model["num_layers"] == 3
+
+
 def test_an_empty_name_takes_out_what_the_recipe_has(load: Callable[..., Recipe]) -> None:
     sizes = {f"student__model__{name}": value for name, value in SIZES.items()}
     assert load(**sizes, student__init_from="").student.init_from is None
@@ -125,6 +129,9 @@ def test_without_its_layers_sizes_are_the_recipes(load: Callable[..., Recipe]) -
         ({"data__sequence_length": 64}, r"max_chunks is 16, .* made for 8 positions; shorten data\.sequence_length"),
         ({"student__init_parts": []}, r"student\.init_parts"),
         ({"student__init_parts": ["head"]}, r"student\.init_parts.*'layers', 'inputs' or 'outputs'"),
+        ({"student__init_layers": [0, 6]}, r"student\.init_layers is \[0, 6\], .* layers 0 to 5; .*ascending order"),
+        ({"student__init_layers": [1, 1]}, r"student\.init_layers is \[1, 1\], .*each once"),
+        ({"student__init_layers": []}, r"student\.init_layers"),
         ({"student__init_from": "no/such/folder"}, r"student\.init_from=no/such/folder: .*neither a folder"),
     ],
 )

@@ -155,19 +155,25 @@ def pretrained_recipe(recipe_file: Path, tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.parametrize("kept", [None, [0, 2]])
 def test_a_token_level_student_starts_at_the_pretrained_models_loss(
-    make_run: Any, packed: PackedData, pretrained_recipe: Path, tokenizer: TextTokenizer, tmp_path: Path
+    make_run: Any, packed: PackedData, pretrained_recipe: Path, tokenizer: TextTokenizer, tmp_path: Path, kept: Any
 ) -> None:
-    theirs = pretrained_model(tmp_path / "llama", tokenizer)
+    theirs = pretrained_model(tmp_path / "llama", tokenizer, num_hidden_layers=3)
     make_run.recipe_file = pretrained_recipe
     overrides = {"student.objective": "chunk-ce", "teacher.targets": "text", "student.optim.steps": 3}
-    run = make_run(port=9, overrides=overrides | {"student.init_from": str(tmp_path / "llama"), "vocab_size": 264})
+    overrides |= {"student.init_from": str(tmp_path / "llama"), "vocab_size": 264}
+    if kept is not None:
+        overrides |= {"student.init_layers": kept}
+        theirs.model.layers = torch.nn.ModuleList([theirs.model.layers[number] for number in kept])
+        theirs.config.num_hidden_layers = len(kept)
+    run = make_run(port=9, overrides=overrides)
     train, held_out = split_tail(packed)
     result: Any = train_token_level(run, train, held_out)
     losses = []
     for text in held_out_sequences(held_out, run.recipe.student.validation_sequences):
         with torch.no_grad():
-            logits = theirs(torch.cat([torch.tensor([0]), text[:-1]])[None]).logits[0]
+            logits = theirs(torch.cat([torch.tensor([0]), text[:-1]])[None], use_cache=False).logits[0]
         losses.append(torch.nn.functional.cross_entropy(logits[1:], text[1:]))
     assert result.curve[0].ce == pytest.approx(float(torch.stack(losses).mean()), abs=1e-4)
 

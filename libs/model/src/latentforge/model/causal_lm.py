@@ -5,9 +5,9 @@ students of ours. Only JSON and safetensors are read; what is read into memory i
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +89,7 @@ class CausalLM:
     sizes: Mapping[str, Any]
     vocab_size: int
     max_positions: int
+    _kept: Sequence[int]
     _files: Mapping[str, Path]
     _prefix: str
     _inputs: _Table
@@ -98,7 +99,27 @@ class CausalLM:
         """The state of a backbone of these sizes, float32."""
         with torch.device("meta"):
             names = build_backbone(_backbone(self.sizes), 1).state_dict()
-        return {name: self._tensor(self._prefix + name) for name in names}
+        return {name: self._tensor(self._prefix + self._kept_name(name)) for name in names}
+
+    def with_layers(self, kept: Sequence[int]) -> "CausalLM":
+        """The same model with some of its layers alone, by their numbers from 0, ascending.
+
+        Raises:
+            ValueError: it has no such layer, or they do not ascend.
+        """
+        num = self.sizes["num_layers"]
+        if not kept or list(kept) != sorted(set(kept)) or not 0 <= kept[0] <= kept[-1] < num:
+            raise ValueError(f"it has the layers 0 to {num - 1}; give some of these, each once, in ascending order")
+        layers = [self._kept[number] for number in kept]
+        return replace(self, sizes={**self.sizes, "num_layers": len(layers)}, _kept=layers)
+
+    def _kept_name(self, name: str) -> str:
+        """A tensor's name in the files, of its name in a backbone."""
+        part, _, rest = name.partition(".")
+        if part != "layers":
+            return name
+        number, _, inside = rest.partition(".")
+        return f"{part}.{self._kept[int(number)]}.{inside}"
 
     def inputs(self) -> Tensor:
         """The token embeddings as the layers read them, float32 [V, h]."""
@@ -165,6 +186,7 @@ def _ours(folder: Path, config: dict[str, Any]) -> CausalLM:
         sizes=own.model_dump(include=set(SIZES)),
         vocab_size=own.vocab_size,
         max_positions=own.max_tokens,
+        _kept=range(own.num_layers),
         _files=_files(folder),
         _prefix="backbone.",
         _inputs=_Table(
@@ -217,6 +239,7 @@ def _transformers(folder: Path, config: Any) -> CausalLM:
         },
         vocab_size=full.vocab_size,
         max_positions=full.max_position_embeddings,
+        _kept=range(full.num_hidden_layers),
         _files=files,
         _prefix="model.",
         _inputs=inputs,

@@ -25,12 +25,13 @@ def with_pretrained_sizes(student: StudentRecipe) -> StudentRecipe:
     """
     if student.init_from is None or "layers" not in student.parts:
         return student
-    source = open_source(_STUDENT, student.init_from)
+    source = open_student_source(student)
     for name, theirs in source.sizes.items():
         if name in student.model and student.model[name] != theirs:
             raise RecipeError(
                 f"student.model.{name} is {student.model[name]!r}, and {_STUDENT}={student.init_from} has {theirs!r}: "
                 "its layers are taken as they are; leave the field out, or take layers out of student.init_parts"
+                + (", or some layers alone with student.init_layers" if name == "num_layers" else "")
             )
     return student.model_copy(update={"model": {**student.model, **source.sizes}})
 
@@ -107,6 +108,24 @@ def check_vocabulary(
             raise RecipeError(
                 f"vocab_size is {vocab_size}, and {field}={place} has {source.vocab_size} ids; lower vocab_size"
             )
+
+
+def open_student_source(student: StudentRecipe) -> Any:
+    """The pretrained model that a student starts from, a CausalLM, with the layers alone that are taken over.
+
+    Raises:
+        RecipeError: there is none, it is of no use, or it has no such layers; names the field.
+    """
+    assert student.init_from is not None
+    source = open_source(_STUDENT, student.init_from)
+    if student.init_layers is None:
+        return source
+    try:
+        return source.with_layers(student.init_layers)
+    except ValueError as error:
+        raise RecipeError(
+            f"student.init_layers is {student.init_layers}, of {_STUDENT}={student.init_from}: {error}"
+        ) from None
 
 
 def open_source(field: str, place: str) -> Any:

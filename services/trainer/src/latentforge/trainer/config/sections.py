@@ -224,6 +224,12 @@ class StudentRecipe(LastingRecipe):
         description="What is taken over: layers, inputs (the token embeddings) and outputs (the output tables; of "
         "narrower tables the first principal components); unset takes all.",
     )
+    init_layers: list[Annotated[int, Field(ge=0)]] | None = Field(
+        None,
+        min_length=1,
+        description="Numbers of the layers that are taken over, from 0, ascending: a smaller student of them; unset "
+        "takes all.",
+    )
     ema: float | None = Field(
         None,
         gt=0,

@@ -11,7 +11,7 @@ from latentforge.model.latent_model import LatentModel
 from latentforge.model.losses import ObjectiveWeights
 from latentforge.model.student import Student
 from latentforge.model.token_level import TokenLevelModel
-from latentforge.trainer.config.pretrained import open_source
+from latentforge.trainer.config.pretrained import open_student_source
 from latentforge.trainer.errors import TrainerError
 from latentforge.trainer.run.context import RunContext
 from latentforge.trainer.training.models import loss_weights, new_student, new_token_level
@@ -60,7 +60,7 @@ def _start_from(run: RunContext, model: Student | TokenLevelModel, token_counts:
     recipe = run.recipe.student
     if recipe.init_from is None:
         return
-    source = open_source("student.init_from", recipe.init_from)
+    source = open_student_source(recipe)
     if isinstance(model, Student):
         start_student(model, source, recipe.parts, token_counts)
         return
