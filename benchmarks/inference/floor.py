@@ -1,11 +1,12 @@
 """The floor under a step: the matrix products without which no code computes it, listed by shape and timed alone."""
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from latentforge.model.chunk_decoder.recurrent import RecurrentDecoder
+from latentforge.model.chunk_decoder.split import SplitDecoder
 from latentforge.model.chunk_decoder.windowed import GruDecoder
 from latentforge.model.config import AutoencoderConfig, BackboneConfig, StudentConfig
 from latentforge.model.heads import DeterministicHead
@@ -52,8 +53,8 @@ def step_products(model: LatentModel | TokenLevelModel, context_tokens: int, tex
     tokens. Norms, activations, softmaxes, additions and draws are not in it.
 
     Args:
-        model: token-level; or with a GRU or a recurrent decoder, logit features of the autoencoder or none, and a
-            deterministic head.
+        model: token-level; or with a GRU, a recurrent or a split decoder, logit features of the autoencoder or none,
+            and a deterministic head.
         context_tokens: tokens before the chunk.
         texts: that step together.
 
@@ -66,25 +67,29 @@ def step_products(model: LatentModel | TokenLevelModel, context_tokens: int, tex
     decoder, own_features = student.chunk_decoder, student.logit_features
     known_features = own_features is None or isinstance(own_features, NoFeatures)
     if not (
-        isinstance(decoder, GruDecoder | RecurrentDecoder)
+        isinstance(decoder, GruDecoder | RecurrentDecoder | SplitDecoder)
         and known_features
         and isinstance(student.head, DeterministicHead)
     ):
         raise ValueError(
-            "the floor is known for a GRU or a recurrent decoder, a deterministic head, and the autoencoder's features "
-            "or none"
+            "the floor is known for a GRU, a recurrent or a split decoder, a deterministic head, and the autoencoder's "
+            "features or none"
         )
     config = student.config
     products = _chunk_backbone(config, context_tokens, texts)
     if own_features is None:
         products += _features(config, model.autoencoder.config, texts)
-    if isinstance(decoder, RecurrentDecoder):
+    k, b, decoded = config.chunk_size, texts, config.chunk_decoder
+    written_from = decoded.width
+    if isinstance(decoder, SplitDecoder):
+        products += _split(config, context_tokens, texts)
+        written_from = config.hidden_size
+    elif isinstance(decoder, RecurrentDecoder):
         products += _recurrent(config, texts)
     else:
         products += _gru(config, texts)
-    k, b, decoded = config.chunk_size, texts, config.chunk_decoder
     products += [
-        Product("decoder, reduce", b, decoded.width, decoded.rank, k),
+        Product("decoder, reduce", b, written_from, decoded.rank, k),
         Product("decoder, correction", b, decoded.rank, decoded.frequent_ids or config.vocab_size, k),
     ]
     return products + _induction_products(config, config.embed_size, decoded.rank, context_tokens, texts, k)
@@ -143,11 +148,43 @@ def _recurrent(config: StudentConfig, b: int) -> list[Product]:
         products += [Product("border", b, width, h)]
     for layer in range(config.chunk_decoder.num_layers):
         inner = config.embed_size if layer == 0 else width
-        products += [Product(f"GRU {layer}, inputs", b, inner, 3 * width, k)]
-        products += [Product(f"GRU {layer}, states", b, width, 3 * width, k)]
+        products += _carried_gru(layer, inner, width, b, k)
+    return products + _blocks(config, b, k)
+
+
+def _split(config: StudentConfig, context_tokens: int, b: int) -> list[Product]:
+    """The last layers at the chunk's tokens but the first, behind what stands in for the first layers."""
+    k, h, e, width = config.chunk_size, config.hidden_size, config.embed_size, config.chunk_decoder.width
+    inside = k - 1
+    products = [
+        Product("decoder, steering", b, h, inside * width),
+        *_carried_gru(0, e, width, b, k),
+        *_blocks(config, b, inside),
+        Product("decoder, input map", b, e, h, inside),
+        Product("decoder, stand-in", b, width, h, inside),
+    ]
+    alone = config.model_copy(update={"num_layers": 1})
+    for layer in range(config.chunk_decoder.num_layers):
+        products += [
+            # The first token sees itself and what stands before; the others on average half of the chunk more.
+            replace(product, what=f"decoder layer {layer}, {product.what}", count=product.count * inside)
+            for product in _backbone_products(alone, 1 + context_tokens + k // 2, b)
+        ]
+    return products
+
+
+def _carried_gru(layer: int, inner: int, width: int, b: int, tokens: int) -> list[Product]:
+    return [
+        Product(f"GRU {layer}, inputs", b, inner, 3 * width, tokens),
+        Product(f"GRU {layer}, states", b, width, 3 * width, tokens),
+    ]
+
+
+def _blocks(config: StudentConfig, b: int, tokens: int) -> list[Product]:
+    width, products = config.chunk_decoder.width, []
     for block in range(config.chunk_decoder.num_blocks):
-        products += [Product(f"decoder block {block}, gate and up", b, width, 4 * width, k)]
-        products += [Product(f"decoder block {block}, down", b, 2 * width, width, k)]
+        products += [Product(f"decoder block {block}, gate and up", b, width, 4 * width, tokens)]
+        products += [Product(f"decoder block {block}, down", b, 2 * width, width, tokens)]
     return products
 
 

@@ -16,6 +16,7 @@ from latentforge.model.config import (
     AutoencoderConfig,
     ChunkDecoderConfig,
     InductionConfig,
+    LogitFeaturesConfig,
     StudentConfig,
     TokenLevelConfig,
 )
@@ -62,7 +63,7 @@ def student_config(
     induction: InductionConfig | None = None,
 ) -> StudentConfig:
     """Of a student with room for so many tokens; by default without induction heads, as other libraries' models."""
-    heads = max(2, size.width // 64)
+    heads, splits = max(2, size.width // 64), decoder.config.kind == "split"
     return StudentConfig(
         vocab_size=size.vocab_size,
         pad_id=_PAD,
@@ -76,7 +77,9 @@ def student_config(
         chunk_size=size.chunk_size,
         latent_size=_LATENT_SIZE,
         max_chunks=context_tokens // size.chunk_size,
+        positions="tokens" if splits else "chunks",
         chunk_decoder=decoder.config,
+        logit_features=LogitFeaturesConfig(kind="none") if splits else LogitFeaturesConfig(),
         induction=induction or InductionConfig(),
     )
 

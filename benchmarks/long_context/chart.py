@@ -17,6 +17,7 @@ _LOOKS = {
     "k4": ("#009E73", "D"),
     "k8": ("#0072B2", "s"),
     "k8_heads": ("#CC79A7", "v"),
+    "k8_split": ("#D55E00", "P"),
     VLLM: ("#E69F00", "^"),
 }
 _KEYS = [*(model.key for model in MODELS), VLLM]

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import torch
 
-from benchmarks.inference.models import DEFAULT_DECODER, random_twin, student_config, student_of
+from benchmarks.inference.models import DEFAULT_DECODER, Decoder, random_twin, student_config, student_of
 from benchmarks.inference.plan import ModelSize
 from benchmarks.long_context.plan import LongContextModel
 from latentforge.model.config import TokenLevelConfig
@@ -24,4 +24,4 @@ def build_model(
     if of.chunk_size == 1:
         return random_twin(twin_config(size, tokens), device)
     sizes = replace(size, chunk_size=of.chunk_size)
-    return student_of(student_config(sizes, DEFAULT_DECODER, tokens, of.induction), device)
+    return student_of(student_config(sizes, Decoder(of.name, of.decoder), tokens, of.induction), device)

@@ -1,10 +1,10 @@
 """How much is measured: which models, how many requests, how long contexts."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from benchmarks.inference.plan import ModelSize
-from latentforge.model.config import InductionConfig
+from latentforge.model.config import ChunkDecoderConfig, InductionConfig
 
 
 class LongContextCell(NamedTuple):
@@ -29,12 +29,14 @@ class LongContextModel:
         name: in tables and the chart.
         chunk_size: tokens a step; 1 is the token-level twin.
         induction: of its induction heads; none by default.
+        decoder: its chunk decoder.
     """
 
     key: str
     name: str
     chunk_size: int
     induction: InductionConfig | None = None
+    decoder: ChunkDecoderConfig = field(default_factory=ChunkDecoderConfig)
 
 
 TWIN = LongContextModel("twin", "token-level twin", 1)
@@ -45,6 +47,10 @@ MODELS = (
     K8,
     # As the shipped student has them: of every token they keep a key and a value, whatever K is.
     LongContextModel("k8_heads", "student, K = 8, induction heads", 8, InductionConfig(context=4)),
+    # Keeps as much of every token as the twin, reads it at 2 of 12 layers, and at all of them once a step.
+    LongContextModel(
+        "k8_split", "split student, K = 8", 8, decoder=ChunkDecoderConfig(kind="split", num_layers=2, num_blocks=1)
+    ),
 )
 
 
@@ -101,7 +107,7 @@ QUICK = LongContextPlan(
     contexts=(64, 128),
     new_tokens=8,
     trial_tokens=8,
-    size=ModelSize(layers=1, width=128, vocab_size=256),
+    size=ModelSize(layers=3, width=128, vocab_size=256),
     read_bytes=2**22,
     product_size=128,
 )

@@ -26,7 +26,7 @@ from latentforge.model.latent_model import LatentModel
 from latentforge.model.token_level import TokenLevelModel
 
 CPU = torch.device("cpu")
-SIZE = ModelSize(layers=2, width=256, vocab_size=512)
+SIZE = ModelSize(layers=3, width=256, vocab_size=512)
 SPEED = DeviceSpeed(bytes_per_second=1e9, flops_per_second=1e12)
 every_model = pytest.mark.parametrize("of", MODELS, ids=lambda of: of.key)
 
@@ -54,18 +54,22 @@ def test_a_step_of_narrow_tables_too() -> None:
 def check_weights_are_read_once(model: LatentModel | TokenLevelModel, chunk_size: int) -> None:
     """Against the parameters that a step multiplies with."""
     products = step_products(model, 128, 3)
-    is_unused = "autoencoder.enc", "autoencoder.compress", "autoencoder.to_", "autoencoder.mask"
+    is_unused = ["autoencoder.enc", "autoencoder.compress", "autoencoder.to_", "autoencoder.mask"]
+    if isinstance(model, LatentModel) and not model.writes_from_latents:
+        is_unused = ["autoencoder.", "student.head."]
     # Of the tables of tokens' embeddings a step looks up rows; the autoencoder's is its output layer too.
     looked_up = ("embedding.weight",) if isinstance(model, TokenLevelModel) else ("student.embedding.weight",)
     used = {
         name: parameter.numel()
         for name, parameter in model.named_parameters()
-        if parameter.ndim == 2 and not name.startswith(is_unused) and name not in looked_up
+        if parameter.ndim == 2 and not name.startswith(tuple(is_unused)) and name not in looked_up
     }
-    # What the window's tokens are multiplied with is another product of the same weights.
-    window = sum(product.numbers_read for product in products if "window" in product.what)
+    # What the window's tokens are multiplied with is another product of the same weights; so are a split decoder's
+    # layers and its tokens' inputs.
+    again = "window", "decoder layer", "decoder, input map"
+    twice = sum(p.numbers_read for p in products if not p.cached and any(what in p.what for what in again))
     cost = token_cost(products, 3 * chunk_size, SPEED)
-    assert cost.weight_bytes * 3 * chunk_size == pytest.approx(4 * (sum(used.values()) + window))
+    assert cost.weight_bytes * 3 * chunk_size == pytest.approx(4 * (sum(used.values()) + twice))
 
 
 @every_model
@@ -74,12 +78,20 @@ def test_what_is_read_of_the_cache_is_counted(of: LongContextModel) -> None:
     model, texts, context = build_model(of, SIZE, 256, CPU), 3, 128
     config = model.config if isinstance(model, TokenLevelModel) else model.student.config
     num_bytes = flops = 0
+    splits = of.decoder.kind == "split"
+    seen, queries = (1 + context, of.chunk_size) if splits else (1 + context // of.chunk_size, 1)
     for _ in range(texts):
         for _ in range(config.num_layers * config.num_kv_heads):
-            for _ in range(1 + context // of.chunk_size):
+            for _ in range(seen):
                 num_bytes += 4 * 2 * config.head_dim
                 # Two query heads a key head; a dot product with the key, and the value times what it gives.
-                flops += 2 * 2 * 2 * config.head_dim
+                flops += queries * 2 * 2 * 2 * config.head_dim
+        if splits:
+            # The last layers again at each of its tokens but the first.
+            for place in range(1, of.chunk_size):
+                for _ in range(of.decoder.num_layers * config.num_kv_heads * (seen + place)):
+                    num_bytes += 4 * 2 * config.head_dim
+                    flops += 2 * 2 * 2 * config.head_dim
         if of.induction:
             for _ in range(of.chunk_size * of.induction.num_heads * context):
                 num_bytes += 4 * 2 * of.induction.size
@@ -131,9 +143,11 @@ def test_texts_are_read_by_the_engine_and_stepped_together(of: LongContextModel)
 
 def test_the_cache_is_the_memory_that_was_taken() -> None:
     sizes = {of.key: batch_decoding(build_model(of, SIZE, 512, CPU), 2, max_tokens=512).cache_bytes for of in MODELS}
-    # Keys and values of 2 layers, 2 heads, 64 dimensions, of two texts; and the column that a step writes.
-    assert sizes["twin"] == 2 * 2 * 2 * 64 * 4 * 2 * (512 + 1)
-    assert sizes["k8"] == 2 * 2 * 2 * 64 * 4 * 2 * (512 // 8 + 1)
+    # Keys and values of 3 layers, 2 heads, 64 dimensions, of two texts; and the column that a step writes.
+    assert sizes["twin"] == 2 * 3 * 2 * 64 * 4 * 2 * (512 + 1)
+    # And what the first layers gave at each text's border.
+    assert sizes["k8_split"] == sizes["twin"] + 2 * 256 * 4
+    assert sizes["k8"] == 2 * 3 * 2 * 64 * 4 * 2 * (512 // 8 + 1)
     # Of two induction heads keys and values of every token, beside its id and a base for each head.
     assert sizes["k8_heads"] - sizes["k8"] > 2 * 512 * (2 * 2 * 64 * 4 + 8 + 2 * 4)
 
@@ -163,7 +177,7 @@ def test_a_quick_benchmark_measures_every_cell_and_draws_them(tmp_path: Path, mo
     found = LongContextResults.read(path)
     cells = ["kv_1x64", "kv_2x64", "kv_1x128", "kv_2x128"]
     assert [(each.cell, each.model) for each in found.figures] == [(cell, of.key) for cell in cells for of in MODELS]
-    suffixes = ["", "_cache", "_k4", "_k4_cache", "_k8_heads", "_k8_heads_cache"]
+    suffixes = ["", "_cache", "_k4", "_k4_cache", "_k8_heads", "_k8_heads_cache", "_k8_split", "_k8_split_cache"]
     assert set(found.by_id) == {cell + suffix for cell in cells for suffix in suffixes}
     for each in found.figures:
         assert each.pace > 0
