@@ -31,6 +31,7 @@ from experiments.figures import (
 from experiments.fresh import speed_models
 from experiments.jobs import StaleError
 from experiments.ngram_control import ngram_results
+from experiments.pace import pace_results
 from experiments.pareto import pareto_models, seed_models
 from experiments.plan import AutoencoderPlan
 from experiments.published import RESULTS, WORTH, draw_measured, draw_runs, redraw
@@ -137,6 +138,27 @@ def speed(
     found = speed_results(measured)
     print_results(console, found)
     console.print(str(write_models(results, "speed", found, [m.record() for m in measured], scale)), highlight=False)
+
+
+@app.command()
+def pace(
+    folders: Annotated[
+        list[Path],
+        typer.Argument(help="Runs of checkpoints/, token-level students and pretrained models; each beside the first."),
+    ],
+    new_tokens: Annotated[int, typer.Option("--tokens", min=8, help="That each request writes.")] = 256,
+    repeats: Annotated[int, typer.Option("--repeats", min=1, help="Rounds that count.")] = 9,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of orders, prompts and samples.")] = 0,
+    results: ResultsOption = Path("results"),
+) -> None:
+    """How fast models that are there write, one request at a time and 16 at once, in turns on one thread."""
+    console = _console()
+    try:
+        found = pace_results(folders, new_tokens=new_tokens, repeats=repeats, seed=seed)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="FOLDERS") from None
+    print_results(console, found)
+    console.print(str(write_models(results, "pace", found, [])), highlight=False)
 
 
 @app.command()

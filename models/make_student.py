@@ -16,14 +16,15 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from safetensors.torch import load, save_file
 
 from latentforge.core.checkpoints import chosen_checkpoint, list_checkpoints
-from latentforge.core.files import write_atomically
+from latentforge.core.files import replacing, write_atomically
 from latentforge.core.manifest import MANIFEST, ManifestDraft
 from latentforge.core.publishing import manifest_of
 from latentforge.core.results import Result, cpu_description
 from latentforge.model.golden import GOLDEN_TOKENS, golden_of
-from latentforge.model.io import load_autoencoder, load_student
+from latentforge.model.io import WEIGHTS_FILE, load_autoencoder, load_student
 from latentforge.model.latent_model import LatentModel
 from latentforge.model.model_card import CARD, front_matter
 from latentforge.model.model_card import model_card as checkpoint_card
@@ -52,12 +53,12 @@ like Python and repeats itself; it is not useful otherwise.
 | data | the Python standard library's own sources, split by file name, without what held-out files have too |
 | trained on | {tokens:,} tokens in {steps:,} steps, seed {seed} |
 | recipe | `models/stdlib-student.toml` |
-| autoencoder | K = {k}, D = {d}; {autoencoder:,} parameters |
-| student | {layers} layers of width {hidden}; {student:,} parameters |
+| autoencoder | K = {k}, D = {d}; {autoencoder:,} parameters, of which this student reads nothing |
+| student | {layers} layers of width {hidden}, {last} of them at every token; {student:,} parameters |
 | licence of the data | Python Software Foundation License, version 2; these weights: MIT, like the project |
-| device, time | {device}; autoencoder {autoencoder_minutes:.0f} minutes, student {student_minutes:.0f} |
+| device, time | {device}; {minutes:.0f} minutes |
 | date | {date} |
-| checkpoint | `{checkpoint}`, float32 safetensors |
+| checkpoint | `{checkpoint}`, bfloat16 safetensors |
 
 Made by `{command}`.
 
@@ -165,10 +166,10 @@ def model_card(trained: Path, checkpoint: Path, evaluation: Evaluation, settings
         autoencoder=(evaluation.checkpoint.parameters or 0) - num_parameters,
         student=num_parameters,
         layers=student.config.num_layers,
+        last=student.config.chunk_decoder.num_layers,
         hidden=student.config.hidden_size,
         device=cpu_description(),
-        autoencoder_minutes=autoencoder.seconds / 60,
-        student_minutes=record.seconds / 60,
+        minutes=(autoencoder.seconds + record.seconds) / 60,
         date=date.today().isoformat(),
         checkpoint=checkpoint.name,
         command=" ".join(["make student", *(["ARGS='" + " ".join(settings) + "'"] if settings else [])]),
@@ -193,6 +194,17 @@ def renew_manifest(checkpoint: Path) -> None:
     card = checkpoint_card(model, draft, f"{old['run']}/{checkpoint.name}", license_of(RECIPE))
     write_atomically(checkpoint / CARD, card)
     write_atomically(path, manifest_of(checkpoint, old["run"], old["step"], old["created"], draft))
+
+
+def store_in_bfloat16(checkpoint: Path) -> None:
+    """Rounds a checkpoint's weights, which take half of the room then; its golden text is the rounded student's."""
+    for part in ("autoencoder", "student"):
+        path = checkpoint / part / WEIGHTS_FILE
+        weights = load(path.read_bytes())
+        rounded = {name: value.bfloat16() if value.is_floating_point() else value for name, value in weights.items()}
+        with replacing(path) as temporary:
+            save_file(rounded, temporary)
+    renew_manifest(checkpoint)
 
 
 def main(
@@ -232,12 +244,16 @@ def main(
         settings = TrainerSettings()
         checkpoint = chosen_checkpoint(settings.checkpoints_dir, run)
         assert checkpoint is not None
-        evaluations = commands.evaluations(checkpoint, evaluation)
-        about = model_card(settings.runs_dir / run, checkpoint, evaluations["stdlib"], more)
+        small = work / run / checkpoint.name
+        shutil.rmtree(small, ignore_errors=True)
+        shutil.copytree(checkpoint, small)
+        store_in_bfloat16(small)
+        evaluations = commands.evaluations(small, evaluation)
+        about = model_card(settings.runs_dir / run, small, evaluations["stdlib"], more)
         about += sections_by_hand(card.read_text(encoding="utf-8")) if card.is_file() else ""
         for old in list_checkpoints(out):
             shutil.rmtree(old)
-        shutil.copytree(checkpoint, out / checkpoint.name)
+        shutil.copytree(small, out / small.name)
     card.write_text(about + measured(evaluations), encoding="utf-8")
     typer.echo(f"{out}: {sum(f.stat().st_size for f in out.rglob('*') if f.is_file()) / 1e6:.1f} MB")
 
