@@ -55,7 +55,7 @@ smollm2: $(READY) ## Make models/cache/smollm2: a pretrained teacher to try and 
 	@$(BIN)/python -m tools.smollm2
 
 .PHONY: student
-student: $(READY) ## Make the shipped student anew (an hour of two cores; models/stdlib-student/ has one)
+student: $(READY) ## Make the shipped student anew (an hour of one core; models/stdlib-student/ has one)
 #: ARGS='--set student.optim.steps=100'   python models/make_student.py --help lists them
 	@MAX_TOP_K=4096 $(BIN)/python -m tools.gateway -- $(BIN)/python models/make_student.py $(ARGS)
 

@@ -33,7 +33,7 @@ from benchmarks.inference.workload import text_prompts
 from latentforge.core.checkpoint_files import verify_checkpoint
 from latentforge.core.results import Result
 from latentforge.model.chunks import to_chunks
-from latentforge.model.config import ChunkDecoderConfig
+from latentforge.model.config import ChunkDecoderConfig, InductionConfig
 from latentforge.model.io import load_autoencoder, load_student
 from latentforge.model.latent_model import LatentModel
 from latentforge.model.token_level import token_level_config
@@ -144,9 +144,10 @@ def test_the_floor_lists_every_product_with_weights(make: Callable[[], LatentMod
 
 
 def test_the_floor_of_a_longer_text_has_more_to_attend_to() -> None:
-    short, long = (sum(p.multiplications for p in step_products(_shipped(), tokens)) for tokens in (64, 64 + 80))
-    # 10 keys more for 3 layers of 3 heads, and 80 for 2 induction heads at each of 8 tokens, of 64 dimensions, twice.
-    assert long - short == 2 * 64 * (10 * 3 * 3 + 80 * 2 * 8)
+    model = student_of(student_config(TINY, DEFAULT_DECODER, induction=InductionConfig(context=2)), CPU)
+    short, long = (sum(p.multiplications for p in step_products(model, tokens)) for tokens in (64, 64 + 80))
+    # 20 keys more for 2 layers of 2 heads, and 80 for 2 induction heads at each of 4 tokens, of 64 dimensions, twice.
+    assert long - short == 2 * 64 * (20 * 2 * 2 + 80 * 2 * 4)
 
 
 def test_the_floor_of_a_larger_model_takes_longer() -> None:

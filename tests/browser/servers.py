@@ -19,7 +19,7 @@ from latentforge.text.fingerprint import tokenizer_fingerprint
 from tools.demo.settings import ROOT
 from tools.processes import Child, Children
 
-SHIPPED = ROOT / "models" / "stdlib-student" / "step-00002520"
+SHIPPED = ROOT / "models" / "stdlib-student" / "step-00000330"
 RUN = "library"
 # Of the shipped student's weights at two steps, so that there are two to compare.
 STEPS = {1200: {"held_out_ce": 3.2, "held_out_kd": 0.6}, 2520: {"held_out_ce": 2.944, "held_out_kd": 0.45}}

@@ -25,7 +25,7 @@ from tools.pip_env import ROOT
 pytestmark = [pytest.mark.lm_eval, pytest.mark.timeout(600)]
 
 _FOLDER = Path(__file__).resolve().parent
-_PLACE = ROOT / "models" / "stdlib-student" / "step-00002520"
+_PLACE = ROOT / "models" / "stdlib-student" / "step-00000330"
 Nats = Callable[[list[int]], torch.Tensor]
 
 
