@@ -14,6 +14,7 @@ from matplotlib.text import Annotation
 
 from benchmarks.gateway.__main__ import GatewayBenchResults
 from benchmarks.inference.report import InferenceBenchResults
+from benchmarks.long_context.report import LongContextResults
 from benchmarks.trainer.__main__ import TrainerBenchResults
 from experiments.chart import ChartControl, quality_and_speed
 from experiments.labels import Label, place_labels
@@ -27,6 +28,7 @@ from latentforge.trainer.results import Evaluation
 
 RESULTS = Path(__file__).resolve().parents[2] / "docs" / "results"
 PUBLISHED = RESULTS / "students"
+WORTH = ("cut", "split", "gru", "before")
 
 
 def test_a_model_is_read_as_it_was_written() -> None:
@@ -47,6 +49,8 @@ def test_every_published_file_is_of_this_version(path: Path) -> None:
         "students-controls": ControlResults,
         "induction-shipped-before": Evaluation,
         "induction-shipped-after": Evaluation,
+        "long-context": LongContextResults,
+        **{f"worth-{model}{text}": Evaluation for model in WORTH for text in ("", "-packages")},
     }
     kind = kinds.get(path.parent.name) or kinds.get(f"{path.parent.name}-{path.stem}") or ModelResults
     assert kind.read(path).name
