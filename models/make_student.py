@@ -71,7 +71,7 @@ MEASURED = (
 brackets the 95 % interval. [The trainer](../../services/trainer/README.md#evaluation) says what each figure is.
 `kl_to_teacher` is over the teacher's top 20, the realised token and the remaining mass: a lower bound of the full KL,
 which `kl_full` is at the beginnings of 8 sequences.
-What a student is worth beside token-level models: [results](../../docs/results/students/README.md).
+What it is worth beside its teacher's layers and a GRU: [results](../../docs/results/worth/README.md).
 `make student ARGS=--measure-only` measures anew.
 
 {table}"""

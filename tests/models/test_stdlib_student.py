@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from huggingface_hub import ModelCard
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import AutoTokenizer
@@ -36,6 +37,8 @@ def test_it_is_small_and_whole_and_its_card_has_every_figure() -> None:
     assert sum(f.stat().st_size for f in FOLDER.rglob("*") if f.is_file()) <= 25e6
     (checkpoint,) = list_checkpoints(FOLDER)
     manifest = verify_checkpoint(checkpoint)
+    weights = load_file(checkpoint / "student" / "model.safetensors").values()
+    assert {weight.dtype for weight in weights if weight.is_floating_point()} == {torch.bfloat16}
     card = CARD.read_text()
     assert f"`{checkpoint.name}`" in card
     assert manifest.chunk_size == 8
