@@ -19,7 +19,7 @@ def test_the_twin_in_vllm_is_measured_behind_the_same_contexts(tmp_path: Path) -
     assert len(theirs.paces) == 2
     assert min(theirs.paces) > 0
     assert "bfloat16" in theirs.name
-    # A key and a value of 1 layer, 1 key head, 64 dimensions, in 2 bytes.
-    assert theirs.cache_bytes_per_token == 2 * 64 * 2
+    # A key and a value of 3 layers, 1 key head, 64 dimensions, in 2 bytes.
+    assert theirs.cache_bytes_per_token == 3 * 2 * 64 * 2
     ratio = found.by_id["kv_2x128_vllm"]
     assert (ratio.baseline, ratio.baseline_value) == (theirs.name, theirs.pace)
