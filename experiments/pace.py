@@ -1,6 +1,9 @@
 """How fast models that are there write: published students, token-level ones and pretrained ones, in turns."""
 
+import json
+import statistics
 from collections.abc import Mapping, Sequence
+from operator import attrgetter
 from pathlib import Path
 
 from rich.console import Console
@@ -57,8 +60,9 @@ def opened(folder: Path) -> AnyModel:
         return load_model(folder)
     if not (folder / CONFIG_FILE).is_file():
         raise ValueError(f"{folder} has neither checkpoints nor {CONFIG_FILE}; give a run's folder of checkpoints/")
-    source = open_causal_lm(str(folder))
-    return load_model(folder) if (folder / "tokenizer").is_dir() else _of_pretrained(source)
+    if json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8")).get("kind") == _TOKEN_LEVEL:
+        return load_model(folder)
+    return _of_pretrained(open_causal_lm(str(folder)))
 
 
 def _of_pretrained(source: CausalLM) -> TokenLevelModel:
@@ -73,12 +77,12 @@ def _of_pretrained(source: CausalLM) -> TokenLevelModel:
 def _results(name: str, speeds: Mapping[str, Speed]) -> list[ModelResult]:
     first = next(iter(speeds))
     found = []
-    for suffix, of in (("", "one"), ("_16", "many")):
-        ours, theirs = getattr(speeds[name], of), getattr(speeds[first], of)
-        value, other = sorted(ours)[len(ours) // 2], sorted(theirs)[len(theirs) // 2]
-        ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
+    for suffix, of in (("", attrgetter("one")), ("_16", attrgetter("many"))):
+        ours, theirs = of(speeds[name]), of(speeds[first])
+        value, other = statistics.median(ours), statistics.median(theirs)
         result = ModelResult(id=f"pace_{name}{suffix}", value=value, unit="tokens/s")
         if name != first:
+            ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
             beside = {"baseline": first, "baseline_value": other, "ratio": value / other}
             result = result.model_copy(update=beside | {"low": min(ratios), "high": max(ratios)})
         found.append(result)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from huggingface_hub import ModelCard
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import AutoTokenizer
@@ -109,6 +109,17 @@ def test_its_manifest_can_be_written_anew(tmp_path: Path) -> None:
     }
     # Of another Python's library it would be another text.
     assert len(golden.token_ids) > 200
+
+
+def test_a_checkpoint_stored_in_half_the_room_is_whole(tmp_path: Path) -> None:
+    place = tmp_path / FOLDER.name / list_checkpoints(FOLDER)[-1].name
+    shutil.copytree(list_checkpoints(FOLDER)[-1], place)
+    path = place / "student" / "model.safetensors"
+    save_file({name: value.float() * 1.001 for name, value in load_file(path).items()}, path)
+    runpy.run_path(str(ROOT / "models" / "make_student.py"))["store_in_bfloat16"](place)
+    assert {value.dtype for value in load_file(path).values()} == {torch.bfloat16}
+    # Its manifest is of the rounded weights.
+    verify_checkpoint(place)
 
 
 def test_its_cards_begin_with_what_the_hub_reads() -> None:

@@ -132,6 +132,7 @@ def test_without_its_layers_sizes_are_the_recipes(load: Callable[..., Recipe]) -
         ({"student__init_layers": [0, 6]}, r"student\.init_layers is \[0, 6\], .* layers 0 to 5; .*ascending order"),
         ({"student__init_layers": [1, 1]}, r"student\.init_layers is \[1, 1\], .*each once"),
         ({"student__init_layers": []}, r"student\.init_layers"),
+        ({"student__init_layers": [0], "student__init_parts": ["inputs"]}, r"init_layers is \[0\], and no layers are"),
         ({"student__init_from": "no/such/folder"}, r"student\.init_from=no/such/folder: .*neither a folder"),
     ],
 )

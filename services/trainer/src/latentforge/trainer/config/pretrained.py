@@ -23,7 +23,13 @@ def with_pretrained_sizes(student: StudentRecipe) -> StudentRecipe:
         RecipeError: there is no such model, a student cannot start from it, or the recipe says another size; names
             field, both values and what to do.
     """
-    if student.init_from is None or "layers" not in student.parts:
+    takes_layers = student.init_from is not None and "layers" in student.parts
+    if student.init_layers is not None and not takes_layers:
+        raise RecipeError(
+            f"student.init_layers is {student.init_layers}, and no layers are taken over; set {_STUDENT}, and layers "
+            "among student.init_parts, or leave it out"
+        )
+    if not takes_layers:
         return student
     source = open_student_source(student)
     for name, theirs in source.sizes.items():
