@@ -129,10 +129,12 @@ def test_killed_at_any_file_the_same_command_resumes_and_ends_with_the_same_file
     assert kills > 2
     assert code == 0
     assert files_of(tmp_path / "cut") == whole
-    # What is there is not asked for again.
+    # What is there is not asked for again. The last request of a killed run may arrive after the list was cleared; it
+    # is for sequences that no file holds, which the next run asks for too.
     missing = len(whole) - len(before)
-    assert len(asked(known_teacher)) <= missing * 8
-    assert f"{len(packed) - len(asked(known_teacher))} of them were there" in output
+    again = set(asked(known_teacher))
+    assert len(again) <= missing * 8
+    assert f"{len(packed) - len(again)} of them were there" in output
     assert not list((tmp_path / "cut").rglob(".*"))
 
 
