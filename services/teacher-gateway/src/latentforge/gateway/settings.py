@@ -56,7 +56,7 @@ class GatewaySettings(ServiceSettings):
     teacher_device: DeviceName = Field("auto", description="auto, cpu, cuda or cuda:N; auto takes a GPU if present.")
     teacher_quantization: Literal["none"] = Field("none", description="Quantisation of the weights.")
     max_sequence_length: int | None = Field(
-        None, ge=2, description="Longest sequence in tokens; unset is what the model was made for."
+        None, ge=2, description="Longest sequence in tokens; unset is what the model was made for, where it says."
     )
     # A row says in 16 bits how many entries it has.
     max_top_k: int = Field(

@@ -44,6 +44,16 @@ def check_can_score(teacher: TeacherDescription) -> None:
         )
 
 
+def check_can_generate(teacher: TeacherDescription) -> None:
+    if not teacher.can_generate:
+        raise ApiError(
+            grpc.StatusCode.UNIMPLEMENTED,
+            f"the {teacher.backend} backend cannot continue a prompt with {teacher.model}, which remembers nothing of "
+            "the tokens that it has read; call Score with what another teacher wrote",
+            reason="GENERATION_UNSUPPORTED",
+        )
+
+
 def row_arguments(
     request: pb.ScoreRequest | pb.ScoreBatchRequest, teacher: TeacherDescription
 ) -> tuple[int, LogprobDtype]:
@@ -162,6 +172,7 @@ def generation(
     Args:
         max_tokens_in_flight: of all continuations together; one alone may be as long as the teacher can.
     """
+    check_can_generate(teacher)
     field = request.WhichOneof("prompt")
     if teacher.chat_prompts_only and field in ("token_ids", "text"):
         reason = f"cannot be continued by the {teacher.backend} backend, which takes chats only; send chat"

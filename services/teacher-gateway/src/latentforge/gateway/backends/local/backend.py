@@ -9,7 +9,6 @@ import numpy as np
 import torch
 import transformers
 from torch import Tensor
-from transformers import AutoModelForCausalLM
 
 from latentforge.core.devices import choose_device
 from latentforge.gateway.backends.base import (
@@ -20,7 +19,8 @@ from latentforge.gateway.backends.base import (
     TeacherDescription,
     TokenIds,
 )
-from latentforge.gateway.backends.local.generation import Continuations
+from latentforge.gateway.backends.local.generation import Continuations, memory_of
+from latentforge.gateway.backends.local.text_part import auto_class, text_part, whole_logits
 from latentforge.gateway.backends.local.topk import rows_of_hidden
 from latentforge.gateway.backends.local.weights import WeightFiles, find_weights
 from latentforge.gateway.settings import GatewaySettings
@@ -80,23 +80,19 @@ class TransformersBackend(LoadedBackend):
         transformers.utils.logging.disable_progress_bar()
         try:
             self._tokenizer = TextTokenizer(files.folder)
-            model: Any = AutoModelForCausalLM.from_pretrained(
+            model: Any = auto_class(files.folder).from_pretrained(
                 files.folder, dtype=dtype, use_safetensors=True, local_files_only=True
             )
         except (OSError, ValueError, KeyError) as error:
             raise BackendError(f"{self._setting}={self._model_name} cannot be loaded: {error}") from None
-        self._model = model.to(device).eval()
+        model = model.to(device).eval()
+        self._model = text_part(model)
         self._description = self._describe(files, device, dtype)
         self._eos_ids = _eos_ids(self._model)
-        self._check_output_layer()
+        self._check_output_layer(model)
 
     def _describe(self, files: WeightFiles, device: torch.device, dtype: torch.dtype) -> TeacherDescription:
-        config = self._model.config
         vocab_size = int(self._model.get_output_embeddings().weight.shape[0])
-        longest = int(config.max_position_embeddings)
-        asked = self._settings.max_sequence_length
-        if asked is not None and asked > longest:
-            raise BackendError(f"MAX_SEQUENCE_LENGTH={asked} is more than the {longest} that {files.name} was made for")
         name = str(dtype).removeprefix("torch.")
         return TeacherDescription(
             backend=self._settings.teacher_backend,
@@ -106,12 +102,30 @@ class TransformersBackend(LoadedBackend):
             engine=f"transformers {transformers.__version__}, torch {torch.__version__}, {device.type} {name}",
             compute_dtype=name,
             can_score=True,
-            can_generate=True,
+            can_generate=self._remembers(),
             max_top_k=min(self._settings.max_top_k, vocab_size),
-            max_sequence_length=asked or longest,
+            max_sequence_length=self._longest(files.name),
             vocab_size=vocab_size,
             tokenizer_fingerprint=self._tokenizer.fingerprint,
         )
+
+    def _remembers(self) -> bool:
+        """A family that keeps nothing of what it has read would read all of it anew for each token."""
+        ids = torch.zeros((1, 1), dtype=torch.int64, device=self._model.device)
+        return memory_of(self._model.base_model(ids, use_cache=True)) is not None
+
+    def _longest(self, name: str) -> int:
+        """Families whose positions have no end, as Mamba's and Bloom's, do not say how long a sequence may be."""
+        longest: int | None = getattr(self._model.config, "max_position_embeddings", None)
+        asked = self._settings.max_sequence_length
+        if longest is None and asked is None:
+            raise BackendError(
+                f"the configuration of {name} has no max_position_embeddings, so nothing says how long a sequence it "
+                "takes; set MAX_SEQUENCE_LENGTH"
+            )
+        if longest is not None and asked is not None and asked > longest:
+            raise BackendError(f"MAX_SEQUENCE_LENGTH={asked} is more than the {longest} that {name} was made for")
+        return int(asked or longest or 0)
 
     def _logits(self, hidden: Tensor) -> Tensor:
         """Hidden states [..., h] to float32 logits [..., v], with what some families do after their output layer."""
@@ -125,10 +139,10 @@ class TransformersBackend(LoadedBackend):
             logits = torch.tanh(logits / cap) * cap
         return logits
 
-    def _check_output_layer(self) -> None:
+    def _check_output_layer(self, model: Any) -> None:
         """A family whose head does something that ``_logits`` does not know must be refused, not scored wrongly."""
         ids = torch.arange(8, device=self._model.device)[None] % self._description.vocab_size
-        expected = self._model(ids, use_cache=False).logits.float()
+        expected = whole_logits(model, ids)
         ours = self._logits(self._model.base_model(ids, use_cache=False).last_hidden_state)
         if not torch.allclose(ours, expected, rtol=1e-2, atol=1e-2, equal_nan=True):
             kind = self._model.config.model_type

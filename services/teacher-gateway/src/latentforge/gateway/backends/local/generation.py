@@ -24,6 +24,17 @@ def seed_of(seed: int, index: int) -> int:
     return int.from_bytes(digest, "little") >> 1
 
 
+def memory_of(output: Any) -> tuple[str, Any] | None:
+    """What a backbone remembers of the tokens that it has read, by the name that it takes it back under.
+
+    Attention calls it past_key_values, state-space models say cache_params. None for families with neither.
+    """
+    for name in ("past_key_values", "cache_params"):
+        if (memory := getattr(output, name, None)) is not None:
+            return name, memory
+    return None
+
+
 def draw(logits_v: Tensor, temperature: float, top_p: float, generator: torch.Generator) -> int:
     """One id from float32 logits [v]: the most probable at temperature 0, else from the nucleus of mass ``top_p``."""
     if temperature == 0:
@@ -111,9 +122,11 @@ class Continuations:
 
         prompt = torch.tensor(request.prompt_ids.astype("int64"), device=model.device)[None]
         output = model.base_model(prompt, use_cache=True)
-        self._cache = output.past_key_values
+        memory = memory_of(output)
+        assert memory is not None, "description.can_generate says whether there is one"
+        self._memory_name, self._memory = memory
         if request.n > 1:
-            self._cache.batch_repeat_interleave(request.n)
+            self._keep(torch.zeros(request.n, dtype=torch.int64))
         self._logits_nv = logits(output.last_hidden_state[:, -1]).expand(request.n, -1)
 
     @property
@@ -148,8 +161,13 @@ class Continuations:
             if not going:
                 return
             kept = torch.tensor(going)
-            self._cache.batch_select_indices(kept.to(self._model.device))
+            self._keep(kept)
             drawn_n = drawn_n[kept]
         tokens_n1 = drawn_n[:, None].to(self._model.device)
-        output = self._model.base_model(tokens_n1, past_key_values=self._cache, use_cache=True)
+        output = self._model.base_model(tokens_n1, use_cache=True, **{self._memory_name: self._memory})
         self._logits_nv = self._logits(output.last_hidden_state[:, -1])
+
+    def _keep(self, rows_n: Tensor) -> None:
+        """Makes the memory that of these rows of the batch, one of which may come more than once."""
+        # What beam search does with it; the other operations on batches are missing where states are recurrent.
+        self._memory.reorder_cache(rows_n.to(self._model.device))

@@ -1,0 +1,63 @@
+"""Which class of transformers loads a folder's model, and the part of a multimodal one that text needs."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+
+
+class TextPart(nn.Module):
+    """A multimodal model without what sees and hears; to the gateway it is a causal LM like any other.
+
+    Args:
+        model: one of transformers' models for text with images. What it shares with this one is not copied.
+    """
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.config: Any = model.config.get_text_config()
+        self.generation_config: Any = model.generation_config
+        self.base_model: Any = model.get_decoder()
+        self._head: Any = model.get_output_embeddings()
+
+    @property
+    def device(self) -> torch.device:
+        device: torch.device = self.base_model.device
+        return device
+
+    def get_output_embeddings(self) -> Any:
+        return self._head
+
+
+def auto_class(folder: Path) -> Any:
+    """The class whose ``from_pretrained`` loads the folder's whole model.
+
+    Raises:
+        OSError, ValueError, KeyError: config.json cannot be read, or is of a family that transformers does not know.
+    """
+    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    kind = type(config)
+    # Some families list a text-only class for the multimodal configuration; it would look for weights by other names.
+    if _is_multimodal(config) and kind in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+        return AutoModelForImageTextToText
+    if kind not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise ValueError(f"the {config.model_type} family has no model that continues text")
+    return AutoModelForCausalLM
+
+
+def text_part(model: Any) -> Any:
+    """The model, or what of a multimodal one scores and continues text; the rest is free to go."""
+    return TextPart(model) if _is_multimodal(model.config) else model
+
+
+def whole_logits(model: Any, ids_bl: Tensor) -> Tensor:
+    """Float32 logits [b, l, v] as the family itself makes them."""
+    logits: Tensor = model(input_ids=ids_bl, use_cache=False).logits
+    return logits.float()
+
+
+def _is_multimodal(config: Any) -> bool:
+    return config.get_text_config() is not config
