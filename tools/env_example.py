@@ -54,8 +54,8 @@ COMPOSE: dict[str, dict[str, str]] = {
         "MODELS_DIR": "Folder with the teacher's folder in it; the student's machine of two needs only its tokenizer "
         "and config.json.",
         "VLLM_MODEL": "The teacher's folder in MODELS_DIR.",
-        "VLLM_MODEL_ARGS": "What this model needs besides the common flags; set it empty for AWQ.",
-        "VLLM_IMAGE": "Image of vLLM.",
+        "VLLM_MODEL_ARGS": "More arguments of vLLM's own.",
+        "VLLM_IMAGE": "Image of vLLM; the default has the version that is tested.",
         "VLLM_BIND_ADDRESS": "gb10-dual-teacher: address that vLLM is published at; give the one of the link between "
         "the machines.",
         "VLLM_MASTER_ADDR": "gb10-multinode-*: the head's address.",

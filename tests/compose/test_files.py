@@ -6,10 +6,12 @@ import pytest
 import yaml  # type: ignore[import-untyped]
 
 from latentforge.core.settings import ServiceSettings
+from latentforge.gateway.backends.vllm.versions import TESTED_VERSION
 from latentforge.gateway.settings import GatewaySettings
 from latentforge.inference.settings import InferenceSettings
 from latentforge.trainer.config.settings import TrainerSettings
 from tools.demo.settings import ROOT
+from tools.vllm_env import VERSION
 
 _SECONDS = {"s": 1, "m": 60}
 # What a container has of its own: folders that are its volumes, or lie in its image.
@@ -62,3 +64,31 @@ def test_every_setting_reaches_the_container_that_reads_it(service: str, setting
     assert passed - {"OMP_WAIT_POLICY"} <= {name.upper() for name in settings.model_fields}
     # The gateway's container gets all of .env.
     assert _DEFAULT["teacher-gateway"]["env_file"] == [{"path": ".env", "required": False}]
+
+
+_VLLM = [name for name in _GB10 if name.startswith("vllm-")]
+
+
+def test_one_version_of_vllm_is_tested_pinned_and_named() -> None:
+    assert VERSION == TESTED_VERSION
+    assert {_GB10[name]["image"] for name in [*_VLLM, "drop-caches"]} == {
+        "${VLLM_IMAGE:-vllm/vllm-openai:v" + TESTED_VERSION + "}"
+    }
+
+
+@pytest.mark.parametrize("service", _VLLM)
+def test_page_cache_is_dropped_before_vllm_looks_for_memory(service: str) -> None:
+    effective, before = _GB10[service], _GB10["drop-caches"]
+    assert effective["depends_on"] == {"drop-caches": {"condition": "service_completed_successfully"}}
+    assert set(effective["profiles"]) <= set(before["profiles"])
+    assert before["entrypoint"][-1].endswith("echo 3 > /proc/sys/vm/drop_caches")
+
+
+@pytest.mark.parametrize("service", _VLLM)
+def test_kernels_and_loader_of_vllm_are_settings_and_what_corrupts_rows_is_off(service: str) -> None:
+    command = _GB10[service]["command"].split()
+    for option, name in (("--moe-backend", "VLLM_MOE_BACKEND"), ("--load-format", "VLLM_LOAD_FORMAT")):
+        default = GatewaySettings.model_fields[name.lower()].default
+        assert command[command.index(option) + 1] == f"${{{name}:-{default}}}"
+    assert "--no-enable-prefix-caching" in command
+    assert "--speculative-config" not in command

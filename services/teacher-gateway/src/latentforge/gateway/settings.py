@@ -137,6 +137,15 @@ class GatewaySettings(ServiceSettings):
     vllm_gpu_memory_util: float = Field(
         0.9, gt=0, le=1, description="vllm-local: share of a GPU's memory that vLLM takes."
     )
+    vllm_moe_backend: str = Field(
+        "auto",
+        description="vLLM's kernels for mixtures of experts: auto leaves it to vLLM; on a GB10 marlin or "
+        "flashinfer_cutlass may be faster.",
+    )
+    vllm_load_format: str = Field(
+        "auto",
+        description="How vLLM reads the weights: auto, or fastsafetensors, which is faster and has frozen GB10s.",
+    )
     vllm_python: Path | None = Field(
         None, description="serve-vllm: a Python with vLLM; unset is .venv-vllm's, else that of vllm on the PATH."
     )

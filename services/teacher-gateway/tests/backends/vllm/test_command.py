@@ -70,6 +70,8 @@ def test_every_setting_has_its_option(served: MakeServed, monkeypatch: pytest.Mo
                 vllm_served_model="teacher",
                 max_top_k=20,
                 teacher_dtype="bfloat16",
+                vllm_moe_backend="marlin",
+                vllm_load_format="fastsafetensors",
             )
         )
     )
@@ -80,6 +82,7 @@ def test_every_setting_has_its_option(served: MakeServed, monkeypatch: pytest.Mo
     assert given["--served-model-name"] == "teacher"
     assert given["--max-logprobs"] == "20"
     assert given["--dtype"] == "bfloat16"
+    assert (given["--moe-backend"], given["--load-format"]) == ("marlin", "fastsafetensors")
 
 
 def test_a_hub_id_is_served_under_its_own_name(served: MakeServed) -> None:

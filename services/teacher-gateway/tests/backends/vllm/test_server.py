@@ -191,6 +191,11 @@ async def test_a_server_that_shows_v1_only_is_enough(make_backend: MakeBackend, 
     await backend.close()
 
 
+async def test_a_version_that_is_known_to_be_bad_is_refused(make_backend: MakeBackend, server: FakeVllm) -> None:
+    server.change = lambda path, asked, answer: (200, b'{"version": "0.10.2"}') if path == "/version" else answer
+    await loading_fails(make_backend(), FailureKind.MISCONFIGURED, "vLLM 0.10.2 at VLLM_REMOTE_URL", "vLLM 0.32.0")
+
+
 async def test_sampling_is_never_left_to_the_server(make_backend: MakeBackend, server: FakeVllm) -> None:
     backend = make_backend()
     await backend.load()

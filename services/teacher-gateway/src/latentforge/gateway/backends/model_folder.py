@@ -17,10 +17,12 @@ class ModelConfig:
     Attributes:
         vocab_size: width of the output layer, which is often padded beyond the tokenizer's ids.
         dtype: of the weights, "unknown" if it does not say.
+        linear_attention: some layers are gated delta nets, as in Qwen3-Next and Qwen3.5.
     """
 
     vocab_size: int
     dtype: str
+    linear_attention: bool = False
 
 
 def tokenizer_folder(settings: GatewaySettings) -> Path:
@@ -56,7 +58,7 @@ def read_config(folder: Path) -> ModelConfig | None:
         config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         text: dict[str, Any] = config.get("text_config", config)
         dtype = text.get("dtype") or text.get("torch_dtype") or config.get("torch_dtype") or "unknown"
-        return ModelConfig(int(text["vocab_size"]), str(dtype))
+        return ModelConfig(int(text["vocab_size"]), str(dtype), "linear_num_value_heads" in text)
     except FileNotFoundError:
         return None
     except KeyError:

@@ -39,6 +39,7 @@ def vllm_command(settings: GatewaySettings) -> list[str]:
         "--generation-config": "vllm",
         "--quantization": None if settings.vllm_quantization == "none" else settings.vllm_quantization,
         "--gpu-memory-utilization": gpu_arguments(settings).get("gpu_memory_utilization"),
+        **{f"--{name.replace('_', '-')}": value for name, value in chosen_kernels(settings).items()},
     }
     given = [text for name, value in options.items() if value is not None for text in (name, str(value))]
     # Not vLLM's own command: its CPU build is installed under another name, by which that does not find itself.
@@ -59,6 +60,12 @@ def vllm_environment(settings: GatewaySettings, inherited: dict[str, str]) -> di
 def gpu_arguments(settings: GatewaySettings) -> dict[str, Any]:
     """Engine arguments that only a GPU has."""
     return {"gpu_memory_utilization": settings.vllm_gpu_memory_util} if has_gpu() else {}
+
+
+def chosen_kernels(settings: GatewaySettings) -> dict[str, Any]:
+    """Engine arguments that are left to vLLM unless the settings choose."""
+    chosen = {"moe_backend": settings.vllm_moe_backend, "load_format": settings.vllm_load_format}
+    return {name: value for name, value in chosen.items() if value != "auto"}
 
 
 def has_gpu() -> bool:

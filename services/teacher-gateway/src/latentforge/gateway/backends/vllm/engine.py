@@ -19,10 +19,11 @@ from latentforge.gateway.backends.base import (
 from latentforge.gateway.backends.local.weights import find_weights
 from latentforge.gateway.backends.model_folder import tokenizer_folder
 from latentforge.gateway.backends.vllm.answers import prompt_rows, wrong_rows
-from latentforge.gateway.backends.vllm.command import STEP_TOKENS, gpu_arguments, served_name
+from latentforge.gateway.backends.vllm.command import STEP_TOKENS, chosen_kernels, gpu_arguments, served_name
 from latentforge.gateway.backends.vllm.continuations import FINISH_REASONS, VllmTeacher, gather, stops, text_of
 from latentforge.gateway.backends.vllm.model import describe, digest, read_model_files
 from latentforge.gateway.backends.vllm.rows import WrongRowsError, entries_of, rows_of
+from latentforge.gateway.backends.vllm.versions import check_version
 from latentforge.gateway.settings import GatewaySettings
 from latentforge.teacher_client.sparse_rows import SparseRows
 
@@ -49,6 +50,7 @@ class VllmEngineBackend(VllmTeacher):
         self._tokenizer = self._files.tokenizer
         top_k = min(self._settings.max_top_k, self._files.config.vocab_size)
         self._vllm = _import_vllm()
+        check_version(str(self._vllm.__version__), self._files.config, "VLLM_LOCAL_MODE=in-process")
         self._engine = await asyncio.to_thread(self._start, top_k)
         self._description = describe(
             self._settings,
@@ -82,6 +84,7 @@ class VllmEngineBackend(VllmTeacher):
             quantization=None if settings.vllm_quantization == "none" else settings.vllm_quantization,
             max_model_len=settings.vllm_max_model_len,
             **gpu_arguments(settings),
+            **chosen_kernels(settings),
             enable_prefix_caching=False,
             max_num_batched_tokens=STEP_TOKENS,
             max_logprobs=top_k,

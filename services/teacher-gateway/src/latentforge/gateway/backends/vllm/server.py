@@ -29,6 +29,7 @@ from latentforge.gateway.backends.vllm.answers import (
 from latentforge.gateway.backends.vllm.continuations import VllmTeacher, stops
 from latentforge.gateway.backends.vllm.model import describe, digest, probe_text, read_model_files
 from latentforge.gateway.backends.vllm.startup import ServedModel, wait_for_server
+from latentforge.gateway.backends.vllm.versions import check_version
 from latentforge.gateway.breaker import Breaker
 from latentforge.gateway.metrics import Metrics
 from latentforge.gateway.settings import GatewaySettings
@@ -84,6 +85,7 @@ class VllmBackend(VllmTeacher):
         self._files = await asyncio.to_thread(read_model_files, tokenizer_folder(self._settings))
         self._tokenizer = self._files.tokenizer
         served, version = await wait_for_server(self._api, self._settings, self._metrics)
+        check_version(version, self._files.config, self._url_setting)
         self._model = served.name
         self._description = describe(
             self._settings,
