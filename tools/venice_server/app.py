@@ -21,6 +21,7 @@ from tools.venice_server.text_model import TextModel
 MODEL = "local-teacher"
 MUTE_MODEL = "local-teacher-without-logprobs"
 _MAX_BODY_BYTES = 1 << 20
+_MODEL_TYPES = ("text", "image", "video", "music", "tts", "asr", "embedding", "upscale", "inpaint", "code", "all")
 _VENICE_PROMPT = {"role": "system", "content": "You are Venice, a private and uncensored assistant."}
 
 
@@ -50,8 +51,13 @@ class VeniceServer:
         given = request.headers.get("authorization")
         if given is not None and given != f"Bearer {self.control.key}":
             return self._refused(Fault(401, "Authentication failed"))
-        data = [self._listed(MODEL, logprobs=True), self._listed(MUTE_MODEL, logprobs=False)]
-        return JSONResponse({"object": "list", "type": "text", "data": data})
+        kind = request.query_params.get("type", "text")
+        if kind not in _MODEL_TYPES:
+            return self._refused(Fault(400, f"Invalid request parameters: type is one of {', '.join(_MODEL_TYPES)}"))
+        data = []
+        if kind in ("text", "code", "all"):
+            data += [self._listed(MODEL, logprobs=True), self._listed(MUTE_MODEL, logprobs=False)]
+        return JSONResponse({"object": "list", "type": kind, "data": data})
 
     def _listed(self, name: str, *, logprobs: bool) -> dict[str, Any]:
         abilities = (
@@ -64,10 +70,19 @@ class VeniceServer:
         spec = {
             "name": name,
             "privacy": "private",
+            "description": "A local model that is served for tests.",
+            "modelSource": "",
+            "offline": False,
             "availableContextTokens": self._model.context_tokens,
+            "maxCompletionTokens": self._model.context_tokens,
             "capabilities": capabilities,
+            "constraints": {"temperature": {"default": 1}, "top_p": {"default": 1}},
             "traits": [],
         }
+        if (price := self.control.price) is not None:
+            spec["pricing"] = {
+                name: {"usd": usd, "diem": usd} for name, usd in zip(("input", "output"), price, strict=True)
+            }
         created = 1_772_668_800
         return {
             "id": name,

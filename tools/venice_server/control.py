@@ -29,6 +29,7 @@ class FaultControl:
         lists_end: whether the token that ended the text is among the logprobs.
         faults: used up, one for each chat completion, before any real answer.
         delay: seconds that a chat completion takes at the least.
+        price: USD in and out for a million tokens, as listed; None lists none.
         edit: changes a finished answer.
         clock: monotonic seconds.
     """
@@ -41,6 +42,7 @@ class FaultControl:
     lists_end: bool = True
     faults: deque[Fault] = field(default_factory=deque)
     delay: float = 0.0
+    price: tuple[float, float] | None = (0.15, 0.6)
     edit: Callable[[dict[str, Any]], None] | None = None
     clock: Callable[[], float] = time.monotonic
 

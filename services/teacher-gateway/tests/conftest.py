@@ -164,6 +164,10 @@ class WatchedBackend:
     def tokenizer(self) -> TextTokenizer:
         return self.inner.tokenizer
 
+    @property
+    def spent_usd(self) -> float:
+        return self.inner.spent_usd
+
     async def load(self) -> None:
         await self.inner.load()
         self.gate.set()

@@ -770,6 +770,7 @@ class GetCacheStatsResponse(_message.Message):
     ERRORS_FIELD_NUMBER: _builtins.int
     SAVED_SECONDS_FIELD_NUMBER: _builtins.int
     DROPPED_WRITES_FIELD_NUMBER: _builtins.int
+    SPENT_USD_FIELD_NUMBER: _builtins.int
     kind: _builtins.str
     """redis, redis-cluster, sqlite or none."""
     healthy: _builtins.bool
@@ -787,6 +788,8 @@ class GetCacheStatsResponse(_message.Message):
     """Teacher time that the hits would have taken."""
     dropped_writes: _builtins.int
     """Computed rows that were not kept, because too many waited to be written; in sequences."""
+    spent_usd: _builtins.float
+    """What the teacher's answers cost, in USD at its list price; 0 for a teacher that nobody charges for."""
     def __init__(
         self,
         *,
@@ -802,10 +805,11 @@ class GetCacheStatsResponse(_message.Message):
         errors: _builtins.int = ...,
         saved_seconds: _builtins.float = ...,
         dropped_writes: _builtins.int = ...,
+        spent_usd: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "corrupt_entries", b"corrupt_entries", "dropped_writes", b"dropped_writes", "entries", b"entries", "errors", b"errors", "healthy", b"healthy", "hits", b"hits", "kind", b"kind", "misses", b"misses", "rows_computed", b"rows_computed", "rows_from_cache", b"rows_from_cache", "saved_seconds", b"saved_seconds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "corrupt_entries", b"corrupt_entries", "dropped_writes", b"dropped_writes", "entries", b"entries", "errors", b"errors", "healthy", b"healthy", "hits", b"hits", "kind", b"kind", "misses", b"misses", "rows_computed", b"rows_computed", "rows_from_cache", b"rows_from_cache", "saved_seconds", b"saved_seconds", "spent_usd", b"spent_usd"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -105,16 +105,21 @@ def remote(models_server: ModelsServer, random_teacher: Path) -> dict[str, str]:
         ("transformers", ["TEACHER_MODEL"]),
     ],
 )
-def test_what_is_not_set_is_said_with_how_to_set_it(run_check: Any, backend: str, names: list[str]) -> None:
-    code, lines = run_check(TEACHER_BACKEND=backend)
+def test_what_is_not_set_is_said_with_how_to_set_it(
+    run_check: Any, models_server: ModelsServer, backend: str, names: list[str]
+) -> None:
+    nowhere = f"{models_server.url}/nowhere"
+    code, lines = run_check(TEACHER_BACKEND=backend, VENICE_BASE_URL=nowhere)
     assert code == 1
+    if backend == "venice":
+        assert lines.pop(0).startswith(f"FAIL  VENICE_BASE_URL={nowhere} answers 404 to GET /models")
     assert lines == [
         f"FAIL  {name} is not set and there is no .env; run: cp .env.example .env, then set {name} in it"
         for name in names
     ]
     code, lines = run_check(f"TEACHER_BACKEND={backend}\n{names[0]}=\n")
     assert code == 1
-    assert lines[0] == f"FAIL  {names[0]} is missing in .env; set it there"
+    assert lines[-len(names)] == f"FAIL  {names[0]} is missing in .env; set it there"
 
 
 def test_a_wrong_key_is_said(run_check: Any, remote: dict[str, str]) -> None:

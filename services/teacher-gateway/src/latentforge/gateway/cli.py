@@ -141,5 +141,6 @@ def _settings(**overrides: Any) -> GatewaySettings:
 def _print(values: dict[str, Any]) -> None:
     table = Table("", "", show_header=False, box=None)
     for name, value in values.items():
-        table.add_row(name, f"{value:,.1f}" if isinstance(value, float) else f"{value}")
+        places = 6 if name.endswith("_usd") else 1
+        table.add_row(name, f"{value:,.{places}f}" if isinstance(value, float) else f"{value}")
     Console().print(table)

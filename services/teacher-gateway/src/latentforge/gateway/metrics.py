@@ -54,6 +54,9 @@ class Metrics:
         self.upstream_in_flight = Gauge(
             "gateway_upstream_in_flight", "Requests open at the teacher's API.", ["api"], registry=self.registry
         )
+        self.upstream_usd = Counter(
+            "gateway_upstream_usd", "Cost of the teacher's answers at list price.", ["api"], registry=self.registry
+        )
         self.breaker_open = Gauge(
             "gateway_breaker_open", "1 while nothing is sent because too much failed.", ["name"], registry=self.registry
         )

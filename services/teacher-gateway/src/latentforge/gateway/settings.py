@@ -115,6 +115,11 @@ class GatewaySettings(ServiceSettings):
         20, ge=2, le=64, description="venice: most entries of a row; half of it while requests are refused with 429."
     )
     venice_attempts: int = Field(6, ge=1, le=20, description="venice: tries of one request.")
+    venice_max_usd: float | None = Field(
+        None,
+        gt=0,
+        description="venice: what answers may cost since the gateway started, in USD at list price; then it refuses.",
+    )
     venice_timeout_seconds: float = Field(180.0, gt=0, description="venice: longest wait for one answer.")
     venice_check_prompt: bool = Field(
         True,

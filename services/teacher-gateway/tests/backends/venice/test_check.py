@@ -10,6 +10,7 @@ from latentforge.gateway.cli import app
 from tools.venice_server.app import MODEL, MUTE_MODEL
 from tools.venice_server.control import Fault
 
+ABLE = "supportsLogProbs true, 0.15 USD in and 0.6 USD out for a million tokens, context 2,048"
 Check = Callable[..., tuple[int, list[str]]]
 
 
@@ -40,9 +41,27 @@ def test_both_tests_pass_against_a_server_that_gives_logprobs(run_check: Check, 
     code, lines = run_check()
     assert code == 0, lines
     assert lines[0] == f"ok    test 1: {venice.url} lists 2 models"
-    assert lines[1] == f"ok    test 1: {MODEL} is listed with supportsLogProbs true"
-    assert re.match(r"ok    test 2: a chat completion of \d+ tokens with up to 20 logprobs each, 0.00% of", lines[2])
+    assert lines[1] == f"ok    test 1: {MODEL}: {ABLE}"
+    text = (
+        r"ok    test 2: a chat completion of \d+ tokens with up to 20 logprobs each, 0.00% of .*, cost 0\.0000\d\d USD"
+    )
+    assert re.match(text, lines[2])
     assert len(lines) == 3
+
+
+def test_without_a_key_everything_that_the_public_list_says_is_shown(run_check: Check, venice: Any) -> None:
+    Path(".env").write_text("VENICE_API_KEY=\n")
+    code, lines = run_check()
+    assert code == 1
+    assert lines == [
+        f"ok    test 1: {venice.url} lists 2 models to everybody",
+        f"ok    test 1: {MODEL}: {ABLE}",
+        f"ok    test 1: {MUTE_MODEL}: {ABLE.replace('true', 'false')}",
+        "FAIL  VENICE_API_KEY is missing in .env; set it there",
+    ]
+    venice.control.price = None
+    _, lines = run_check()
+    assert lines[1] == f"ok    test 1: {MODEL}: supportsLogProbs true, no price, context 2,048"
 
 
 def test_a_model_without_logprobs_is_tried_and_said_with_those_that_have_them(run_check: Check, venice: Any) -> None:

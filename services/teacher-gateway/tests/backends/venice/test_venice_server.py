@@ -57,6 +57,39 @@ async def test_keys_models_bodies_and_credit_are_checked(byte_venice: Any) -> No
     assert (await post(byte_venice, body())).status_code == 402
 
 
+async def get_models(venice: Any, query: str = "", **headers: str) -> httpx.Response:
+    async with httpx.AsyncClient(headers=headers, verify=False) as client:
+        return await client.get(f"{venice.url}/models{query}")
+
+
+async def test_models_are_listed_to_everybody_with_the_published_fields(byte_venice: Any) -> None:
+    for headers in ({}, {"Authorization": f"Bearer {byte_venice.control.key}"}):
+        answer = (await get_models(byte_venice, **headers)).json()
+        assert (answer["object"], answer["type"], len(answer["data"])) == ("list", "text", 2)
+    model = answer["data"][0]
+    assert set(model) == {"id", "object", "type", "owned_by", "created", "model_spec"}
+    assert set(model["model_spec"]) == {
+        "availableContextTokens",
+        "capabilities",
+        "constraints",
+        "description",
+        "maxCompletionTokens",
+        "modelSource",
+        "name",
+        "offline",
+        "pricing",
+        "privacy",
+        "traits",
+    }
+    assert model["model_spec"]["pricing"] == {
+        "input": {"usd": 0.15, "diem": 0.15},
+        "output": {"usd": 0.6, "diem": 0.6},
+    }
+    assert (await get_models(byte_venice, "?type=image")).json()["data"] == []
+    assert (await get_models(byte_venice, "?type=poem")).status_code == 400
+    assert (await get_models(byte_venice, Authorization="Bearer other")).status_code == 401
+
+
 async def test_answers_have_the_published_fields_and_echo_the_parameters(byte_venice: Any) -> None:
     answer = (await post(byte_venice, body(top_logprobs=3, venice_parameters=dict(VENICE_PARAMETERS)))).json()
     assert set(answer) == {

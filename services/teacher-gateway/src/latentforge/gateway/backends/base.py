@@ -90,6 +90,10 @@ class Backend(Protocol):
     @property
     def tokenizer(self) -> TextTokenizer: ...
 
+    @property
+    def spent_usd(self) -> float:
+        """What its answers cost since it was made, at list price; 0 for a teacher that nobody charges for."""
+
     async def load(self) -> None:
         """Makes the teacher ready.
 
@@ -119,6 +123,10 @@ class LoadedBackend:
 
     _description: TeacherDescription
     _tokenizer: TextTokenizer
+
+    @property
+    def spent_usd(self) -> float:
+        return 0.0
 
     @property
     def description(self) -> TeacherDescription:

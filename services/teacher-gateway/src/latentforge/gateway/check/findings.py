@@ -42,6 +42,12 @@ async def check(settings: GatewaySettings) -> AsyncIterator[Finding]:
     """
     settings = settings.model_copy(update=_IMPATIENT)
     missing = list(_missing(settings))
+    try:
+        if "VENICE_API_KEY" in missing:
+            async for finding in _list_venice(settings):
+                yield finding
+    except (SettingsError, BackendError, ListingError) as error:
+        yield Finding(False, " ".join(str(error).split()))
     for name in missing:
         yield Finding(False, _how_to_set(name))
     if missing:
@@ -81,6 +87,15 @@ def _how_to_set(name: str) -> str:
     return f"{name} is missing in .env; set it there"
 
 
+async def _list_venice(settings: GatewaySettings) -> AsyncIterator[Finding]:
+    """What anybody may know: a line for each model, those that give log-probabilities first."""
+    url = settings.venice_base_url
+    models = parse_models(await listed_models("VENICE_BASE_URL", url, "/models", "VENICE_API_KEY", None))
+    yield Finding(True, f"test 1: {shown_url(url)} lists {len(models)} models to everybody")
+    for model in sorted(models.values(), key=lambda model: (not model.gives_logprobs, model.id)):
+        yield Finding(True, f"test 1: {model.describe()}")
+
+
 async def _check_venice(settings: GatewaySettings) -> AsyncIterator[Finding]:
     url, key = settings.venice_base_url, settings.venice_api_key
     answer = await listed_models("VENICE_BASE_URL", url, "/models", "VENICE_API_KEY", key)
@@ -99,7 +114,7 @@ def _abilities(wanted: str, models: dict[str, ListedModel]) -> Finding:
     if not models[wanted].gives_logprobs:
         text = f"VENICE_MODEL={wanted} is listed with supportsLogProbs false; {models_with_logprobs(models)}"
         return Finding(False, f"test 1: {text}")
-    return Finding(True, f"test 1: {wanted} is listed with supportsLogProbs true")
+    return Finding(True, f"test 1: {models[wanted].describe()}")
 
 
 async def _complete(backend: VeniceBackend, models: dict[str, ListedModel]) -> AsyncIterator[Finding]:
@@ -138,7 +153,9 @@ def _completed(piece: Piece, backend: Backend) -> Finding:
     rows = piece.rows
     unmapped = 0.0 if rows.unmapped_mass is None else float(rows.unmapped_mass.mean())
     text = f"a chat completion of {len(rows)} tokens with up to {int(rows.counts.max())} logprobs each"
-    return Finding(True, f"test 2: {text}, {unmapped:.2%} of the mass without an id; {_guesses(rows, 0, backend)}")
+    cost = f"cost {backend.spent_usd:.6f} USD" if backend.spent_usd else "no price is listed"
+    text = f"{text}, {unmapped:.2%} of the mass without an id, {cost}"
+    return Finding(True, f"test 2: {text}; {_guesses(rows, 0, backend)}")
 
 
 async def _check_vllm(settings: GatewaySettings) -> AsyncIterator[Finding]:

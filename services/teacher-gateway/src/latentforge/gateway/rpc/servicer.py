@@ -212,6 +212,7 @@ class TeacherServicer(TeacherServiceServicer):
                 errors=report.errors,
                 saved_seconds=report.scoring.saved_seconds,
                 dropped_writes=report.dropped_writes,
+                spent_usd=report.spent_usd,
             )
 
 

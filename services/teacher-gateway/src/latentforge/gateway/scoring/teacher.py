@@ -62,6 +62,7 @@ class CacheReport:
         store: None when the store does not answer, or is left alone since it did not.
         errors: lookups and writes that failed.
         dropped_writes: sequences not kept because too many were queued to be written, or the store takes none.
+        spent_usd: what the teacher's answers cost at list price.
     """
 
     kind: str
@@ -69,6 +70,7 @@ class CacheReport:
     store: StoreStats | None
     errors: int
     dropped_writes: int
+    spent_usd: float
 
 
 class Teacher:
@@ -179,7 +181,8 @@ class Teacher:
     async def cache_report(self) -> CacheReport:
         store = await self._cache.stats()
         cache = self._cache
-        return CacheReport(cache.kind, self._scorer.stats, store, cache.errors, cache.dropped_writes)
+        spent = self._backend.spent_usd
+        return CacheReport(cache.kind, self._scorer.stats, store, cache.errors, cache.dropped_writes, spent)
 
     async def close(self) -> None:
         """Waits for what is being computed, then lets go of cache and backend."""

@@ -17,6 +17,7 @@ from latentforge.gateway.backends.base import (
     TeacherDescription,
     TokenIds,
 )
+from latentforge.gateway.backends.costs import Costs, Price
 from latentforge.gateway.backends.model_folder import read_config, tokenizer_folder
 from latentforge.gateway.backends.upstream import Api, Upstream
 from latentforge.gateway.backends.venice.messages import (
@@ -101,6 +102,7 @@ class VeniceBackend(LoadedBackend):
             on_rate_limited=self._top_logprobs.limited,
             on_success=self._top_logprobs.succeeded,
         )
+        self._costs = Costs(settings.venice_max_usd, "VENICE_MAX_USD", metrics.upstream_usd.labels("venice").inc)
         self._folder = tokenizer_folder(settings)
         self._warned = False
 
@@ -126,6 +128,7 @@ class VeniceBackend(LoadedBackend):
                 f"VENICE_MODEL={wanted} is not listed; {models_with_logprobs(self._models)}", FailureKind.NOT_FOUND
             )
         self._model = self._models[wanted]
+        self._price = self._known_price()
         self._description = self._describe()
 
     async def score(self, sequences: Sequence[TokenIds], top_k: int) -> list[SparseRows]:
@@ -133,6 +136,17 @@ class VeniceBackend(LoadedBackend):
 
     async def generate(self, request: ContinuationRequest) -> AsyncIterator[Piece]:
         check_request(request)
+        for piece in await self._complete(request):
+            yield piece
+
+    @property
+    def spent_usd(self) -> float:
+        return self._costs.spent
+
+    async def close(self) -> None:
+        await self._upstream.close()
+
+    async def _complete(self, request: ContinuationRequest) -> list[Piece]:
         asked = 0
 
         def body() -> dict[str, Any]:
@@ -140,14 +154,28 @@ class VeniceBackend(LoadedBackend):
             asked = min(request.top_k, self._top_logprobs.now)
             return request_body(request, self._model.id, asked)
 
-        def read(data: bytes) -> list[Piece]:
-            return self._pieces(parse_completion(orjson.loads(data)), request, asked)
+        def read(data: bytes) -> Completion:
+            return parse_completion(orjson.loads(data))
 
-        for piece in await self._upstream.post("/chat/completions", body, read):
-            yield piece
+        most = self._price.cost(len(request.prompt_ids), request.n * request.max_tokens)
+        with self._costs.request(most) as bill:
+            data = await self._upstream.post("/chat/completions", body, bytes)
+            # Venice charges for what it answers, whether or not it can be used.
+            bill.due = most
+            completion = await asyncio.to_thread(read, data)
+            bill.due = self._price.cost(completion.usage.prompt_tokens, completion.usage.completion_tokens)
+            return await asyncio.to_thread(self._pieces, completion, request, asked)
 
-    async def close(self) -> None:
-        await self._upstream.close()
+    def _known_price(self) -> Price:
+        """The listed one; 0 where none is and no limit depends on it."""
+        price = self._model.price
+        if price is None and self._settings.venice_max_usd is not None:
+            raise BackendError(
+                f"Venice lists no price for VENICE_MODEL={self._model.id}, so VENICE_MAX_USD cannot be kept; unset it, "
+                "or choose another model",
+                FailureKind.MISCONFIGURED,
+            )
+        return price or Price(0.0, 0.0)
 
     def _pieces(self, completion: Completion, request: ContinuationRequest, top_k: int) -> list[Piece]:
         """One for each of the n continuations, in order."""

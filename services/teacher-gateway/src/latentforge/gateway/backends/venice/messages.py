@@ -7,6 +7,7 @@ from pydantic import BaseModel, BeforeValidator, Field, ValidationError
 
 from latentforge.core.errors import describe_errors
 from latentforge.gateway.backends.base import BackendError, ContinuationRequest, FailureKind
+from latentforge.gateway.backends.costs import Price
 
 MAX_STOP_STRINGS = 4
 MAX_TEMPERATURE = 2.0
@@ -92,9 +93,22 @@ class _Capabilities(BaseModel):
     quantization: str = "not-available"
 
 
+class _Usd(BaseModel):
+    usd: float = Field(ge=0, allow_inf_nan=False)
+
+
+class _Pricing(BaseModel):
+    """For a million tokens. Models that make something else than text have other fields."""
+
+    input: _Usd | None = None
+    output: _Usd | None = None
+
+
 class _ModelSpec(BaseModel):
     capabilities: _Capabilities = Field(default_factory=lambda: _Capabilities())
     context_tokens: int | None = Field(None, alias="availableContextTokens")
+    pricing: _Pricing | None = None
+    offline: bool = False
 
 
 class ListedModel(BaseModel):
@@ -107,6 +121,27 @@ class ListedModel(BaseModel):
     @property
     def gives_logprobs(self) -> bool:
         return self.model_spec.capabilities.supports_log_probs
+
+    @property
+    def price(self) -> Price | None:
+        """None where the list does not say."""
+        pricing = self.model_spec.pricing
+        if pricing is None or pricing.input is None or pricing.output is None:
+            return None
+        return Price(pricing.input.usd, pricing.output.usd)
+
+    def describe(self) -> str:
+        """One line for people."""
+        context, price = self.model_spec.context_tokens, self.price
+        parts = [
+            f"supportsLogProbs {'true' if self.gives_logprobs else 'false'}",
+            "no price"
+            if price is None
+            else f"{price.input_usd:g} USD in and {price.output_usd:g} USD out for a million tokens",
+            *([] if context is None else [f"context {context:,}"]),
+            *(["offline"] if self.model_spec.offline else []),
+        ]
+        return f"{self.id}: {', '.join(parts)}"
 
 
 class _Models(BaseModel):
