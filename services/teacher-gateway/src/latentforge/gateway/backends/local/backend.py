@@ -9,6 +9,7 @@ import numpy as np
 import torch
 import transformers
 from torch import Tensor
+from transformers import AutoConfig
 
 from latentforge.core.devices import choose_device
 from latentforge.gateway.backends.base import (
@@ -80,7 +81,8 @@ class TransformersBackend(LoadedBackend):
         transformers.utils.logging.disable_progress_bar()
         try:
             self._tokenizer = TextTokenizer(files.folder)
-            model: Any = auto_class(files.folder).from_pretrained(
+            config = AutoConfig.from_pretrained(files.folder, local_files_only=True)
+            model: Any = auto_class(config).from_pretrained(
                 files.folder, dtype=dtype, use_safetensors=True, local_files_only=True
             )
         except (OSError, ValueError, KeyError) as error:

@@ -1,11 +1,10 @@
-"""Which class of transformers loads a folder's model, and the part of a multimodal one that text needs."""
+"""Which class of transformers a model is of, and the part of a multimodal one that text needs."""
 
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
 
@@ -32,13 +31,12 @@ class TextPart(nn.Module):
         return self._head
 
 
-def auto_class(folder: Path) -> Any:
-    """The class whose ``from_pretrained`` loads the folder's whole model.
+def auto_class(config: Any) -> Any:
+    """The class of transformers that makes and loads the whole model of a configuration.
 
     Raises:
-        OSError, ValueError, KeyError: config.json cannot be read, or is of a family that transformers does not know.
+        ValueError: it is of no family that continues text.
     """
-    config = AutoConfig.from_pretrained(folder, local_files_only=True)
     kind = type(config)
     # Some families list a text-only class for the multimodal configuration; it would look for weights by other names.
     if _is_multimodal(config) and kind in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
