@@ -42,8 +42,14 @@ TEXT: dict[str, Any] = {
     "head_dim": 16,
     "max_position_embeddings": 64,
 }
-_EYE = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2, "patch_size": 14, "image_size": 28}
-_MROPE = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]}
+_EYE: dict[str, Any] = {
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_attention_heads": 2,
+    "patch_size": 14,
+    "image_size": 28,
+}
+_MROPE: dict[str, Any] = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]}
 
 
 def gemma3() -> Gemma3Config:
@@ -57,9 +63,20 @@ def llava() -> LlavaConfig:
 
 
 def qwen3_vl() -> Qwen3VLConfig:
-    eye = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 32}
+    eye: dict[str, Any] = {
+        "depth": 1,
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_heads": 2,
+        "out_hidden_size": 32,
+    }
     eye |= {"deepstack_visual_indexes": [0], "num_position_embeddings": 16}
-    tokens = {"image_token_id": 290, "video_token_id": 291, "vision_start_token_id": 292, "vision_end_token_id": 293}
+    tokens: dict[str, Any] = {
+        "image_token_id": 290,
+        "video_token_id": 291,
+        "vision_start_token_id": 292,
+        "vision_end_token_id": 293,
+    }
     return Qwen3VLConfig(text_config={**TEXT, "rope_parameters": _MROPE}, vision_config=eye, **tokens)
 
 
@@ -76,8 +93,8 @@ def rwkv() -> RwkvConfig:
 
 
 def qwen3_next() -> Qwen3NextConfig:
-    experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
-    linear = {"linear_num_key_heads": 2, "linear_num_value_heads": 2}
+    experts: dict[str, Any] = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+    linear: dict[str, Any] = {"linear_num_key_heads": 2, "linear_num_value_heads": 2}
     linear |= {"linear_key_head_dim": 8, "linear_value_head_dim": 8}
     layers = ["linear_attention", "full_attention"]
     return Qwen3NextConfig(**TEXT, **experts, **linear, shared_expert_intermediate_size=16, layer_types=layers)
@@ -92,7 +109,7 @@ def make_folder(tmp_path: Path, random_teacher: Path) -> Callable[[Config], Path
     def make(config: Config) -> Path:
         torch.manual_seed(0)
         made = config()
-        kind = AutoModelForImageTextToText if hasattr(made, "vision_config") else AutoModelForCausalLM
+        kind: Any = AutoModelForImageTextToText if hasattr(made, "vision_config") else AutoModelForCausalLM
         model = kind.from_config(made, dtype=torch.float32)
         with torch.no_grad():
             for weight in model.parameters():
@@ -124,7 +141,7 @@ def make_teacher(make_settings: Callable[..., Any]) -> MakeTeacher:
 
 def reference(folder: Path, token_ids: Any, *, multimodal: bool) -> Any:
     """Float32 [L−1, v] of the whole model, its eyes included, for tokens 1 … L−1; experts know no float64."""
-    kind = AutoModelForImageTextToText if multimodal else AutoModelForCausalLM
+    kind: Any = AutoModelForImageTextToText if multimodal else AutoModelForCausalLM
     model = kind.from_pretrained(folder, dtype=torch.float32).eval()
     with torch.no_grad():
         logits = model(input_ids=torch.from_numpy(token_ids.astype(np.int64))[None]).logits[0, :-1]
