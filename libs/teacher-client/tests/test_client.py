@@ -68,6 +68,7 @@ class Scripted(teacher_pb2_grpc.TeacherServiceServicer):
 
     def __init__(self) -> None:
         self.script: list[Any] = []
+        self.revision = "r1"
         self.calls: list[Any] = []
         self.metadata: list[dict[str, Any]] = []
 
@@ -82,6 +83,9 @@ class Scripted(teacher_pb2_grpc.TeacherServiceServicer):
         )
         context.abort(next(c for c in grpc.StatusCode if c.value[0] == failure.code), failure.message)
 
+    def _provenance(self) -> pb.Provenance:
+        return pb.Provenance(model="scripted", revision=self.revision)
+
     def GetTeacher(self, request: Any, context: Any) -> pb.GetTeacherResponse:  # noqa: N802
         self.metadata.append(dict(context.invocation_metadata()))
         return pb.GetTeacherResponse(model="scripted", tokenizer_fingerprint="f")
@@ -94,7 +98,7 @@ class Scripted(teacher_pb2_grpc.TeacherServiceServicer):
     def Score(self, request: Any, context: Any) -> pb.ScoreResponse:  # noqa: N802
         if (failure := self._step(request, context)) is not None:
             self._fail(context, failure)
-        return pb.ScoreResponse(rows=rows_of(request.token_ids))
+        return pb.ScoreResponse(rows=rows_of(request.token_ids), provenance=self._provenance())
 
     def ScoreBatch(self, request: Any, context: Any) -> Iterator[pb.ScoreBatchResponse]:  # noqa: N802
         step = self._step(request, context)
@@ -110,7 +114,8 @@ class Scripted(teacher_pb2_grpc.TeacherServiceServicer):
             if isinstance(what, tuple):
                 self._fail(context, what[1])
             elif what is None:
-                yield pb.ScoreBatchResponse(index=index, score=pb.ScoreResponse(rows=rows_of(sequence.ids)))
+                score = pb.ScoreResponse(rows=rows_of(sequence.ids), provenance=self._provenance())
+                yield pb.ScoreBatchResponse(index=index, score=score)
             else:
                 yield pb.ScoreBatchResponse(index=index, error=what)
         if step is not None and len(step) > len(request.sequences):
@@ -127,7 +132,7 @@ class Scripted(teacher_pb2_grpc.TeacherServiceServicer):
         for text in ("a", "b"):
             if step is not None and step[0] == text:
                 self._fail(context, step[1])
-            yield pb.GenerateResponse(text=text)
+            yield pb.GenerateResponse(text=text, provenance=self._provenance() if text == "a" else None)
 
 
 @pytest.fixture
@@ -281,6 +286,42 @@ def test_a_whole_batch_that_is_refused_raises(ask: Both, scripted: tuple[Scripte
     with pytest.raises(TeacherError) as caught:
         ask("score_batch", [[7, 1]], 2)
     assert caught.value.reason == "TOKENIZER_MISMATCH"
+
+
+def test_an_expected_revision_goes_with_requests_and_answers_of_another_are_refused(
+    ask: Both, scripted: tuple[Scripted, str]
+) -> None:
+    """Even where the gateway does not look at it, as one that is older."""
+    rows = ("float16", "arrays", "r1")
+
+    def ask_all() -> list[Any]:
+        generation = pb.GenerateRequest(text="x", expected_revision="r1")
+        calls: dict[str, Any] = {
+            "score": ([7, 1], 2, *rows),
+            "score_batch": ([[7, 1], [8, 1]], 2, *rows),
+            "generate": (generation,),
+        }
+        outcomes = []
+        for method, arguments in calls.items():
+            try:
+                outcomes.append(ask(method, *arguments))
+            except TeacherError as error:
+                outcomes.append(error)
+        return outcomes
+
+    score, batch, generated = ask_all()
+    assert score.realised_logprobs.tolist() == [-7.0]
+    assert realised(batch) == {0: -7.0, 1: -8.0}
+    assert [m.text for m in generated] == ["a", "b"]
+    assert [c.expected_revision for c in scripted[0].calls] == ["r1"] * 3
+    scripted[0].revision = "r2"
+    for error in ask_all():
+        assert isinstance(error, TeacherError)
+        assert (error.code, error.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "REVISION_MISMATCH")
+        assert "'r1'" in error.message
+        assert "'r2'" in error.message
+    assert len(scripted[0].calls) == 6
+    assert ask("score", [7, 1], 2).realised_logprobs.tolist() == [-7.0]
 
 
 def test_a_generation_that_has_begun_is_never_begun_again(ask: Both, scripted: tuple[Scripted, str]) -> None:

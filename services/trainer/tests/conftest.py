@@ -203,6 +203,9 @@ class ClosedFormTeacher(teacher_pb2_grpc.TeacherServiceServicer):
             tail_mass=np.full(n, max(0.0, 1 - masses.sum()), dtype=np.float32),
         )
 
+    def provenance(self, hit: bool) -> pb.Provenance:
+        return pb.Provenance(backend="known", model="closed-form", revision=self.revision, cache_hit=hit)
+
     async def GetTeacher(self, request: Any, context: Any) -> pb.GetTeacherResponse:  # noqa: N802 - gRPC's name
         if self.unavailable > 0:
             self.unavailable -= 1
@@ -243,7 +246,7 @@ class ClosedFormTeacher(teacher_pb2_grpc.TeacherServiceServicer):
             self._seen.add(key)
             self._cached += hit
             rows = rows_to_proto(self.rows(sequences[index], request.top_k), dtype_from_proto(request.logprob_dtype))
-            score = pb.ScoreResponse(rows=rows, provenance=pb.Provenance(backend="known", cache_hit=hit))
+            score = pb.ScoreResponse(rows=rows, provenance=self.provenance(hit))
             yield pb.ScoreBatchResponse(index=index, score=score)
 
     async def Score(self, request: Any, context: Any) -> Any:  # noqa: N802
@@ -284,6 +287,7 @@ class ClosedFormTeacher(teacher_pb2_grpc.TeacherServiceServicer):
                     finish_reason=reason if stop == len(ids) else pb.FINISH_REASON_UNSPECIFIED,
                     detail=why if stop == len(ids) else "",
                     prompt_token_ids=prompt_ids if first == len(prompt_ids) else [],
+                    provenance=self.provenance(False) if first == len(prompt_ids) else None,
                 )
 
     Tokenize = Detokenize = Score

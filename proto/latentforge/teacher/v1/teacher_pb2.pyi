@@ -161,6 +161,7 @@ class GetTeacherResponse(_message.Message):
     HEALTHY_FIELD_NUMBER: _builtins.int
     CHAT_PROMPTS_ONLY_FIELD_NUMBER: _builtins.int
     BOS_ID_FIELD_NUMBER: _builtins.int
+    PROBLEMS_FIELD_NUMBER: _builtins.int
     backend: _builtins.str
     """embedded, transformers, vllm-local, vllm-remote or venice."""
     model: _builtins.str
@@ -180,12 +181,19 @@ class GetTeacherResponse(_message.Message):
     logprobs_mode: Global___LogprobsMode.ValueType
     id_fidelity: Global___IdFidelity.ValueType
     healthy: _builtins.bool
+    """Whether all that it needs works now; what does not is said in problems."""
     chat_prompts_only: _builtins.bool
     """Generate takes chats only: no text and no token ids."""
     bos_id: _builtins.int
     """What the tokenizer begins a sequence with, which some teachers need to see first; unset where that is nothing.
     Generate puts it before a text. Score takes ids as they are, so whoever makes them puts it there, once for a sequence.
     """
+    @_builtins.property
+    def problems(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What does not work now, a sentence each: a teacher that does not answer or is another one than at the start, a cache
+        that takes no rows. Empty where all is well.
+        """
+
     def __init__(
         self,
         *,
@@ -205,10 +213,11 @@ class GetTeacherResponse(_message.Message):
         healthy: _builtins.bool = ...,
         chat_prompts_only: _builtins.bool = ...,
         bos_id: _builtins.int | None = ...,
+        problems: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_bos_id", b"_bos_id", "bos_id", b"bos_id"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_bos_id", b"_bos_id", "backend", b"backend", "bos_id", b"bos_id", "can_generate", b"can_generate", "can_score", b"can_score", "chat_prompts_only", b"chat_prompts_only", "engine", b"engine", "healthy", b"healthy", "id_fidelity", b"id_fidelity", "logprobs_mode", b"logprobs_mode", "max_sequence_length", b"max_sequence_length", "max_top_k", b"max_top_k", "model", b"model", "quantization", b"quantization", "revision", b"revision", "tokenizer_fingerprint", b"tokenizer_fingerprint", "vocab_size", b"vocab_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_bos_id", b"_bos_id", "backend", b"backend", "bos_id", b"bos_id", "can_generate", b"can_generate", "can_score", b"can_score", "chat_prompts_only", b"chat_prompts_only", "engine", b"engine", "healthy", b"healthy", "id_fidelity", b"id_fidelity", "logprobs_mode", b"logprobs_mode", "max_sequence_length", b"max_sequence_length", "max_top_k", b"max_top_k", "model", b"model", "problems", b"problems", "quantization", b"quantization", "revision", b"revision", "tokenizer_fingerprint", b"tokenizer_fingerprint", "vocab_size", b"vocab_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__bos_id: _TypeAlias = _typing.Literal["bos_id"]  # noqa: Y015
     _WhichOneofArgType__bos_id: _TypeAlias = _typing.Literal["_bos_id", b"_bos_id"]  # noqa: Y015
@@ -301,6 +310,7 @@ class Provenance(_message.Message):
     backend: _builtins.str
     model: _builtins.str
     revision: _builtins.str
+    """Of the weights that computed it, now or when it was put into the cache; see expected_revision."""
     engine: _builtins.str
     cache_hit: _builtins.bool
     milliseconds: _builtins.float
@@ -332,12 +342,18 @@ class ScoreRequest(_message.Message):
     TOP_K_FIELD_NUMBER: _builtins.int
     LOGPROB_DTYPE_FIELD_NUMBER: _builtins.int
     ROW_ENCODING_FIELD_NUMBER: _builtins.int
+    EXPECTED_REVISION_FIELD_NUMBER: _builtins.int
     tokenizer_fingerprint: _builtins.str
     """Of the tokenizer that made token_ids; a mismatch is FAILED_PRECONDITION."""
     top_k: _builtins.int
     """Entries per row, 1 to max_top_k."""
     logprob_dtype: Global___LogprobDtype.ValueType
     row_encoding: Global___RowEncoding.ValueType
+    expected_revision: _builtins.str
+    """The revision that rows must be of, as GetTeacher or an earlier answer's provenance gave it: rows of another one are
+    never given, and the call is FAILED_PRECONDITION (REVISION_MISMATCH) with both. Unset takes whatever teacher there
+    is; who asks more than once for one purpose should set it.
+    """
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """At least two: the first token has no context, so rows begin at position 1."""
@@ -350,10 +366,11 @@ class ScoreRequest(_message.Message):
         top_k: _builtins.int = ...,
         logprob_dtype: Global___LogprobDtype.ValueType = ...,
         row_encoding: Global___RowEncoding.ValueType = ...,
+        expected_revision: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["logprob_dtype", b"logprob_dtype", "row_encoding", b"row_encoding", "token_ids", b"token_ids", "tokenizer_fingerprint", b"tokenizer_fingerprint", "top_k", b"top_k"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["expected_revision", b"expected_revision", "logprob_dtype", b"logprob_dtype", "row_encoding", b"row_encoding", "token_ids", b"token_ids", "tokenizer_fingerprint", b"tokenizer_fingerprint", "top_k", b"top_k"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -412,10 +429,13 @@ class ScoreBatchRequest(_message.Message):
     TOP_K_FIELD_NUMBER: _builtins.int
     LOGPROB_DTYPE_FIELD_NUMBER: _builtins.int
     ROW_ENCODING_FIELD_NUMBER: _builtins.int
+    EXPECTED_REVISION_FIELD_NUMBER: _builtins.int
     tokenizer_fingerprint: _builtins.str
     top_k: _builtins.int
     logprob_dtype: Global___LogprobDtype.ValueType
     row_encoding: Global___RowEncoding.ValueType
+    expected_revision: _builtins.str
+    """As in ScoreRequest; a mismatch ends the whole call."""
     @_builtins.property
     def sequences(self) -> _containers.RepeatedCompositeFieldContainer[Global___TokenIds]: ...
     def __init__(
@@ -426,10 +446,11 @@ class ScoreBatchRequest(_message.Message):
         top_k: _builtins.int = ...,
         logprob_dtype: Global___LogprobDtype.ValueType = ...,
         row_encoding: Global___RowEncoding.ValueType = ...,
+        expected_revision: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["logprob_dtype", b"logprob_dtype", "row_encoding", b"row_encoding", "sequences", b"sequences", "tokenizer_fingerprint", b"tokenizer_fingerprint", "top_k", b"top_k"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["expected_revision", b"expected_revision", "logprob_dtype", b"logprob_dtype", "row_encoding", b"row_encoding", "sequences", b"sequences", "tokenizer_fingerprint", b"tokenizer_fingerprint", "top_k", b"top_k"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -525,6 +546,7 @@ class GenerateRequest(_message.Message):
     LOGPROB_DTYPE_FIELD_NUMBER: _builtins.int
     STOP_FIELD_NUMBER: _builtins.int
     PARSE_SPECIAL_TOKENS_FIELD_NUMBER: _builtins.int
+    EXPECTED_REVISION_FIELD_NUMBER: _builtins.int
     tokenizer_fingerprint: _builtins.str
     text: _builtins.str
     max_tokens: _builtins.int
@@ -542,6 +564,8 @@ class GenerateRequest(_message.Message):
     """With text: what is written like one of the tokenizer's special tokens is that token, as in a chat that the caller
     rendered. Unset it is text like any other.
     """
+    expected_revision: _builtins.str
+    """As in ScoreRequest; text and rows of another revision are never given."""
     @_builtins.property
     def token_ids(self) -> Global___TokenIds: ...
     @_builtins.property
@@ -566,10 +590,11 @@ class GenerateRequest(_message.Message):
         logprob_dtype: Global___LogprobDtype.ValueType = ...,
         stop: _abc.Iterable[_builtins.str] | None = ...,
         parse_special_tokens: _builtins.bool = ...,
+        expected_revision: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_seed", b"_seed", "_top_p", b"_top_p", "chat", b"chat", "prompt", b"prompt", "seed", b"seed", "text", b"text", "token_ids", b"token_ids", "top_p", b"top_p"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_seed", b"_seed", "_top_p", b"_top_p", "chat", b"chat", "logprob_dtype", b"logprob_dtype", "max_tokens", b"max_tokens", "n", b"n", "parse_special_tokens", b"parse_special_tokens", "prompt", b"prompt", "seed", b"seed", "stop", b"stop", "temperature", b"temperature", "text", b"text", "token_ids", b"token_ids", "tokenizer_fingerprint", b"tokenizer_fingerprint", "top_k", b"top_k", "top_p", b"top_p"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_seed", b"_seed", "_top_p", b"_top_p", "chat", b"chat", "expected_revision", b"expected_revision", "logprob_dtype", b"logprob_dtype", "max_tokens", b"max_tokens", "n", b"n", "parse_special_tokens", b"parse_special_tokens", "prompt", b"prompt", "seed", b"seed", "stop", b"stop", "temperature", b"temperature", "text", b"text", "token_ids", b"token_ids", "tokenizer_fingerprint", b"tokenizer_fingerprint", "top_k", b"top_k", "top_p", b"top_p"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__seed: _TypeAlias = _typing.Literal["seed"]  # noqa: Y015
     _WhichOneofArgType__seed: _TypeAlias = _typing.Literal["_seed", b"_seed"]  # noqa: Y015
@@ -618,7 +643,9 @@ class GenerateResponse(_message.Message):
         """In a continuation's first message: the prompt as the teacher saw it."""
 
     @_builtins.property
-    def provenance(self) -> Global___Provenance: ...
+    def provenance(self) -> Global___Provenance:
+        """In a continuation's first message."""
+
     def __init__(
         self,
         *,
@@ -770,10 +797,12 @@ class GetCacheStatsResponse(_message.Message):
     ERRORS_FIELD_NUMBER: _builtins.int
     SAVED_SECONDS_FIELD_NUMBER: _builtins.int
     DROPPED_WRITES_FIELD_NUMBER: _builtins.int
+    PROBLEM_FIELD_NUMBER: _builtins.int
     SPENT_USD_FIELD_NUMBER: _builtins.int
     kind: _builtins.str
     """redis, redis-cluster, sqlite or none."""
     healthy: _builtins.bool
+    """Whether it answers and takes entries now; problem says what does not."""
     hits: _builtins.int
     misses: _builtins.int
     rows_from_cache: _builtins.int
@@ -788,6 +817,8 @@ class GetCacheStatsResponse(_message.Message):
     """Teacher time that the hits would have taken."""
     dropped_writes: _builtins.int
     """Computed rows that were not kept, because too many waited to be written; in sequences."""
+    problem: _builtins.str
+    """Why it is not healthy; empty where it is."""
     spent_usd: _builtins.float
     """What the teacher's answers cost, in USD at its list price; 0 for a teacher that nobody charges for."""
     def __init__(
@@ -805,11 +836,12 @@ class GetCacheStatsResponse(_message.Message):
         errors: _builtins.int = ...,
         saved_seconds: _builtins.float = ...,
         dropped_writes: _builtins.int = ...,
+        problem: _builtins.str = ...,
         spent_usd: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "corrupt_entries", b"corrupt_entries", "dropped_writes", b"dropped_writes", "entries", b"entries", "errors", b"errors", "healthy", b"healthy", "hits", b"hits", "kind", b"kind", "misses", b"misses", "rows_computed", b"rows_computed", "rows_from_cache", b"rows_from_cache", "saved_seconds", b"saved_seconds", "spent_usd", b"spent_usd"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "corrupt_entries", b"corrupt_entries", "dropped_writes", b"dropped_writes", "entries", b"entries", "errors", b"errors", "healthy", b"healthy", "hits", b"hits", "kind", b"kind", "misses", b"misses", "problem", b"problem", "rows_computed", b"rows_computed", "rows_from_cache", b"rows_from_cache", "saved_seconds", b"saved_seconds", "spent_usd", b"spent_usd"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -30,10 +30,10 @@ async def stub(running: Any) -> Any:
 
 
 @contextmanager
-def refused(code: grpc.StatusCode, *words: str, field: str | None = None) -> Iterator[None]:
+def refused(code: grpc.StatusCode, *words: str, field: str | None = None) -> Iterator[Any]:
     """Expects a status, words in its message, and the field in google.rpc.BadRequest."""
     with pytest.raises(grpc.aio.AioRpcError) as caught:
-        yield
+        yield caught
     error = caught.value
     assert error.code() is code, error.details()
     assert all(word in (error.details() or "") for word in words), error.details()
@@ -69,6 +69,35 @@ async def test_rows_over_the_wire_are_aligned_with_a_known_distribution(run_gate
         assert rows.realised_logprobs[row] == pytest.approx(expected[token_ids[position]], abs=1e-4)
         assert rows.realised_ranks[row] == 1 + (expected > expected[token_ids[position]]).sum()
     assert len(rows) == 29
+
+
+async def test_rows_of_another_revision_than_expected_are_never_given(running: Any, stub: Any) -> None:
+    about = await running.client.teacher()
+    known = {"tokenizer_fingerprint": about.tokenizer_fingerprint, "top_k": 2}
+    ids = pb.TokenIds(ids=[1, 2, 3])
+
+    async def ask(revision: str) -> list[str]:
+        """The revisions of all answers."""
+        score = await stub.Score(pb.ScoreRequest(token_ids=ids.ids, expected_revision=revision, **known))
+        request = pb.ScoreBatchRequest(sequences=[ids, ids], expected_revision=revision, **known)
+        batch = [answer.score async for answer in stub.ScoreBatch(request)]
+        generation = pb.GenerateRequest(token_ids=ids, max_tokens=2, expected_revision=revision, **known)
+        generated = [message async for message in stub.Generate(generation)]
+        return [answer.provenance.revision for answer in (score, *batch, generated[0])]
+
+    assert await ask("") == await ask(about.revision) == [about.revision] * 4
+    for method, request in (
+        (stub.Score, pb.ScoreRequest(token_ids=ids.ids, expected_revision="other", **known)),
+        (stub.ScoreBatch, pb.ScoreBatchRequest(sequences=[ids], expected_revision="other", **known)),
+        (stub.Generate, pb.GenerateRequest(token_ids=ids, max_tokens=2, expected_revision="other", **known)),
+    ):
+        with refused(grpc.StatusCode.FAILED_PRECONDITION, "'other'", repr(about.revision), "tiny-random") as caught:
+            call = method(request)
+            await (call if method is stub.Score else call.read())
+        status = rpc_status.from_call(caught.value)
+        info = error_details_pb2.ErrorInfo()
+        assert status.details[0].Unpack(info)
+        assert info.reason == "REVISION_MISMATCH"
 
 
 async def test_the_second_answer_comes_from_the_cache_and_says_so(running: Any, stub: Any) -> None:

@@ -15,7 +15,7 @@ from latentforge.trainer.errors import TrainerError
 from latentforge.trainer.run.interrupt import Interrupted
 from latentforge.trainer.targets.choose import met_teacher, target_source
 from latentforge.trainer.targets.generated import GeneratedTargets
-from latentforge.trainer.teacher.connection import TeacherLostError
+from latentforge.trainer.teacher.connection import TeacherChangedError, TeacherLostError
 from latentforge.trainer.teacher.continuations import GeneratedStore
 
 # Room for a byte-level chat.
@@ -192,6 +192,25 @@ def test_a_lost_teacher_leaves_what_had_arrived(known_teacher: Any, gather: Any,
     lost = gather("lost")
     assert 0 < len(known_teacher.generated) < 15
     assert lost["generated_sha256"] == gather("whole")["generated_sha256"]
+
+
+def test_a_teacher_that_changes_ends_the_collection_and_its_text_is_not_kept(
+    known_teacher: Any, gather: Any, monkeypatch: Any
+) -> None:
+    draw = known_teacher.rows
+
+    def changing(ids: list[int], k: int) -> Any:
+        if len(known_teacher.generated) >= 4:
+            known_teacher.revision = "2"
+        return draw(ids, k)
+
+    monkeypatch.setattr(known_teacher, "rows", changing)
+    with pytest.raises(TeacherChangedError, match=r"expected_revision is '1', .*'2'"):
+        gather("changed")
+    assert known_teacher.generated[-1].expected_revision == "1"
+    monkeypatch.undo()
+    known_teacher.revision = "1"
+    assert gather("changed")["generated_sha256"] == gather("whole")["generated_sha256"]
 
 
 def test_rows_that_are_not_the_continuations_are_dropped(known_teacher: Any, gather: Any) -> None:

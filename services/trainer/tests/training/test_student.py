@@ -19,7 +19,7 @@ from latentforge.text.held_out import split_tail
 from latentforge.text.packed import PackedData
 from latentforge.trainer.errors import TrainerError
 from latentforge.trainer.run.interrupt import Interrupted
-from latentforge.trainer.teacher.connection import TeacherLostError
+from latentforge.trainer.teacher.connection import TeacherChangedError, TeacherLostError
 from latentforge.trainer.training.student import train_student
 from latentforge.trainer.training.validation import unigram_ce
 
@@ -274,6 +274,29 @@ def test_another_teacher_under_way_is_refused(
     known_teacher.revision = "2"
     with pytest.raises(TrainerError, match=r"'revision': '1'.* is .*'revision': '2'"):
         train_student(make_run(port=known_teacher.port), *data, autoencoder)
+
+
+def test_a_teacher_that_changes_ends_the_run_which_the_first_one_resumes(
+    known_teacher: Any, make_run: Any, packed: PackedData, autoencoder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The teacher answers as a gateway that does not look at the expected revision: what it says of answers counts."""
+    data, original = split_tail(packed), known_teacher.rows
+    result = train_student(make_run("whole", port=known_teacher.port), *data, autoencoder)
+    known_teacher.forget()
+
+    def changing(ids: list[int], k: int) -> Any:
+        if len(known_teacher.requests) >= 8:
+            known_teacher.revision = "2"
+        return original(ids, k)
+
+    monkeypatch.setattr(known_teacher, "rows", changing)
+    run = make_run("cut", port=known_teacher.port)
+    with pytest.raises(TeacherChangedError, match=r"expected_revision is '1', .* closed-form '2'.*to resume"):
+        train_student(run, *data, autoencoder)
+    monkeypatch.setattr(known_teacher, "rows", original)
+    known_teacher.revision = "1"
+    resumed = train_student(make_run("cut", port=known_teacher.port), *data, autoencoder)
+    assert resumed.curve == result.curve
 
 
 # Room for a byte-level chat.

@@ -130,7 +130,12 @@ def get_teacher() -> Unary[pb.GetTeacherResponse]:
 
 
 def score(
-    fingerprint: str, token_ids: Sequence[int], top_k: int, dtype: LogprobDtype, encoding: RowEncodingName
+    fingerprint: str,
+    token_ids: Sequence[int],
+    top_k: int,
+    dtype: LogprobDtype,
+    encoding: RowEncodingName,
+    expected_revision: str,
 ) -> Unary[SparseRows]:
     request = pb.ScoreRequest(
         tokenizer_fingerprint=fingerprint,
@@ -138,8 +143,14 @@ def score(
         top_k=top_k,
         logprob_dtype=dtype_to_proto(dtype),
         row_encoding=encoding_to_proto(encoding),
+        expected_revision=expected_revision,
     )
-    return Unary("Score", request, lambda answer: rows_from_proto(answer.rows))
+
+    def value(answer: pb.ScoreResponse) -> SparseRows:
+        check_revision(answer.provenance, expected_revision)
+        return rows_from_proto(answer.rows)
+
+    return Unary("Score", request, value)
 
 
 def tokenize(text: str, *, parse_special_tokens: bool) -> Unary[list[int]]:
@@ -159,6 +170,23 @@ def detokenize(fingerprint: str, token_ids: Sequence[int]) -> Unary[str]:
 
 def cache_stats() -> Unary[pb.GetCacheStatsResponse]:
     return Unary("GetCacheStats", pb.GetCacheStatsRequest(), _whole)
+
+
+def check_revision(provenance: pb.Provenance, expected: str) -> None:
+    """Refuses an answer of another revision than ``expected``, unless that is empty.
+
+    Gateways refuse such a request; one that does not know the field answers it, and says whose the answer is.
+
+    Raises:
+        TeacherError: FAILED_PRECONDITION with both.
+    """
+    if expected and provenance.revision != expected:
+        raise TeacherError(
+            grpc.StatusCode.FAILED_PRECONDITION,
+            f"expected_revision is {expected!r}, the answer is of {provenance.model} {provenance.revision!r}: the "
+            "teacher changed",
+            reason="REVISION_MISMATCH",
+        )
 
 
 def encoding_to_proto(encoding: RowEncodingName) -> pb.RowEncoding.ValueType:
@@ -181,12 +209,16 @@ class Generating:
     def __init__(self, fingerprint: str, request: pb.GenerateRequest) -> None:
         request.tokenizer_fingerprint = fingerprint
         self._request = request
+        self._begun: set[int] = set()
         self.progress = False
 
     def request(self) -> pb.GenerateRequest:
         return self._request
 
     def take(self, answer: pb.GenerateResponse) -> pb.GenerateResponse:
+        if answer.index not in self._begun:
+            self._begun.add(answer.index)
+            check_revision(answer.provenance, self._request.expected_revision)
         self.progress = True
         return answer
 
@@ -222,13 +254,15 @@ class BatchScoring:
         top_k: int,
         dtype: LogprobDtype,
         encoding: RowEncodingName,
+        expected_revision: str,
     ) -> None:
-        self._sequences = sequences
+        self._sequences, self._expected_revision = sequences, expected_revision
         self._arguments = {
             "tokenizer_fingerprint": fingerprint,
             "top_k": top_k,
             "logprob_dtype": dtype_to_proto(dtype),
             "row_encoding": encoding_to_proto(encoding),
+            "expected_revision": expected_revision,
         }
         # In order, and quick to remove from.
         self._missing = dict.fromkeys(range(len(sequences)))
@@ -254,6 +288,7 @@ class BatchScoring:
                 return None
             scored = Scored(index, None, error, pb.Provenance())
         else:
+            check_revision(answer.score.provenance, self._expected_revision)
             scored = Scored(index, rows_from_proto(answer.score.rows), None, answer.score.provenance)
         del self._missing[index]
         self.progress = True

@@ -51,9 +51,15 @@ class TeacherClient(BaseClient):
         top_k: int,
         dtype: LogprobDtype = "float16",
         row_encoding: RowEncodingName = "arrays",
+        expected_revision: str = "",
     ) -> SparseRows:
-        """Rows for tokens 1 … L−1 of one sequence of L ids; the arrays are views of the answer's bytes."""
-        return await self._ask(calls.score(await self._known_fingerprint(), token_ids, top_k, dtype, row_encoding))
+        """Rows for tokens 1 … L−1 of one sequence of L ids; the arrays are views of the answer's bytes.
+
+        Args:
+            expected_revision: the teacher's, as GetTeacher gave it; rows of another are an error. Empty takes any.
+        """
+        known = await self._known_fingerprint()
+        return await self._ask(calls.score(known, token_ids, top_k, dtype, row_encoding, expected_revision))
 
     def score_batch(
         self,
@@ -61,16 +67,22 @@ class TeacherClient(BaseClient):
         top_k: int,
         dtype: LogprobDtype = "float16",
         row_encoding: RowEncodingName = "arrays",
+        expected_revision: str = "",
     ) -> AsyncIterator[Scored]:
         """Scores many sequences; answers come as they are ready, in any order, exactly one for each.
 
         A stream that breaks off is asked for again, for what is missing only. A sequence that the gateway refuses is
-        an answer with an error.
+        an answer with an error; another revision than ``expected_revision``, unless that is empty, is the call's.
         """
-        return self._stream(lambda known: calls.BatchScoring(known, sequences, top_k, dtype, row_encoding))
+        return self._stream(
+            lambda known: calls.BatchScoring(known, sequences, top_k, dtype, row_encoding, expected_revision)
+        )
 
     def generate(self, request: pb.GenerateRequest) -> AsyncIterator[pb.GenerateResponse]:
-        """Continues a prompt; the request's fingerprint is filled in. ``wire.rows_from_proto`` reads the rows."""
+        """Continues a prompt; the request's fingerprint is filled in. ``wire.rows_from_proto`` reads the rows.
+
+        An answer of another revision than the request's ``expected_revision``, unless that is empty, is an error.
+        """
         return self._stream(lambda known: calls.Generating(known, request))
 
     async def tokenize(self, text: str, *, parse_special_tokens: bool = False) -> list[int]:

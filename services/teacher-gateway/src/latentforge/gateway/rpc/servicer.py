@@ -121,6 +121,7 @@ class TeacherServicer(TeacherServiceServicer):
             about = teacher.description
             validation.check_can_score(about)
             validation.check_fingerprint(request.tokenizer_fingerprint, about)
+            validation.check_revision(request.expected_revision, about)
             top_k, dtype = validation.row_arguments(request, about)
             token_ids = validation.sequence_ids(request.token_ids, "token_ids", about)
             packed = is_packed(request.row_encoding)
@@ -136,6 +137,7 @@ class TeacherServicer(TeacherServiceServicer):
             about = teacher.description
             validation.check_can_score(about)
             validation.check_fingerprint(request.tokenizer_fingerprint, about)
+            validation.check_revision(request.expected_revision, about)
             top_k, dtype = validation.row_arguments(request, about)
             validation.check_number_of_sequences(len(request.sequences))
             good: list[tuple[int, TokenIds]] = []
@@ -160,6 +162,7 @@ class TeacherServicer(TeacherServiceServicer):
         async with self._call() as teacher:
             about = teacher.description
             validation.check_fingerprint(request.tokenizer_fingerprint, about)
+            validation.check_revision(request.expected_revision, about)
             generation = await self._tokenise(
                 validation.generation, request, about, teacher.tokenizer, self._max_tokens_in_flight
             )

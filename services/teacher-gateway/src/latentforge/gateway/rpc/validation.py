@@ -33,6 +33,17 @@ def check_fingerprint(given: str, teacher: TeacherDescription) -> None:
         )
 
 
+def check_revision(given: str, teacher: TeacherDescription) -> None:
+    """Rows of two teachers must not become one set of targets."""
+    if given and given != teacher.revision:
+        raise ApiError(
+            grpc.StatusCode.FAILED_PRECONDITION,
+            f"expected_revision is {shortened(given, 80)!r}, the revision of {shortened(teacher.model, 120)} here is "
+            f"{teacher.revision!r}; ask the gateway of the teacher that you expect, or begin anew with this one",
+            reason="REVISION_MISMATCH",
+        )
+
+
 def check_can_score(teacher: TeacherDescription) -> None:
     if not teacher.can_score:
         raise ApiError(

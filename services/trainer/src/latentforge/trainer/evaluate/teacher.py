@@ -110,7 +110,10 @@ class EvaluationTeacher:
         found: dict[int, SparseRows] = {}
         for first in range(0, len(sequences), _SEQUENCES_AT_ONCE):
             part = sequences[first : first + _SEQUENCES_AT_ONCE]
-            for scored in self._client.score_batch(part, top_k or self._top_k, "float32"):
+            answers = self._client.score_batch(
+                part, top_k or self._top_k, "float32", expected_revision=self.about.revision
+            )
+            for scored in answers:
                 if scored.rows is None:
                     assert scored.error is not None
                     raise scored.error
@@ -159,6 +162,7 @@ class EvaluationTeacher:
                 temperature=temperature,
                 seed=own_seed,
                 n=num_samples,
+                expected_revision=self.about.revision,
             )
             ids: list[list[int]] = [[] for _ in range(num_samples)]
             reasons = [pb.FINISH_REASON_UNSPECIFIED] * num_samples

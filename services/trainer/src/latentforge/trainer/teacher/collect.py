@@ -126,6 +126,7 @@ async def _continuations(link: TeacherLink, recipe: TeacherRecipe, prompt: Promp
         n=settings.n,
         top_k=recipe.top_k,
         logprob_dtype=dtype_to_proto(recipe.logprob_dtype),
+        expected_revision=link.revision,
     )
 
     async def ask() -> list[Outcome]:

@@ -35,9 +35,16 @@ _RETRIED = {
     grpc.StatusCode.DEADLINE_EXCEEDED,
 }
 
+# Another teacher than the one that was met: on the gateway's side, or at the server that it asks.
+_CHANGED = {"REVISION_MISMATCH", "TEACHER_CHANGED"}
+
 
 class TeacherLostError(TrainerError):
-    """The gateway stayed away longer than the patience."""
+    """The teacher that was met is gone: its gateway stayed away longer than the patience, or see below."""
+
+
+class TeacherChangedError(TeacherLostError):
+    """The gateway has another teacher now, whose rows must not be learnt beside those of the first."""
 
 
 class TeacherLink:
@@ -56,6 +63,7 @@ class TeacherLink:
         waiting: has :meth:`wait` waited so far.
         on_lost: told in a line what is waited for and for how long, again and again; None when it is back. Called in
             the link's thread.
+        revision: of the teacher that :meth:`teacher` met, which every later answer must be of; empty before.
     """
 
     def __init__(
@@ -73,6 +81,7 @@ class TeacherLink:
         self._api_key, self._tls_ca = api_key, tls_ca
         self._lost_since: float | None = None
         self._said = 0.0
+        self.revision = ""
         self.on_lost: Callable[[str | None], None] = lambda line: None
 
     def __enter__(self) -> Self:
@@ -124,6 +133,7 @@ class TeacherLink:
         """Asks what the teacher is, and refuses one that :func:`check_teacher` refuses."""
         answer = self.wait(self.submit(self.retried(lambda: self.client.teacher())))
         check_teacher(answer, f"at {self.target}", fingerprint, vocab_size, top_k)
+        self.revision = answer.revision
         return answer
 
     def cache_stats(self) -> pb.GetCacheStatsResponse:
@@ -147,7 +157,7 @@ class TeacherLink:
 
         Raises:
             TrainerError: the teacher refused; the cause is the TeacherError.
-            TeacherLostError: it stayed away longer than the patience.
+            TeacherLostError: it stayed away longer than the patience, or (TeacherChangedError) is another one now.
         """
 
         async def once() -> T:
@@ -158,6 +168,12 @@ class TeacherLink:
         try:
             answer: T = await AsyncRetrying(**options, after=self._lost)(once)
         except TeacherError as error:
+            if error.reason in _CHANGED:
+                raise TeacherChangedError(
+                    f"the teacher at {self.target} is no longer the one that this run met: {error.message}. What was "
+                    "done is saved; give the gateway its first teacher and run the same command to resume, or start "
+                    "anew with --fresh or --run NAME"
+                ) from error
             if not _is_loss(error):
                 raise TrainerError(f"the teacher at {self.target} refused: {error}") from error
             raise TeacherLostError(

@@ -86,7 +86,10 @@ class TeacherRows:
             # Answers come in any order, and those that came before a stream broke are kept: a gateway that is lost in
             # the middle of a batch costs the sequences that it had not answered, and each is counted once.
             async for scored in self._link.client.score_batch(
-                [sequences[i] for i in missing], self._top_k, self._dtype
+                [sequences[i] for i in missing],
+                self._top_k,
+                self._dtype,
+                expected_revision=self._link.revision,
             ):
                 if scored.rows is not None:
                     answers[missing[scored.index]] = scored.rows

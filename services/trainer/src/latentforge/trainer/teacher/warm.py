@@ -77,7 +77,9 @@ async def warm(
 
     async def score(part: Part) -> None:
         nonlocal done
-        async for answer in client.score_batch(part.sequences, top_k, dtype, "packed"):
+        async for answer in client.score_batch(
+            part.sequences, top_k, dtype, "packed", expected_revision=teacher.revision
+        ):
             if answer.error is not None:
                 if answer.error.code is not grpc.StatusCode.INVALID_ARGUMENT:
                     raise answer.error
