@@ -15,7 +15,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from pydantic import Field
 
 from latentforge.core.command_line import DONE, errors_reported
+from latentforge.core.proxies import is_loopback
 from latentforge.core.settings import load_settings
+from latentforge.core.sockets import bare_host, bracketed
 from latentforge.teacher_client.access import GatewayAccess
 from latentforge.teacher_client.channel import open_channel
 from latentforge.teacher_client.errors import TeacherError
@@ -25,7 +27,6 @@ from tools.processes import ChildError, Children, StoppedError, stop_on_signals
 # The gateway itself waits for a vLLM that is still starting; a gateway that died is noticed at once.
 START_SECONDS = 700.0
 _LOGS = Path("runs") / "logs"
-_LOCAL = {"localhost", "127.0.0.1", "[::1]"}
 
 
 class GatewayChoice(GatewayAccess):
@@ -37,7 +38,7 @@ class GatewayChoice(GatewayAccess):
 
     @property
     def target(self) -> str:
-        return self.gateway_target or f"localhost:{self.gateway_port}"
+        return bracketed(self.gateway_target or f"localhost:{self.gateway_port}")
 
 
 def gateway_answers(target: str, tls_ca: Path | None = None) -> bool:
@@ -80,6 +81,8 @@ def run_with_gateway(command: list[str]) -> None:
     host, _, port = target.rpartition(":")
     environment = {
         "GATEWAY_TARGET": target,
+        # By default it listens at 127.0.0.1 alone, where nobody finds it who asks for an IPv6 address.
+        **({"GATEWAY_HOST": bare_host(host)} if host.startswith("[") else {}),
         "GATEWAY_PORT": port,
         # It shares the cores with the command: one thread, unless told otherwise, that does not spin while it waits.
         "TORCH_THREADS": os.environ.get("TORCH_THREADS", "1"),
@@ -93,7 +96,7 @@ def run_with_gateway(command: list[str]) -> None:
                     f"TEACHER_BACKEND={settings.teacher_backend}, but the gateway that answers at {target} has "
                     f"{backend}; stop it, or choose another GATEWAY_PORT"
                 )
-        elif host not in _LOCAL:
+        elif not is_loopback(target):
             raise ChildError(
                 f"no teacher-gateway answers at GATEWAY_TARGET={target}; start it there, "
                 "or unset GATEWAY_TARGET to have one started here"

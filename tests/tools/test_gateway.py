@@ -24,9 +24,9 @@ def port() -> int:
         return number
 
 
-def with_gateway(port: int, folder: Path, code: str) -> subprocess.Popen[str]:
+def with_gateway(port: int, folder: Path, code: str, **variables: str) -> subprocess.Popen[str]:
     """A command that runs some Python with a gateway."""
-    environment = {"GATEWAY_PORT": str(port), "CACHE_URL": f"sqlite:///{folder}/cache.sqlite"}
+    environment = {"GATEWAY_PORT": str(port), "CACHE_URL": f"sqlite:///{folder}/cache.sqlite", **variables}
     command = [sys.executable, "-m", "tools.gateway", "--", sys.executable, "-c", code]
     return subprocess.Popen(command, cwd=ROOT, env=os.environ | environment, text=True, stderr=subprocess.PIPE)
 
@@ -56,6 +56,17 @@ def test_a_gateway_is_started_for_a_command_and_ends_with_it(port: int, tmp_path
     assert command.returncode == 0
     assert "`make gateway` starts one that stays" in said
     assert not gateway_answers(f"localhost:{port}")
+
+
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="this machine has no IPv6")
+def test_a_gateway_of_an_ipv6_target_listens_there(port: int, tmp_path: Path) -> None:
+    begun, go = tmp_path / "begun", tmp_path / "go"
+    command = with_gateway(port, tmp_path, touch_and_wait(begun, go), GATEWAY_TARGET=f"::1:{port}")
+    wait_until_there(begun)
+    assert gateway_answers(f"[::1]:{port}")
+    go.touch()
+    command.communicate(timeout=SECONDS)
+    assert command.returncode == 0
 
 
 def test_a_gateway_that_answers_is_used_and_stays(port: int, tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ def _no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
         "localhost:50051",
         "127.0.0.1:50051",
         "[::1]:50051",
+        "::1:50051",
         "dns:///localhost:50051",
     ],
 )

@@ -4,7 +4,7 @@ import socket
 
 import pytest
 
-from latentforge.core.sockets import browser_address, host_port, http_address, listening_socket
+from latentforge.core.sockets import bracketed, browser_address, host_port, http_address, listening_socket
 
 
 def has_ipv6() -> bool:
@@ -75,6 +75,22 @@ def test_a_host_that_is_not_this_machine_is_an_os_error(host: str) -> None:
 )
 def test_an_ipv6_address_has_brackets_before_its_port(host: str, expected: str) -> None:
     assert host_port(host, 80) == expected
+
+
+@pytest.mark.parametrize(
+    ("target", "expected"),
+    [
+        ("::1:50051", "[::1]:50051"),
+        ("fe80::1%eth0:50051", "[fe80::1%eth0]:50051"),
+        ("[::1]:50051", "[::1]:50051"),
+        ("127.0.0.1:50051", "127.0.0.1:50051"),
+        ("dns:///localhost:50051", "dns:///localhost:50051"),
+        ("unix:/run/gateway.sock", "unix:/run/gateway.sock"),
+        ("localhost", "localhost"),
+    ],
+)
+def test_an_ipv6_address_in_a_target_gets_the_brackets_that_it_lacks(target: str, expected: str) -> None:
+    assert bracketed(target) == expected
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::"])

@@ -13,10 +13,10 @@ from latentforge.teacher_client.errors import TeacherError
 from latentforge.teacher_client.sync_client import SyncTeacherClient
 
 
-def health_server(pool: ThreadPoolExecutor, port: int) -> grpc.Server:
+def health_server(pool: ThreadPoolExecutor, port: int, host: str = "127.0.0.1") -> grpc.Server:
     server = grpc.server(pool)
     health_pb2_grpc.add_HealthServicer_to_server(health.HealthServicer(), server)
-    server.add_insecure_port(f"127.0.0.1:{port}")
+    server.add_insecure_port(f"{host}:{port}")
     server.start()
     return server
 
@@ -59,6 +59,20 @@ async def test_asyncio_channels_do_so_too(port: int) -> None:
     async with open_aio_channel(f"127.0.0.1:{port}") as channel:
         answer = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=10)
     assert answer.status == health_pb2.HealthCheckResponse.SERVING
+
+
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="this machine has no IPv6")
+@pytest.mark.parametrize("host", ["::1", "[::1]"])
+async def test_an_ipv6_address_needs_no_brackets(host: str) -> None:
+    with socket.create_server(("::1", 0), family=socket.AF_INET6) as free:
+        port = free.getsockname()[1]
+    with ThreadPoolExecutor(1) as pool:
+        server = health_server(pool, port, "[::1]")
+        with open_channel(f"{host}:{port}") as channel:
+            assert serves(channel)
+        async with open_aio_channel(f"{host}:{port}") as aio_channel:
+            await health_pb2_grpc.HealthStub(aio_channel).Check(health_pb2.HealthCheckRequest(), timeout=10)
+        server.stop(None).wait()
 
 
 def test_a_gateway_elsewhere_that_does_not_answer_names_the_proxy() -> None:

@@ -37,6 +37,11 @@ async def test_an_api_of_this_machine_is_asked_whatever_the_proxies_are() -> Non
         assert base == url
 
 
+def test_an_ipv6_address_in_a_url_has_brackets() -> None:
+    with pytest.raises(SettingsError, match=r"^THING_URL malformed 'http://::1:8000' .*an IPv6 address in brackets$"):
+        open_client("http://::1:8000", "THING_URL", None, "THING_KEY")
+
+
 def test_a_proxy_that_cannot_be_used_is_said(unusable_proxy: str) -> None:
     with pytest.raises(SettingsError, match=rf"^a proxy of the environment \({unusable_proxy}\) cannot be used: .*\w"):
         open_client("http://vllm.example:8000", "THING_URL", None, "THING_KEY")

@@ -5,6 +5,8 @@ from ipaddress import ip_address
 from urllib.parse import SplitResult, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
+from latentforge.core.sockets import bracketed
+
 _WEB = ("http", "https")
 # In the order in which gRPC looks at them, lower case alone.
 _GRPC_VARIABLES = ("grpc_proxy", "https_proxy", "http_proxy")
@@ -50,7 +52,7 @@ def _split(address: str) -> SplitResult:
     """A URL's parts; a target without a scheme, or with gRPC's ``dns:///``, has its host where a URL has it."""
     scheme, separator, rest = address.rpartition("://")
     try:
-        parts = urlsplit(f"{scheme or 'grpc'}://{rest.lstrip('/')}" if separator else f"grpc://{address}")
+        parts = urlsplit(f"{scheme or 'grpc'}://{rest.lstrip('/')}" if separator else f"grpc://{bracketed(address)}")
         parts.hostname  # noqa: B018  looks at the brackets of an IPv6 address
     except ValueError:
         return urlsplit("")

@@ -1,6 +1,7 @@
 """Listening sockets for the services' HTTP servers, and addresses as they are written."""
 
 import socket
+from ipaddress import IPv6Address
 
 _BACKLOG = 2048
 
@@ -63,3 +64,16 @@ def host_port(host: str, port: int) -> str:
     """``127.0.0.1:7860`` or ``[::1]:7860``, whether the address has its brackets already or not."""
     host = bare_host(host)
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def bracketed(target: str) -> str:
+    """A target as gRPC and URLs want it: what stands before the last colon has brackets where it is an IPv6 address.
+
+    ``::1:50051`` becomes ``[::1]:50051``; everything else is left as it is.
+    """
+    host, _, port = target.rpartition(":")
+    try:
+        IPv6Address(host)
+    except ValueError:
+        return target
+    return f"[{host}]:{port}"

@@ -9,6 +9,7 @@ from pydantic import SecretStr
 
 from latentforge.core.proxies import is_loopback
 from latentforge.core.settings import SettingsError
+from latentforge.core.sockets import bracketed
 from latentforge.teacher_client.wire import MAX_MESSAGE_BYTES
 
 _FIRST_RECONNECT_MS, _LONGEST_RECONNECT_MS = 200, 5_000
@@ -63,16 +64,16 @@ def key_metadata(api_key: SecretStr | str | None) -> tuple[tuple[str, str], ...]
 
 
 def open_channel(target: str, *, tls_ca: Path | str | None = None) -> grpc.Channel:
-    """A channel for threads."""
-    credentials = channel_credentials(tls_ca)
+    """A channel for threads to ``host:port``."""
+    target, credentials = bracketed(target), channel_credentials(tls_ca)
     if credentials is None:
         return grpc.insecure_channel(target, options=channel_options(target))
     return grpc.secure_channel(target, credentials, options=channel_options(target))
 
 
 def open_aio_channel(target: str, *, tls_ca: Path | str | None = None) -> grpc.aio.Channel:
-    """A channel for asyncio."""
-    credentials = channel_credentials(tls_ca)
+    """A channel for asyncio to ``host:port``."""
+    target, credentials = bracketed(target), channel_credentials(tls_ca)
     if credentials is None:
         return grpc.aio.insecure_channel(target, options=channel_options(target))
     return grpc.aio.secure_channel(target, credentials, options=channel_options(target))

@@ -60,7 +60,9 @@ def parsed_url(url: str, setting: str) -> httpx.URL:
         good, reason = False, "" if secret else f" ({error})"
     if not good:
         shown = shown_url(url) if secret else repr(url)
-        raise SettingsError(f"{setting} malformed {shown}{reason}; allowed is http(s)://host[:port][/path]")
+        raise SettingsError(
+            f"{setting} malformed {shown}{reason}; allowed is http(s)://host[:port][/path], an IPv6 address in brackets"
+        )
     return parsed
 
 
