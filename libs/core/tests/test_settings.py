@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import pytest
@@ -56,3 +57,56 @@ def test_a_secret_is_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
         load_settings(Example)
     assert str(caught.value) == "EXAMPLE_KEY: Value should have at least 4 items after validation, not 3"
     assert "abc" not in str(caught.value)
+
+
+@pytest.fixture
+def secrets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "secrets"
+    folder.mkdir()
+    monkeypatch.setattr("latentforge.core.settings._SECRETS", folder)
+    return folder
+
+
+def test_a_secret_may_be_a_file_which_the_environment_beats(secrets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (secrets / "example_key").write_text("from-a-file\n")
+    assert load_settings(Example).example_key.get_secret_value() == "from-a-file"
+    monkeypatch.setenv("EXAMPLE_KEY", "from-a-variable")
+    assert load_settings(Example).example_key.get_secret_value() == "from-a-variable"
+
+
+def test_an_empty_secret_or_variable_is_unset(secrets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EXAMPLE_KEY", "")
+    (secrets / "example_key").write_text("from-a-file")
+    assert load_settings(Example).example_key.get_secret_value() == "from-a-file"
+    (secrets / "example_key").write_text("\n")
+    assert load_settings(Example).example_key.get_secret_value() == "unset-key"
+
+
+def test_a_secret_that_is_wrong_is_not_shown(secrets: Path) -> None:
+    (secrets / "example_key").write_text("abc")
+    with pytest.raises(SettingsError, match=r"EXAMPLE_KEY: Value should have at least 4") as caught:
+        load_settings(Example)
+    assert "abc" not in str(caught.value)
+
+
+def test_a_secret_that_cannot_be_read_names_setting_file_and_user(
+    secrets: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (secrets / "example_key").write_bytes(b"\xff\xfe")
+    with pytest.raises(SettingsError, match=r"^EXAMPLE_KEY: .*secrets/example_key cannot be read: it is not UTF-8$"):
+        load_settings(Example)
+
+    # Root reads every file, so the refusal is made.
+    def refuse(path: Path, *_: object, **__: object) -> str:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "read_text", refuse)
+    with pytest.raises(SettingsError, match=rf"cannot be read: Permission denied for user {os.getuid()}$"):
+        load_settings(Example)
+
+
+def test_a_secret_that_nobody_reads_is_named(secrets: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (secrets / "example_kye").write_text("forgotten")
+    (secrets / "example_tls.pem").write_text("a certificate")
+    load_settings(Owner)
+    assert caplog.messages == ["no setting is called EXAMPLE_KYE (EXAMPLE_KEY?)"]
