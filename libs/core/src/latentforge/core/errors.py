@@ -1,5 +1,6 @@
 """What pydantic found wrong, in words that name field, value and what is allowed."""
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -51,6 +52,11 @@ def describe_error(entry: Mapping[str, Any], name: str, *, quoted: bool = True) 
     if quoted:
         return f"{name} is {shown(entry['input'])}: {reason}"
     return f"{name}: {reason}" if name else reason
+
+
+def unreadable(error: OSError) -> str:
+    """Why a file cannot be read; in a container the user is one that the owner of the file may not know."""
+    return f"{error.strerror} for user {os.getuid()}" if isinstance(error, PermissionError) else f"{error.strerror}"
 
 
 def shown(value: Any) -> str:

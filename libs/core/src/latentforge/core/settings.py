@@ -17,7 +17,7 @@ from pydantic_settings import (
 )
 from pydantic_settings import SettingsError as SourceError
 
-from latentforge.core.errors import describe_errors
+from latentforge.core.errors import describe_errors, unreadable
 
 _SECRETS = Path("/run/secrets")
 
@@ -38,7 +38,7 @@ class SecretFiles(SecretsSettingsSource):
         try:
             value, key, is_complex = super().get_field_value(field, field_name)
         except (OSError, UnicodeError) as error:
-            reason = f"{error.strerror} for user {os.getuid()}" if isinstance(error, OSError) else "it is not UTF-8"
+            reason = unreadable(error) if isinstance(error, OSError) else "it is not UTF-8"
             raise SettingsError(f"{field_name.upper()}: {_SECRETS / field_name} cannot be read: {reason}") from None
         return value or None, key, is_complex
 

@@ -7,6 +7,7 @@ from typing import Any
 import grpc
 from pydantic import SecretStr
 
+from latentforge.core.errors import unreadable
 from latentforge.core.proxies import is_loopback
 from latentforge.core.settings import SettingsError
 from latentforge.core.sockets import bracketed
@@ -51,7 +52,7 @@ def channel_credentials(tls_ca: Path | str | None) -> grpc.ChannelCredentials | 
     except (ssl.SSLError, ValueError):
         raise SettingsError(f"GATEWAY_TLS_CA={tls_ca} holds no PEM certificate") from None
     except OSError as error:
-        raise SettingsError(f"GATEWAY_TLS_CA={tls_ca} cannot be read: {error.strerror}") from None
+        raise SettingsError(f"GATEWAY_TLS_CA={tls_ca} cannot be read: {unreadable(error)}") from None
     return grpc.ssl_channel_credentials(data)
 
 

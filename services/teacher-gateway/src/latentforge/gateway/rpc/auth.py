@@ -9,6 +9,7 @@ import grpc
 from grpc_health.v1 import health
 from pydantic import SecretStr
 
+from latentforge.core.errors import unreadable
 from latentforge.core.settings import SettingsError
 from latentforge.gateway.rpc.errors import ApiError
 from latentforge.gateway.rpc.interceptor import Context, HandlerInterceptor, abort
@@ -83,7 +84,7 @@ def server_credentials(settings: GatewaySettings) -> grpc.ServerCredentials | No
         try:
             data.append(path.read_bytes())
         except OSError as error:
-            raise SettingsError(f"{name}={path} cannot be read: {error.strerror}") from None
+            raise SettingsError(f"{name}={path} cannot be read: {unreadable(error)}") from None
     try:
         # gRPC itself would fail at the first handshake, and say less.
         ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, password="")
