@@ -45,6 +45,9 @@ TOOLS: tuple[type[ServiceSettings], ...] = (DemoSettings, GatewayChoice)
 COMPOSE: dict[str, dict[str, str]] = {
     "docker-compose.yml": {
         "RUN": "The trainer's run; unset is compose-$RECIPE, or gb10 with docker-compose.gb10.yml.",
+        "GATEWAY_BIND_ADDRESS": "Address of this machine that the gateway's port is published at, an IPv6 one in "
+        "brackets; 0.0.0.0 for every one, then with a key and TLS.",
+        "HF_TOKEN": "Token of the Hugging Face hub, for a TEACHER_MODEL that wants one.",
         "IMAGE_TAG": "Tag of the images that are built.",
         "PROMETHEUS_PORT": "With --profile watch: Prometheus's port on this machine.",
         "GRAFANA_PORT": "With --profile watch: the dashboard's port on this machine.",

@@ -3,14 +3,13 @@
 import json
 import os
 import re
-import socket
-import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import pytest
 
+from tests.compose.stack import Stack, compose, free_port, running
 from tools.demo.settings import ROOT
 from tools.gateway import gateway_answers
 
@@ -18,64 +17,27 @@ pytestmark = [pytest.mark.docker, pytest.mark.timeout(1500)]
 
 _GB10 = ("-f", "docker-compose.yml", "-f", "docker-compose.gb10.yml")
 _SERVICES = {"redis", "teacher-gateway", "trainer", "inference"}
-Compose = Callable[..., str]
-
-
-def _compose(*arguments: str, **environment: str) -> str:
-    run = subprocess.run(
-        ["docker", "compose", *arguments],
-        cwd=ROOT,
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert run.returncode == 0, f"docker compose {' '.join(arguments)}:\n{run.stdout}\n{run.stderr}"
-    return run.stdout
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 @pytest.fixture(scope="module")
 def url() -> str:
-    return f"http://127.0.0.1:{_free_port()}"
+    return f"http://127.0.0.1:{free_port()}"
 
 
 @pytest.fixture(scope="module")
 def gateway_port() -> int:
-    return _free_port()
+    return free_port()
 
 
 @pytest.fixture(scope="module")
-def stack(url: str, gateway_port: int) -> Iterator[Compose]:
-    """The stack, up and healthy, with a recipe of seconds."""
-    environment = {
-        "COMPOSE_PROJECT_NAME": f"latentforge-test-{os.getpid()}",
-        "IMAGE_TAG": "test",
-        "GATEWAY_PORT": str(gateway_port),
-        "INFERENCE_PORT": url.rpartition(":")[2],
-        "RECIPE": "smoke",
-    }
-
-    def compose(*arguments: str) -> str:
-        return _compose(*arguments, **environment)
-
-    try:
-        try:
-            compose("up", "--build", "--wait", "--quiet-pull")
-        except AssertionError as error:
-            raise AssertionError(f"{error}\n{compose('logs', '--tail', '40')}") from None
-        yield compose
-    finally:
-        compose("down", "--volumes", "--timeout", "20")
+def stack(url: str, gateway_port: int) -> Iterator[Stack]:
+    """The stack, with a recipe of seconds."""
+    ports = {"GATEWAY_PORT": str(gateway_port), "INFERENCE_PORT": url.rpartition(":")[2]}
+    with running("test", **ports, RECIPE="smoke") as stack:
+        yield stack
 
 
-def test_generate_answers_from_a_checkpoint_that_the_trainer_published(stack: Compose, url: str) -> None:
+def test_generate_answers_from_a_checkpoint_that_the_trainer_published(stack: Stack, url: str) -> None:
     body = {"prompt": "def main():", "max_tokens": 16, "seed": 1}
     answer = httpx.post(f"{url}/generate", json=body, timeout=60).raise_for_status().json()
     published = stack("exec", "-T", "trainer", "sh", "-c", "cd checkpoints && echo */*/manifest.json").split()
@@ -103,7 +65,7 @@ def test_inference_shows_the_trainer_and_asks_the_teacher(url: str) -> None:
     assert len(judged["tokens"]) == len(written["token_ids"])
 
 
-def test_a_pin_is_written_where_the_trainer_publishes(stack: Compose, url: str) -> None:
+def test_a_pin_is_written_where_the_trainer_publishes(stack: Stack, url: str) -> None:
     checkpoint = httpx.get(f"{url}/health").raise_for_status().json()["checkpoint"]
     httpx.post(f"{url}/checkpoints/pin", json={"checkpoint": checkpoint}).raise_for_status()
     run, step = checkpoint.split("/")
@@ -116,13 +78,13 @@ def test_clients_of_this_machine_reach_the_gateway(gateway_port: int) -> None:
     assert gateway_answers(f"127.0.0.1:{gateway_port}")
 
 
-def test_every_service_is_healthy_and_nobody_is_root(stack: Compose) -> None:
+def test_every_service_is_healthy_and_nobody_is_root(stack: Stack) -> None:
     states = [json.loads(line) for line in stack("ps", "--format", "json").splitlines()]
     assert {s["Service"]: s["Health"] for s in states} == dict.fromkeys(_SERVICES, "healthy")
     assert all(int(stack("exec", "-T", service, "id", "-u")) > 0 for service in _SERVICES)
 
 
-def test_a_trainer_whose_run_is_done_stays_healthy_and_serves_its_status(stack: Compose) -> None:
+def test_a_trainer_whose_run_is_done_stays_healthy_and_serves_its_status(stack: Stack) -> None:
     wait = """
 import json, time, urllib.request
 while True:
@@ -137,7 +99,7 @@ print(json.dumps(status))
     stack("exec", "-T", "trainer", "python", "healthcheck.py", "http", "7861", "/health")
 
 
-def test_teacher_rows_are_kept_in_redis(stack: Compose) -> None:
+def test_teacher_rows_are_kept_in_redis(stack: Stack) -> None:
     assert int(stack("exec", "-T", "redis", "redis-cli", "dbsize")) > 0
 
 
@@ -153,8 +115,8 @@ def test_teacher_rows_are_kept_in_redis(stack: Compose) -> None:
 )
 def test_gb10_profiles_start_what_belongs_to_the_machine(profile: str, services: set[str]) -> None:
     no_env = ("--env-file", os.devnull)
-    _compose(*no_env, *_GB10, "--profile", profile, "config", "-q")
-    assert set(_compose(*no_env, *_GB10, "--profile", profile, "config", "--services").split()) == services
+    compose(*no_env, *_GB10, "--profile", profile, "config", "-q")
+    assert set(compose(*no_env, *_GB10, "--profile", profile, "config", "--services").split()) == services
 
 
 def test_a_key_quoted_as_env_example_says_arrives_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,14 +124,21 @@ def test_a_key_quoted_as_env_example_says_arrives_as_it_is(tmp_path: Path, monke
     monkeypatch.delenv("VENICE_API_KEY", raising=False)
     (tmp_path / ".env").write_text(quoted + "\n", encoding="utf-8")
     files = ("--project-directory", str(tmp_path), "-f", str(ROOT / "docker-compose.yml"))
-    gateway = json.loads(_compose(*files, "config", "--format", "json"))["services"]["teacher-gateway"]
+    config = json.loads(compose(*files, "config", "--format", "json"))
     # Compose writes $$ for a $ that it does not take for a variable's.
-    assert gateway["environment"]["VENICE_API_KEY"] == "lit$$eral"
+    assert config["configs"]["venice_api_key"]["content"] == "lit$$eral\n"
+
+
+@pytest.mark.parametrize(("address", "published"), [("", "127.0.0.1"), ("0.0.0.0", "0.0.0.0"), ("[::1]", "::1")])
+def test_the_gateway_is_published_where_the_settings_say(address: str, published: str) -> None:
+    said = compose("--env-file", os.devnull, "config", "--format", "json", GATEWAY_BIND_ADDRESS=address)
+    (port,) = json.loads(said)["services"]["teacher-gateway"]["ports"]
+    assert (port["host_ip"], port["published"], port["target"]) == (published, "50051", 50051)
 
 
 @pytest.mark.parametrize("profile", ["gb10-single", "gb10-dual-teacher"])
 def test_a_scoring_teacher_has_the_flags_that_keep_its_rows_right(profile: str) -> None:
-    config = json.loads(_compose(*_GB10, "--profile", profile, "config", "--format", "json"))
+    config = json.loads(compose(*_GB10, "--profile", profile, "config", "--format", "json"))
     (teacher,) = (s for name, s in config["services"].items() if name.startswith("vllm-teacher"))
     command = " ".join(teacher["command"])
     for flag in (
@@ -188,6 +157,6 @@ def test_a_scoring_teacher_has_the_flags_that_keep_its_rows_right(profile: str) 
 
 @pytest.mark.parametrize("profile", ["gb10-single", "gb10-dual"])
 def test_a_start_does_not_wait_for_the_first_checkpoint_of_a_gb10(profile: str) -> None:
-    config = json.loads(_compose("--env-file", os.devnull, *_GB10, "--profile", profile, "config", "--format", "json"))
+    config = json.loads(compose("--env-file", os.devnull, *_GB10, "--profile", profile, "config", "--format", "json"))
     (inference,) = (s for name, s in config["services"].items() if name.startswith("inference"))
     assert inference["healthcheck"]["test"][-1] == "/health"

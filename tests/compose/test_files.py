@@ -15,17 +15,30 @@ from tools.vllm_env import VERSION
 
 _SECONDS = {"s": 1, "m": 60}
 # What a container has of its own: folders that are its volumes, or lie in its image.
-_INSIDE = {"CHECKPOINTS_DIR", "FALLBACK_RUN", "GATEWAY_TLS_CA", "RECIPES_DIR", "RUNS_DIR", "TOKENIZER_PATH"}
+_INSIDE = {
+    "trainer": {"CHECKPOINTS_DIR", "FALLBACK_RUN", "RECIPES_DIR", "RUNS_DIR", "TOKENIZER_PATH"},
+    "inference": {"CHECKPOINTS_DIR", "FALLBACK_RUN"},
+    # serve-vllm alone reads VLLM_PYTHON.
+    "teacher-gateway": {"EMBEDDED_TEACHER_PATH", "VLLM_PYTHON"},
+}
+_SETTINGS: dict[str, type[ServiceSettings]] = {
+    "teacher-gateway": GatewaySettings,
+    "trainer": TrainerSettings,
+    "inference": InferenceSettings,
+}
+# What libraries read.
+_OF_OTHERS = {"HF_TOKEN_PATH", "OMP_WAIT_POLICY"}
 
 
-def _services(name: str) -> dict[str, Any]:
+def _read(name: str) -> dict[str, Any]:
     text = (ROOT / name).read_text(encoding="utf-8").replace("!override", "")
-    services: dict[str, Any] = yaml.safe_load(text)["services"]
-    return services
+    content: dict[str, Any] = yaml.safe_load(text)
+    return content
 
 
-_DEFAULT = _services("docker-compose.yml")
-_GB10 = _services("docker-compose.gb10.yml")
+_FILE = _read("docker-compose.yml")
+_DEFAULT: dict[str, Any] = _FILE["services"]
+_GB10: dict[str, Any] = _read("docker-compose.gb10.yml")["services"]
 
 
 def _in_gb10(service: str) -> dict[str, Any]:
@@ -54,16 +67,55 @@ def test_docker_kills_no_service_before_it_has_drained(service: str, longest: fl
 
 def test_the_gateway_is_published_to_this_machine_alone() -> None:
     for effective in (_DEFAULT["teacher-gateway"], _in_gb10("teacher-gateway"), _in_gb10("teacher-gateway-dual")):
-        assert effective["ports"] == ["127.0.0.1:${GATEWAY_PORT:-50051}:50051"]
+        assert effective["ports"] == ["${GATEWAY_BIND_ADDRESS:-127.0.0.1}:${GATEWAY_PORT:-50051}:50051"]
 
 
-@pytest.mark.parametrize(("service", "settings"), [("trainer", TrainerSettings), ("inference", InferenceSettings)])
-def test_every_setting_reaches_the_container_that_reads_it(service: str, settings: type[ServiceSettings]) -> None:
-    passed = set(_DEFAULT[service]["environment"])
-    assert {name.upper() for name in settings.model_fields} - _INSIDE - passed == set()
-    assert passed - {"OMP_WAIT_POLICY"} <= {name.upper() for name in settings.model_fields}
-    # The gateway's container gets all of .env.
-    assert _DEFAULT["teacher-gateway"]["env_file"] == [{"path": ".env", "required": False}]
+def _secret_files(service: str) -> dict[str, str]:
+    """Of a service: its files in /run/secrets that are made of variables, with what they are made of."""
+    configs = {entry["target"]: entry for entry in _DEFAULT[service].get("configs", [])}
+    assert all(entry["mode"] == 0o444 for entry in configs.values())
+    return {
+        target.removeprefix("/run/secrets/"): _FILE["configs"][entry["source"]]["content"]
+        for target, entry in configs.items()
+    }
+
+
+@pytest.mark.parametrize("service", _SETTINGS)
+def test_every_setting_reaches_the_container_that_reads_it(service: str) -> None:
+    known = {name.upper() for name in _SETTINGS[service].model_fields}
+    variables, files = set(_DEFAULT[service]["environment"]), {name.upper() for name in _secret_files(service)}
+    assert known - _INSIDE[service] - variables - files == set()
+    assert variables - _OF_OTHERS <= known
+    assert files - {"HF_TOKEN"} <= known
+    assert "env_file" not in _DEFAULT[service]
+
+
+@pytest.mark.parametrize("service", _SETTINGS)
+def test_keys_are_files_and_not_in_the_environment(service: str) -> None:
+    secret = {name for name, field in _SETTINGS[service].model_fields.items() if "SecretStr" in str(field.annotation)}
+    files = _secret_files(service)
+    # The stack's own store has no password.
+    assert secret - {"cache_url"} == files.keys() - {"hf_token"}
+    for name, content in files.items():
+        assert content == f"${{{name.upper()}:-}}\n"
+    for effective in (_DEFAULT[service], _in_gb10(service), _in_gb10(f"{service}-dual")):
+        assert {name.upper() for name in files} & set(effective["environment"]) == set()
+
+
+@pytest.mark.parametrize("service", _SETTINGS)
+def test_certificates_are_mounted_where_their_settings_say(service: str) -> None:
+    names = {name.upper() for name in _SETTINGS[service].model_fields if "_tls_" in name}
+    files = {name: f"{name.lower()}.pem" for name in names}
+    assert set(_DEFAULT[service]["secrets"]) == set(files.values())
+    for name, file in files.items():
+        # Who asks a gateway with TLS does so where there is one, whatever its root is.
+        given = "GATEWAY_TLS_CERT" if name == "GATEWAY_TLS_CA" else name
+        assert _DEFAULT[service]["environment"][name] == f"${{{given}:+/run/secrets/{file}}}"
+    assert _FILE["secrets"] == {
+        "gateway_tls_ca.pem": {"file": "${GATEWAY_TLS_CA:-${GATEWAY_TLS_CERT:-/dev/null}}"},
+        "gateway_tls_cert.pem": {"file": "${GATEWAY_TLS_CERT:-/dev/null}"},
+        "gateway_tls_key.pem": {"file": "${GATEWAY_TLS_KEY:-/dev/null}"},
+    }
 
 
 _VLLM = [name for name in _GB10 if name.startswith("vllm-")]

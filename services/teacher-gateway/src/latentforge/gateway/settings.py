@@ -43,7 +43,7 @@ class GatewaySettings(ServiceSettings):
 
     # Not VLLM_, with which vLLM's own variables begin.
     prefixes = ("GATEWAY_", "TEACHER_", "CACHE_", "VENICE_", "VLLM_LOCAL_", "VLLM_REMOTE_")
-    others = frozenset({"GATEWAY_TARGET"})
+    others = frozenset({"GATEWAY_BIND_ADDRESS", "GATEWAY_TARGET"})
 
     teacher_backend: BackendName = Field("embedded", description="Which teacher answers.")
     embedded_teacher_path: Path = Field(
@@ -173,7 +173,10 @@ class GatewaySettings(ServiceSettings):
         url = value.get_secret_value()
         stored = url.startswith("sqlite:///") and len(url) > len("sqlite:///")
         if not (stored or url == "none" or _is_redis_url(url)):
-            raise ValueError(f"not a store's URL; use {CACHE_URL_FORMS}; in a password write / ? # as %2F %3F %23")
+            raise ValueError(
+                f"not a store's URL; use {CACHE_URL_FORMS}; an IPv6 address stands in brackets; in a password write "
+                "/ ? # as %2F %3F %23"
+            )
         return value
 
 

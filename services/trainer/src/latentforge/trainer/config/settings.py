@@ -12,7 +12,16 @@ class TrainerSettings(GatewayAccess):
     """Read from the environment, over ``.env``, over these defaults. Names are upper-case in the environment."""
 
     prefixes = ("TRAINER_", "GATEWAY_")
-    others = frozenset({"GATEWAY_HOST", "GATEWAY_PORT", "GATEWAY_METRICS_PORT", "GATEWAY_TLS_CERT", "GATEWAY_TLS_KEY"})
+    others = frozenset(
+        {
+            "GATEWAY_BIND_ADDRESS",
+            "GATEWAY_HOST",
+            "GATEWAY_METRICS_PORT",
+            "GATEWAY_PORT",
+            "GATEWAY_TLS_CERT",
+            "GATEWAY_TLS_KEY",
+        }
+    )
 
     gateway_target: str = Field(
         "localhost:50051", pattern=r"^\S+:\d+$", description="host:port of the teacher-gateway."
