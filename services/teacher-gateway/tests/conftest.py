@@ -7,7 +7,7 @@ import subprocess
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -155,10 +155,13 @@ class WatchedBackend:
     # Sequences that fail every batch they are in, by their first id.
     refused: dict[int, Exception] = field(default_factory=dict)
     cancelled: int = 0
+    # Unset, as many as the real one takes.
+    batches_at_once: int | None = None
 
     @property
     def description(self) -> TeacherDescription:
-        return self.inner.description
+        about = self.inner.description
+        return about if self.batches_at_once is None else replace(about, batches_at_once=self.batches_at_once)
 
     @property
     def tokenizer(self) -> TextTokenizer:

@@ -497,7 +497,7 @@ async def test_a_full_queue_is_resource_exhausted_with_a_time_to_come_again(
             )
 
         under_way = []
-        for first in range(3):
+        for first in range(2):
             under_way.append(ask(first))
             await asyncio.sleep(0.1)
         with pytest.raises(grpc.aio.AioRpcError) as caught:

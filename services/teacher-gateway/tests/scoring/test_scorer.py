@@ -149,6 +149,7 @@ async def test_an_answer_on_its_way_into_the_store_is_a_hit(backend: Any, store:
 
 
 async def test_a_question_for_more_entries_does_not_wait_for_fewer(backend: Any, eventually: Eventually) -> None:
+    backend.batches_at_once = 2
     backend.gate.clear()
     scorer = scorer_of(backend, NoCache())
     few = asyncio.create_task(scorer.score(ids_of(0), 2, "float16"))
@@ -197,6 +198,7 @@ async def test_questions_of_one_moment_share_batches_of_like_lengths(backend: An
 
 
 async def test_tokens_given_to_the_backend_are_bounded(backend: Any, eventually: Eventually) -> None:
+    backend.batches_at_once = 8
     backend.gate.clear()
     scorer = scorer_of(backend, NoCache(), batch_tokens=12, tokens_in_flight=36)
     callers = [asyncio.create_task(scorer.score(ids_of(i), 4, "float16")) for i in range(8)]
@@ -356,8 +358,8 @@ async def test_a_full_queue_says_when_to_come_again(backend: Any, eventually: Ev
     backend.gate.clear()
     scorer = scorer_of(backend, NoCache(), batch_tokens=12, tokens_in_flight=12, queued_tokens=24)
     callers = []
-    # One is computed, one is next, and two wait: 24 tokens.
-    for i in range(4):
+    # One is computed and two wait: 24 tokens.
+    for i in range(3):
         callers.append(asyncio.create_task(scorer.score(ids_of(i), 4, "float16")))
         await eventually(lambda: bool(backend.scored))
         await asyncio.sleep(0.02)
@@ -367,7 +369,7 @@ async def test_a_full_queue_says_when_to_come_again(backend: Any, eventually: Ev
     assert caught.value.kind is FailureKind.BUSY
     assert caught.value.retry_after is not None
     # What is in flight already is no new work.
-    callers.append(asyncio.create_task(scorer.score(ids_of(3), 4, "float16")))
+    callers.append(asyncio.create_task(scorer.score(ids_of(2), 4, "float16")))
     backend.gate.set()
     await asyncio.gather(*callers)
     assert (await scorer.score(ids_of(9), 4, "float16")).rows.top_k == 4

@@ -16,6 +16,7 @@ from latentforge.core.tracing import Tracing
 from latentforge.gateway.backends import build_backend
 from latentforge.gateway.backends.base import Backend
 from latentforge.gateway.cache import open_cache
+from latentforge.gateway.keys import load_keys
 from latentforge.gateway.metrics import Metrics, MetricsServer
 from latentforge.gateway.rpc.auth import KeyInterceptor, server_credentials
 from latentforge.gateway.rpc.interceptor import SERVICE, CallInterceptor
@@ -41,7 +42,7 @@ class Gateway:
         backend: given by tests; else TEACHER_BACKEND's.
 
     Raises:
-        SettingsError: a setting that the backend needs is missing, or CACHE_URL or the TLS files are invalid.
+        SettingsError: a setting that the backend needs is missing, or CACHE_URL, the TLS files or the keys are invalid.
     """
 
     def __init__(self, settings: GatewaySettings, backend: Backend | None = None) -> None:
@@ -49,6 +50,7 @@ class Gateway:
         self.metrics = Metrics()
         self._backend = backend or build_backend(settings, self.metrics)
         self._credentials = server_credentials(settings)
+        self._keys = load_keys(settings)
         self._store = open_cache(settings)
         self._tracing: Tracing | None = None
         self._metrics_server: MetricsServer | None = None
@@ -71,9 +73,9 @@ class Gateway:
             self._tracing = Tracing(
                 settings.otel_exporter_otlp_endpoint, "teacher-gateway", version("latentforge-teacher-gateway")
             )
-        interceptors: list[Any] = [CallInterceptor(self.metrics, self._tracing)]
-        if settings.gateway_api_key is not None:
-            interceptors.append(KeyInterceptor(settings.gateway_api_key))
+        interceptors: list[Any] = [CallInterceptor(self.metrics, self._keys, self._tracing)]
+        if self._keys.needed:
+            interceptors.append(KeyInterceptor(self._keys))
         self._servicer = TeacherServicer(settings.max_tokens_in_flight)
         interceptors.append(SizeInterceptor(self._servicer.check_size))
         self._server = grpc.aio.server(

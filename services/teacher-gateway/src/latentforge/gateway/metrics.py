@@ -1,16 +1,22 @@
 """What the gateway counts, in a registry of its own, and the HTTP server that gives it to Prometheus."""
 
-from prometheus_client import Counter, Gauge, Histogram, start_http_server
+import platform
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+
+from prometheus_client import Counter, Gauge, Histogram, Info, start_http_server
 
 from latentforge.core.metrics import new_registry
 from latentforge.core.settings import SettingsError
 from latentforge.core.sockets import bare_host, host_port
 
 _SECONDS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
+_SEQUENCES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+_TOKENS = (16, 64, 256, 512, 1024, 2048, 4096, 8192, 16384, 65536)
 
 
 class Metrics:
-    """Prometheus collectors. Labels hold names of ours only, never what a caller sent."""
+    """Prometheus collectors, all of ``gateway_``. Labels hold names of ours and of keys, never what a caller sent."""
 
     def __init__(self) -> None:
         self.registry = new_registry()
@@ -57,9 +63,66 @@ class Metrics:
         self.upstream_usd = Counter(
             "gateway_upstream_usd", "Cost of the teacher's answers at list price.", ["api"], registry=self.registry
         )
-        self.breaker_open = Gauge(
+        self._breaker_open = Gauge(
             "gateway_breaker_open", "1 while nothing is sent because too much failed.", ["name"], registry=self.registry
         )
+        self._breaker_changes = Counter(
+            "gateway_breaker_changes", "Breakers that opened or closed.", ["name", "to"], registry=self.registry
+        )
+        self._queue_sequences = Gauge(
+            "gateway_queue_sequences", "Sequences queued for the teacher.", registry=self.registry
+        )
+        self._queue_tokens = Gauge("gateway_queue_tokens", "Tokens queued for the teacher.", registry=self.registry)
+        self._queue_callers = Gauge(
+            "gateway_queue_callers", "Callers with something queued for the teacher.", registry=self.registry
+        )
+        self._queue_seconds = Histogram(
+            "gateway_queue_seconds", "Wait of a sequence for the teacher.", buckets=_SECONDS, registry=self.registry
+        )
+        self._batch_sequences = Histogram(
+            "gateway_batch_sequences", "Sequences of a batch.", buckets=_SEQUENCES, registry=self.registry
+        )
+        self._batch_tokens = Histogram(
+            "gateway_batch_tokens", "Tokens of a batch, padding left out.", buckets=_TOKENS, registry=self.registry
+        )
+        self.key_tokens = Counter(
+            "gateway_key_tokens",
+            "Tokens computed by the teacher, by key's name.",
+            ["key"],
+            registry=self.registry,
+        )
+        self.key_refusals = Counter(
+            "gateway_key_refusals", "Calls beyond the quota, by the key's name.", ["key"], registry=self.registry
+        )
+        Info("gateway_build", "What runs.", registry=self.registry).info(
+            {"version": version("latentforge-teacher-gateway"), "python": platform.python_version()}
+        )
+
+    def breaker(self, name: str) -> Callable[[bool], None]:
+        """What a breaker of this name tells its changes to; it is shown as closed until it does."""
+        is_open = self._breaker_open.labels(name)
+        changes = {to: self._breaker_changes.labels(name, to) for to in ("open", "closed")}
+
+        def changed(to_open: bool) -> None:
+            is_open.set(to_open)
+            changes["open" if to_open else "closed"].inc()
+
+        return changed
+
+    def watch_queue(
+        self, sequences: Callable[[], float], tokens: Callable[[], float], callers: Callable[[], float]
+    ) -> None:
+        """Has the queue's sizes read whenever somebody asks for the metrics."""
+        self._queue_sequences.set_function(sequences)
+        self._queue_tokens.set_function(tokens)
+        self._queue_callers.set_function(callers)
+
+    def batch_begins(self, lengths: Sequence[int], waits: Sequence[float]) -> None:
+        """Notes a batch: the tokens of each of its sequences, and the seconds that each was queued."""
+        self._batch_sequences.observe(len(lengths))
+        self._batch_tokens.observe(sum(lengths))
+        for seconds in waits:
+            self._queue_seconds.observe(seconds)
 
 
 class MetricsServer:

@@ -68,6 +68,11 @@ class GatewaySettings(ServiceSettings):
     gateway_api_key: GatewayKey | None = Field(
         None, description="Callers must send it as a bearer token; unset lets everybody in."
     )
+    gateway_keys_file: Path | None = Field(
+        None,
+        description="TOML file of the clients' own keys, which have names, and may have shares and quotas; such as "
+        "/run/secrets/gateway_keys.toml.",
+    )
     gateway_tls_cert: Path | None = Field(None, description="PEM file of the certificate chain; set makes it TLS.")
     gateway_tls_key: Path | None = Field(None, description="PEM file of the certificate's key.")
     gateway_tls_ca: Path | None = Field(

@@ -242,11 +242,4 @@ class GuardedCache:
 
 
 def _breaker(name: str, metrics: Metrics) -> Breaker:
-    gauge = metrics.breaker_open.labels(name)
-    return Breaker(
-        _FAILURES,
-        _WINDOW_SECONDS,
-        _PAUSE_SECONDS,
-        of_last=_OF_LAST,
-        on_change=lambda is_open: gauge.set(is_open),
-    )
+    return Breaker(_FAILURES, _WINDOW_SECONDS, _PAUSE_SECONDS, of_last=_OF_LAST, on_change=metrics.breaker(name))

@@ -1,18 +1,17 @@
-"""Who may call, and over what: the bearer key and TLS."""
+"""Who may call, and over what: the bearer keys and TLS."""
 
-import hmac
 import ssl
 from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
 from grpc_health.v1 import health
-from pydantic import SecretStr
 
 from latentforge.core.errors import unreadable
 from latentforge.core.settings import SettingsError
+from latentforge.gateway.keys import KeyRefusedError, Keys
 from latentforge.gateway.rpc.errors import ApiError
-from latentforge.gateway.rpc.interceptor import Context, HandlerInterceptor, abort
+from latentforge.gateway.rpc.interceptor import Context, HandlerInterceptor, abort, authorization_of
 from latentforge.gateway.settings import GatewaySettings
 
 # Whoever watches over the gateway need not have its key, and learns nothing but whether it serves.
@@ -22,29 +21,17 @@ _OPEN_SERVICES = (f"/{health.SERVICE_NAME}",)
 class KeyInterceptor(HandlerInterceptor):
     """Lets in who sends ``authorization: Bearer KEY``; health is open to all, reflection is not."""
 
-    def __init__(self, key: SecretStr) -> None:
-        self._key = key.get_secret_value().encode()
+    def __init__(self, keys: Keys) -> None:
+        self._keys = keys
 
     def wrapped(self, handler: Any, details: grpc.HandlerCallDetails) -> Any:
-        refusal = self._refusal(details.invocation_metadata)
-        if details.method.rpartition("/")[0] in _OPEN_SERVICES or refusal is None:
+        if details.method.rpartition("/")[0] in _OPEN_SERVICES:
             return handler
-        return _refusing(handler, refusal)
-
-    def _refusal(self, metadata: Any) -> ApiError | None:
-        given = next((value for name, value in metadata if name == "authorization"), None)
-        if given is None:
-            return _unauthenticated("no key was sent", "KEY_MISSING")
-        scheme, _, key = str(given).partition(" ")
-        # In constant time, so that nobody can find the key letter by letter.
-        if scheme.lower() == "bearer" and hmac.compare_digest(key.strip().encode(), self._key):
-            return None
-        return _unauthenticated("the key is wrong", "KEY_WRONG")
-
-
-def _unauthenticated(what: str, reason: str) -> ApiError:
-    text = f"{what}; send the metadata 'authorization: Bearer <the gateway's GATEWAY_API_KEY>'"
-    return ApiError(grpc.StatusCode.UNAUTHENTICATED, text, reason=reason)
+        try:
+            self._keys.caller(authorization_of(details.invocation_metadata), "")
+        except KeyRefusedError as refused:
+            return _refusing(handler, ApiError(grpc.StatusCode.UNAUTHENTICATED, str(refused), reason=refused.reason))
+        return handler
 
 
 def _refusing(handler: Any, refusal: ApiError) -> Any:

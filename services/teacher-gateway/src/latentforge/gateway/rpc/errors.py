@@ -9,6 +9,7 @@ from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped]
 
 from latentforge.gateway.backends.base import BackendError, FailureKind
+from latentforge.gateway.scoring.quota import QuotaError
 
 _DOMAIN = "teacher-gateway.latentforge"
 _CODES = {
@@ -102,6 +103,8 @@ def _any(message: Message) -> any_pb2.Any:
 
 def teacher_failed(error: BackendError) -> ApiError:
     """The status that tells a caller whose fault it was and whether to ask again."""
+    if isinstance(error, QuotaError):
+        return ApiError(_CODES[error.kind], str(error), reason="QUOTA_EXCEEDED", retry_after=error.retry_after)
     return ApiError(
         _CODES[error.kind],
         f"the teacher failed: {error}",

@@ -16,8 +16,11 @@ from latentforge.core.logs import bind_log_fields, log_exception, log_fields
 from latentforge.core.request_id import REQUEST_ID, request_id_of
 from latentforge.core.tracing import Tracing
 from latentforge.gateway.backends.base import BackendError, FailureKind
+from latentforge.gateway.keys import KeyRefusedError, Keys
 from latentforge.gateway.metrics import Metrics
 from latentforge.gateway.rpc.errors import ApiError, teacher_failed
+from latentforge.gateway.scoring.callers import Caller, calling_as
+from latentforge.gateway.scoring.quota import QuotaError
 from latentforge.gateway.telemetry import end_call, start_call
 from latentforge.teacher.v1 import teacher_pb2
 
@@ -87,10 +90,15 @@ class HandlerInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
 
 
 class CallInterceptor(HandlerInterceptor):
-    """Watches the calls of the teacher API; health and reflection pass by."""
+    """Watches the calls of the teacher API, and says whose they are; health and reflection pass by.
 
-    def __init__(self, metrics: Metrics, tracing: Tracing | None = None) -> None:
+    Args:
+        keys: tell callers by name; who sends none that is known is told by his connection.
+    """
+
+    def __init__(self, metrics: Metrics, keys: Keys, tracing: Tracing | None = None) -> None:
         self._metrics = metrics
+        self._keys = keys
         self._tracing = tracing
 
     def wrapped(self, handler: Any, details: grpc.HandlerCallDetails) -> Any:
@@ -102,7 +110,7 @@ class CallInterceptor(HandlerInterceptor):
         async def unary(data: bytes, context: Context) -> Any:
             async with self._watched(method, metadata, context) as call:
                 response = await handler.unary_unary(_parsed(handler, data), context)
-                await context.send_initial_metadata(((REQUEST_ID, call.request_id),))
+                await _sent(context.send_initial_metadata(((REQUEST_ID, call.request_id),)))
                 return response
 
         async def stream(data: bytes, context: Context) -> None:
@@ -112,9 +120,9 @@ class CallInterceptor(HandlerInterceptor):
                 async with aclosing(handler.unary_stream(_parsed(handler, data), context)) as responses:
                     async for response in responses:
                         if not begun:
-                            await context.send_initial_metadata(((REQUEST_ID, call.request_id),))
+                            await _sent(context.send_initial_metadata(((REQUEST_ID, call.request_id),)))
                             begun = True
-                        await context.write(response)
+                        await _sent(context.write(response))
 
         # Requests are parsed in here: what gRPC cannot parse it answers with UNKNOWN and a traceback in the log.
         if handler.response_streaming:
@@ -132,7 +140,8 @@ class CallInterceptor(HandlerInterceptor):
         span = None if self._tracing is None else start_call(self._tracing, f"{SERVICE}/{method}", metadata)
         try:
             async with _failures_told(call.request_id, method, context):
-                yield call
+                with calling_as(self._caller(metadata, context)):
+                    yield call
         except asyncio.CancelledError:
             late = (left := context.time_remaining()) is not None and left <= 0
             call.code = grpc.StatusCode.DEADLINE_EXCEEDED if late else grpc.StatusCode.CANCELLED
@@ -145,6 +154,28 @@ class CallInterceptor(HandlerInterceptor):
             if span is not None:
                 end_call(span, call.code, call.request_id, tokens=call.tokens, rows=call.rows)
             _log_line(call, seconds, context)
+
+    def _caller(self, metadata: dict[str, str], context: Context) -> Caller:
+        connection = str(context.peer())
+        try:
+            return self._keys.caller(metadata.get("authorization"), connection)
+        except KeyRefusedError:
+            # He is refused within.
+            return Caller(connection)
+
+
+def authorization_of(metadata: Any) -> str | None:
+    """What a call's metadata say of its key."""
+    return next((str(value) for name, value in metadata or () if name == "authorization"), None)
+
+
+async def _sent(sending: Awaitable[None]) -> None:
+    """Waits until something is sent; a caller who is gone by then has cancelled the call."""
+    try:
+        await sending
+    except grpc.aio.BaseError:
+        # It may come before gRPC cancels this task: of a connection that broke while an answer was on its way.
+        raise asyncio.CancelledError from None
 
 
 def _parsed(handler: Any, data: bytes) -> Any:
@@ -169,7 +200,7 @@ async def _failures_told(request_id: str, method: str, context: Context) -> Asyn
         failure = error
     except BackendError as error:
         # A refusal quotes the request that it refuses.
-        if error.kind is not FailureKind.REFUSED:
+        if error.kind is not FailureKind.REFUSED and not isinstance(error, QuotaError):
             logger.warning("the teacher failed: %s", error)
         failure = teacher_failed(error)
     except Exception as error:

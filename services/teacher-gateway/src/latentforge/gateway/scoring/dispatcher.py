@@ -1,4 +1,4 @@
-"""From the queue to the backend: batches, under the token budget."""
+"""From the queue to the backend: batches by turns, few at a time."""
 
 import asyncio
 import time
@@ -9,13 +9,9 @@ from latentforge.gateway.backends.base import Backend, BackendError, TokenIds
 from latentforge.gateway.metrics import Metrics
 from latentforge.gateway.scoring.background import BackgroundTasks
 from latentforge.gateway.scoring.batch_call import call_backend
-from latentforge.gateway.scoring.inflight import (
-    BackendCall,
-    BackendQueue,
-    InFlightSequence,
-    InFlightTable,
-    QueueFullError,
-)
+from latentforge.gateway.scoring.callers import Caller
+from latentforge.gateway.scoring.fair_queue import FairQueue
+from latentforge.gateway.scoring.inflight import BackendCall, InFlightSequence, InFlightTable, QueueFullError
 from latentforge.gateway.scoring.stats import BusyClock, ScoringStats
 from latentforge.gateway.scoring.token_budget import TokenBudget
 from latentforge.teacher_client.sparse_rows import SparseRows
@@ -45,7 +41,11 @@ class ScoringLimits:
 
 
 class Dispatcher:
-    """Has queued sequences computed, in batches of like lengths, whichever calls they came from.
+    """Has queued sequences computed, in batches by turns of the callers, whichever calls they came from.
+
+    A batch is chosen when the backend can begin it, not before: until then more is queued to choose from, and who asks
+    for little waits for no batch but those that have begun. How many those are is the backend's
+    (:attr:`TeacherDescription.batches_at_once`), within the token budget.
 
     Args:
         in_flight: where sequences that fail or that nobody waits for are removed from.
@@ -72,7 +72,11 @@ class Dispatcher:
         self._tasks = tasks
         self._deliver, self._on_batch = deliver, on_batch
         self._budget = TokenBudget(limits.tokens_in_flight)
-        self._queue = BackendQueue(limits.queued_tokens)
+        batches = min(backend.description.batches_at_once, limits.tokens_in_flight // limits.batch_tokens)
+        self._slots = asyncio.Semaphore(max(1, batches))
+        self._queue = FairQueue(limits.queued_tokens)
+        self._metrics = metrics
+        metrics.watch_queue(lambda: len(self._queue), lambda: self._queue.tokens, lambda: self._queue.callers)
         self._dispatching = False
         self._clock = BusyClock()
         self._batch_seconds: float | None = None
@@ -83,14 +87,37 @@ class Dispatcher:
         return self._queue.tokens
 
     def add(self, sequence: InFlightSequence) -> None:
-        """Queues it, or fails it where the queue is full."""
-        if not self._queue.has_room_for(sequence):
-            self._in_flight.fail(sequence, self.full(f"{self._queue.tokens} tokens are queued (MAX_QUEUED_TOKENS)"))
+        """Queues it, or fails it where the queue is full and nobody has more in it."""
+        caller = next(iter(sequence.callers.values()))
+        leaving = self._queue.room_for(caller, len(sequence.token_ids))
+        full = f"{self._queue.tokens} tokens are queued (MAX_QUEUED_TOKENS)"
+        if leaving is None:
+            self._in_flight.fail(sequence, self.full(full))
             return
+        for other in leaving:
+            self._give_way(other, full)
+        sequence.queued_at = time.perf_counter()
         self._queue.add(sequence)
         if not self._dispatching:
             self._dispatching = True
             self._tasks.start(self._dispatch())
+
+    def join(self, sequence: InFlightSequence, caller: Caller) -> None:
+        """``caller`` waits for it too."""
+        if caller.name not in sequence.callers:
+            sequence.callers[caller.name] = caller
+            self._queue.join(sequence, caller)
+
+    def make_place(self, caller: Caller, what: str) -> None:
+        """Where no more sequences may be in flight: refuses one of somebody who has more queued than ``caller``.
+
+        Raises:
+            QueueFullError: nobody has.
+        """
+        leaving = self._queue.place_for(caller)
+        if leaving is None:
+            raise self.full(what)
+        self._give_way(leaving, what)
 
     def abandon(self, sequence: InFlightSequence) -> None:
         """The last who waited for it is gone."""
@@ -109,6 +136,10 @@ class Dispatcher:
         wait = min(_MOST_RETRY_SECONDS, max(_LEAST_RETRY_SECONDS, seconds))
         return QueueFullError(f"the gateway's queue is full: {what}; ask again later or send less at a time", wait)
 
+    def _give_way(self, sequence: InFlightSequence, what: str) -> None:
+        self._queue.remove(sequence)
+        self._in_flight.fail(sequence, self.full(what))
+
     async def warm_up(self, token_ids: TokenIds) -> None:
         """Runs the backend once, so that the first call is not the slow one and the time of a row is known."""
         top_k = min(20, self._backend.description.max_top_k)
@@ -123,30 +154,39 @@ class Dispatcher:
     async def _dispatch(self) -> None:
         # Lets what was looked up together be queued together.
         await asyncio.sleep(0)
-        while batch := self._queue.next_batch(self._batch_tokens):
-            entered = asyncio.get_running_loop().create_future()
-            self._tasks.start(self._compute(batch, entered))
-            # The next batch is chosen only when this one is let in: by then more is queued to choose from.
-            await entered
+        while True:
+            await self._slots.acquire()
+            batch = self._queue.next_batch(self._batch_tokens)
+            if not batch:
+                break
+            self._tasks.start(self._compute(batch))
+        self._slots.release()
         # No await since the queue was seen empty, so whoever adds to it from here on starts another.
         self._dispatching = False
 
-    async def _compute(self, batch: Sequence[InFlightSequence], entered: asyncio.Future[None]) -> None:
-        async with self._budget.take(sum(len(sequence.token_ids) for sequence in batch)):
-            entered.set_result(None)
-            # Without those whose callers left while the budget had no room.
-            batch = [sequence for sequence in batch if not sequence.answer.done()]
-            if not batch:
-                return
-            self._clock.start()
-            started = time.perf_counter()
-            # In a task of its own, which is cancelled without this one: clock and budget must be given back.
-            task = asyncio.create_task(call_backend(self._backend, batch), context=batch[0].context)
-            call = BackendCall(batch, task)
-            for sequence in batch:
-                sequence.call = call
-            await asyncio.wait({task})
-            self._stats.teacher_seconds += self._clock.stop()
+    async def _compute(self, batch: Sequence[InFlightSequence]) -> None:
+        """Runs in one of the slots, which it gives back when the backend is done."""
+        try:
+            async with self._budget.take(sum(len(sequence.token_ids) for sequence in batch)):
+                # Without those whose callers left while the budget had no room.
+                batch = [sequence for sequence in batch if not sequence.answer.done()]
+                if not batch:
+                    return
+                self._metrics.batch_begins(
+                    [len(sequence.token_ids) for sequence in batch],
+                    [time.perf_counter() - sequence.queued_at for sequence in batch],
+                )
+                self._clock.start()
+                started = time.perf_counter()
+                # In a task of its own, which is cancelled without this one: clock and budget must be given back.
+                task = asyncio.create_task(call_backend(self._backend, batch), context=batch[0].context)
+                call = BackendCall(batch, task)
+                for sequence in batch:
+                    sequence.call = call
+                await asyncio.wait({task})
+                self._stats.teacher_seconds += self._clock.stop()
+        finally:
+            self._slots.release()
         if task.cancelled():
             for sequence in batch:
                 self._in_flight.drop(sequence)

@@ -1,4 +1,4 @@
-"""Sequences on their way through the cache and the backend, and the bounded queue between the two.
+"""Sequences on their way through the cache and the backend.
 
 In-flight deduplication: while a sequence is on its way, whoever asks for it too waits for the same
 :class:`InFlightSequence` instead of beginning another.
@@ -8,14 +8,11 @@ import asyncio
 import contextvars
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import Any
 
 from latentforge.gateway.backends.base import BackendError, FailureKind, TokenIds
+from latentforge.gateway.scoring.callers import Caller, current_caller
 from latentforge.teacher_client.sparse_rows import LogprobDtype, PackedRows, SparseRows
-
-# Of those that are queued longest: among these the ones of like length are looked for.
-_CHOSEN_FROM = 512
 
 
 @dataclass(frozen=True)
@@ -46,12 +43,16 @@ class InFlightSequence:
     dtype: LogprobDtype
     answer: asyncio.Future[ScoredRows] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
     waiters: int = 0
+    # Those who asked for it, by name: it comes with the first turn of any of them.
+    callers: dict[str, Caller] = field(default_factory=lambda: {current_caller().name: current_caller()})
     # Where the first who asked is answered: what is done for the sequence is told in that call's log and trace.
     context: contextvars.Context = field(default_factory=contextvars.copy_context)
     # Somebody wants the rows packed.
     packed: bool = False
     # The backend's work on it, once that has begun.
     call: "BackendCall | None" = None
+    # When it was queued for the backend, of time.perf_counter().
+    queued_at: float = 0.0
 
     @property
     def abandoned(self) -> bool:
@@ -120,48 +121,3 @@ class BackendCall:
             return False
         self.task.cancel()
         return True
-
-
-class BackendQueue:
-    """Sequences that are queued for the backend, at most ``max_tokens`` of tokens; one alone may be longer."""
-
-    def __init__(self, max_tokens: int) -> None:
-        self._max_tokens = max_tokens
-        # A dict is a queue from whose middle callers who leave are removed in constant time.
-        self._sequences: dict[InFlightSequence, None] = {}
-        self.tokens = 0
-
-    def has_room_for(self, sequence: InFlightSequence) -> bool:
-        return not self._sequences or self.tokens + len(sequence.token_ids) <= self._max_tokens
-
-    def add(self, sequence: InFlightSequence) -> None:
-        self._sequences[sequence] = None
-        self.tokens += len(sequence.token_ids)
-
-    def remove(self, sequence: InFlightSequence) -> None:
-        if sequence in self._sequences:
-            del self._sequences[sequence]
-            self.tokens -= len(sequence.token_ids)
-
-    def next_batch(self, max_batch_tokens: int) -> list[InFlightSequence]:
-        """Takes the sequence queued longest and those nearest to it in length, as many as one forward pass takes.
-
-        A forward pass costs its longest sequence times their number, since the others are padded to it: twenty of 50
-        tokens beside one of 1,000 are 21,000 positions for 2,000 tokens. The oldest is always among them, so that none
-        waits for ever.
-        """
-        first = next(iter(self._sequences), None)
-        if first is None:
-            return []
-        size = len(first.token_ids)
-        batch: list[InFlightSequence] = []
-        longest = 0
-        candidates = islice(self._sequences, _CHOSEN_FROM)
-        for sequence in sorted(candidates, key=lambda s: abs(len(s.token_ids) - size)):
-            longest = max(longest, len(sequence.token_ids))
-            if batch and longest * (len(batch) + 1) > max_batch_tokens:
-                break
-            batch.append(sequence)
-        for sequence in batch:
-            self.remove(sequence)
-        return batch

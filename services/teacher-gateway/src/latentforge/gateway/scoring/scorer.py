@@ -12,6 +12,7 @@ from latentforge.gateway.cache.guarded import GuardedCache
 from latentforge.gateway.cache.memory import RecentRows
 from latentforge.gateway.metrics import Metrics
 from latentforge.gateway.scoring.background import BackgroundTasks
+from latentforge.gateway.scoring.callers import current_caller
 from latentforge.gateway.scoring.dispatcher import Computed, Dispatcher, ScoringLimits
 from latentforge.gateway.scoring.fitting import fitted
 from latentforge.gateway.scoring.inflight import InFlightSequence, InFlightTable, ScoredRows
@@ -91,6 +92,7 @@ class Scorer:
             rows = sequence.answer.result().rows
             self._count_hit(rows)
             return ScoredRows(await fitted(rows, top_k, dtype, packed=packed), cache_hit=True)
+        self._dispatcher.join(sequence, current_caller())
         sequence.waiters += 1
         sequence.packed |= packed
         try:
@@ -114,7 +116,8 @@ class Scorer:
 
     def _begin(self, sequence: InFlightSequence) -> InFlightSequence:
         if len(self._in_flight) >= self._max_sequences:
-            raise self._dispatcher.full(f"{len(self._in_flight)} sequences are in flight (MAX_QUEUED_SEQUENCES)")
+            what = f"{len(self._in_flight)} sequences are in flight (MAX_QUEUED_SEQUENCES)"
+            self._dispatcher.make_place(current_caller(), what)
         self._in_flight.add(sequence)
         self._to_look_up.append(sequence)
         if self._lookups < _PARALLEL_LOOKUPS:

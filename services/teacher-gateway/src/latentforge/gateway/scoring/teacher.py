@@ -3,7 +3,8 @@
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from contextlib import aclosing, contextmanager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,9 +21,11 @@ from latentforge.gateway.backends.base import (
 from latentforge.gateway.cache.base import Cache, StoreStats
 from latentforge.gateway.cache.guarded import GuardedCache
 from latentforge.gateway.metrics import Metrics
+from latentforge.gateway.scoring.callers import current_caller
 from latentforge.gateway.scoring.dispatcher import ScoringLimits
 from latentforge.gateway.scoring.fitting import fitted
 from latentforge.gateway.scoring.inflight import QueueFullError
+from latentforge.gateway.scoring.quota import Charge, QuotaError
 from latentforge.gateway.scoring.scorer import Scorer
 from latentforge.gateway.scoring.stats import ScoringStats
 from latentforge.gateway.scoring.token_budget import TokenBudget
@@ -86,6 +89,7 @@ class Teacher:
             queued_sequences=settings.max_queued_sequences,
         )
         recent_bytes = settings.cache_memory_mb * _MEGABYTE
+        self._metrics = metrics
         self._scorer = Scorer(backend, self._cache, metrics, limits, recent_bytes=recent_bytes)
         # Apart from scoring's: a long continuation must not keep everybody from scoring.
         self._generation_budget = TokenBudget(settings.max_tokens_in_flight)
@@ -111,8 +115,14 @@ class Teacher:
         """Rows for tokens 1 … L−1 of uint32 ids [L]; PackedRows if they are wanted, or at hand and as good.
 
         Raises:
-            BackendError: the teacher failed, or too much is queued for it already.
+            BackendError: the teacher failed, too much is queued for it already, or (QuotaError) the caller had his.
         """
+        with self._charged(len(token_ids)) as charge:
+            answer = await self._score(token_ids, top_k, dtype, packed=packed)
+            charge.used += 0 if answer.cache_hit else len(token_ids)
+        return answer
+
+    async def _score(self, token_ids: TokenIds, top_k: int, dtype: LogprobDtype, *, packed: bool) -> SequenceAnswer:
         started = time.perf_counter()
         scored = await self._scorer.score(token_ids, top_k, dtype, packed=packed)
         return SequenceAnswer(scored.rows, scored.cache_hit, 1000 * (time.perf_counter() - started))
@@ -123,14 +133,27 @@ class Teacher:
         """Scores (index, ids) pairs and yields each answer when it is there. Stops working when the caller stops.
 
         While the gateway's queue is full, what it refused is tried again when something of this call is finished.
+
+        Raises:
+            QuotaError: the caller has had all that he may have for now.
         """
+        with self._charged(sum(len(token_ids) for _, token_ids in sequences)) as charge:
+            async with aclosing(self._score_many(sequences, top_k, dtype, packed=packed)) as answers:
+                async for scored in answers:
+                    if scored.answer is not None and not scored.answer.cache_hit:
+                        charge.used += len(scored.answer.rows) + 1
+                    yield scored
+
+    async def _score_many(
+        self, sequences: Sequence[tuple[int, TokenIds]], top_k: int, dtype: LogprobDtype, *, packed: bool
+    ) -> AsyncGenerator[BatchAnswer, None]:
         queued = deque(sequences)
         finished: asyncio.Queue[tuple[int, TokenIds, asyncio.Task[SequenceAnswer]]] = asyncio.Queue()
         running: set[asyncio.Task[SequenceAnswer]] = set()
         most = _SEQUENCES_UNDER_WAY
 
         def start(index: int, token_ids: TokenIds) -> None:
-            task = asyncio.create_task(self.score(token_ids, top_k, dtype, packed=packed))
+            task = asyncio.create_task(self._score(token_ids, top_k, dtype, packed=packed))
             running.add(task)
             task.add_done_callback(lambda task: finished.put_nowait((index, token_ids, task)))
 
@@ -173,10 +196,30 @@ class Teacher:
             BackendError: the teacher failed.
         """
         tokens = request.n * (len(request.prompt_ids) + request.max_tokens)
-        async with self._generation_budget.take(tokens):
-            with span("backend generate", {"continuations": request.n, "tokens": tokens}):
-                async for piece in self._backend.generate(request):
-                    yield piece
+        with self._charged(tokens) as charge:
+            async with self._generation_budget.take(tokens):
+                charge.used += request.n * len(request.prompt_ids)
+                with span("backend generate", {"continuations": request.n, "tokens": tokens}):
+                    async for piece in self._backend.generate(request):
+                        charge.used += len(piece.token_ids)
+                        yield piece
+
+    @contextmanager
+    def _charged(self, tokens: int) -> Iterator[Charge]:
+        """Around a call that may use so many tokens; its caller's quota and metrics are told how many it did."""
+        caller = current_caller()
+        if not caller.named:
+            yield Charge()
+            return
+        try:
+            with nullcontext(Charge()) if caller.quota is None else caller.quota.charged(tokens) as charge:
+                try:
+                    yield charge
+                finally:
+                    self._metrics.key_tokens.labels(caller.name).inc(charge.used)
+        except QuotaError:
+            self._metrics.key_refusals.labels(caller.name).inc()
+            raise
 
     async def cache_report(self) -> CacheReport:
         store = await self._cache.stats()

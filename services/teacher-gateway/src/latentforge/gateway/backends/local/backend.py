@@ -30,6 +30,9 @@ from latentforge.text.tokenizer import TextTokenizer
 
 T = TypeVar("T")
 
+# One is computed. A GPU has the next beside it, so as not to wait for the event loop between two.
+_BATCHES_AT_ONCE = {"cpu": 1, "cuda": 2}
+
 
 class TransformersBackend(LoadedBackend):
     """Owns the model. All its work is done by one thread, so that the event loop stays free."""
@@ -109,6 +112,7 @@ class TransformersBackend(LoadedBackend):
             max_sequence_length=self._longest(files.name),
             vocab_size=vocab_size,
             tokenizer_fingerprint=self._tokenizer.fingerprint,
+            batches_at_once=_BATCHES_AT_ONCE.get(device.type, 1),
         )
 
     def _remembers(self) -> bool:

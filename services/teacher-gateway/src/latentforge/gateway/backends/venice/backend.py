@@ -90,10 +90,12 @@ class VeniceBackend(LoadedBackend):
             timeout=settings.venice_timeout_seconds,
             counts_refusals=True,
         )
-        gauge = metrics.breaker_open.labels("venice")
         # Requests that are open while it opens may fail too.
         breaker = Breaker(
-            _BLOCKING_FAILURES - settings.venice_max_requests, _BLOCK_SECONDS, _BLOCK_SECONDS, on_change=gauge.set
+            _BLOCKING_FAILURES - settings.venice_max_requests,
+            _BLOCK_SECONDS,
+            _BLOCK_SECONDS,
+            on_change=metrics.breaker("venice"),
         )
         self._upstream = Upstream(
             api,

@@ -75,8 +75,8 @@ class VllmBackend(VllmTeacher):
             timeout=_TIMEOUT_SECONDS,
             blames_request=blames_request,
         )
-        gauge = metrics.breaker_open.labels(settings.teacher_backend)
-        breaker = Breaker(_BREAKER_FAILURES, _BREAKER_WINDOW, _BREAKER_PAUSE, on_change=gauge.set)
+        on_change = metrics.breaker(settings.teacher_backend)
+        breaker = Breaker(_BREAKER_FAILURES, _BREAKER_WINDOW, _BREAKER_PAUSE, on_change=on_change)
         self._metrics = metrics
         self._upstream = Upstream(self._api, breaker, metrics)
 
