@@ -26,7 +26,11 @@ def test_every_setting_is_documented() -> None:
 @pytest.mark.parametrize(
     ("name", "value", "allowed"),
     [
-        ("TEACHER_BACKEND", "openai", "'embedded', 'transformers', 'vllm-local', 'vllm-remote' or 'venice'"),
+        (
+            "TEACHER_BACKEND",
+            "openai",
+            "'embedded', 'transformers', 'vllm-local', 'vllm-remote', 'venice' or 'openai-compatible'",
+        ),
         ("TEACHER_DTYPE", "int8", "float32"),
         ("TEACHER_DEVICE", "tpu", "cuda"),
         ("GATEWAY_PORT", "70000", "65535"),

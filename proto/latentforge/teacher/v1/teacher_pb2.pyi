@@ -163,7 +163,7 @@ class GetTeacherResponse(_message.Message):
     BOS_ID_FIELD_NUMBER: _builtins.int
     PROBLEMS_FIELD_NUMBER: _builtins.int
     backend: _builtins.str
-    """embedded, transformers, vllm-local, vllm-remote or venice."""
+    """embedded, transformers, vllm-local, vllm-remote, venice or openai-compatible."""
     model: _builtins.str
     revision: _builtins.str
     """What tells two sets of weights under one name apart."""

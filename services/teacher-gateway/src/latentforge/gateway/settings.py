@@ -11,7 +11,7 @@ from latentforge.core.devices import DeviceName
 from latentforge.core.settings import ServiceSettings
 from latentforge.teacher_client.access import GatewayKey
 
-BackendName = Literal["embedded", "transformers", "vllm-local", "vllm-remote", "venice"]
+BackendName = Literal["embedded", "transformers", "vllm-local", "vllm-remote", "venice", "openai-compatible"]
 
 CACHE_URL_FORMS = (
     "sqlite:///relative/path.sqlite, sqlite:////absolute/path.sqlite, redis://host:6379/0, rediss://host:6379/0, "
@@ -42,7 +42,7 @@ class GatewaySettings(ServiceSettings):
     """Read from the environment, over ``.env``, over these defaults. Names are upper-case in the environment."""
 
     # Not VLLM_, with which vLLM's own variables begin.
-    prefixes = ("GATEWAY_", "TEACHER_", "CACHE_", "VENICE_", "VLLM_LOCAL_", "VLLM_REMOTE_")
+    prefixes = ("GATEWAY_", "TEACHER_", "CACHE_", "VENICE_", "VLLM_LOCAL_", "VLLM_REMOTE_", "OPENAI_COMPATIBLE_")
     others = frozenset({"GATEWAY_BIND_ADDRESS", "GATEWAY_TARGET"})
 
     teacher_backend: BackendName = Field("embedded", description="Which teacher answers.")
@@ -131,7 +131,8 @@ class GatewaySettings(ServiceSettings):
         description="venice: drop answers whose prompt Venice counts as other tokens than the chat template gives.",
     )
     tokenizer_path: Path | None = Field(
-        None, description="vllm-*: folder with the teacher's tokenizer.json and config.json; weights are not needed."
+        None,
+        description="Teachers that run elsewhere: folder with tokenizer.json and config.json; weights are not needed.",
     )
     vllm_local_mode: Literal["server", "in-process"] = Field(
         "server", description="vllm-local: ask the server at VLLM_LOCAL_URL, or run vLLM's engine in the gateway."
@@ -169,8 +170,20 @@ class GatewaySettings(ServiceSettings):
     )
     vllm_max_requests: int = Field(16, ge=1, description="vllm-*: requests open at one time.")
     vllm_start_seconds: float = Field(
-        600, ge=0, description="vllm-*: how long a server that is starting is waited for."
+        600, ge=0, description="vllm-*, openai-compatible: how long a server that is starting is waited for."
     )
+
+    openai_compatible_url: str | None = Field(None, description="openai-compatible: base URL of the server.")
+    openai_compatible_api_key: SecretStr | None = Field(
+        None, description="openai-compatible: the key, if the server wants one."
+    )
+    openai_compatible_model: str | None = Field(
+        None, description="openai-compatible: which of the models that the server lists; unset is its first."
+    )
+    openai_compatible_revision: str = Field(
+        "", description="openai-compatible: part of the cache's keys; change it when the weights change."
+    )
+    openai_compatible_max_requests: int = Field(16, ge=1, description="openai-compatible: requests open at one time.")
 
     @field_validator("cache_url")
     @classmethod

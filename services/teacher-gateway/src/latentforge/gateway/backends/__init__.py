@@ -5,6 +5,7 @@ from collections.abc import Callable
 from latentforge.core.settings import SettingsError
 from latentforge.gateway.backends.base import Backend
 from latentforge.gateway.backends.local.backend import TransformersBackend
+from latentforge.gateway.backends.openai_compatible.server import OpenAiCompatibleBackend
 from latentforge.gateway.backends.venice.backend import VeniceBackend
 from latentforge.gateway.backends.vllm.engine import VllmEngineBackend
 from latentforge.gateway.backends.vllm.server import local_server, remote_server
@@ -34,6 +35,7 @@ BACKENDS: dict[str, Callable[[GatewaySettings, Metrics], Backend]] = {
     "vllm-local": _vllm_local,
     "vllm-remote": remote_server,
     "venice": VeniceBackend,
+    "openai-compatible": OpenAiCompatibleBackend,
 }
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from latentforge.core.settings import SettingsError
 from latentforge.gateway.backends import build_backend
-from latentforge.gateway.backends.base import Backend, BackendError, ContinuationRequest, Piece
+from latentforge.gateway.backends.base import Backend, BackendError, ContinuationRequest, Piece, TokenIds
 from latentforge.gateway.backends.http_api import parsed_url
 from latentforge.gateway.backends.venice.backend import VeniceBackend, models_with_logprobs
 from latentforge.gateway.backends.venice.messages import ListedModel, parse_models
@@ -55,10 +55,10 @@ async def check(settings: GatewaySettings) -> AsyncIterator[Finding]:
     try:
         if settings.teacher_backend == "venice":
             findings = _check_venice(settings)
-        elif settings.teacher_backend == "vllm-remote" or (
+        elif settings.teacher_backend in ("vllm-remote", "openai-compatible") or (
             settings.teacher_backend == "vllm-local" and settings.vllm_local_mode == "server"
         ):
-            findings = _check_vllm(settings)
+            findings = _check_server(settings)
         else:
             findings = _check_loaded(settings)
         async for finding in findings:
@@ -73,9 +73,11 @@ def _missing(settings: GatewaySettings) -> Iterator[str]:
         yield "VENICE_API_KEY"
     if name == "vllm-remote" and settings.vllm_remote_url is None:
         yield "VLLM_REMOTE_URL"
+    if name == "openai-compatible" and settings.openai_compatible_url is None:
+        yield "OPENAI_COMPATIBLE_URL"
     loads = settings.vllm_local_model if name == "vllm-local" else None
     has_tokenizer = settings.tokenizer_path is not None or (loads is not None and Path(loads).is_dir())
-    if name in ("venice", "vllm-local", "vllm-remote") and not has_tokenizer:
+    if name in ("venice", "vllm-local", "vllm-remote", "openai-compatible") and not has_tokenizer:
         yield "TOKENIZER_PATH"
     if name == "transformers" and settings.teacher_model is None:
         yield "TEACHER_MODEL"
@@ -158,15 +160,27 @@ def _completed(piece: Piece, backend: Backend) -> Finding:
     return Finding(True, f"test 2: {text}; {_guesses(rows, 0, backend)}")
 
 
-async def _check_vllm(settings: GatewaySettings) -> AsyncIterator[Finding]:
-    local = settings.teacher_backend == "vllm-local"
-    name = "VLLM_LOCAL_URL" if local else "VLLM_REMOTE_URL"
-    url = settings.vllm_local_url if local else settings.vllm_remote_url
+async def _check_server(settings: GatewaySettings) -> AsyncIterator[Finding]:
+    asked = {
+        "vllm-local": ("VLLM_LOCAL_URL", settings.vllm_local_url, "VLLM_REMOTE_API_KEY", None),
+        "vllm-remote": (
+            "VLLM_REMOTE_URL",
+            settings.vllm_remote_url,
+            "VLLM_REMOTE_API_KEY",
+            settings.vllm_remote_api_key,
+        ),
+        "openai-compatible": (
+            "OPENAI_COMPATIBLE_URL",
+            settings.openai_compatible_url,
+            "OPENAI_COMPATIBLE_API_KEY",
+            settings.openai_compatible_api_key,
+        ),
+    }
+    name, url, key_name, key = asked[settings.teacher_backend]
     assert url is not None
     parsed_url(url, name)
     base = url.rstrip("/").removesuffix("/v1")
-    key = None if local else settings.vllm_remote_api_key
-    answer = await listed_models(name, base, "/v1/models", "VLLM_REMOTE_API_KEY", key)
+    answer = await listed_models(name, base, "/v1/models", key_name, key)
     listed = ", ".join(str(model.get("id")) for model in answer["data"])
     yield Finding(True, f"test 1: {shown_url(url)} serves {listed or 'no model'}")
     async for finding in _check_loaded(settings):
@@ -174,7 +188,7 @@ async def _check_vllm(settings: GatewaySettings) -> AsyncIterator[Finding]:
 
 
 async def _check_loaded(settings: GatewaySettings) -> AsyncIterator[Finding]:
-    """Loads the teacher, which finds its model, and has a sequence scored."""
+    """Loads the teacher, which finds its model, and has a sequence scored, or continued where it cannot score."""
     backend = build_backend(settings, Metrics())
     try:
         await backend.load()
@@ -183,6 +197,9 @@ async def _check_loaded(settings: GatewaySettings) -> AsyncIterator[Finding]:
         yield Finding(True, f"test 1: {text}")
         yield Finding(True, f"test 1: tokenizer {about.tokenizer_fingerprint}, {about.vocab_size} ids")
         ids = np.array(backend.tokenizer.encode(_SENTENCE), np.uint32)[: about.max_sequence_length]
+        if not about.can_score:
+            yield await _continued(backend, ids)
+            return
         try:
             (rows,) = await backend.score([ids], min(3, about.max_top_k))
         except BackendError as error:
@@ -193,6 +210,19 @@ async def _check_loaded(settings: GatewaySettings) -> AsyncIterator[Finding]:
     nats = -float(rows.realised_logprobs.mean())
     text = f"scored {len(rows)} positions at {nats:.2f} nats; after {before[-12:]!r}: {_guesses(rows, -1, backend)}"
     yield Finding(True, f"test 2: {text}")
+
+
+async def _continued(backend: Backend, ids: TokenIds) -> Finding:
+    request = ContinuationRequest(ids, _TOKENS, 1.0, 1.0, 1, 1, backend.description.max_top_k, ())
+    try:
+        (piece,) = [piece async for piece in backend.generate(request)]
+    except BackendError as error:
+        raise BackendError(f"test 2: continuing failed: {error}") from None
+    if piece.rows is None:
+        return Finding(False, f"test 2: the continuation cannot be used: {piece.detail or 'it has no tokens'}")
+    most = int(piece.rows.counts.max())
+    text = f"it cannot score; a continuation of {len(piece.rows)} tokens has up to {most} logprobs each"
+    return Finding(True, f"test 2: {text}; {_guesses(piece.rows, 0, backend)}")
 
 
 def _guesses(rows: SparseRows, row: int, backend: Backend) -> str:

@@ -50,7 +50,8 @@ def check_can_score(teacher: TeacherDescription) -> None:
             grpc.StatusCode.UNIMPLEMENTED,
             f"the {teacher.backend} backend cannot score given tokens, because its API gives no log-probabilities of a "
             "prompt; call Generate with a chat, which gives rows on the teacher's own text, or choose a "
-            "TEACHER_BACKEND that scores: embedded, transformers, vllm-local or vllm-remote",
+            "TEACHER_BACKEND that scores: embedded, transformers, vllm-local or vllm-remote, or openai-compatible with "
+            "a server that gives them by token id",
             reason="SCORING_UNSUPPORTED",
         )
 

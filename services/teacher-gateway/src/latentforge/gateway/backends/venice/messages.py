@@ -52,7 +52,9 @@ class SampledToken(Candidate):
     top_logprobs: list[Candidate] = Field(default_factory=list)
 
 
-class _Content(BaseModel):
+class TokenLogprobs(BaseModel):
+    """The tokens of one choice."""
+
     content: list[SampledToken] | None
 
 
@@ -66,12 +68,12 @@ class ChatChoice(BaseModel):
     finish_reason: str
     message: ChatChoiceMessage
     # The published schema has one token where others have a list of them under ``content``; both are accepted.
-    logprobs: _Content | SampledToken | None
+    logprobs: TokenLogprobs | SampledToken | None
 
     @property
     def sampled(self) -> list[SampledToken] | None:
         """The tokens of this choice; None if the answer has none."""
-        if isinstance(self.logprobs, _Content):
+        if isinstance(self.logprobs, TokenLogprobs):
             return self.logprobs.content
         return None if self.logprobs is None else [self.logprobs]
 

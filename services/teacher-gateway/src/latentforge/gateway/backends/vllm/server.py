@@ -55,11 +55,18 @@ class VllmBackend(VllmTeacher):
     Args:
         url: the server's, with or without /v1.
         url_setting: the environment variable that gave it, for errors.
-        key: the server's --api-key.
+        key: the server's --api-key; ``key_setting`` gave it.
     """
 
     def __init__(
-        self, settings: GatewaySettings, metrics: Metrics, *, url: str, url_setting: str, key: SecretStr | None
+        self,
+        settings: GatewaySettings,
+        metrics: Metrics,
+        *,
+        url: str,
+        url_setting: str,
+        key: SecretStr | None,
+        key_setting: str = "VLLM_REMOTE_API_KEY",
     ) -> None:
         self._settings = settings
         self._url_setting = url_setting
@@ -68,7 +75,7 @@ class VllmBackend(VllmTeacher):
             base_url=url.rstrip("/").removesuffix("/v1"),
             url_setting=url_setting,
             key=key,
-            key_setting="VLLM_REMOTE_API_KEY",
+            key_setting=key_setting,
             max_requests=settings.vllm_max_requests,
             max_queued=_MAX_QUEUED,
             attempts=_ATTEMPTS,

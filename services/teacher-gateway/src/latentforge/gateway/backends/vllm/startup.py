@@ -3,15 +3,17 @@
 import asyncio
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from latentforge.gateway.backends.base import BackendError, FailureKind
 from latentforge.gateway.backends.upstream import Api, Upstream
 from latentforge.gateway.breaker import Breaker
 from latentforge.gateway.metrics import Metrics
 from latentforge.gateway.settings import GatewaySettings
+
+T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +38,24 @@ async def wait_for_server(api: Api, settings: GatewaySettings, metrics: Metrics)
     Raises:
         BackendError: VLLM_START_SECONDS have passed, or the server refuses.
     """
-    limit = settings.vllm_start_seconds
+
+    async def look(upstream: Upstream) -> tuple[ServedModel, str]:
+        served = _choose(await upstream.get("/v1/models"), api.url_setting, settings.vllm_served_model)
+        return served, await _version(upstream)
+
+    return await patiently(api, settings.vllm_start_seconds, metrics, look, "start it (make serve-vllm-local)")
+
+
+async def patiently(api: Api, limit: float, metrics: Metrics, look: Callable[[Upstream], Awaitable[T]], hint: str) -> T:
+    """What ``look`` finds, which is asked again while the server does not answer.
+
+    Args:
+        limit: seconds.
+        hint: what to do about a server that is not there.
+
+    Raises:
+        BackendError: ``limit`` has passed, or the server refuses.
+    """
     started = said = time.monotonic()
     # Failures are what is expected here: no breaker may count them.
     impatient = replace(api, attempts=1, timeout=_TIMEOUT_SECONDS)
@@ -44,18 +63,16 @@ async def wait_for_server(api: Api, settings: GatewaySettings, metrics: Metrics)
     try:
         while True:
             try:
-                served = _choose(await upstream.get("/v1/models"), api.url_setting, settings.vllm_served_model)
-                return served, await _version(upstream)
+                return await look(upstream)
             except BackendError as error:
                 waited = time.monotonic() - started
                 if error.kind not in _NOT_YET:
                     raise
                 if waited + _SECONDS_BETWEEN_LOOKS > limit:
-                    text = f"{error}; start it (make serve-vllm-local) or set {api.url_setting}"
-                    raise BackendError(text, FailureKind.GONE) from None
+                    raise BackendError(f"{error}; {hint} or set {api.url_setting}", FailureKind.GONE) from None
                 if time.monotonic() - said >= _SECONDS_BETWEEN_LINES:
                     said = time.monotonic()
-                    logger.info("waiting for vLLM since %.0f s (at most %g s): %s", waited, limit, error)
+                    logger.info("waiting for %s since %.0f s (at most %g s): %s", api.name, waited, limit, error)
             await asyncio.sleep(_SECONDS_BETWEEN_LOOKS)
     finally:
         await upstream.close()
