@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
+from latentforge.core.connections import ConnectionLimits
 from latentforge.core.settings import load_settings
 from latentforge.core.sockets import listening_socket
-from latentforge.inference.edge.protocol import ConnectionLimits
 from latentforge.inference.edge.server import DrainingServer
 from latentforge.inference.main import Service, build
 from latentforge.inference.settings import InferenceSettings
@@ -49,7 +49,9 @@ def serve(tmp_path: Path) -> Serve:
         settings = load_settings(InferenceSettings, checkpoints_dir=folder, inference_device="cpu", **values)
         service = build(settings)
         seconds = settings.inference_body_seconds
-        limits = limits or ConnectionLimits(settings.inference_max_connections, seconds, seconds)
+        limits = limits or ConnectionLimits(
+            settings.inference_max_connections, seconds, seconds, "INFERENCE_MAX_CONNECTIONS"
+        )
         server = DrainingServer(
             service.app, service.drain, settings.inference_shutdown_seconds, service.engine.close, limits
         )

@@ -13,10 +13,10 @@ from typing import Any
 import httpx
 import pytest
 
+from latentforge.core.connections import ConnectionLimits
 from latentforge.core.settings import load_settings
 from latentforge.core.sockets import listening_socket
 from latentforge.inference.checkpoints.snapshot import Snapshot
-from latentforge.inference.edge.protocol import ConnectionLimits
 from latentforge.inference.edge.server import DrainingServer
 from latentforge.inference.main import Service, build
 from latentforge.inference.settings import InferenceSettings
@@ -87,7 +87,7 @@ def serving(**settings: Any) -> Iterator[ServedApi]:
     loaded = load_settings(InferenceSettings, **fixed | settings)
     service = build(loaded)
     seconds = loaded.inference_body_seconds
-    limits = ConnectionLimits(loaded.inference_max_connections, seconds, seconds)
+    limits = ConnectionLimits(loaded.inference_max_connections, seconds, seconds, "INFERENCE_MAX_CONNECTIONS")
     server = DrainingServer(service.app, service.drain, 10, service.engine.close, limits)
     with listening_socket("127.0.0.1", 0) as listener:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})

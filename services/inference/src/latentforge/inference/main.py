@@ -10,6 +10,7 @@ from importlib.metadata import version
 import torch
 from fastapi import FastAPI
 
+from latentforge.core.connections import ConnectionLimits
 from latentforge.core.devices import choose_device
 from latentforge.core.settings import SettingsError
 from latentforge.core.sockets import browser_address, http_address, listening_socket
@@ -18,7 +19,6 @@ from latentforge.inference.checkpoints.registry import Registry
 from latentforge.inference.checkpoints.snapshot import DecodingMemory
 from latentforge.inference.edge.bodies import BodyLimits
 from latentforge.inference.edge.install import install
-from latentforge.inference.edge.protocol import ConnectionLimits
 from latentforge.inference.edge.server import DrainingServer
 from latentforge.inference.engine import AsyncEngine
 from latentforge.inference.operation.drain import Drain
@@ -136,7 +136,7 @@ def serve(settings: InferenceSettings, registry: Registry | None = None) -> None
     server_socket = listen(settings.inference_host, settings.inference_port)
     service = build(settings, registry)
     seconds = settings.inference_body_seconds
-    limits = ConnectionLimits(settings.inference_max_connections, seconds, seconds)
+    limits = ConnectionLimits(settings.inference_max_connections, seconds, seconds, "INFERENCE_MAX_CONNECTIONS")
     server = DrainingServer(
         service.app, service.drain, settings.inference_shutdown_seconds, service.engine.close, limits
     )

@@ -9,6 +9,7 @@ from fastapi.responses import JSONResponse
 from pydantic_core import PydanticCustomError
 from starlette.exceptions import HTTPException
 
+from latentforge.core.api_errors import error_body
 from latentforge.core.errors import describe_error, shortened
 
 _MOST_NAMED = 10
@@ -45,12 +46,6 @@ def error_response(
     status: int, code: str, message: str, *, param: str | None = None, headers: dict[str, str] | None = None
 ) -> JSONResponse:
     return JSONResponse(error_body(status, code, message, param), status, headers)
-
-
-def error_body(status: int, code: str, message: str, param: str | None = None) -> dict[str, Any]:
-    """The body of an answer with this status."""
-    kind = "invalid_request_error" if 400 <= status < 500 and status != 429 else "server_error"
-    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
 def install_error_handlers(app: FastAPI) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from latentforge.inference.rest.errors import error_body
+from latentforge.core.api_errors import error_body
 
 _MAX_HEAD_BYTES = 64 * 1024
 # The application answers a body that does not come; this closes the connection where it has not.
@@ -24,11 +24,13 @@ class ConnectionLimits:
         max_connections: that are open at the same time; more are answered 503.
         head_seconds: from a connection's begin, or a request's first byte, to the end of its headers.
         body_seconds: from there to the end of its body.
+        setting: the variable that ``max_connections`` is from.
     """
 
     max_connections: int
     head_seconds: float
     body_seconds: float
+    setting: str
 
 
 class BoundedProtocol(HttpToolsProtocol):
@@ -45,7 +47,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         if len(self.connections) > self.limits.max_connections:
-            message = f"all {self.limits.max_connections} connections are open; INFERENCE_MAX_CONNECTIONS allows more"
+            message = f"all {self.limits.max_connections} connections are open; {self.limits.setting} allows more"
             self._refuse(503, "too_many_connections", message)
         else:
             self._arm(self.limits.head_seconds)

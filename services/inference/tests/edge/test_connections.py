@@ -4,7 +4,7 @@ from contextlib import ExitStack
 
 import httpx
 
-from latentforge.inference.edge.protocol import ConnectionLimits
+from latentforge.core.connections import ConnectionLimits
 
 from .conftest import RunningServer, Serve, read_all, read_answer
 
@@ -16,7 +16,8 @@ def error_of(answer: bytes) -> dict[str, str]:
 
 def limits(**changes: float) -> ConnectionLimits:
     values = {"max_connections": 100, "head_seconds": 20.0, "body_seconds": 20.0} | changes
-    return ConnectionLimits(int(values["max_connections"]), values["head_seconds"], values["body_seconds"])
+    seconds = values["head_seconds"], values["body_seconds"]
+    return ConnectionLimits(int(values["max_connections"]), *seconds, "INFERENCE_MAX_CONNECTIONS")
 
 
 def test_headers_that_do_not_come_are_answered_408(serve: Serve) -> None:
