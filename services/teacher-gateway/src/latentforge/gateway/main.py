@@ -16,6 +16,8 @@ from latentforge.core.tracing import Tracing
 from latentforge.gateway.backends import build_backend
 from latentforge.gateway.backends.base import Backend
 from latentforge.gateway.cache import open_cache
+from latentforge.gateway.http.app import create_app
+from latentforge.gateway.http.server import HttpServer
 from latentforge.gateway.keys import load_keys
 from latentforge.gateway.metrics import Metrics, MetricsServer
 from latentforge.gateway.rpc.auth import KeyInterceptor, server_credentials
@@ -54,6 +56,7 @@ class Gateway:
         self._store = open_cache(settings)
         self._tracing: Tracing | None = None
         self._metrics_server: MetricsServer | None = None
+        self._http_server: HttpServer | None = None
         self._teacher: Teacher | None = None
         self.port = settings.gateway_port
 
@@ -61,6 +64,11 @@ class Gateway:
     def metrics_port(self) -> int | None:
         """Where metrics are served, if they are."""
         return None if self._metrics_server is None else self._metrics_server.port
+
+    @property
+    def http_port(self) -> int | None:
+        """Where the HTTP API is served, if it is."""
+        return None if self._http_server is None else self._http_server.port
 
     async def start(self) -> None:
         """Listens.
@@ -111,9 +119,16 @@ class Gateway:
             ) from None
         if settings.gateway_metrics_port is not None:
             self._metrics_server = MetricsServer(self.metrics, settings.gateway_host, settings.gateway_metrics_port)
+        if settings.gateway_http_port is not None:
+            app = create_app(settings, self._keys, self._servicer, self.metrics, self._tracing)
+            self._http_server = HttpServer(app, settings, settings.gateway_http_port)
+            await self._http_server.start()
         await self._server.start()
         with_tls = "" if self._credentials is None else " (TLS)"
         logger.info("listening%s on %s", with_tls, host_port(settings.gateway_host, self.port))
+        if self._http_server is not None:
+            address = host_port(settings.gateway_host, self._http_server.port)
+            logger.info("HTTP%s on %s://%s", with_tls, "https" if with_tls else "http", address)
         if self._metrics_server is not None:
             address = host_port(settings.gateway_host, self._metrics_server.port)
             logger.info("metrics on http://%s/metrics", address)
@@ -139,6 +154,8 @@ class Gateway:
         if not await self._servicer.drain(self._settings.shutdown_grace_seconds):
             logger.warning("calls were cut off after %g s", self._settings.shutdown_grace_seconds)
         await self._server.stop(grace=0.5)
+        if self._http_server is not None:
+            await self._http_server.close()
         if self._teacher is None:
             await self._backend.close()
             await self._store.close()

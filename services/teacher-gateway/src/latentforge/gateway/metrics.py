@@ -29,6 +29,16 @@ class Metrics:
         self.request_seconds = Histogram(
             "gateway_request_seconds", "Time of a call.", ["method"], buckets=_SECONDS, registry=self.registry
         )
+        self.http_requests = Counter(
+            "gateway_http_requests", "HTTP requests, by route and status.", ["path", "code"], registry=self.registry
+        )
+        self.http_request_seconds = Histogram(
+            "gateway_http_request_seconds",
+            "Time of an HTTP request.",
+            ["path"],
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
         self.in_flight = Gauge("gateway_in_flight", "Calls being answered.", registry=self.registry)
         self.rows = Counter(
             "gateway_rows", "Rows given, by source: cache or teacher.", ["source"], registry=self.registry

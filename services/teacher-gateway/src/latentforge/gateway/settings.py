@@ -78,6 +78,21 @@ class GatewaySettings(ServiceSettings):
     gateway_tls_ca: Path | None = Field(
         None, description="cache --target: PEM file of the root certificate of a gateway with TLS."
     )
+    gateway_http_port: int | None = Field(
+        None,
+        ge=0,
+        le=65535,
+        description="Port of the HTTP API (vLLM's and TRL's protocols); 0 takes a free one, unset has none.",
+    )
+    gateway_http_max_body_bytes: int = Field(
+        8 * 2**20, ge=1024, description="HTTP: longest body of a request; a million token ids have some 6 MB."
+    )
+    gateway_http_body_seconds: float = Field(
+        20.0, gt=0, description="HTTP: within which a request's headers have to come, and then its body."
+    )
+    gateway_http_max_connections: int = Field(
+        512, ge=1, description="HTTP: connections that may be open at one time; more are answered 503."
+    )
     gateway_metrics_port: int | None = Field(
         None, ge=0, le=65535, description="Port of Prometheus metrics over HTTP; 0 takes a free one, unset has none."
     )

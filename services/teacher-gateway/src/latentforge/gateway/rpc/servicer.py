@@ -56,7 +56,7 @@ class TeacherServicer(TeacherServiceServicer):
         if self._teacher is not None:
             check_request_size(method, num_bytes, self._teacher.description, self._teacher.tokenizer)
 
-    async def _tokenise(self, work: Callable[P, T], *arguments: P.args, **options: P.kwargs) -> T:
+    async def tokenise(self, work: Callable[P, T], *arguments: P.args, **options: P.kwargs) -> T:
         """Runs what makes ids of text, or text of ids, beside the event loop; few at a time, whoever left meanwhile."""
         context = contextvars.copy_context()
         job = partial(context.run, work, *arguments, **options)
@@ -74,18 +74,22 @@ class TeacherServicer(TeacherServiceServicer):
         return True
 
     @asynccontextmanager
-    async def _call(self) -> AsyncIterator[Teacher]:
+    async def call(self) -> AsyncIterator[Teacher]:
         """Around every answer: the teacher, which stays until the answer is given."""
         self._calls += 1
         self._idle.clear()
         try:
-            yield self._ready_teacher()
+            yield self.ready_teacher()
         finally:
             self._calls -= 1
             if self._calls == 0:
                 self._idle.set()
 
-    def _ready_teacher(self) -> Teacher:
+    def ready_teacher(self) -> Teacher:
+        """
+        Raises:
+            ApiError: UNAVAILABLE; it is being loaded, or the gateway shuts down.
+        """
         if self._draining:
             raise _unavailable(
                 "this gateway is shutting down; ask again, and another one or the next answers", "DRAINING"
@@ -95,7 +99,7 @@ class TeacherServicer(TeacherServiceServicer):
         return self._teacher
 
     async def GetTeacher(self, request: pb.GetTeacherRequest, context: Context) -> pb.GetTeacherResponse:  # noqa: N802
-        async with self._call() as teacher:
+        async with self.call() as teacher:
             about = teacher.description
             return pb.GetTeacherResponse(
                 backend=about.backend,
@@ -117,7 +121,7 @@ class TeacherServicer(TeacherServiceServicer):
             )
 
     async def Score(self, request: pb.ScoreRequest, context: Context) -> pb.ScoreResponse:  # noqa: N802
-        async with self._call() as teacher:
+        async with self.call() as teacher:
             about = teacher.description
             validation.check_can_score(about)
             validation.check_fingerprint(request.tokenizer_fingerprint, about)
@@ -133,7 +137,7 @@ class TeacherServicer(TeacherServiceServicer):
     async def ScoreBatch(  # noqa: N802
         self, request: pb.ScoreBatchRequest, context: Context
     ) -> AsyncIterator[pb.ScoreBatchResponse]:
-        async with self._call() as teacher:
+        async with self.call() as teacher:
             about = teacher.description
             validation.check_can_score(about)
             validation.check_fingerprint(request.tokenizer_fingerprint, about)
@@ -159,11 +163,11 @@ class TeacherServicer(TeacherServiceServicer):
     async def Generate(  # noqa: N802
         self, request: pb.GenerateRequest, context: Context
     ) -> AsyncIterator[pb.GenerateResponse]:
-        async with self._call() as teacher:
+        async with self.call() as teacher:
             about = teacher.description
             validation.check_fingerprint(request.tokenizer_fingerprint, about)
             validation.check_revision(request.expected_revision, about)
-            generation = await self._tokenise(
+            generation = await self.tokenise(
                 validation.generation, request, about, teacher.tokenizer, self._max_tokens_in_flight
             )
             dtype = dtype_from_proto(request.logprob_dtype)
@@ -184,23 +188,23 @@ class TeacherServicer(TeacherServiceServicer):
                 )
 
     async def Tokenize(self, request: pb.TokenizeRequest, context: Context) -> pb.TokenizeResponse:  # noqa: N802
-        async with self._call() as teacher:
+        async with self.call() as teacher:
             about = teacher.description
-            ids = await self._tokenise(validation.tokenize_ids, request, about, teacher.tokenizer)
+            ids = await self.tokenise(validation.tokenize_ids, request, about, teacher.tokenizer)
             count(tokens=len(ids))
             return pb.TokenizeResponse(token_ids=ids, tokenizer_fingerprint=about.tokenizer_fingerprint)
 
     async def Detokenize(self, request: pb.DetokenizeRequest, context: Context) -> pb.DetokenizeResponse:  # noqa: N802
-        async with self._call() as teacher:
+        async with self.call() as teacher:
             validation.check_fingerprint(request.tokenizer_fingerprint, teacher.description)
             ids = validation.detokenize_ids(request.token_ids, teacher.description)
             count(tokens=len(ids))
-            return pb.DetokenizeResponse(text=await self._tokenise(teacher.tokenizer.decode, ids))
+            return pb.DetokenizeResponse(text=await self.tokenise(teacher.tokenizer.decode, ids))
 
     async def GetCacheStats(  # noqa: N802
         self, request: pb.GetCacheStatsRequest, context: Context
     ) -> pb.GetCacheStatsResponse:
-        async with self._call() as teacher:
+        async with self.call() as teacher:
             report = await teacher.cache_report()
             return pb.GetCacheStatsResponse(
                 kind=report.kind,

@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing, contextmanager, nullcontext
 from dataclasses import dataclass
 
@@ -129,7 +129,7 @@ class Teacher:
 
     async def score_many(
         self, sequences: Sequence[tuple[int, TokenIds]], top_k: int, dtype: LogprobDtype, *, packed: bool = False
-    ) -> AsyncIterator[BatchAnswer]:
+    ) -> AsyncGenerator[BatchAnswer, None]:
         """Scores (index, ids) pairs and yields each answer when it is there. Stops working when the caller stops.
 
         While the gateway's queue is full, what it refused is tried again when something of this call is finished.
@@ -189,7 +189,7 @@ class Teacher:
             for task in running:
                 task.cancel()
 
-    async def generate(self, request: ContinuationRequest) -> AsyncIterator[Piece]:
+    async def generate(self, request: ContinuationRequest) -> AsyncGenerator[Piece, None]:
         """Continues a prompt.
 
         Raises:

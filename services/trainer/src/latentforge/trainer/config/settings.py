@@ -16,6 +16,10 @@ class TrainerSettings(GatewayAccess):
         {
             "GATEWAY_BIND_ADDRESS",
             "GATEWAY_HOST",
+            "GATEWAY_HTTP_BODY_SECONDS",
+            "GATEWAY_HTTP_MAX_BODY_BYTES",
+            "GATEWAY_HTTP_MAX_CONNECTIONS",
+            "GATEWAY_HTTP_PORT",
             "GATEWAY_METRICS_PORT",
             "GATEWAY_PORT",
             "GATEWAY_TLS_CERT",

@@ -1,0 +1,160 @@
+"""The HTTP API: routes of vLLM's and TRL's protocols over the same teacher as gRPC."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import msgspec
+from fastapi import FastAPI
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.types import Receive
+
+from latentforge.core.tracing import Tracing
+from latentforge.gateway.http.bodies import BodyReader, HttpBodyLimits
+from latentforge.gateway.http.call import HttpCall, HttpCalls, call_of
+from latentforge.gateway.http.completion_request import read_completion_request
+from latentforge.gateway.http.completions import Completions
+from latentforge.gateway.http.errors import CLIENT_GONE, HttpError, answer_error, http_error_of
+from latentforge.gateway.http.sequence_logprobs import read_sequence_logprobs_request, sequence_logprobs
+from latentforge.gateway.keys import Keys
+from latentforge.gateway.metrics import Metrics
+from latentforge.gateway.rpc.errors import ApiError
+from latentforge.gateway.rpc.servicer import TeacherServicer
+from latentforge.gateway.scoring.teacher import Teacher
+from latentforge.gateway.settings import GatewaySettings
+
+Work = Callable[[bytes, Teacher, HttpCall], Awaitable[Response]]
+
+
+def create_app(
+    settings: GatewaySettings, keys: Keys, servicer: TeacherServicer, metrics: Metrics, tracing: Tracing | None = None
+) -> FastAPI:
+    """The application; it answers 503 until ``servicer`` has a teacher, and once it drains."""
+    app = FastAPI(title="LatentForge teacher-gateway", openapi_url=None, docs_url=None, redoc_url=None)
+    app.router.redirect_slashes = False
+    bodies = BodyReader(HttpBodyLimits(settings.gateway_http_max_body_bytes, settings.gateway_http_body_seconds))
+    completions = Completions(servicer, settings.max_tokens_in_flight)
+    started = int(time.time())
+
+    async def health(request: Request) -> Response:
+        _ready(servicer)
+        return _json({"status": "ok"})
+
+    async def models(request: Request) -> Response:
+        return _json(_models(_ready(servicer), started))
+
+    async def complete(body: bytes, teacher: Teacher, call: HttpCall) -> Response:
+        answer = await completions.answer(read_completion_request(body), teacher, call)
+        return _answer(answer.body, answer.num_cached, answer.num_scored)
+
+    async def score(body: bytes, teacher: Teacher, call: HttpCall) -> Response:
+        answer, scored = await sequence_logprobs(read_sequence_logprobs_request(body), teacher, call)
+        return _answer(answer, sum(one.cache_hit for one in scored), len(scored))
+
+    def answering(work: Work) -> Callable[[Request], Awaitable[Response]]:
+        async def answer(request: Request) -> Response:
+            _ready(servicer)
+            body = await bodies.read(request)
+            try:
+                async with servicer.call() as teacher:
+                    return await _while_connected(request.receive, work(body, teacher, call_of(request)))
+            except ApiError as error:
+                raise http_error_of(error) from None
+
+        return answer
+
+    # Some clients write the slash, and few follow a redirection of a POST.
+    for path in ("/health", "/health/", "/ping"):
+        app.add_api_route(path, health, methods=["GET", "HEAD"], response_model=None)
+    app.add_api_route("/v1/models", models, methods=["GET", "HEAD"], response_model=None)
+    app.add_api_route("/v1/completions", answering(complete), methods=["POST"], response_model=None)
+    for path in ("/get_sequence_logprobs/", "/get_sequence_logprobs"):
+        app.add_api_route(path, answering(score), methods=["POST"], response_model=None)
+    app.add_exception_handler(HttpError, _refused)
+    app.add_exception_handler(HTTPException, _unknown)
+    app.add_exception_handler(ClientDisconnect, _gone)
+    app.add_middleware(HttpCalls, metrics=metrics, keys=keys, tracing=tracing)
+    return app
+
+
+def _ready(servicer: TeacherServicer) -> Teacher:
+    try:
+        return servicer.ready_teacher()
+    except ApiError as error:
+        raise http_error_of(error) from None
+
+
+def _models(teacher: Teacher, created: int) -> dict[str, Any]:
+    about = teacher.description
+    model = {
+        "id": about.model,
+        "object": "model",
+        "created": created,
+        "owned_by": "latentforge",
+        "root": about.model,
+        "parent": None,
+        "max_model_len": about.max_sequence_length,
+        "latentforge": {
+            "backend": about.backend,
+            "revision": about.revision,
+            "engine": about.engine,
+            "can_score": about.can_score,
+            "can_generate": about.can_generate,
+            "max_top_k": about.max_top_k,
+            "vocab_size": about.vocab_size,
+            "tokenizer_fingerprint": about.tokenizer_fingerprint,
+        },
+    }
+    return {"object": "list", "data": [model]}
+
+
+async def _while_connected(receive: Receive, work: Awaitable[Response]) -> Response:
+    """Awaits ``work``, which is cancelled as soon as the client hangs up."""
+    task = asyncio.ensure_future(work)
+    gone = asyncio.ensure_future(_disconnected(receive))
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ClientDisconnect
+        return task.result()
+    finally:
+        task.cancel()
+        gone.cancel()
+        await asyncio.gather(task, gone, return_exceptions=True)
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def _json(content: object) -> Response:
+    return Response(msgspec.json.encode(content), media_type="application/json")
+
+
+def _answer(body: bytes, num_cached: int, num_scored: int) -> Response:
+    return Response(body, media_type="application/json", headers={"x-cache-hits": f"{num_cached}/{num_scored}"})
+
+
+async def _refused(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HttpError)
+    call_of(request).code = error.code
+    return await answer_error(request, error)
+
+
+async def _unknown(request: Request, error: Exception) -> Response:
+    """No such path, or another method."""
+    assert isinstance(error, HTTPException)
+    served = "GET /health, GET /v1/models, POST /v1/completions and POST /get_sequence_logprobs/"
+    code = str(error.detail).lower().replace(" ", "_")
+    answer = HttpError(error.status_code, code, f"{error.detail}; this gateway serves {served}")
+    answer.headers = dict(error.headers or {})
+    return await _refused(request, answer)
+
+
+async def _gone(request: Request, error: Exception) -> Response:
+    call_of(request).code = "client_gone"
+    return Response(status_code=CLIENT_GONE)

@@ -1,0 +1,256 @@
+"""POST /v1/completions: vLLM's, prompt_logprobs included, answered by the teacher and its cache."""
+
+import asyncio
+import time
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import msgspec
+import numpy as np
+
+from latentforge.gateway.backends.base import TeacherDescription, TokenIds
+from latentforge.gateway.http.call import HttpCall
+from latentforge.gateway.http.completion_choices import CompletionText, ScoredTokens, logprobs_of, prompt_logprobs_of
+from latentforge.gateway.http.completion_request import DEFAULT_MAX_TOKENS, TextRequest
+from latentforge.gateway.http.errors import HttpError, invalid
+from latentforge.gateway.http.scores import (
+    check_answer_size,
+    check_can_score,
+    checked_ids,
+    checked_top_k,
+    score_all,
+    unpacked,
+)
+from latentforge.gateway.http.token_names import TokenNames
+from latentforge.gateway.http.writing import WrittenText, write
+from latentforge.gateway.rpc.request_size import max_text_bytes
+from latentforge.gateway.rpc.servicer import TeacherServicer
+from latentforge.gateway.rpc.validation import MAX_SEQUENCES
+from latentforge.gateway.scoring.teacher import SequenceAnswer, Teacher
+from latentforge.teacher_client.sparse_rows import SparseRows
+from latentforge.text.errors import TextError
+
+# About what an entry of prompt_logprobs and a token of an answer take.
+_ENTRY_BYTES = 64
+_ENCODER = msgspec.json.Encoder()
+
+
+@dataclass(frozen=True)
+class CompletionsAnswer:
+    """The body, and how many sequences were in the cache."""
+
+    body: bytes
+    num_cached: int
+    num_scored: int
+
+
+class Completions:
+    """Answers requests for one gateway.
+
+    Args:
+        servicer: tokenises, and bounds continuations.
+        max_tokens_in_flight: that the continuations of one prompt may have together.
+    """
+
+    def __init__(self, servicer: TeacherServicer, max_tokens_in_flight: int) -> None:
+        self._servicer = servicer
+        self._max_tokens_in_flight = max_tokens_in_flight
+        self._names: TokenNames | None = None
+
+    async def answer(self, request: TextRequest, teacher: Teacher, call: HttpCall) -> CompletionsAnswer:
+        """
+        Raises:
+            HttpError: the request is wrong, or the teacher failed.
+        """
+        about = teacher.description
+        if request.model not in (None, about.model):
+            raise HttpError(
+                404, "model_not_found", f"model: this gateway serves {about.model} only; see /v1/models", param="model"
+            )
+        if request.scores:
+            check_can_score(about)
+        prompts = await self._prompts(request, teacher)
+        _check_size(request, prompts)
+        scored = await self._score(request, prompts, teacher, call)
+        written = await self._write(request, prompts, teacher, call)
+        if self._names is None:
+            self._names = TokenNames(teacher.tokenizer, about.vocab_size)
+        num_written = sum(len(one.ids) for of_prompt in written for one in of_prompt)
+        if request.is_greedy_look:
+            num_written = len(prompts)
+        parts = []
+        for at, (ids, of_prompt) in enumerate(zip(prompts, written, strict=True)):
+            text = request.prompts[at]
+            maker = _Choices(request, ids, text if isinstance(text, str) else None, self._names)
+            # One at a time, so that others get the interpreter in between.
+            parts += await asyncio.to_thread(maker.encoded, at, scored.get(at), of_prompt)
+        body = _body(about, parts, sum(map(len, prompts)), num_written)
+        return CompletionsAnswer(body, sum(one.cache_hit for one in scored.values()), len(scored))
+
+    async def _prompts(self, request: TextRequest, teacher: Teacher) -> list[list[int]]:
+        """The ids of each prompt."""
+        if len(request.prompts) > MAX_SEQUENCES:
+            raise invalid("prompt", f"has {len(request.prompts)} prompts; at most {MAX_SEQUENCES} are allowed")
+        texts = [prompt for prompt in request.prompts if isinstance(prompt, str)]
+        if not texts:
+            return [prompt for prompt in request.prompts if not isinstance(prompt, str)]
+        limit = max_text_bytes(teacher.description, teacher.tokenizer)
+        for at, text in enumerate(texts):
+            if (size := len(text.encode("utf-8", "replace"))) > limit:
+                raise invalid(f"prompt[{at}]", f"has {size} bytes; at most {limit} are tokenised")
+        try:
+            every = [await self._servicer.tokenise(teacher.tokenizer.encode, text) for text in texts]
+        except TextError as error:
+            raise invalid("prompt", str(error)) from None
+        return [teacher.tokenizer.begin(ids) for ids in every] if request.add_special_tokens else every
+
+    async def _score(
+        self, request: TextRequest, prompts: Sequence[list[int]], teacher: Teacher, call: HttpCall
+    ) -> dict[int, SequenceAnswer]:
+        if not request.scores:
+            return {}
+        about = teacher.description
+        asked = [entries for entries in (request.prompt_logprobs, request.logprobs) if entries is not None]
+        name = "logprobs" if request.prompt_logprobs is None else "prompt_logprobs"
+        top_k = checked_top_k(max(asked), name, about)
+        sequences: dict[int, TokenIds] = {}
+        for at, ids in enumerate(prompts):
+            param = "prompt" if len(prompts) == 1 else f"prompt[{at}]"
+            if request.is_greedy_look:
+                if not 1 <= len(ids) < about.max_sequence_length:
+                    allowed = f"1 to {about.max_sequence_length - 1} where a token is to follow"
+                    raise invalid(param, f"has {len(ids)} tokens; allowed are {allowed}")
+                # The row behind the prompt is that for one token more, whichever that is.
+                sequences[at] = checked_ids([*ids, 0], param, about)
+            elif len(ids) != 1:
+                sequences[at] = checked_ids(ids, param, about)
+        return await score_all(teacher, sequences, top_k, call)
+
+    async def _write(
+        self, request: TextRequest, prompts: Sequence[list[int]], teacher: Teacher, call: HttpCall
+    ) -> list[list[WrittenText]]:
+        if not request.writes or request.is_greedy_look:
+            return [[] for _ in prompts]
+        tasks = []
+        for ids in prompts:
+            room = teacher.description.max_sequence_length - len(ids)
+            asked = min(DEFAULT_MAX_TOKENS, room) if request.max_tokens is None else request.max_tokens
+            writing = write(request, ids, max(asked, 1), teacher, self._max_tokens_in_flight, call)
+            tasks.append(asyncio.create_task(writing))
+        try:
+            return await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+
+
+def _check_size(request: TextRequest, prompts: Sequence[list[int]]) -> None:
+    tokens = sum(map(len, prompts)) * request.n
+    if request.prompt_logprobs is not None:
+        check_answer_size(tokens * (request.prompt_logprobs + 1) * _ENTRY_BYTES, "prompt_logprobs")
+    if request.echo and request.logprobs is not None:
+        check_answer_size(tokens * (request.logprobs + 1) * _ENTRY_BYTES, "logprobs")
+
+
+class _Choices:
+    """The choices of one prompt, in JSON."""
+
+    def __init__(self, request: TextRequest, ids: list[int], text: str | None, names: TokenNames) -> None:
+        self._request = request
+        self._ids = ids
+        self._text = text
+        self._names = names
+
+    def encoded(self, at: int, scored: SequenceAnswer | None, written: Sequence[WrittenText]) -> list[bytes]:
+        """
+        Args:
+            at: the prompt's place in the request.
+            scored: its rows, with one more behind it where the likeliest token is asked for.
+        """
+        request = self._request
+        rows = None
+        if scored is not None:
+            entries = [k for k in (request.prompt_logprobs, request.logprobs) if k is not None]
+            rows = unpacked(scored, max(entries) if not request.is_greedy_look else scored.rows.top_k)
+        if request.is_greedy_look:
+            assert rows is not None
+            written = [self._likeliest(rows)]
+            rows = _cut(rows, len(self._ids) - 1)
+        return [
+            _ENCODER.encode(self._choice(at * request.n + one.index, rows, one))
+            for one in written or [WrittenText(index=i) for i in range(request.n)]
+        ]
+
+    def _choice(self, index: int, rows: SparseRows | None, written: WrittenText) -> CompletionText:
+        request = self._request
+        echoed = ""
+        if request.echo:
+            echoed = self._names.text(self._ids) if self._text is None else self._text
+        logprobs = None
+        if request.logprobs is not None:
+            parts = []
+            if request.echo:
+                narrow = None if rows is None else rows.narrowed(min(request.logprobs, rows.top_k))
+                parts.append(ScoredTokens(self._ids, narrow, num_unscored=1))
+            tail = None if written.rows is None else written.rows.narrowed(min(request.logprobs, written.rows.top_k))
+            parts.append(ScoredTokens(written.ids, tail))
+            logprobs = logprobs_of(parts, self._names, as_ids=request.tokens_as_ids)
+        prompt_logprobs = None
+        if request.prompt_logprobs is not None:
+            narrow = SparseRows.none(0) if rows is None else rows.narrowed(min(request.prompt_logprobs, rows.top_k))
+            prompt_logprobs = prompt_logprobs_of(self._ids, narrow, self._names)
+        return CompletionText(
+            index,
+            echoed + written.text,
+            written.finish_reason,
+            logprobs,
+            prompt_logprobs,
+            token_ids=written.ids if request.return_ids else None,
+            prompt_token_ids=self._ids if request.return_ids else None,
+        )
+
+    def _likeliest(self, rows: SparseRows) -> WrittenText:
+        """The token that the row behind the prompt puts first."""
+        last = len(rows) - 1
+        own = int(rows.ids[last, 0])
+        row = SparseRows(
+            first_position=rows.first_position + last,
+            ids=rows.ids[last:],
+            logprobs=rows.logprobs[last:],
+            counts=rows.counts[last:],
+            realised_logprobs=rows.logprobs[last:, 0],
+            realised_ranks=np.ones(1, np.uint32),
+            tail_mass=rows.tail_mass[last:],
+        )
+        return WrittenText(0, [own], self._names.text([own]), row, "length")
+
+
+def _cut(rows: SparseRows, num_rows: int) -> SparseRows:
+    """The first rows of some."""
+    return SparseRows(
+        first_position=rows.first_position,
+        ids=rows.ids[:num_rows],
+        logprobs=rows.logprobs[:num_rows],
+        counts=rows.counts[:num_rows],
+        realised_logprobs=rows.realised_logprobs[:num_rows],
+        realised_ranks=rows.realised_ranks[:num_rows],
+        tail_mass=rows.tail_mass[:num_rows],
+    )
+
+
+def _body(about: TeacherDescription, choices: Sequence[bytes], num_prompt: int, num_written: int) -> bytes:
+    head = {
+        "id": f"cmpl-{uuid.uuid4().hex}",
+        "object": "text_completion",
+        "created": int(time.time()),
+        "model": about.model,
+        # Changes when the teacher does, as vLLM's does when its server was restarted with another.
+        "system_fingerprint": about.revision,
+        "usage": {
+            "prompt_tokens": num_prompt,
+            "completion_tokens": num_written,
+            "total_tokens": num_prompt + num_written,
+        },
+    }
+    return _ENCODER.encode(head)[:-1] + b',"choices":[' + b",".join(choices) + b"]}"
