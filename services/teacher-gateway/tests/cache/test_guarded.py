@@ -346,9 +346,11 @@ def test_patience_follows_what_computing_takes_within_the_stores_bounds() -> Non
     cache = GuardedCache(Store(), Metrics(), max_queued_bytes=1)
     least, most = Store.patience.least, Store.patience.most
     assert least == most == cache.patience
-    from latentforge.gateway.cache.redis_cache import RedisCache
+    from latentforge.gateway.cache.redis_cache import RedisCache, RedisWaits
 
-    cache = GuardedCache(RedisCache(SecretStr("redis://127.0.0.1:1/0"), 1), Metrics(), max_queued_bytes=1)
+    cache = GuardedCache(
+        RedisCache(SecretStr("redis://127.0.0.1:1/0"), 1, RedisWaits(0.1, 0.25, 0.1)), Metrics(), max_queued_bytes=1
+    )
     taken = []
     for seconds in (0.001, 0.7, 60.0):
         cache.computing_takes(seconds)

@@ -106,6 +106,19 @@ class GatewaySettings(ServiceSettings):
     cache_url: SecretStr = Field(SecretStr("sqlite:///cache/kd_cache.sqlite"), description=f"One of {CACHE_URL_FORMS}.")
     cache_ttl_seconds: int = Field(7 * 24 * 3600, ge=1, description="redis: how long an entry lives.")
 
+    cache_max_mb: int = Field(
+        20_000, ge=0, description="sqlite: size of the file, in MB; entries not asked for longest go. 0 keeps all."
+    )
+    cache_connect_seconds: float = Field(0.1, gt=0, description="redis: longest wait for a connection.")
+    cache_answer_seconds: float = Field(
+        0.25, gt=0, description="redis: longest wait for an answer; a lookup that goes on longer blocks the next ones."
+    )
+    cache_lookup_seconds: float = Field(
+        0.1,
+        gt=0,
+        description="redis: longest wait of a call for a lookup; a tenth of a batch's time if that is less.",
+    )
+
     cache_memory_mb: int = Field(
         64, ge=0, description="Rows asked for last that are kept in memory too, in MB; 0 keeps none."
     )

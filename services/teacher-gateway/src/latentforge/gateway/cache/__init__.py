@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from latentforge.gateway.cache.base import Cache, Patience, StoreStats
-from latentforge.gateway.cache.redis_cache import RedisCache
+from latentforge.gateway.cache.redis_cache import RedisCache, RedisWaits
 from latentforge.gateway.cache.redis_cluster_cache import RedisClusterCache
 from latentforge.gateway.cache.sqlite_cache import SqliteCache
 from latentforge.gateway.settings import GatewaySettings
@@ -40,9 +40,14 @@ def open_cache(settings: GatewaySettings) -> Cache:
     """
     url = settings.cache_url.get_secret_value()
     if url.startswith("sqlite:///"):
-        return SqliteCache(Path(url.removeprefix("sqlite:///")))
+        return SqliteCache(Path(url.removeprefix("sqlite:///")), max_bytes=settings.cache_max_mb << 20)
     if url == "none":
         return NoCache()
+    waits = RedisWaits(
+        connect=settings.cache_connect_seconds,
+        answer=settings.cache_answer_seconds,
+        lookup=settings.cache_lookup_seconds,
+    )
     if "+cluster://" in url.partition("@")[0]:
-        return RedisClusterCache(settings.cache_url, settings.cache_ttl_seconds)
-    return RedisCache(settings.cache_url, settings.cache_ttl_seconds)
+        return RedisClusterCache(settings.cache_url, settings.cache_ttl_seconds, waits)
+    return RedisCache(settings.cache_url, settings.cache_ttl_seconds, waits)

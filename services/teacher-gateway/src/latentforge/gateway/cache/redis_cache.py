@@ -1,6 +1,7 @@
 """A cache that several gateways share."""
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
 import redis.asyncio
@@ -12,6 +13,7 @@ from redis.exceptions import (
     ClusterCrossSlotError,
     ClusterDownError,
     MovedError,
+    ReadOnlyError,
     RedisClusterException,
     RedisError,
     ResponseError,
@@ -24,10 +26,24 @@ from latentforge.gateway.cache.base import CacheError, Patience, StoreStats, Wri
 T = TypeVar("T")
 
 _PREFIX = b"latentforge:rows:"
-# A cache that is slower than this is worse than none; redis-py's own patience costs up to 55 s a call.
-_CONNECT_SECONDS = 0.1
-_ANSWER_SECONDS = 0.25
 _KEYS_PER_READ = 32
+# A lookup takes a few milliseconds; on a machine with five busy processes per core a few per thousand took 25.
+_LEAST_LOOKUP_SECONDS = 0.05
+
+
+@dataclass(frozen=True)
+class RedisWaits:
+    """Seconds that are waited: a cache that is slower is worse than none. redis-py's own patience is up to 55 s a call.
+
+    Attributes:
+        connect: for a connection.
+        answer: for what is sent or received next.
+        lookup: by a call for a whole lookup, at most.
+    """
+
+    connect: float
+    answer: float
+    lookup: float
 
 
 class RedisCache:
@@ -35,23 +51,24 @@ class RedisCache:
 
     Args:
         url: of CACHE_URL; of it errors say host and port alone.
+        ttl_seconds: how long an entry lives.
+        waits: seconds that are waited for the server.
 
     Raises:
         SettingsError: redis-py does not take an option in the URL.
     """
 
     kind: str = "redis"
-    # A lookup takes a few milliseconds; on a machine with five busy processes per core a few per thousand took 25.
-    patience = Patience(0.05, 0.1)
 
-    def __init__(self, url: SecretStr, ttl_seconds: int) -> None:
+    def __init__(self, url: SecretStr, ttl_seconds: int, waits: RedisWaits) -> None:
         self._ttl_seconds = ttl_seconds
+        self.patience = Patience(min(_LEAST_LOOKUP_SECONDS, waits.lookup), waits.lookup)
         try:
             options: Any = parse_url(url.get_secret_value())
             self._redis = self._client(
                 url.get_secret_value(),
-                socket_connect_timeout=_CONNECT_SECONDS,
-                socket_timeout=_ANSWER_SECONDS,
+                socket_connect_timeout=waits.connect,
+                socket_timeout=waits.answer,
                 # Once, for a connection that the server closed meanwhile; what was too slow is too slow again.
                 retry=Retry(NoBackoff(), 1, supported_errors=(RedisConnectionError,)),
             )
@@ -83,12 +100,12 @@ class RedisCache:
 
     async def put_many(self, entries: Mapping[bytes, bytes]) -> None:
         async def put() -> None:
-            async with self._redis.pipeline(transaction=False) as pipeline:
-                for key, value in entries.items():
-                    pipeline.set(_PREFIX + key, value, ex=self._ttl_seconds)
-                # Raised by the pipeline, an error would quote its command, entry and all.
-                results = await pipeline.execute(raise_on_error=False)
-            failures = [result for result in results if isinstance(result, Exception)]
+            failures = await self._write(entries)
+            if any(isinstance(failure, ReadOnlyError) for failure in failures):
+                # After a failover what is connected still leads to the old server, which is a replica now; the address
+                # leads to the new one.
+                await self._reconnect()
+                failures = await self._write(entries)
             if refusals := [
                 f for f in failures if isinstance(f, ResponseError) and not isinstance(f, ClusterDownError)
             ]:
@@ -97,6 +114,19 @@ class RedisCache:
                 raise failures[0]
 
         await self._guarded(put)
+
+    async def _write(self, entries: Mapping[bytes, bytes]) -> list[Exception]:
+        """What the server said no to."""
+        async with self._redis.pipeline(transaction=False) as pipeline:
+            for key, value in entries.items():
+                pipeline.set(_PREFIX + key, value, ex=self._ttl_seconds)
+            # Raised by the pipeline, an error would quote its command, entry and all.
+            results = await pipeline.execute(raise_on_error=False)
+        return [result for result in results if isinstance(result, Exception)]
+
+    async def _reconnect(self) -> None:
+        """What is asked from here on goes over new connections; lookups under way end over theirs."""
+        await self._redis.connection_pool.disconnect(inuse_connections=False)
 
     async def stats(self) -> StoreStats:
         """All of the database's entries and the server's memory: counting our own would read every key."""

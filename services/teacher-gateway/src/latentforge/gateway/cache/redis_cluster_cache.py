@@ -7,7 +7,7 @@ from pydantic import SecretStr
 from redis.asyncio.cluster import RedisCluster
 
 from latentforge.gateway.cache.base import StoreStats
-from latentforge.gateway.cache.redis_cache import RedisCache
+from latentforge.gateway.cache.redis_cache import RedisCache, RedisWaits
 
 
 class RedisClusterCache(RedisCache):
@@ -19,6 +19,7 @@ class RedisClusterCache(RedisCache):
     Args:
         url: of any node, with the scheme redis+cluster or rediss+cluster.
         ttl_seconds: how long an entry lives.
+        waits: seconds that are waited for a node.
 
     Raises:
         SettingsError: redis-py does not take an option in the URL.
@@ -26,8 +27,8 @@ class RedisClusterCache(RedisCache):
 
     kind = "redis-cluster"
 
-    def __init__(self, url: SecretStr, ttl_seconds: int) -> None:
-        super().__init__(SecretStr(url.get_secret_value().replace("+cluster:", ":", 1)), ttl_seconds)
+    def __init__(self, url: SecretStr, ttl_seconds: int, waits: RedisWaits) -> None:
+        super().__init__(SecretStr(url.get_secret_value().replace("+cluster:", ":", 1)), ttl_seconds, waits)
 
     def _client(self, url: str, **options: Any) -> Any:
         return RedisCluster.from_url(url, **options)
@@ -42,6 +43,9 @@ class RedisClusterCache(RedisCache):
             if isinstance(value, Exception):
                 raise value
         return cast("list[bytes | None]", found)
+
+    async def _reconnect(self) -> None:
+        """A node that takes no writes any more names the one that does, and the client follows."""
 
     async def stats(self) -> StoreStats:
         """As a single server's, summed over those that hold entries."""

@@ -1,6 +1,7 @@
 """A cache in one file, for a machine that has nothing else."""
 
 import asyncio
+import logging
 import sqlite3
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -10,37 +11,90 @@ from typing import TypeVar
 
 from latentforge.gateway.cache.base import CacheError, Patience, StoreStats
 
+logger = logging.getLogger(__name__)
+
 T = TypeVar("T")
 
 # SQLite's oldest limit on the parameters of a statement is 999.
 _KEYS_PER_QUERY = 500
 _BUSY_SECONDS = 2.0
+# When it is full, so much of what it may hold is kept, and at most so many entries leave with one write.
+_KEPT_WHEN_FULL = 0.95
+_LEAVING_AT_ONCE = 1024
+# A use is noted once in so many seconds, and these many at most between two writes.
+_USED_LATELY_SECONDS = 600
+_USES_NOTED = 20_000
+_LOG_BYTES = 64 << 20
 
 
 class SqliteCache:
     """SQLite in WAL mode; other processes may use the file at the same time.
 
     One thread reads and one does all else, each with its own connection, so that lookups do not wait for writes.
+
+    Args:
+        path: the file, made with its folder where there is none.
+        max_bytes: that the file may have in use; a write beyond that lets the entries go that were not asked for
+            longest. 0 is no bound. The file itself does not shrink but when it is cleared; new entries take the place.
     """
 
     kind = "sqlite"
     # The machine's own disk: it may be busy, but it does not go away.
     patience = Patience(1.0, 1.0)
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, max_bytes: int = 0) -> None:
         self._path = path
+        self._max_bytes = max_bytes
+        # Keys that were found, in order, not written down yet.
+        self._found: dict[bytes, None] = {}
+        self._told = False
         self._reader = _Connection(path, "cache-reads")
         self._writer = _Connection(path, "cache-writes")
 
     async def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
-        return await self._reader.run(lambda connection: self._get_many(connection, keys))
+        values = await self._reader.run(lambda connection: self._get_many(connection, keys))
+        if self._max_bytes and len(self._found) < _USES_NOTED:
+            self._found.update((key, None) for key, value in zip(keys, values, strict=True) if value is not None)
+        return values
 
     async def put_many(self, entries: Mapping[bytes, bytes]) -> None:
-        def put(connection: sqlite3.Connection) -> None:
+        found, self._found = list(self._found), {}
+
+        def put(connection: sqlite3.Connection) -> int:
+            now = int(time.time())
             with connection:
                 connection.executemany("INSERT OR REPLACE INTO entries (key, value) VALUES (?, ?)", entries.items())
+                connection.executemany(
+                    "UPDATE uses SET at = ? WHERE key = ? AND at < ?",
+                    ((now, key, now - _USED_LATELY_SECONDS) for key in found),
+                )
+                connection.executemany(
+                    "INSERT OR REPLACE INTO uses (key, at) VALUES (?, ?)", ((key, now) for key in entries)
+                )
+                return self._let_go(connection)
 
-        await self._writer.run(put)
+        gone = await self._writer.run(put)
+        if gone and not self._told:
+            self._told = True
+            logger.info(
+                "%s is full (CACHE_MAX_MB=%d); from now on entries not asked for longest go",
+                self._path,
+                self._max_bytes >> 20,
+            )
+
+    def _let_go(self, connection: sqlite3.Connection) -> int:
+        """Removes entries where the file is full; returns how many."""
+        if not self._max_bytes or _bytes_in_use(connection) <= self._max_bytes:
+            return 0
+        gone = 0
+        while gone < _LEAVING_AT_ONCE and _bytes_in_use(connection) > _KEPT_WHEN_FULL * self._max_bytes:
+            keys = connection.execute("SELECT key FROM uses ORDER BY at LIMIT 16").fetchall()
+            if not keys:
+                break
+            connection.executemany("DELETE FROM entries WHERE key = ?", keys)
+            connection.executemany("DELETE FROM uses WHERE key = ?", keys)
+            gone += len(keys)
+        return gone
 
     async def stats(self) -> StoreStats:
         def count(connection: sqlite3.Connection) -> StoreStats:
@@ -57,6 +111,7 @@ class SqliteCache:
             with connection:
                 (entries,) = connection.execute("SELECT count(*) FROM entries").fetchone()
                 connection.execute("DELETE FROM entries")
+                connection.execute("DELETE FROM uses")
             connection.execute("VACUUM")
             connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
             return int(entries)
@@ -112,11 +167,33 @@ class _Connection:
             _use_wal(connection)
             # A lost entry is computed again, so an fsync at each write would buy nothing.
             connection.execute("PRAGMA synchronous = NORMAL")
-            connection.execute("CREATE TABLE IF NOT EXISTS entries (key BLOB PRIMARY KEY, value BLOB NOT NULL)")
+            connection.execute(f"PRAGMA journal_size_limit = {_LOG_BYTES}")
+            _make_tables(connection)
         except sqlite3.Error:
             connection.close()
             raise
         return connection
+
+
+def _make_tables(connection: sqlite3.Connection) -> None:
+    connection.execute("CREATE TABLE IF NOT EXISTS entries (key BLOB PRIMARY KEY, value BLOB NOT NULL)")
+    if connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'uses_by_time'").fetchone():
+        return
+    # When entries were put or found last, in Unix seconds. Apart from them, since a change of one column writes the
+    # whole row anew. What an earlier version put has no time and goes first.
+    with connection:
+        connection.execute("BEGIN IMMEDIATE")
+        connection.execute("CREATE TABLE IF NOT EXISTS uses (key BLOB PRIMARY KEY, at INTEGER NOT NULL) WITHOUT ROWID")
+        connection.execute("CREATE INDEX IF NOT EXISTS uses_by_time ON uses (at)")
+        connection.execute("INSERT OR IGNORE INTO uses SELECT key, 0 FROM entries")
+
+
+def _bytes_in_use(connection: sqlite3.Connection) -> int:
+    (size,) = connection.execute(
+        "SELECT (page_count - freelist_count) * page_size FROM pragma_page_count, pragma_freelist_count, "
+        "pragma_page_size"
+    ).fetchone()
+    return int(size)
 
 
 def _use_wal(connection: sqlite3.Connection) -> None:
