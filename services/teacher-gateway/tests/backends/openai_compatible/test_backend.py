@@ -122,6 +122,25 @@ async def test_a_token_that_ends_a_text_is_among_its_ids_and_not_in_its_text(
     assert ended
 
 
+async def test_a_text_ends_where_the_server_cut_it_though_tokens_of_the_stop_string_are_left_out(
+    serve: Any, make_backend: MakeBackend
+) -> None:
+    stand_in, url = serve("llamacpp")
+    backend = make_backend(url)
+    await backend.load()
+
+    def edit(path: str, answer: Any) -> Any:
+        # " word" is one token, of which the stop string is "word": the blank before it is in the text, and in no token.
+        answer["choices"][0] |= {"text": answer["choices"][0]["text"] + " ", "finish_reason": "stop"}
+        return answer
+
+    (whole,) = await generated(backend, max_tokens=4)
+    stand_in.edit = edit
+    (cut,) = await generated(backend, max_tokens=4)
+    assert cut.token_ids == whole.token_ids
+    assert cut.text == whole.text + " "
+
+
 async def test_what_gives_no_rows_of_a_prompt_by_id_continues_and_does_not_score(
     serve: Any, make_backend: MakeBackend, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -106,6 +106,9 @@ class CompletionsTeacher:
         _, stop_ids = self._tokenizer.stops(request.stop)
         ended_by_token = bool(ids) and ids[-1] in (self._tokenizer.end_ids | request.end_ids | stop_ids)
         text = text_of(ids, reason, None if ended_by_token else "", request, self._tokenizer)
+        if reason == FINISH_REASONS["stop"] and not ended_by_token and choice.text.startswith(text):
+            # The tokens of a stop string may be left out, and with them a blank before it.
+            text = choice.text
         return Piece(index, ids, text, rows, reason)
 
     async def complete(self, request: ContinuationRequest, seed: int, top_k: int) -> CompletionAnswer:

@@ -9,6 +9,7 @@ from latentforge.gateway.backends.base import (
     BackendError,
     ContinuationRequest,
     FailureKind,
+    LoadedBackend,
     Piece,
     TeacherDescription,
     TokenIds,
@@ -24,7 +25,6 @@ from latentforge.gateway.breaker import Breaker
 from latentforge.gateway.metrics import Metrics
 from latentforge.gateway.settings import GatewaySettings
 from latentforge.teacher_client.sparse_rows import SparseRows
-from latentforge.text.tokenizer import TextTokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ _BREAKER_FAILURES, _BREAKER_WINDOW, _BREAKER_PAUSE = 8, 30.0, 5.0
 _PROBE_TOKENS = 64
 
 
-class OpenAiCompatibleBackend:
+class OpenAiCompatibleBackend(LoadedBackend):
     """Finds out how the server gives log-probabilities, and asks it in that way from then on.
 
     A server that gives vLLM's ``prompt_logprobs`` is vLLM to us, with everything that is checked of one.
@@ -66,18 +66,6 @@ class OpenAiCompatibleBackend:
         self._upstream = Upstream(self._api, breaker, metrics)
         self._vllm: VllmBackend | None = None
 
-    @property
-    def description(self) -> TeacherDescription:
-        return self._description if self._vllm is None else self._vllm.description
-
-    @property
-    def tokenizer(self) -> TextTokenizer:
-        return self._tokenizer
-
-    @property
-    def spent_usd(self) -> float:
-        return 0.0
-
     async def load(self) -> None:
         """Waits for the server, and makes sure that it is the teacher that the settings describe."""
         settings = self._settings
@@ -96,6 +84,7 @@ class OpenAiCompatibleBackend:
         if await prober.gives_prompt_logprobs():
             self._vllm = self._as_vllm(listed)
             await self._vllm.load()
+            self._description = self._vllm.description
             return
         self._found = await prober.as_sglang() or await prober.as_completions()
         self._description = self._describe(listed, self._found, longest, files.config.dtype)
