@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
 
-class TextPart(nn.Module):
+class LanguagePart(nn.Module):
     """A multimodal model without what sees and hears; to the gateway it is a causal LM like any other.
 
     Args:
@@ -48,7 +48,7 @@ def auto_class(config: Any) -> Any:
 
 def text_part(model: Any) -> Any:
     """The model, or what of a multimodal one scores and continues text; the rest is free to go."""
-    return TextPart(model) if _is_multimodal(model.config) else model
+    return LanguagePart(model) if _is_multimodal(model.config) else model
 
 
 def whole_logits(model: Any, ids_bl: Tensor) -> Tensor:

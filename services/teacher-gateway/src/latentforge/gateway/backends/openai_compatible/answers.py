@@ -37,7 +37,7 @@ class _Usage(msgspec.Struct, gc=False):
     prompt_tokens: int | None = None
 
 
-class CompletionChoice(msgspec.Struct, gc=False):
+class ServedChoice(msgspec.Struct, gc=False):
     """One continuation. Whatever else the answer holds is skipped."""
 
     index: int
@@ -46,13 +46,13 @@ class CompletionChoice(msgspec.Struct, gc=False):
     logprobs: _Logprobs | None = None
 
 
-class CompletionAnswer(msgspec.Struct, gc=False):
-    choices: list[CompletionChoice]
+class ServedCompletion(msgspec.Struct, gc=False):
+    choices: list[ServedChoice]
     usage: _Usage | None = None
     system_fingerprint: str | None = None
 
 
-_DECODER = msgspec.json.Decoder(CompletionAnswer)
+_DECODER = msgspec.json.Decoder(ServedCompletion)
 
 
 @dataclass(frozen=True)
@@ -66,14 +66,14 @@ class Named:
 
 
 @dataclass(frozen=True)
-class Position:
+class SaidPosition:
     """What is said of one position: the token that is there, and the most probable ones, most probable first."""
 
     own: Named
     top: Sequence[Named]
 
 
-def answer_of(body: bytes, count: int) -> CompletionAnswer:
+def answer_of(body: bytes, count: int) -> ServedCompletion:
     """An answer with its ``count`` choices in the order of the prompts.
 
     Raises:
@@ -89,14 +89,14 @@ def answer_of(body: bytes, count: int) -> CompletionAnswer:
     return answer
 
 
-def positions_of(choice: CompletionChoice) -> list[Position]:
+def positions_of(choice: ServedChoice) -> list[SaidPosition]:
     """In order; none where the answer has no log-probabilities."""
     logprobs = choice.logprobs
     if logprobs is None:
         return []
     if logprobs.content is not None:
         return [
-            Position(_named(token), sorted(map(_named, token.top_logprobs), key=_improbability))
+            SaidPosition(_named(token), sorted(map(_named, token.top_logprobs), key=_improbability))
             for token in logprobs.content
         ]
     tokens, own, top = logprobs.tokens or [], logprobs.token_logprobs or [], logprobs.top_logprobs or []
@@ -104,7 +104,7 @@ def positions_of(choice: CompletionChoice) -> list[Position]:
         raise BackendError(f"the server gives {len(tokens)} tokens, {len(own)} log-probabilities and {len(top)} rows")
     rows = top or [None] * len(tokens)
     return [
-        Position(
+        SaidPosition(
             _written(token, logprob),
             sorted((_written(text, value) for text, value in (row or {}).items()), key=_improbability),
         )
@@ -112,13 +112,13 @@ def positions_of(choice: CompletionChoice) -> list[Position]:
     ]
 
 
-def has_ids(positions: Sequence[Position]) -> bool:
+def has_ids(positions: Sequence[SaidPosition]) -> bool:
     """Whether every token comes with its id."""
     return all(named.token_id is not None for position in positions for named in (position.own, *position.top))
 
 
 def exact_rows(
-    positions: Sequence[Position], realised: TokenIds, first_position: int, top_k: int, vocab_size: int
+    positions: Sequence[SaidPosition], realised: TokenIds, first_position: int, top_k: int, vocab_size: int
 ) -> SparseRows:
     """Rows of positions whose tokens all have ids; ``realised`` is uint32 [n], the tokens that must be there.
 

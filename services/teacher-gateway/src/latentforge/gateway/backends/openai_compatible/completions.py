@@ -7,9 +7,9 @@ import numpy as np
 
 from latentforge.gateway.backends.base import BackendError, ContinuationRequest, FailureKind, Piece, TokenIds
 from latentforge.gateway.backends.openai_compatible.answers import (
-    CompletionAnswer,
-    CompletionChoice,
-    Position,
+    SaidPosition,
+    ServedChoice,
+    ServedCompletion,
     answer_of,
     exact_rows,
     has_ids,
@@ -111,7 +111,7 @@ class CompletionsTeacher:
             text = choice.text
         return Piece(index, ids, text, rows, reason)
 
-    async def complete(self, request: ContinuationRequest, seed: int, top_k: int) -> CompletionAnswer:
+    async def complete(self, request: ContinuationRequest, seed: int, top_k: int) -> ServedCompletion:
         """The answer for one continuation, as it came."""
         stop = stops(request, self._tokenizer)
         payload: dict[str, Any] = {
@@ -130,7 +130,7 @@ class CompletionsTeacher:
         return await self._upstream.post(COMPLETIONS, lambda: payload, lambda body: answer_of(body, 1))
 
 
-def echoed(choice: CompletionChoice, token_ids: TokenIds) -> list[Position]:
+def echoed(choice: ServedChoice, token_ids: TokenIds) -> list[SaidPosition]:
     """The positions of tokens 1 … L−1 of a prompt that the answer begins with.
 
     Raises:
@@ -142,7 +142,7 @@ def echoed(choice: CompletionChoice, token_ids: TokenIds) -> list[Position]:
     return positions[1:]
 
 
-def check_prompt(answer: CompletionAnswer, length: int) -> None:
+def check_prompt(answer: ServedCompletion, length: int) -> None:
     """
     Raises:
         BackendError: the server counts other tokens of prompt than were sent.
@@ -153,9 +153,9 @@ def check_prompt(answer: CompletionAnswer, length: int) -> None:
 
 
 def _mapped(
-    choice: CompletionChoice,
+    choice: ServedChoice,
     index: int,
-    positions: Sequence[Position],
+    positions: Sequence[SaidPosition],
     request: ContinuationRequest,
     mapping: TokenMapping,
 ) -> Piece:

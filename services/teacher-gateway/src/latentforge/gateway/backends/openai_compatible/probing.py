@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from latentforge.gateway.backends.base import BackendError, ContinuationRequest, FailureKind, Piece, TokenIds
-from latentforge.gateway.backends.openai_compatible.answers import CompletionAnswer, Position, has_ids, positions_of
+from latentforge.gateway.backends.openai_compatible.answers import SaidPosition, ServedCompletion, has_ids, positions_of
 from latentforge.gateway.backends.openai_compatible.completions import (
     COMPLETIONS,
     NEUTRAL,
@@ -166,11 +166,11 @@ class Prober:
             mapping=mapping,
         )
 
-    async def _complete(self, extras: dict[str, Any], temperature: float) -> CompletionAnswer:
+    async def _complete(self, extras: dict[str, Any], temperature: float) -> ServedCompletion:
         request = ContinuationRequest(self._ids, _PROBE_TOKENS, temperature, 1.0, 1, 1, self._top_k, ())
         return await self._teacher(extras, echoes=False, mapping=None).complete(request, 1, self._top_k)
 
-    async def _complete_bare(self) -> CompletionAnswer:
+    async def _complete_bare(self) -> ServedCompletion:
         try:
             return await self._complete({}, 1.0)
         except BackendError as error:
@@ -187,7 +187,7 @@ class Prober:
             raise
         return True
 
-    def _check_bytes(self, positions: Sequence[Position]) -> None:
+    def _check_bytes(self, positions: Sequence[SaidPosition]) -> None:
         """A server's id and the bytes that it gives for it must be one token here, too."""
         known = self._tokenizer.token_bytes
         for named in (named for position in positions for named in (position.own, *position.top)):
@@ -211,7 +211,7 @@ class Prober:
         return str(about.get("weight_version") or "") if isinstance(about, Mapping) else ""
 
 
-def _spread(position: Position, top_k: int) -> float:
+def _spread(position: SaidPosition, top_k: int) -> float:
     """Nats between the first entry and the last, or certainty where there is one alone."""
     logprobs = [named.logprob or 0.0 for named in position.top[:top_k]]
     return logprobs[0] - logprobs[-1] if len(logprobs) > 1 else -logprobs[0]
