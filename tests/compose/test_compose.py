@@ -33,6 +33,7 @@ def gateway_port() -> int:
 def stack(url: str, gateway_port: int) -> Iterator[Stack]:
     """The stack, with a recipe of seconds."""
     ports = {"GATEWAY_PORT": str(gateway_port), "INFERENCE_PORT": url.rpartition(":")[2]}
+    ports["GATEWAY_HTTP_PORT"] = str(free_port())
     with running("test", **ports, RECIPE="smoke") as stack:
         yield stack
 
@@ -132,8 +133,9 @@ def test_a_key_quoted_as_env_example_says_arrives_as_it_is(tmp_path: Path, monke
 @pytest.mark.parametrize(("address", "published"), [("", "127.0.0.1"), ("0.0.0.0", "0.0.0.0"), ("[::1]", "::1")])
 def test_the_gateway_is_published_where_the_settings_say(address: str, published: str) -> None:
     said = compose("--env-file", os.devnull, "config", "--format", "json", GATEWAY_BIND_ADDRESS=address)
-    (port,) = json.loads(said)["services"]["teacher-gateway"]["ports"]
-    assert (port["host_ip"], port["published"], port["target"]) == (published, "50051", 50051)
+    ports = json.loads(said)["services"]["teacher-gateway"]["ports"]
+    for port, number in zip(ports, (50051, 50052), strict=True):
+        assert (port["host_ip"], port["published"], port["target"]) == (published, str(number), number)
 
 
 @pytest.mark.parametrize("profile", ["gb10-single", "gb10-dual-teacher"])

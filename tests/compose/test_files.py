@@ -67,7 +67,10 @@ def test_docker_kills_no_service_before_it_has_drained(service: str, longest: fl
 
 def test_the_gateway_is_published_to_this_machine_alone() -> None:
     for effective in (_DEFAULT["teacher-gateway"], _in_gb10("teacher-gateway"), _in_gb10("teacher-gateway-dual")):
-        assert effective["ports"] == ["${GATEWAY_BIND_ADDRESS:-127.0.0.1}:${GATEWAY_PORT:-50051}:50051"]
+        assert effective["ports"] == [
+            "${GATEWAY_BIND_ADDRESS:-127.0.0.1}:${GATEWAY_PORT:-50051}:50051",
+            "${GATEWAY_BIND_ADDRESS:-127.0.0.1}:${GATEWAY_HTTP_PORT:-50052}:50052",
+        ]
 
 
 def _secret_files(service: str) -> dict[str, str]:

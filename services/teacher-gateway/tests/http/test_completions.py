@@ -13,6 +13,8 @@ from latentforge.teacher.v1 import teacher_pb2 as pb
 IDS = [70, 104, 4, 111, 299, 70, 104]
 OTHERS = [[9, 8, 7, 6], [5, 250, 30]]
 TOLERANCE = 1e-4
+SCORED: dict[str, Any] = {"prompt": [1, 2], "prompt_logprobs": 2, "max_tokens": 1}
+ECHOED: dict[str, Any] = {"logprobs": 2, "echo": True, "max_tokens": 1, "temperature": 0}
 NAMES = ("token_logprobs", "top_logprobs")
 
 
@@ -66,6 +68,16 @@ async def test_what_was_scored_once_is_not_scored_again_whoever_asks(http: Any) 
     for row, (of_eight, of_three) in enumerate(zip(wide, narrow, strict=True)):
         assert all(of_eight[i] == entry for i, entry in of_three.items())
         assert [of_eight[i]["logprob"] for i in rows.ids[row].tolist()] == rows.logprobs[row].tolist()
+
+
+async def test_a_request_can_name_the_revision_that_it_wants_rows_of(http: Any) -> None:
+    revision = (await http.running.client.teacher()).revision
+    for expected, status in ((revision, 200), ("another", 409)):
+        headers = {"x-expected-revision": expected}
+        answer = await http.client.post("/v1/completions", json=SCORED, headers=headers)
+        assert answer.status_code == status
+    assert "another" in answer.json()["error"]["message"]
+    assert revision in answer.json()["error"]["message"]
 
 
 async def test_echo_and_logprobs_are_what_lm_evaluation_harness_reads(
@@ -156,10 +168,6 @@ async def test_rows_of_a_prompt_and_a_continuation_go_together(http: Any, refere
     assert len(choice["logprobs"]["tokens"]) == len(IDS) + 3
 
 
-SCORED: dict[str, Any] = {"prompt": [1, 2], "prompt_logprobs": 2, "max_tokens": 1}
-ECHOED: dict[str, Any] = {"logprobs": 2, "echo": True, "max_tokens": 1, "temperature": 0}
-
-
 @pytest.mark.parametrize(
     ("fields", "status", "param", "words"),
     [
@@ -241,7 +249,7 @@ async def test_a_full_queue_is_429_with_a_time_to_come_back(run_http: Any, event
     async with run_http(**limits) as http:
         http.running.backend.gate.clear()
         asked = []
-        for i in range(3):
+        for i in range(2):
             asked.append(asyncio.create_task(http.complete(**SCORED | {"prompt": [i] * 10})))
             await asyncio.sleep(0.1)
         refused = await http.client.post("/v1/completions", json=SCORED | {"prompt": [9] * 10})

@@ -23,8 +23,12 @@ from latentforge.gateway.keys import Keys
 from latentforge.gateway.metrics import Metrics
 from latentforge.gateway.rpc.errors import ApiError
 from latentforge.gateway.rpc.servicer import TeacherServicer
+from latentforge.gateway.rpc.validation import check_revision
 from latentforge.gateway.scoring.teacher import Teacher
 from latentforge.gateway.settings import GatewaySettings
+
+# The revision that rows must be of.
+_EXPECTED_REVISION = "x-expected-revision"
 
 Work = Callable[[bytes, Teacher, HttpCall], Awaitable[Response]]
 
@@ -60,6 +64,7 @@ def create_app(
             body = await bodies.read(request)
             try:
                 async with servicer.call() as teacher:
+                    check_revision(request.headers.get(_EXPECTED_REVISION, ""), teacher.description)
                     return await _while_connected(request.receive, work(body, teacher, call_of(request)))
             except ApiError as error:
                 raise http_error_of(error) from None
