@@ -3,6 +3,8 @@
 import json
 import os
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -77,6 +79,18 @@ def test_a_pin_is_written_where_the_trainer_publishes(stack: Stack, url: str) ->
 @pytest.mark.usefixtures("stack")
 def test_clients_of_this_machine_reach_the_gateway(gateway_port: int) -> None:
     assert gateway_answers(f"127.0.0.1:{gateway_port}")
+
+
+@pytest.mark.usefixtures("stack")
+def test_what_the_documentation_shows_runs_against_the_gateway(gateway_port: int) -> None:
+    text = (ROOT / "docs" / "teacher-api.md").read_text(encoding="utf-8")
+    programs = [code for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "localhost:50051" in code]
+    assert len(programs) > 1
+    for code in programs:
+        here = code.replace("localhost:50051", f"localhost:{gateway_port}")
+        run = subprocess.run([sys.executable, "-c", here], capture_output=True, text=True, check=False)
+        assert run.returncode == 0, run.stderr
+        assert run.stdout
 
 
 def test_every_service_is_healthy_and_nobody_is_root(stack: Stack) -> None:
