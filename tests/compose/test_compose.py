@@ -32,11 +32,15 @@ def gateway_port() -> int:
 
 
 @pytest.fixture(scope="module")
-def stack(url: str, gateway_port: int) -> Iterator[Stack]:
+def http_port() -> int:
+    return free_port()
+
+
+@pytest.fixture(scope="module")
+def stack(url: str, gateway_port: int, http_port: int) -> Iterator[Stack]:
     """The stack, with a recipe of seconds."""
-    ports = {"GATEWAY_PORT": str(gateway_port), "INFERENCE_PORT": url.rpartition(":")[2]}
-    ports["GATEWAY_HTTP_PORT"] = str(free_port())
-    with running("test", **ports, RECIPE="smoke") as stack:
+    ports = {"GATEWAY_PORT": gateway_port, "GATEWAY_HTTP_PORT": http_port, "INFERENCE_PORT": url.rpartition(":")[2]}
+    with running("test", **{name: str(port) for name, port in ports.items()}, RECIPE="smoke") as stack:
         yield stack
 
 
@@ -77,8 +81,10 @@ def test_a_pin_is_written_where_the_trainer_publishes(stack: Stack, url: str) ->
 
 
 @pytest.mark.usefixtures("stack")
-def test_clients_of_this_machine_reach_the_gateway(gateway_port: int) -> None:
+def test_clients_of_this_machine_reach_the_gateway(gateway_port: int, http_port: int) -> None:
     assert gateway_answers(f"127.0.0.1:{gateway_port}")
+    models = httpx.get(f"http://127.0.0.1:{http_port}/v1/models", trust_env=False).raise_for_status().json()
+    assert [model["object"] for model in models["data"]] == ["model"]
 
 
 @pytest.mark.usefixtures("stack")
@@ -121,11 +127,11 @@ def test_teacher_rows_are_kept_in_redis(stack: Stack) -> None:
 @pytest.mark.parametrize(
     ("profile", "services"),
     [
-        ("gb10-single", {"redis", "vllm-teacher", "teacher-gateway", "trainer", "inference"}),
+        ("gb10-single", {"drop-caches", "redis", "vllm-teacher", "teacher-gateway", "trainer", "inference"}),
         ("gb10-dual", {"redis-dual", "teacher-gateway-dual", "trainer-dual", "inference-dual"}),
-        ("gb10-dual-teacher", {"vllm-teacher-dual"}),
-        ("gb10-multinode-head", {"vllm-teacher-head"}),
-        ("gb10-multinode-worker", {"vllm-teacher-worker"}),
+        ("gb10-dual-teacher", {"drop-caches", "vllm-teacher-dual"}),
+        ("gb10-multinode-head", {"drop-caches", "vllm-teacher-head"}),
+        ("gb10-multinode-worker", {"drop-caches", "vllm-teacher-worker"}),
     ],
 )
 def test_gb10_profiles_start_what_belongs_to_the_machine(profile: str, services: set[str]) -> None:

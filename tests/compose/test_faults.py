@@ -55,6 +55,7 @@ def stack(addresses: Addresses, tls: Path) -> Iterator[Stack]:
         "docker-compose.yml",
         "tests/compose/faults.yml",
         GATEWAY_PORT=addresses.gateway.rpartition(":")[2],
+        GATEWAY_HTTP_PORT=str(free_port()),
         INFERENCE_PORT=addresses.inference.rpartition(":")[2],
         GATEWAY_API_KEY=_GATEWAY_KEY,
         INFERENCE_API_KEY=_INFERENCE_KEY,

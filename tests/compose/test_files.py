@@ -106,15 +106,18 @@ def test_keys_are_files_and_not_in_the_environment(service: str) -> None:
 
 
 @pytest.mark.parametrize("service", _SETTINGS)
-def test_certificates_are_mounted_where_their_settings_say(service: str) -> None:
-    names = {name.upper() for name in _SETTINGS[service].model_fields if "_tls_" in name}
-    files = {name: f"{name.lower()}.pem" for name in names}
+def test_files_are_mounted_where_their_settings_say(service: str) -> None:
+    fields = _SETTINGS[service].model_fields
+    files = {name.upper(): f"{name}.pem" for name in fields if "_tls_" in name}
+    if "gateway_keys_file" in fields:
+        files["GATEWAY_KEYS_FILE"] = "gateway_keys.toml"
     assert set(_DEFAULT[service]["secrets"]) == set(files.values())
     for name, file in files.items():
         # Who asks a gateway with TLS does so where there is one, whatever its root is.
         given = "GATEWAY_TLS_CERT" if name == "GATEWAY_TLS_CA" else name
         assert _DEFAULT[service]["environment"][name] == f"${{{given}:+/run/secrets/{file}}}"
     assert _FILE["secrets"] == {
+        "gateway_keys.toml": {"file": "${GATEWAY_KEYS_FILE:-/dev/null}"},
         "gateway_tls_ca.pem": {"file": "${GATEWAY_TLS_CA:-${GATEWAY_TLS_CERT:-/dev/null}}"},
         "gateway_tls_cert.pem": {"file": "${GATEWAY_TLS_CERT:-/dev/null}"},
         "gateway_tls_key.pem": {"file": "${GATEWAY_TLS_KEY:-/dev/null}"},

@@ -16,6 +16,7 @@ class TrainerSettings(GatewayAccess):
         {
             "GATEWAY_BIND_ADDRESS",
             "GATEWAY_HOST",
+            "GATEWAY_KEYS_FILE",
             "GATEWAY_HTTP_BODY_SECONDS",
             "GATEWAY_HTTP_MAX_BODY_BYTES",
             "GATEWAY_HTTP_MAX_CONNECTIONS",
