@@ -11,7 +11,7 @@ from latentforge.model.optim import build_optimizers
 from latentforge.model.student import Student
 from latentforge.model.token_level import TokenLevelModel
 from latentforge.trainer.config.sections import OptimRecipe
-from latentforge.trainer.training.groups import group_of_parameter
+from latentforge.trainer.training.groups import freeze, group_of_parameter
 from latentforge.trainer.training.optimisation import Optimisation, learning_rate
 
 
@@ -112,12 +112,22 @@ def test_a_rate_is_a_share_of_the_schedules(models: dict[str, nn.Module]) -> Non
     model = models["token-level"]
     # AdamW moves every entry by about the rate in its first step.
     before = {name: p.detach().clone() for name, p in named(model).items()}
-    train(model, Optimisation(model, recipe({"inputs": {"rate": 0.25}, "outputs": {"rate": 0.0}})), range(1))
+    train(model, Optimisation(model, recipe({"inputs": {"rate": 0.25}})), range(1))
     lr = learning_rate(0, recipe({}))
     moved = {name: float((p.detach() - before[name]).abs().median()) for name, p in named(model).items()}
     assert moved["embedding.weight"] == pytest.approx(0.25 * lr, rel=1e-3)
     assert moved["bias"] == pytest.approx(lr, rel=1e-3)
-    assert moved["output_table.weight"] == 0
+
+
+def test_a_group_of_rate_0_is_frozen_and_the_others_are_not(models: dict[str, nn.Module]) -> None:
+    model = models["token-level"]
+    frozen = recipe({"outputs": {"rate": 0.0}, "layers": {"rate": 0.0}, "inputs": {"rate": 0.5}})
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    freeze(model, frozen)
+    train(model, Optimisation(model, frozen), range(3))
+    for name, p in model.named_parameters():
+        stays = group_of_parameter(name) in ("outputs", "layers")
+        assert (p.grad is None and p.detach().equal(before[name])) == stays == (not p.requires_grad), name
 
 
 def test_the_gradient_of_a_frozen_group_is_not_clipped_against(models: dict[str, nn.Module]) -> None:
@@ -144,7 +154,7 @@ def test_matrices_of_a_group_can_go_to_adamw(models: dict[str, nn.Module]) -> No
 
 @pytest.mark.parametrize(
     "groups",
-    [{"layers": {"optimizer": "adamw", "rate": 0.1, "frozen_steps": 3}, "outputs": {"rate": 0.0}}, {"rest": {}}],
+    [{"layers": {"optimizer": "adamw", "rate": 0.1, "frozen_steps": 3}, "outputs": {"rate": 0.1}}, {"rest": {}}],
 )
 def test_they_resume_bit_for_bit(
     models: dict[str, nn.Module], groups: dict[str, Any], make_run: Callable[..., Any]

@@ -206,3 +206,30 @@ def test_a_latent_student_of_a_pretrained_model_resumes_bit_for_bit(
     assert load_checkpoint(
         CheckpointFiles(run.settings.checkpoints_dir / whole.checkpoints[-1])
     ).model.student.config.rope_theta == pytest.approx(5e4)
+
+
+def test_what_is_frozen_stays_the_pretrained_models_even_if_its_folder_changes(
+    make_run: Any, packed: PackedData, pretrained_recipe: Path, tokenizer: TextTokenizer, tmp_path: Path
+) -> None:
+    pretrained_model(tmp_path / "llama", tokenizer)
+    layers = load_file(tmp_path / "llama" / "model.safetensors")
+    make_run.recipe_file = pretrained_recipe
+    overrides: dict[str, Any] = {"student.objective": "chunk-ce", "teacher.targets": "text", "student.optim.steps": 8}
+    overrides |= {"student.init_from": str(tmp_path / "llama"), "student.model.embed_size": 24}
+    overrides |= {"student.model.positions": "tokens", "student.model.logit_features": {"kind": "none"}}
+    overrides |= {"student.model.chunk_decoder": {"kind": "split", "num_layers": 1, "width": 16, "rank": 24}}
+    overrides |= {f"student.optim.groups.{name}.rate": 0 for name in ("layers", "inputs", "chunks", "outputs")}
+    data = split_tail(packed)
+    run = make_run("whole", port=9, overrides=overrides)
+    train_autoencoder(run, *data)
+    whole: Any = train_student(run, *data, run.folder / "autoencoder")
+    cut = make_run("cut", port=9, overrides=overrides, stop_at=("student", 5))
+    with pytest.raises(Interrupted):
+        train_student(cut, *data, run.folder / "autoencoder")
+    pretrained_model(tmp_path / "llama", tokenizer, initializer_range=0.2)
+    resumed: Any = train_student(make_run("cut", port=9, overrides=overrides), *data, run.folder / "autoencoder")
+    assert resumed.curve == whole.curve
+    ours = load_file(run.settings.checkpoints_dir / resumed.checkpoints[-1] / "student" / "model.safetensors")
+    for name in ("layers.0.mlp.up_proj.weight", "layers.1.self_attn.q_proj.weight", "norm.weight"):
+        assert ours[f"backbone.{name}"].equal(layers[f"model.{name}"]), name
+    assert whole.curve[-1].ce < whole.curve[0].ce

@@ -143,6 +143,7 @@ class LatentModel(nn.Module):
             return OutputLayer(features, table, self.student.bias, num_fixed)
         corrections = decoder(hidden, *read)
         weight = torch.cat([table, decoder.output.whole()], 1)
+        num_fixed = num_fixed if weight.requires_grad else weight.shape[1]
         return OutputLayer(torch.cat([features, corrections.flatten(0, 1)], 1), weight, self.student.bias, num_fixed)
 
     def logit_features(self, hidden: Tensor, latents: Tensor) -> Tensor:

@@ -95,7 +95,9 @@ class TokenLevelModel(nn.Module):
         """The output layer over hidden states [..., h], without induction heads."""
         read = hidden if self.output_map is None else self.output_map(hidden)
         inputs = read * output_scale(self.config.output_width)
-        return OutputLayer(inputs.flatten(0, -2), self.output_table.weight, self.bias)
+        table = self.output_table.weight
+        num_fixed = 0 if table.requires_grad else table.shape[1]
+        return OutputLayer(inputs.flatten(0, -2), table, self.bias, num_fixed)
 
     def logits(self, tokens: Tensor) -> Tensor:
         """Logits [b, L, V]; position i is predicted from tokens < i of tokens [b, L]."""

@@ -55,9 +55,9 @@ class ParameterGroups:
                 self._groups.append(_Group(target, len(target.param_groups) - 1, group))
 
     def drop_frozen(self, step: int) -> None:
-        """Drops the gradients of groups that do not learn in this step: they neither count in its norm nor move."""
+        """Drops the gradients of groups that do not learn yet: they neither count in the step's norm nor move."""
         for group in self._groups:
-            if group.recipe.rate == 0 or step < group.recipe.frozen_steps:
+            if step < group.recipe.frozen_steps:
                 for parameter in group.entry["params"]:
                     parameter.grad = None
 
@@ -68,6 +68,14 @@ class ParameterGroups:
             # A group that was frozen has no momentum yet, as at the beginning of training.
             rise = (step - recipe.frozen_steps + 1) / (self._warmup_steps + 1) if recipe.frozen_steps else 1.0
             entry["lr"] *= recipe.rate * min(1.0, rise)
+
+
+def freeze(model: nn.Module, recipe: OptimRecipe) -> None:
+    """Takes groups that never learn, whose rate is 0, out of training: nothing of their gradients is computed."""
+    for name, parameter in model.named_parameters():
+        group = recipe.groups.get(group_of_parameter(name))
+        if group is not None and group.rate == 0:
+            parameter.requires_grad_(False)
 
 
 def group_of_parameter(name: str) -> GroupName:

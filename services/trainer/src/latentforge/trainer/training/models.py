@@ -1,4 +1,7 @@
-"""A recipe's models as they are before anything is known of text or of a pretrained model, and their loss's weights."""
+"""A recipe's models as they are before anything is known of text or of a pretrained model, and their loss's weights.
+
+What the recipe never trains is frozen in them.
+"""
 
 from typing import Protocol
 
@@ -8,6 +11,7 @@ from latentforge.model.losses import ObjectiveWeights
 from latentforge.model.student import Student
 from latentforge.model.token_level import TokenLevelModel
 from latentforge.trainer.config.recipe import Recipe
+from latentforge.trainer.training.groups import freeze
 
 
 class TokenIds(Protocol):
@@ -22,7 +26,9 @@ class TokenIds(Protocol):
 
 
 def new_autoencoder(recipe: Recipe, ids: TokenIds) -> Autoencoder:
-    return Autoencoder(recipe.autoencoder_config(ids.vocab_size, ids.pad_id))
+    autoencoder = Autoencoder(recipe.autoencoder_config(ids.vocab_size, ids.pad_id))
+    freeze(autoencoder, recipe.autoencoder.optim)
+    return autoencoder
 
 
 def new_student(recipe: Recipe, ids: TokenIds, autoencoder: AutoencoderConfig) -> Student:
@@ -32,6 +38,7 @@ def new_student(recipe: Recipe, ids: TokenIds, autoencoder: AutoencoderConfig) -
         # The recipe has layers then.
         assert student.backbone is not None
         student.backbone.activation_checkpointing_enable()
+    freeze(student, recipe.student.optim)
     return student
 
 
@@ -40,6 +47,7 @@ def new_token_level(recipe: Recipe, ids: TokenIds) -> TokenLevelModel:
     model = TokenLevelModel(recipe.token_level_config(ids.vocab_size, ids.pad_id, ids.eos_id))
     if recipe.student.activation_checkpointing:
         model.backbone.activation_checkpointing_enable()
+    freeze(model, recipe.student.optim)
     return model
 
 

@@ -18,6 +18,8 @@ from latentforge.trainer.training.averages import WeightAverage
 
 Distributed = Literal["ddp", "fsdp"]
 
+_BESIDE = "autoencoder."
+
 
 class _Losses(nn.Module):
     """A function of a model as a module's forward pass: what the wrappers hook into."""
@@ -66,7 +68,7 @@ class ParallelModel:
         # The first process looks at the whole model: validates and publishes it.
         self.model = copy.deepcopy(self._whole) if self.ranks.is_main else self._whole
         self._losses = _Losses(self.model, loss)
-        # Frozen weights, an autoencoder's, stay whole everywhere: they are few, and have no gradient to share.
+        # Frozen weights outside of the layers stay whole everywhere: they have no gradient to share.
         frozen = {p for p in self.model.parameters() if not p.requires_grad}
         for name, module in self.model.named_modules():
             if name.endswith("backbone"):
@@ -121,8 +123,8 @@ class ParallelModel:
 
 
 def whole_weights(model: nn.Module) -> dict[str, Tensor]:
-    """What :func:`trainable` gives, whole; of a model in pieces to the first process, but all have to ask."""
-    own = trainable(model)
+    """What :func:`own_weights` gives, whole; of a model in pieces to the first process, but all have to ask."""
+    own = own_weights(model)
     if not any(isinstance(value, DTensor) for value in own.values()):
         return own
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
@@ -131,7 +133,6 @@ def whole_weights(model: nn.Module) -> dict[str, Tensor]:
     return {name: value for name, value in state.items() if name in own}
 
 
-def trainable(model: nn.Module) -> dict[str, Tensor]:
-    """All but the frozen weights, which are an autoencoder's: its own folder has those, and the identity its sha256."""
-    frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
-    return {name: value for name, value in model.state_dict().items() if name not in frozen}
+def own_weights(model: nn.Module) -> dict[str, Tensor]:
+    """All but those of the autoencoder beside a student: its own folder has them, and the identity its sha256."""
+    return {name: value for name, value in model.state_dict().items() if not name.startswith(_BESIDE)}

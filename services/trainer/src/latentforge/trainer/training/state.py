@@ -18,7 +18,7 @@ from latentforge.trainer.run.history import History, may_change
 from latentforge.trainer.run.identity import claim
 from latentforge.trainer.run.ranks import ALONE, Ranks
 from latentforge.trainer.training.optimisation import Optimisation
-from latentforge.trainer.training.parallel import trainable, whole_weights
+from latentforge.trainer.training.parallel import own_weights, whole_weights
 
 _FOLDER = re.compile(r"step-(\d{8})")
 _PROGRESS = "progress.json"
@@ -189,7 +189,7 @@ class StageState:
             weights = load_file(place / "model.safetensors")
             tensors = load_file(place / "optimizer.safetensors")
             progress = json.loads((place / _PROGRESS).read_text(encoding="utf-8"))
-            own = trainable(model)
+            own = own_weights(model)
             pieces = {name: piece_like(value, own[name]) for name, value in weights.items() if name in own}
             model.load_state_dict(pieces, strict=False)
             unexpected, missing = set(weights) - set(own), set(own) - set(weights)
