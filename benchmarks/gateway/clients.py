@@ -50,10 +50,13 @@ class GatewayServer:
 
 @dataclass(frozen=True)
 class CompletionsServer:
-    """Whatever answers POST /v1/completions with vLLM's prompt_logprobs; the gateway's own parser reads them."""
+    """Whatever answers POST /v1/completions with vLLM's prompt_logprobs; the gateway's own parser reads them.
+
+    ``model`` None asks for the first that it lists.
+    """
 
     url: str
-    model: str
+    model: str | None
     vocab_size: int
     top_k: int
 
@@ -87,11 +90,12 @@ class _CompletionsAsker:
     def __init__(self, server: CompletionsServer) -> None:
         self._server = server
         self._http = httpx.Client(base_url=server.url, timeout=_TIMEOUT_SECONDS, trust_env=False)
-        self._http.get("/v1/models").raise_for_status()
+        listed = self._http.get("/v1/models").raise_for_status().json()["data"]
+        self._model = server.model or str(listed[0]["id"])
 
     def ask(self, sequences: Sequence[Ids]) -> list[SparseRows]:
         server = self._server
-        request = completions_request(server.model, sequences, server.top_k)
+        request = completions_request(self._model, sequences, server.top_k)
         answer = self._http.post(
             "/v1/completions", content=orjson.dumps(request), headers={"content-type": "application/json"}
         )

@@ -26,6 +26,9 @@ RowEncodingName = Literal["arrays", "packed"]
 # A cached figure's name, and how rows travel. "redis" is a gateway that keeps nothing in its memory.
 CACHED_WAYS: dict[str, RowEncodingName] = {"packed": "packed", "arrays": "arrays", "redis": "packed"}
 
+# Rows over HTTP are JSON, several times as slow as packed: so many fewer passes are measured.
+_HTTP_PASSES_LESS = 5
+
 # Reads the answers, then times nothing but orjson.loads (and the freeing of what it made).
 _ORJSON = """
 import pathlib, sys, time, orjson
@@ -63,7 +66,7 @@ class Plan:
     def loads(self) -> int:
         """Loads that :class:`Bench` puts on the servers, for a progress bar."""
         uncached = 2 * self.repeats + len(self.direct_shapes) - 1
-        return 3 + uncached + 2 * self.repeats + 3 + (len(CACHED_WAYS) + 1) * self.repeats
+        return 3 + uncached + 2 * self.repeats + 3 + 1 + (len(CACHED_WAYS) + 2) * self.repeats
 
     @property
     def direct_shapes(self) -> tuple[int, ...]:
@@ -95,6 +98,7 @@ class GatewayMeasures:
         cached_cpu: cached positions per CPU second of the gateway's process, by the same.
         wire: by what travelled.
         agreement: of the gateway's uncached rows with vLLM's.
+        http_cached: of the gateway's own /v1/completions.
         cached_misses: sequences that a gateway had to have computed while cached ones were measured.
         litellm_misses: sequences that LiteLLM had to have computed meanwhile.
     """
@@ -110,6 +114,7 @@ class GatewayMeasures:
     cached_cpu: dict[str, list[float]] = field(default_factory=lambda: {way: [] for way in CACHED_WAYS})
     wire: dict[str, Wire] = field(default_factory=dict)
     agreement: dict[str, float] = field(default_factory=dict)
+    http_cached: list[float] = field(default_factory=list)
     cached_misses: int = 0
     litellm_misses: int = 0
 
@@ -217,6 +222,8 @@ class Bench:
         """
         if litellm is not None:
             self._run("filling LiteLLM's cache", litellm)
+        # Kept apart from the rows for gRPC, whose log-probabilities are float16.
+        self._run("filling the cache for HTTP", self._of_http(gateway))
         asked = {way: redis_only if way == "redis" else gateway for way in CACHED_WAYS}
         with ExitStack() as stack:
             watching = [stack.enter_context(SyncTeacherClient(server.target)) for server in (gateway, redis_only)]
@@ -226,6 +233,9 @@ class Bench:
                     if ours:
                         for way, server in asked.items():
                             self._measure_cached(way, server)
+                        passes = max(1, self._plan.cached_passes // _HTTP_PASSES_LESS)
+                        load = self._run("cached, gateway, HTTP", self._of_http(gateway), passes=passes)
+                        self.measured.http_cached.append(load.positions_per_second)
                     elif litellm is not None:
                         computed = vllm_requests(vllm.url)
                         self.measured.litellm.append(self._run("cached, LiteLLM", litellm).positions_per_second)
@@ -265,6 +275,9 @@ class Bench:
 
     def _of_gateway(self, gateway: Server, encoding: RowEncodingName = "arrays") -> GatewayServer:
         return GatewayServer(gateway.target, encoding, self._plan.top_k)
+
+    def _of_http(self, gateway: Server) -> CompletionsServer:
+        return CompletionsServer(gateway.http_url, None, self._vocab_size, self._plan.top_k)
 
     def _of_vllm(self, vllm: Server) -> CompletionsServer:
         return CompletionsServer(vllm.url, MODEL_NAME, self._vocab_size, self._plan.top_k)

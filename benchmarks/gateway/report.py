@@ -14,6 +14,7 @@ VLLM = "vLLM asked directly"
 BARS = {
     "cached_vs_litellm": 10.0,
     "cached_vs_vllm": 50.0,
+    "http_cached": 20.0,
     "uncached_vs_vllm": 0.95,
     "shared_vs_vllm": 3.0,
     "wire_bytes": 9.0,
@@ -34,6 +35,8 @@ cached_*: one gateway process with default settings before Redis: the rows asked
   travel packed (zstd), as stored. *_arrays is the same with plain arrays on the wire, *_redis is packed with
   CACHE_MEMORY_MB=0: every answer is read from Redis. The baseline of cached_vs_vllm is vLLM's uncached figure of the
   same run.
+http_cached: the same gateway asked over HTTP, at /v1/completions, for the same JSON as vLLM and with vLLM's client; the
+  baseline is vLLM's uncached figure of the same run.
 uncached_vs_vllm, shared_vs_vllm, parse_cpu: no cache, plain arrays on the wire.
 wire_*: bytes of both directions through a counting TCP proxy, framing and headers of HTTP and gRPC included; wire_bytes
   is plain arrays with float16 log-probabilities, wire_bytes_zstd packed; one pass each.
@@ -94,6 +97,7 @@ def results_of(measured: GatewayMeasures, litellm: str) -> list[Result]:
         _beside("cached_vs_litellm", "positions/s", cached, litellm, measured.litellm),
         _beside("cached_vs_litellm_redis", "positions/s", measured.cached["redis"], litellm, measured.litellm),
         _beside("cached_vs_vllm", "positions/s", cached, VLLM, direct),
+        _beside("http_cached", "positions/s", measured.http_cached, VLLM, direct),
         _beside("uncached_vs_vllm", "positions/s", measured.uncached, VLLM, direct),
         _beside("shared_vs_vllm", "positions/s", measured.shared, VLLM, measured.shared_direct),
         _beside("wire_bytes", "bytes/position", [arrays], "vLLM's JSON", [json], smaller_is_better=True),

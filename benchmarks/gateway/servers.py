@@ -94,14 +94,23 @@ def litellm_config(vllm_url: str, redis_port: int, model_names: Mapping[str, str
 
 @dataclass
 class Server:
-    """A running server: ``child`` is its process, ``port`` where it listens on 127.0.0.1."""
+    """A running server: ``child`` is its process, ``port`` where it listens on 127.0.0.1.
+
+    ``http_port`` is of a gateway's HTTP API.
+    """
 
     child: Child
     port: int
+    http_port: int | None = None
 
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def http_url(self) -> str:
+        """Of a gateway's HTTP API."""
+        return f"http://127.0.0.1:{self.http_port}"
 
     @property
     def target(self) -> str:
@@ -159,10 +168,11 @@ class Servers:
         return self._start("vllm", command, port, vllm_environment(settings, {}))
 
     def start_gateway(self, name: str, vllm: Server, model: Path, cache_url: str, **settings: str) -> Server:
-        port = free_port()
+        port, http_port = free_port(), free_port()
         environment = {
             "GATEWAY_HOST": "127.0.0.1",
             "GATEWAY_PORT": str(port),
+            "GATEWAY_HTTP_PORT": str(http_port),
             "TEACHER_BACKEND": "vllm-local",
             "VLLM_LOCAL_URL": vllm.url,
             "TOKENIZER_PATH": str(model),
@@ -172,7 +182,7 @@ class Servers:
         }
         server, children = self._start(name, gateway_command(), port, environment)
         children.wait_until(lambda: gateway_answers(server.target), f"starting {name}", seconds=_GATEWAY_START_SECONDS)
-        return server
+        return Server(server.child, port, http_port)
 
     def start_litellm(self, vllm: Server, redis: Server, model_names: Mapping[str, str]) -> Server:
         if not LITELLM.is_ready():

@@ -77,6 +77,7 @@ def _measured() -> GatewayMeasures:
         litellm=[1000.0, 2000.0, 1000.0],
         cached={"arrays": [5e5, 6e5, 7e5], "packed": [8e5, 9e5, 10e5], "redis": [6e5, 6e5, 6e5]},
         cached_cpu={"arrays": [6e5, 7e5, 8e5], "packed": [10e5, 11e5, 12e5], "redis": [7e5] * 3},
+        http_cached=[3000.0, 5000.0, 6900.0],
         wire={"arrays": Wire(2.0, 138.0), "packed": Wire(2.0, 98.0), "vllm": Wire(5.0, 1495.0)},
     )
 
@@ -90,6 +91,7 @@ def test_a_ratio_above_one_is_ours_being_better_in_every_result() -> None:
     assert results["wire_bytes_zstd"].ratio == 15.0
     assert results["parse_cpu"].ratio == 0.5
     assert results["cached_vs_litellm"].ratio == 900.0
+    assert results["http_cached"].ratio == 25.0
     assert results["cached_positions_per_s"].ratio is None
 
 
@@ -189,7 +191,7 @@ def test_a_request_scores_whole_prompts_and_generates_as_little_as_is_allowed() 
 
 def test_a_progress_bar_ends_where_the_loads_end() -> None:
     plan = Plan(repeats=5)
-    wire, uncached, shared, orjson, filling, cached = 3, 2 * 5 + 1, 2 * 5, 2, 1, 4 * 5
+    wire, uncached, shared, orjson, filling, cached = 3, 2 * 5 + 1, 2 * 5, 2, 2, 5 * 5
     assert plan.loads == wire + uncached + shared + orjson + filling + cached
 
 
