@@ -347,6 +347,22 @@ async def test_a_teacher_that_is_gone_is_not_asked_again_for_each(backend: Any, 
     assert len(backend.scored) == 1
 
 
+async def test_a_sequence_for_which_a_server_says_500_fails_alone(backend: Any) -> None:
+    scorer = scorer_of(backend, NoCache(), batch_tokens=1000)
+    error = BackendError("answers 500: Internal Server Error", FailureKind.GONE, one_may_cause=True)
+    backend.refused = {int(ids_of(2)[0]): error}
+    results = await asyncio.gather(*(scorer.score(ids_of(i), 4, "float16") for i in range(5)), return_exceptions=True)
+    assert [isinstance(r, BackendError) for r in results] == [False, False, True, False, False]
+
+
+async def test_a_server_that_says_500_to_everything_is_an_outage_after_two(backend: Any) -> None:
+    scorer = scorer_of(backend, NoCache(), batch_tokens=1000)
+    backend.failure = BackendError("answers 500: Internal Server Error", FailureKind.GONE, one_may_cause=True)
+    results = await asyncio.gather(*(scorer.score(ids_of(i), 4, "float16") for i in range(9)), return_exceptions=True)
+    assert all(isinstance(r, BackendError) and r.kind is FailureKind.GONE for r in results)
+    assert [len(batch) for batch in backend.scored] == [9, 1, 1]
+
+
 async def test_a_bug_in_a_backend_is_a_failure_with_a_name_and_nobody_waits_for_ever(backend: Any) -> None:
     scorer = scorer_of(backend, NoCache())
     backend.failure = ZeroDivisionError("secret")

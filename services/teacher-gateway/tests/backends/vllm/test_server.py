@@ -278,6 +278,10 @@ async def test_a_500_of_a_dying_engine_is_an_outage(
     with pytest.raises(BackendError) as caught:
         await backend.score([np.array([5, 6, 7], np.uint32)], 2)
     assert caught.value.kind is FailureKind.GONE
+    # Or is it the sequence? Whoever has several asks for each alone, and no breaker keeps him from it.
+    assert caught.value.one_may_cause
+    monkeypatch.undo()
+    assert len(await backend.score([np.array([5, 6, 7], np.uint32)], 2)) == 1
     await backend.close()
 
 

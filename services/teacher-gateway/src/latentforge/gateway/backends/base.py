@@ -159,11 +159,18 @@ class BackendError(RuntimeError):
     Attributes:
         kind: what sort of failure it is.
         retry_after: seconds after which to ask again, where that is known.
+        one_may_cause: of several sequences one may be what the teacher fails on, and it may answer the others.
     """
 
     def __init__(
-        self, message: str, kind: FailureKind = FailureKind.BROKEN, *, retry_after: float | None = None
+        self,
+        message: str,
+        kind: FailureKind = FailureKind.BROKEN,
+        *,
+        retry_after: float | None = None,
+        one_may_cause: bool = False,
     ) -> None:
         super().__init__(message)
         self.kind = kind
         self.retry_after = retry_after
+        self.one_may_cause = one_may_cause or kind in (FailureKind.REFUSED, FailureKind.BROKEN)

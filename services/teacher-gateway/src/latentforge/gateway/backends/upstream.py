@@ -246,7 +246,10 @@ class Upstream:
             if status == httpx.codes.TOO_MANY_REQUESTS:
                 self._on_rate_limited()
             kind = _KINDS.get(status, FailureKind.GONE)
-            return self._failed(str(status), what, kind, retry_after(response.headers))
+            failed = self._failed(str(status), what, kind, retry_after(response.headers))
+            # A server that is gone or too busy does not say this of itself.
+            failed.error.one_may_cause = status == httpx.codes.INTERNAL_SERVER_ERROR
+            return failed
         if self._api.counts_refusals:
             self._breaker.failed()
         else:

@@ -11,30 +11,38 @@ from latentforge.teacher_client.sparse_rows import SparseRows
 
 logger = logging.getLogger(__name__)
 
-# Failures that one sequence of a batch can cause for all of it.
-_MAY_BE_ONE = (FailureKind.REFUSED, FailureKind.BROKEN)
+# What says of a sequence alone that it is this one that fails, and not the teacher.
+_ITS_OWN = (FailureKind.REFUSED, FailureKind.BROKEN)
+# Of sequences alone, one after another and none answered: after so many it is the teacher.
+_FAILURES_OF_AN_OUTAGE = 2
 
 
 async def call_backend(backend: Backend, batch: Sequence[InFlightSequence]) -> list[SparseRows | BackendError]:
     """Rows or a failure for each sequence, in order.
 
     After a failure that one sequence may have caused, each is asked for alone, so that a bad one fails alone. A failure
-    that concerns all of them, as of a teacher that is gone, ends that: it would be waited for once a sequence.
+    that concerns all of them, as of a teacher that is gone, ends that: it would be waited for once a sequence. So do two
+    that may be either (a 500) where nothing was answered between them.
     """
     outcome = await _try(backend, batch)
     if isinstance(outcome, list):
         return outcome
-    if len(batch) == 1 or outcome.kind not in _MAY_BE_ONE:
+    if len(batch) == 1 or not outcome.one_may_cause:
         return [outcome] * len(batch)
     results: list[SparseRows | BackendError] = []
+    unclear = 0
     for sequence in batch:
         if sequence.abandoned:
             results.append(outcome)
             continue
         results += await call_backend(backend, [sequence])
         last = results[-1]
-        if isinstance(last, BackendError) and last.kind not in _MAY_BE_ONE:
-            return results + [last] * (len(batch) - len(results))
+        if not isinstance(last, BackendError):
+            unclear = 0
+        elif last.kind not in _ITS_OWN:
+            unclear += 1
+            if not last.one_may_cause or unclear == _FAILURES_OF_AN_OUTAGE:
+                return results + [last] * (len(batch) - len(results))
     return results
 
 

@@ -39,8 +39,9 @@ from latentforge.teacher_client.sparse_rows import SparseRows
 _TIMEOUT_SECONDS = 600.0
 _MAX_QUEUED = 4096
 _ATTEMPTS = 4
-# A dead server must be told from a slow one soon, and a restarted one be found soon.
-_BREAKER_FAILURES, _BREAKER_WINDOW, _BREAKER_PAUSE = 8, 30.0, 5.0
+# A dead server must be told from a slow one soon, and a restarted one be found soon. A batch with one sequence that the
+# server fails on costs 4 failures, and that sequence alone 4 more.
+_BREAKER_FAILURES, _BREAKER_WINDOW, _BREAKER_PAUSE = 16, 30.0, 5.0
 # Said each time, since a server takes others from the model's generation_config.json.
 _SAMPLING = {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
 _GREEDY = {**_SAMPLING, "temperature": 0.0, "top_p": 1.0}
