@@ -2,6 +2,7 @@
 
 import tempfile
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -10,8 +11,9 @@ from typing import Annotated, Any, Literal
 import httpx
 import typer
 
-from benchmarks.benchmark_results import BenchmarkResults, command_line, machine
+from benchmarks.benchmark_results import BenchmarkResults, asked_ids, command_line, machine
 from benchmarks.gateway import report
+from benchmarks.gateway.callers import BARS, NOTES, QUICK, CallersBench, CallersPlan
 from benchmarks.gateway.clients import ClientError, Clients, CompletionsServer
 from benchmarks.gateway.litellm import WAYS, ProxyFinding, best_way, try_ways
 from benchmarks.gateway.measures import Bench, GatewayMeasures, Plan, vocab_size_of
@@ -19,7 +21,7 @@ from benchmarks.gateway.servers import Dtype, MissingError, Servers, cpu_flags, 
 from benchmarks.gateway.workload import held_out_sequences, tokenizer_of
 from benchmarks.progress import BenchProgress
 from latentforge.core.command_line import errors_reported
-from latentforge.core.results import cpu_description
+from latentforge.core.results import Result, cpu_description
 from latentforge.teacher_client.errors import TeacherError
 from tools import litellm_env, vllm_env
 from tools.processes import ChildError, StoppedError, stop_on_signals
@@ -68,6 +70,12 @@ def main(
         typer.Option(help="What vLLM computes in; auto is bfloat16 where the processor has units for it."),
     ] = "auto",
     litellm: Annotated[bool, typer.Option(help="Measure LiteLLM's proxy too.")] = True,
+    only: Annotated[
+        str | None,
+        typer.Option(
+            help=f"Ids of what is measured, separated by commas, without vLLM and LiteLLM: {', '.join(BARS.figures)}."
+        ),
+    ] = None,
     quick: Annotated[bool, typer.Option(help="A look whether it works: few sequences, one repeat.")] = False,
     results: Annotated[Path, typer.Option(help="Folder for bench_gateway_<time>.json.")] = Path("results"),
 ) -> None:
@@ -96,20 +104,38 @@ def main(
                 fast_dtype(cpu_flags()) if dtype == "auto" else dtype,
                 results,
                 with_litellm=litellm,
+                only=None if only is None else asked_ids(only, list(BARS.figures), "gateways without vLLM"),
             )
     except StoppedError as stopped:
         typer.echo(f"bench-gateway: {stopped}; everything it started is stopped", err=True)
         raise typer.Exit(stopped.exit_code) from None
 
 
-def _run(plan: Plan, model: Path, dtype: Dtype, results: Path, *, with_litellm: bool) -> None:
+def _run(
+    plan: Plan, model: Path, dtype: Dtype, results: Path, *, with_litellm: bool, only: Sequence[str] | None
+) -> None:
     started = time.monotonic()
     before = machine()
+    callers_plan = QUICK if plan is _QUICK else CallersPlan()
+    callers = list(BARS.figures) if only is None else only
+    with ExitStack() as stack:
+        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-gateway-")))
+        progress = stack.enter_context(
+            BenchProgress((0 if only is not None else plan.loads) + len(callers) * callers_plan.repeats)
+        )
+        beside = (
+            None if only is not None else _beside_vllm(plan, model, dtype, scratch, progress, with_litellm=with_litellm)
+        )
+        found = _among_callers(callers_plan, callers, model, scratch, progress)
+    _report(plan, model, dtype, beside, found, results, machine=before, seconds=time.monotonic() - started)
+
+
+def _beside_vllm(
+    plan: Plan, model: Path, dtype: Dtype, scratch: Path, progress: BenchProgress, *, with_litellm: bool
+) -> tuple[GatewayMeasures, list[ProxyFinding]]:
     ids = held_out_sequences(plan.sequences, plan.length, model)
     vocab_size = vocab_size_of(model)
     with ExitStack() as stack:
-        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-gateway-")))
-        progress = stack.enter_context(BenchProgress(plan.loads))
         servers = Servers(stack, _LOGS, scratch)
         clients = stack.enter_context(Clients(plan.clients))
         progress.begin("starting Redis and vLLM")
@@ -137,24 +163,48 @@ def _run(plan: Plan, model: Path, dtype: Dtype, results: Path, *, with_litellm: 
         bench.measure_shared(vllm, plain)
         bench.measure_orjson(vllm, max(1, _MAX_BATCH_TOKENS // plan.length))
         bench.measure_cached(cached, redis_only, asked, vllm)
-    _report(plan, model, dtype, bench.measured, findings, results, machine=before, seconds=time.monotonic() - started)
+    return bench.measured, findings
+
+
+def _among_callers(
+    plan: CallersPlan, ids: Sequence[str], model: Path, scratch: Path, progress: BenchProgress
+) -> tuple[list[Result], dict[str, list[float]]]:
+    """What clients cost each other: the results of these ids, and every repeat's figures."""
+    sequences = held_out_sequences(plan.clients * plan.scores, 64, model)
+    found: list[Result] = []
+    measured: dict[str, list[float]] = {}
+    for name in ids:
+        progress.begin(name)
+        # Servers of one figure do not run beside the next.
+        with ExitStack() as stack:
+            bench = CallersBench(plan, Servers(stack, _LOGS, scratch), model, sequences, progress.figure)
+            found.append(bench.measure(name))
+        measured |= bench.measured
+    return found, measured
 
 
 def _report(
     plan: Plan,
     model: Path,
     dtype: Dtype,
-    measured: GatewayMeasures,
-    findings: list[ProxyFinding],
+    beside_vllm: tuple[GatewayMeasures, list[ProxyFinding]] | None,
+    callers: tuple[list[Result], dict[str, list[float]]],
     results: Path,
     *,
     machine: dict[str, Any],
     seconds: float,
 ) -> None:
-    found = report.results_of(measured, report.name_of(best_way(findings), findings))
-    title = f"{plan.sequences} sequences x {plan.length} tokens, k={plan.top_k}, {plan.clients} clients, "
-    title += f"{plan.repeats} repeats, vLLM in {dtype}"
-    notes = [*report.note_on_misses(measured), *report.notes_on_litellm(findings), *report.NOTES]
+    found, measured = list(callers[0]), dict[str, Any](callers[1])
+    notes = list(NOTES)
+    title, findings = "clients of one gateway", list[ProxyFinding]()
+    if beside_vllm is not None:
+        figures, findings = beside_vllm
+        found = [*report.results_of(figures, report.name_of(best_way(findings), findings)), *found]
+        measured = asdict(figures) | measured
+        title = f"{plan.sequences} sequences x {plan.length} tokens, k={plan.top_k}, {plan.clients} clients, "
+        title += f"{plan.repeats} repeats, vLLM in {dtype}"
+        said = [*report.note_on_misses(figures), *report.notes_on_litellm(findings)]
+        notes = [*said, *report.NOTES, *notes]
     GatewayBenchResults(
         name="bench_gateway",
         command=command_line("benchmarks.gateway"),
@@ -163,13 +213,13 @@ def _report(
         results=tuple(found),
         setting=asdict(plan) | {"model": str(model), "vllm_dtype": dtype},
         versions={
-            "vllm": f"{vllm_env.PACKAGE} {vllm_env.VERSION}",
+            "vllm": None if beside_vllm is None else f"{vllm_env.PACKAGE} {vllm_env.VERSION}",
             "litellm": litellm_env.VERSION if findings else None,
         },
         litellm=[finding.record() for finding in findings],
-        measured=asdict(measured),
-        bars=report.BARS,
-        notes=report.NOTES,
+        measured=measured,
+        bars=report.BARS | dict(BARS.figures),
+        notes=notes,
         machine=machine,
         seconds=round(seconds, 1),
     ).show(results, report.table(found, title, "\n".join(notes)))

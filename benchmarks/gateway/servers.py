@@ -184,6 +184,21 @@ class Servers:
         children.wait_until(lambda: gateway_answers(server.target), f"starting {name}", seconds=_GATEWAY_START_SECONDS)
         return Server(server.child, port, http_port)
 
+    def start_embedded_gateway(self, name: str, model: Path, cache_url: str) -> Server:
+        """With a teacher in its own process; a relative file of SQLite is in the scratch folder."""
+        port = free_port()
+        environment = {
+            "GATEWAY_HOST": "127.0.0.1",
+            "GATEWAY_PORT": str(port),
+            "TEACHER_BACKEND": "embedded",
+            "EMBEDDED_TEACHER_PATH": str(model.absolute()),
+            "CACHE_URL": cache_url.replace("sqlite:///", f"sqlite:///{self._scratch}/{name}-"),
+            "LOG_LEVEL": "ERROR",
+        }
+        server, children = self._start(name, gateway_command(), port, environment)
+        children.wait_until(lambda: gateway_answers(server.target), f"starting {name}", seconds=_GATEWAY_START_SECONDS)
+        return server
+
     def start_litellm(self, vllm: Server, redis: Server, model_names: Mapping[str, str]) -> Server:
         if not LITELLM.is_ready():
             raise MissingError(f"{LITELLM.folder.name} is not ready; run python -m tools.litellm_env")

@@ -288,6 +288,22 @@ async def test_texts_up_to_the_bound_are_tokenised(running: Any, stub: Any) -> N
     assert len((await stub.Tokenize(pb.TokenizeRequest(chat=chat_of("a" * MOST_BYTES)))).token_ids) > MOST_BYTES
 
 
+async def test_the_bound_of_texts_is_a_setting(run_gateway: Any) -> None:
+    async with run_gateway(max_text_bytes=10) as running, grpc.aio.insecure_channel(running.target) as channel:
+        assert len(await running.client.tokenize("a" * 10)) == 10
+        with pytest.raises(TeacherError, match="text: has 11 bytes; at most 10 are tokenised"):
+            await running.client.tokenize("a" * 11)
+        with refused(grpc.StatusCode.INVALID_ARGUMENT, "has 11 bytes", field="chat.messages"):
+            await TeacherServiceStub(channel).Tokenize(pb.TokenizeRequest(chat=chat_of("a" * 11)))
+
+
+async def test_the_size_of_requests_is_a_setting(run_gateway: Any) -> None:
+    async with run_gateway(max_request_mb=1) as running:
+        for size, code in ((1 << 19, "INVALID_ARGUMENT"), (1 << 21, "RESOURCE_EXHAUSTED")):
+            with pytest.raises(TeacherError, match=code):
+                await running.client.tokenize("a" * size)
+
+
 @pytest.mark.parametrize("size", [MOST_BYTES + 1, 8_000_000])
 async def test_texts_beyond_the_bound_are_refused_before_they_are_tokenised(
     running: Any, stub: Any, monkeypatch: pytest.MonkeyPatch, size: int

@@ -89,7 +89,8 @@ class Gateway:
         self._server = grpc.aio.server(
             interceptors=interceptors,
             options=[
-                ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+                # What is larger than this never becomes an object of Python's, which would keep all callers waiting.
+                ("grpc.max_receive_message_length", settings.max_request_mb << 20),
                 ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
                 # Without this a second gateway on the port would silently take half of the calls.
                 ("grpc.so_reuseport", 0),

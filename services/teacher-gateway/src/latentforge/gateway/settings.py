@@ -134,6 +134,15 @@ class GatewaySettings(ServiceSettings):
         10_000, ge=1, description="Sequences that may be queued or running; more are refused for now."
     )
     max_batch_tokens: int = Field(2048, ge=1, description="Tokens of one forward pass, padding included.")
+    max_text_bytes: int | None = Field(
+        None,
+        ge=1,
+        description="Bytes of a text or a chat; more are refused before they are tokenised. Unset is 16 for each token "
+        "of the longest sequence.",
+    )
+    max_request_mb: int = Field(
+        16, ge=1, le=64, description="Size of a gRPC request, in MB; more are refused before they are read."
+    )
     torch_threads: int = Field(0, ge=0, description="CPU threads of a forward pass; 0 leaves it to torch.")
 
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="Least level that is logged.")

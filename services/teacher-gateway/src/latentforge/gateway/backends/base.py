@@ -26,6 +26,7 @@ class TeacherDescription:
         compute_dtype: dtype of the weights while computing; rows of different dtypes are not the same rows.
         vocab_size: width of the output layer; ids are smaller.
         chat_prompts_only: it continues chats, but no text and no token ids.
+        max_text_bytes: of UTF-8 of a text or chat that is tokenised, where that is set.
         batches_at_once: batches to be scored that it is given at one time; what computes one after another has no use
             for more, and whoever waits would wait for them.
     """
@@ -45,6 +46,7 @@ class TeacherDescription:
     logprobs_mode: pb.LogprobsMode.ValueType = pb.LOGPROBS_MODE_RAW
     id_fidelity: pb.IdFidelity.ValueType = pb.ID_FIDELITY_EXACT
     chat_prompts_only: bool = False
+    max_text_bytes: int | None = None
     batches_at_once: int = 64
 
 

@@ -23,10 +23,12 @@ _OTHER_BYTES = 64 * 1024
 
 
 def max_text_bytes(teacher: TeacherDescription, tokenizer: TextTokenizer) -> int:
-    """Bytes of UTF-8 that a text may have: 16 for each token of the teacher's longest sequence.
+    """Bytes of UTF-8 that a text may have: MAX_TEXT_BYTES, or 16 for each token of the teacher's longest sequence.
 
     Fewer where the vocabulary has no token that is so long, since no more can be used.
     """
+    if teacher.max_text_bytes is not None:
+        return teacher.max_text_bytes
     return teacher.max_sequence_length * min(_BYTES_PER_TOKEN, tokenizer.longest_token_bytes)
 
 

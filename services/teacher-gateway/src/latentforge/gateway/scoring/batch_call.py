@@ -21,8 +21,8 @@ async def call_backend(backend: Backend, batch: Sequence[InFlightSequence]) -> l
     """Rows or a failure for each sequence, in order.
 
     After a failure that one sequence may have caused, each is asked for alone, so that a bad one fails alone. A failure
-    that concerns all of them, as of a teacher that is gone, ends that: it would be waited for once a sequence. So do two
-    that may be either (a 500) where nothing was answered between them.
+    that concerns all of them, as of a teacher that is gone, ends that: it would be waited for once a sequence. So do
+    two that may be either (a 500) where nothing was answered between them.
     """
     outcome = await _try(backend, batch)
     if isinstance(outcome, list):

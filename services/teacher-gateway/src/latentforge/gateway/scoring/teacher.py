@@ -5,7 +5,7 @@ import time
 from collections import deque
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -90,13 +90,15 @@ class Teacher:
         )
         recent_bytes = settings.cache_memory_mb * _MEGABYTE
         self._metrics = metrics
+        self._max_text_bytes = settings.max_text_bytes
         self._scorer = Scorer(backend, self._cache, metrics, limits, recent_bytes=recent_bytes)
         # Apart from scoring's: a long continuation must not keep everybody from scoring.
         self._generation_budget = TokenBudget(settings.max_tokens_in_flight)
 
     @property
     def description(self) -> TeacherDescription:
-        return self._backend.description
+        about = self._backend.description
+        return about if self._max_text_bytes is None else replace(about, max_text_bytes=self._max_text_bytes)
 
     @property
     def tokenizer(self) -> TextTokenizer:
