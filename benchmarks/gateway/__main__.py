@@ -116,7 +116,7 @@ def _run(
 ) -> None:
     started = time.monotonic()
     before = machine()
-    callers_plan = QUICK if plan is _QUICK else CallersPlan()
+    callers_plan = QUICK if plan is _QUICK else CallersPlan(repeats=plan.repeats)
     callers = list(BARS.figures) if only is None else only
     with ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-gateway-")))

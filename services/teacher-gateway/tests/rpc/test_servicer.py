@@ -18,6 +18,7 @@ from latentforge.teacher.v1 import teacher_pb2 as pb
 from latentforge.teacher.v1.teacher_pb2_grpc import TeacherServiceStub
 from latentforge.teacher_client.errors import TeacherError
 from latentforge.teacher_client.wire import rows_from_proto
+from latentforge.text import vocabulary
 from latentforge.text.tokenizer import TextTokenizer
 
 STDLIB_TEACHER = Path(__file__).parents[4] / "models" / "stdlib-teacher"
@@ -362,6 +363,32 @@ async def test_health_answers_while_a_text_is_tokenised(running: Any, monkeypatc
     finally:
         go.set()
     assert len(await tokenising) > 0
+
+
+async def test_a_text_whose_caller_left_is_not_tokenised_further(
+    run_gateway: Any, monkeypatch: pytest.MonkeyPatch, eventually: Callable[[Callable[[], bool]], Awaitable[None]]
+) -> None:
+    begun, go, encode, pieces = threading.Event(), threading.Event(), vocabulary._encodings, []
+
+    def held_up(tokenizer: Any, texts: Any) -> list[Any]:
+        if len(texts[0]) > 1000:
+            pieces.append(texts[0])
+            begun.set()
+            assert go.wait(30)
+        return encode(tokenizer, texts)
+
+    async with run_gateway(max_text_bytes=1 << 20) as running, grpc.aio.insecure_channel(running.target) as channel:
+        monkeypatch.setattr(vocabulary, "_encodings", held_up)
+        call = TeacherServiceStub(channel).Tokenize(pb.TokenizeRequest(text="one line of it\n" * 60_000), timeout=30)
+        waiting = asyncio.create_task(call.wait_for_connection())
+        assert await asyncio.to_thread(begun.wait, 30)
+        call.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
+        value = running.gateway.metrics.registry.get_sample_value
+        await eventually(lambda: value("gateway_in_flight") == 0)
+        go.set()
+        await asyncio.to_thread(running.gateway._servicer._tokenising.shutdown, wait=True)
+    assert len(pieces) == 1
 
 
 async def test_a_text_is_continued_behind_the_tokenizers_bos(running: Any, monkeypatch: pytest.MonkeyPatch) -> None:

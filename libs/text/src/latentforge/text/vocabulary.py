@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import AddedToken, Tokenizer
 
+from latentforge.text import stopping
 from latentforge.text.control_tokens import ControlTokens, control_literals
 from latentforge.text.errors import TextError
 from latentforge.text.fingerprint import fingerprint_of
@@ -201,7 +202,20 @@ class Vocabulary:
         return []
 
     def _encoded(self, tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
+        stopping.check()
+        if tokenizer is self._respelled and stopping.is_stoppable() and any(len(text) > PIECE for text in texts):
+            return [self._in_pieces(text) for text in texts]
         return [list(e.ids) for e in _encodings(tokenizer, texts)]
+
+    def _in_pieces(self, text: str) -> list[int]:
+        """The same ids, with a look for a stop before each piece; at once where a piece would end at no border."""
+        ids: list[int] = []
+        for piece in pieces_of(text, self._borders):
+            stopping.check()
+            if piece.forced:
+                return list(_encodings(self._respelled, [text])[0].ids)
+            ids += _encodings(self._respelled, [piece.text])[0].ids[piece.num_anchor_ids :]
+        return ids
 
     def _arrays(self, texts: Sequence[str]) -> list[NDArray[np.uint32]]:
         return [np.fromiter(e.ids, np.uint32, len(e)) for e in _encodings(self._respelled, texts)]

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextvars
+import threading
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -20,6 +21,7 @@ from latentforge.teacher.v1 import teacher_pb2 as pb
 from latentforge.teacher.v1.teacher_pb2_grpc import TeacherServiceServicer
 from latentforge.teacher_client.sparse_rows import LogprobDtype
 from latentforge.teacher_client.wire import dtype_from_proto, is_packed, rows_to_proto
+from latentforge.text.stopping import stoppable
 
 # A teacher is loaded within seconds or minutes; a caller's next try need not wait for the whole of that.
 _RETRY_SECONDS = 1.0
@@ -57,10 +59,21 @@ class TeacherServicer(TeacherServiceServicer):
             check_request_size(method, num_bytes, self._teacher.description, self._teacher.tokenizer)
 
     async def tokenise(self, work: Callable[P, T], *arguments: P.args, **options: P.kwargs) -> T:
-        """Runs what makes ids of text, or text of ids, beside the event loop; few at a time, whoever left meanwhile."""
-        context = contextvars.copy_context()
-        job = partial(context.run, work, *arguments, **options)
-        return await asyncio.get_running_loop().run_in_executor(self._tokenising, job)
+        """Runs what makes ids of text, or text of ids, beside the event loop, few at a time.
+
+        When the caller leaves, what has not begun is not begun, and a long text ends with the piece that is encoded.
+        """
+        context, stopped = contextvars.copy_context(), threading.Event()
+
+        def job() -> T:
+            with stoppable(stopped):
+                return work(*arguments, **options)
+
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._tokenising, partial(context.run, job))
+        except asyncio.CancelledError:
+            stopped.set()
+            raise
 
     async def drain(self, seconds: float) -> bool:
         """Refuses new calls and waits for those that run; false if ``seconds`` were not enough."""
