@@ -8,8 +8,8 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 import transformers
+from safetensors import SafetensorError
 from torch import Tensor
-from transformers import AutoConfig
 
 from latentforge.core.devices import choose_device
 from latentforge.gateway.backends.base import (
@@ -21,9 +21,10 @@ from latentforge.gateway.backends.base import (
     TokenIds,
 )
 from latentforge.gateway.backends.local.generation import Continuations, memory_of
-from latentforge.gateway.backends.local.text_part import auto_class, text_part, whole_logits
+from latentforge.gateway.backends.local.loading import whole_model
+from latentforge.gateway.backends.local.text_part import text_part, whole_logits
 from latentforge.gateway.backends.local.topk import rows_of_hidden
-from latentforge.gateway.backends.local.weights import WeightFiles, find_weights
+from latentforge.gateway.backends.local.weights import WeightFiles, find_weights, read_weights
 from latentforge.gateway.settings import GatewaySettings
 from latentforge.teacher_client.sparse_rows import SparseRows
 from latentforge.text.tokenizer import TextTokenizer
@@ -84,25 +85,25 @@ class TransformersBackend(LoadedBackend):
         transformers.utils.logging.disable_progress_bar()
         try:
             self._tokenizer = TextTokenizer(files.folder)
-            config = AutoConfig.from_pretrained(files.folder, local_files_only=True)
-            model: Any = auto_class(config).from_pretrained(
-                files.folder, dtype=dtype, use_safetensors=True, local_files_only=True
-            )
-        except (OSError, ValueError, KeyError) as error:
+            weights = read_weights(files)
+            model = whole_model(weights, dtype)
+        except (BackendError, OSError, ValueError, KeyError, SafetensorError) as error:
             raise BackendError(f"{self._setting}={self._model_name} cannot be loaded: {error}") from None
         model = model.to(device).eval()
         self._model = text_part(model)
-        self._description = self._describe(files, device, dtype)
+        self._description = self._describe(files, weights.revision, device, dtype)
         self._eos_ids = _eos_ids(self._model)
         self._check_output_layer(model)
 
-    def _describe(self, files: WeightFiles, device: torch.device, dtype: torch.dtype) -> TeacherDescription:
+    def _describe(
+        self, files: WeightFiles, revision: str, device: torch.device, dtype: torch.dtype
+    ) -> TeacherDescription:
         vocab_size = int(self._model.get_output_embeddings().weight.shape[0])
         name = str(dtype).removeprefix("torch.")
         return TeacherDescription(
             backend=self._settings.teacher_backend,
             model=files.name,
-            revision=files.revision,
+            revision=revision,
             quantization=self._settings.teacher_quantization,
             engine=f"transformers {transformers.__version__}, torch {torch.__version__}, {device.type} {name}",
             compute_dtype=name,
