@@ -1,13 +1,7 @@
-"""How a vLLM server is found, waited for and refused: a local HTTP server that repeats recorded answers, or worse ones.
-
-What a real vLLM computes is tested in tests/vllm.
-"""
+"""How a vLLM server is found, waited for and refused."""
 
 import json
-import threading
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,121 +15,7 @@ from latentforge.gateway.backends.vllm.engine import VllmEngineBackend
 from latentforge.gateway.metrics import Metrics
 from latentforge.gateway.settings import GatewaySettings
 
-_RECORDED = Path(__file__).with_name("recorded")
-VOCAB = 300
-VllmAnswer = tuple[int, bytes]
-
-
-def recorded(name: str) -> VllmAnswer:
-    content = json.loads((_RECORDED / f"{name}.json").read_text())
-    return content["status"], content["body"].encode()
-
-
-@dataclass
-class FakeVllm:
-    """Answers as vLLM does; every position has the same distribution, so that any request can be answered.
-
-    ``change`` gets the path, what was asked and what would be answered, and answers.
-    """
-
-    url: str = ""
-    change: Callable[[str, dict[str, Any], VllmAnswer], VllmAnswer] = lambda path, asked, answer: answer
-    asked: list[tuple[str, dict[str, Any], dict[str, str]]] = field(default_factory=list)
-    tokenize: Callable[[str], list[int]] = lambda text: []
-
-    def answer(self, path: str, asked: dict[str, Any], headers: dict[str, str]) -> VllmAnswer:
-        self.asked.append((path, asked, headers))
-        if path in ("/v1/models", "/version"):
-            return self.change(path, asked, recorded(path.rsplit("/", 1)[1]))
-        prompts = asked["prompt"] if isinstance(asked["prompt"], list) else [self.tokenize(asked["prompt"])]
-        choices = [self._choice(index, ids, asked) for index, ids in enumerate(prompts)]
-        return self.change(path, asked, (200, json.dumps({"choices": choices, "system_fingerprint": "f"}).encode()))
-
-    def _choice(self, index: int, ids: list[int], asked: dict[str, Any]) -> dict[str, Any]:
-        steps = 1 if asked.get("prompt_logprobs") is not None else asked["max_tokens"]
-        generated = [5] * steps
-        top = asked.get("logprobs")
-        return {
-            "index": index,
-            "finish_reason": "length",
-            "token_ids": generated,
-            "prompt_token_ids": ids,
-            "logprobs": None
-            if top is None
-            else {
-                "tokens": ["token_id:5"] * steps,
-                "top_logprobs": [{f"token_id:{i}": _logprob(i) for i in _top(5, top)}] * steps,
-            },
-            "prompt_logprobs": None
-            if asked.get("prompt_logprobs") is None
-            else [
-                None,
-                *(
-                    {str(i): {"logprob": _logprob(i), "rank": i + 1} for i in _top(own, asked["prompt_logprobs"])}
-                    for own in ids[1:]
-                ),
-            ],
-        }
-
-
-def _logprob(token_id: int) -> float:
-    return -0.05 * token_id - 3.03
-
-
-def _top(own: int, top_k: int) -> list[int]:
-    return [own, *(i for i in range(top_k) if i != own)]
-
-
-@pytest.fixture
-def server() -> Iterator[FakeVllm]:
-    fake = FakeVllm()
-
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def do_GET(self) -> None:
-            self._answer({})
-
-        def do_POST(self) -> None:
-            self._answer(json.loads(self.rfile.read(int(self.headers["content-length"]))))
-
-        def _answer(self, asked: dict[str, Any]) -> None:
-            status, body = fake.answer(self.path, asked, dict(self.headers))
-            self.send_response(status)
-            self.send_header("content-length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
-            pass
-
-    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    fake.url = f"http://127.0.0.1:{http.server_address[1]}"
-    thread = threading.Thread(target=http.serve_forever, args=(0.01,))
-    thread.start()
-    yield fake
-    http.shutdown()
-    thread.join()
-    http.server_close()
-
-
-MakeBackend = Callable[..., Backend]
-
-
-@pytest.fixture
-def make_backend(server: FakeVllm, random_teacher: Path) -> MakeBackend:
-    def make(**changes: Any) -> Backend:
-        defaults: dict[str, Any] = {
-            "teacher_backend": "vllm-remote",
-            "vllm_remote_url": server.url,
-            "tokenizer_path": random_teacher,
-            "vllm_start_seconds": 0,
-        }
-        backend = build_backend(GatewaySettings(**(defaults | changes)), Metrics())
-        server.tokenize = lambda text: backend.tokenizer.encode(text, parse_special_tokens=True)
-        return backend
-
-    return make
+from .conftest import VOCAB, FakeVllm, MakeBackend, VllmAnswer, recorded
 
 
 async def loading_fails(backend: Backend, kind: FailureKind, *words: str) -> None:
@@ -211,7 +91,8 @@ async def test_sampling_is_never_left_to_the_server(make_backend: MakeBackend, s
         assert what["repetition_penalty"] == 1
         assert what["add_special_tokens"] is False
         assert {"temperature", "top_p"} <= set(what)
-    generations = asked[-2:]
+    generations = [what for what in asked if what["max_tokens"] == 3]
+    assert len(generations) == 2
     assert {(w["temperature"], w["top_p"], w["max_tokens"], w["logprobs"]) for w in generations} == {(0.7, 0.9, 3, 2)}
     assert all(w["stop"] == ["stop"] and w["stop_token_ids"] == [0, 3] for w in generations)
     assert len({w["seed"] for w in generations}) == 2

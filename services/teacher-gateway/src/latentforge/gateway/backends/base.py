@@ -120,6 +120,13 @@ class Backend(Protocol):
             BackendError: the teacher failed.
         """
 
+    async def check(self) -> None:
+        """Nothing where the teacher would answer now, and is the one that was loaded. Asked every few seconds.
+
+        Raises:
+            BackendError: it would not, and why.
+        """
+
     async def close(self) -> None: ...
 
 
@@ -141,6 +148,9 @@ class LoadedBackend:
     def tokenizer(self) -> TextTokenizer:
         return self._tokenizer
 
+    async def check(self) -> None:
+        """What is loaded into this process stays as it is."""
+
 
 class FailureKind(StrEnum):
     """Why a teacher did not answer, by who can do something about it."""
@@ -153,6 +163,7 @@ class FailureKind(StrEnum):
     GONE = "gone"  # it does not answer, or answers that it cannot now
     TOO_SLOW = "too slow"
     BROKEN = "broken"  # it answers what it must not
+    CHANGED = "changed"  # it is another teacher than the one that was loaded
 
 
 class BackendError(RuntimeError):

@@ -26,6 +26,8 @@ T = TypeVar("T")
 
 LONGEST_BACKOFF_SECONDS = 32.0
 _FIRST_BACKOFF_SECONDS = 0.5
+# What httpx's connection pool calls it.
+_CONNECTED = "connection.connect_tcp.complete"
 _RETRIED = {429, 500, 502, 503, 504}
 _KINDS = {
     401: FailureKind.MISCONFIGURED,
@@ -88,6 +90,7 @@ class Upstream:
     Args:
         breaker: opened by failed tries of those kinds.
         on_rate_limited, on_success: told about each 429 and each success.
+        on_connect: told about each connection that is opened.
         transport: for tests.
 
     Raises:
@@ -102,12 +105,13 @@ class Upstream:
         *,
         on_rate_limited: Callable[[], None] = lambda: None,
         on_success: Callable[[], None] = lambda: None,
+        on_connect: Callable[[], None] = lambda: None,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         self._api = api
         self._breaker = breaker
         self._metrics = metrics
-        self._on_rate_limited, self._on_success = on_rate_limited, on_success
+        self._on_rate_limited, self._on_success, self._on_connect = on_rate_limited, on_success, on_connect
         self._base_url, self._client = open_client(
             api.base_url,
             api.url_setting,
@@ -121,13 +125,13 @@ class Upstream:
         self._queued = 0
         self._limits = ApiRateLimits()
 
-    async def get(self, path: str) -> Any:
-        """The JSON of GET ``path``.
+    async def get(self, path: str, read: Callable[[bytes], T] = orjson.loads) -> T:
+        """The JSON of GET ``path``, or what ``read`` makes of the answer's bytes.
 
         Raises:
             BackendError: every try failed.
         """
-        return await self._request("GET", path, lambda: None, orjson.loads)
+        return await self._request("GET", path, lambda: None, read)
 
     async def post(
         self, path: str, payload: Callable[[], Mapping[str, Any]], read: Callable[[bytes], T] = orjson.loads
@@ -198,7 +202,11 @@ class Upstream:
             with span(f"{self._api.name} {method}", about, kind="client") as note:
                 headers = _JSON | trace_headers()
                 response = await self._client.request(
-                    method, self._base_url + path, content=_content(payload()), headers=headers
+                    method,
+                    self._base_url + path,
+                    content=_content(payload()),
+                    headers=headers,
+                    extensions={"trace": self._traced},
                 )
                 note("http.response.status_code", response.status_code)
         except httpx.TimeoutException:
@@ -221,6 +229,10 @@ class Upstream:
             self._on_success()
             return response.content
         raise self._refused(response)
+
+    async def _traced(self, event: str, about: object) -> None:
+        if event == _CONNECTED:
+            self._on_connect()
 
     async def _keep_to_limits(self) -> None:
         while (left := self._limits.seconds_left) > 0:

@@ -21,6 +21,7 @@ _CODES = {
     FailureKind.GONE: grpc.StatusCode.UNAVAILABLE,
     FailureKind.TOO_SLOW: grpc.StatusCode.DEADLINE_EXCEEDED,
     FailureKind.BROKEN: grpc.StatusCode.INTERNAL,
+    FailureKind.CHANGED: grpc.StatusCode.FAILED_PRECONDITION,
 }
 
 

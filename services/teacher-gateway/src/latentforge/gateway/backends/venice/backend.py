@@ -97,6 +97,7 @@ class VeniceBackend(LoadedBackend):
             _BLOCK_SECONDS,
             on_change=metrics.breaker("venice"),
         )
+        self._breaker = breaker
         self._upstream = Upstream(
             api,
             breaker,
@@ -107,6 +108,12 @@ class VeniceBackend(LoadedBackend):
         self._costs = Costs(settings.venice_max_usd, "VENICE_MAX_USD", metrics.upstream_usd.labels("venice").inc)
         self._folder = tokenizer_folder(settings)
         self._warned = False
+
+    async def check(self) -> None:
+        """Asks nothing: each request counts against the key. While none may be sent, none is answered."""
+        if (left := self._breaker.seconds_left) > 0:
+            text = f"VENICE_BASE_URL failed too often and is left alone for {left:.0f} s"
+            raise BackendError(text, FailureKind.GONE, retry_after=left)
 
     async def load(self) -> None:
         await self.prepare()

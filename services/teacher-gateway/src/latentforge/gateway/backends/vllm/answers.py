@@ -1,6 +1,6 @@
 """What vLLM answers to POST /v1/completions, read into arrays. Meant for a thread: answers hold megabytes of JSON."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 import numpy as np
@@ -85,16 +85,24 @@ def answer_of(body: bytes, count: int) -> VllmAnswer:
     return answer
 
 
-def scored(body: bytes, sequences: Sequence[TokenIds], top_k: int, vocab_size: int) -> list[SparseRows]:
-    """Rows for tokens 1 … L−1 of each sequence.
+def scored(
+    body: bytes,
+    sequences: Sequence[TokenIds],
+    top_k: int,
+    vocab_size: int,
+    *,
+    check: Callable[[VllmAnswer], None] = lambda answer: None,
+) -> list[SparseRows]:
+    """Rows for tokens 1 … L−1 of each sequence; ``check`` refuses an answer as a whole.
 
     Raises:
-        BackendError: an answer is missing, short, null or impossible, and where.
+        BackendError: an answer is missing, short, null or impossible, and where; or what ``check`` raises.
     """
-    choices = answer_of(body, len(sequences)).choices
+    answer = answer_of(body, len(sequences))
+    check(answer)
     return [
         prompt_rows(choice.prompt_logprobs, token_ids, top_k, vocab_size)
-        for choice, token_ids in zip(choices, sequences, strict=True)
+        for choice, token_ids in zip(answer.choices, sequences, strict=True)
     ]
 
 
@@ -117,14 +125,23 @@ def prompt_rows(
 
 
 def continuation(
-    body: bytes, index: int, request: ContinuationRequest, tokenizer: TextTokenizer, vocab_size: int
+    body: bytes,
+    index: int,
+    request: ContinuationRequest,
+    tokenizer: TextTokenizer,
+    vocab_size: int,
+    *,
+    check: Callable[[VllmAnswer], None] = lambda answer: None,
 ) -> Piece:
-    """The whole of one continuation, with rows if they were asked for.
+    """The whole of one continuation, with rows if they were asked for; ``check`` refuses an answer as a whole.
 
     Raises:
-        BackendError: it did not end as a continuation does, or its rows are not those of its tokens.
+        BackendError: it did not end as a continuation does, or its rows are not those of its tokens; or what ``check``
+            raises.
     """
-    (choice,) = answer_of(body, 1).choices
+    answer = answer_of(body, 1)
+    check(answer)
+    (choice,) = answer.choices
     reason = FINISH_REASONS.get(choice.finish_reason or "")
     if reason is None:
         # "abort" is what it says while it goes down.

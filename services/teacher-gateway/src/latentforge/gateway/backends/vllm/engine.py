@@ -4,6 +4,7 @@ import asyncio
 import importlib
 import itertools
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from latentforge.gateway.backends.base import (
     Piece,
     TokenIds,
 )
-from latentforge.gateway.backends.local.weights import find_weights
+from latentforge.gateway.backends.local.weights import WeightFiles, find_weights, revision_of, stamp_of
 from latentforge.gateway.backends.model_folder import tokenizer_folder
 from latentforge.gateway.backends.vllm.answers import prompt_rows, wrong_rows
 from latentforge.gateway.backends.vllm.command import STEP_TOKENS, chosen_kernels, gpu_arguments, served_name
@@ -26,6 +27,8 @@ from latentforge.gateway.backends.vllm.rows import WrongRowsError, entries_of, r
 from latentforge.gateway.backends.vllm.versions import check_version
 from latentforge.gateway.settings import GatewaySettings
 from latentforge.teacher_client.sparse_rows import SparseRows
+
+_DEAD = "vLLM's engine died; restart the gateway"
 
 
 class VllmEngineBackend(VllmTeacher):
@@ -51,12 +54,17 @@ class VllmEngineBackend(VllmTeacher):
         top_k = min(self._settings.max_top_k, self._files.config.vocab_size)
         self._vllm = _import_vllm()
         check_version(str(self._vllm.__version__), self._files.config, "VLLM_LOCAL_MODE=in-process")
+        before = self._stamp()
         self._engine = await asyncio.to_thread(self._start, top_k)
+        revision = await asyncio.to_thread(self._weights_revision)
+        if self._stamp() != before:
+            text = f"VLLM_LOCAL_MODEL={self._model} was written to while vLLM read it; start the gateway again"
+            raise BackendError(text)
         self._description = describe(
             self._settings,
             self._files,
             model=served_name(self._model),
-            revision=digest(await asyncio.to_thread(self._weights_revision), self._settings.vllm_revision),
+            revision=digest(revision, self._settings.vllm_revision),
             engine=f"vllm {self._vllm.__version__} in-process",
             max_model_len=int(self._engine.model_config.max_model_len),
         )
@@ -70,6 +78,12 @@ class VllmEngineBackend(VllmTeacher):
 
     async def score(self, sequences: Sequence[TokenIds], top_k: int) -> list[SparseRows]:
         return await gather(self._score(ids, top_k) for ids in sequences)
+
+    async def check(self) -> None:
+        try:
+            await self._engine.check_health()
+        except self._vllm.v1.engine.exceptions.EngineDeadError:
+            raise BackendError(_DEAD, FailureKind.GONE) from None
 
     async def close(self) -> None:
         if self._engine is not None:
@@ -100,7 +114,12 @@ class VllmEngineBackend(VllmTeacher):
             raise BackendError(f"vLLM cannot run VLLM_LOCAL_MODEL={self._model}: {reason}") from None
 
     def _weights_revision(self) -> str:
-        return find_weights(self._model, "VLLM_LOCAL_MODEL", hub=True).revision
+        return revision_of(find_weights(self._model, "VLLM_LOCAL_MODEL", hub=True))
+
+    def _stamp(self) -> object:
+        """Of a folder's files: vLLM loads what it finds there, and the gateway must not name other weights."""
+        folder = Path(self._model)
+        return stamp_of(WeightFiles(folder, folder.name)) if (folder / "config.json").is_file() else None
 
     async def _score(self, token_ids: TokenIds, top_k: int) -> SparseRows:
         output = await self._run(token_ids, max_tokens=1, temperature=0.0, prompt_logprobs=top_k)
@@ -146,7 +165,7 @@ class VllmEngineBackend(VllmTeacher):
         except ValueError as error:
             raise BackendError(f"vLLM refuses: {error}", FailureKind.REFUSED) from None
         except self._vllm.v1.engine.exceptions.EngineDeadError:
-            raise BackendError("vLLM's engine died; restart the gateway", FailureKind.GONE) from None
+            raise BackendError(_DEAD, FailureKind.GONE) from None
         except self._vllm.v1.engine.exceptions.EngineGenerateError as error:
             raise BackendError(f"vLLM failed: {error}") from None
         return outputs[-1]

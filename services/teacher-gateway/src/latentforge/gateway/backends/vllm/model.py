@@ -13,6 +13,9 @@ from latentforge.text.tokenizer import TextTokenizer
 # Where tokenizers differ: digits, spaces, case, scripts, and bytes that are no whole character for many of them.
 _PROBE = "def f(x1, y_22):\n\treturn  x1 **3000  # Größe, 東京, 🙂 don't\r\n"
 _SPECIAL_TOKENS = 32
+# Said with each request, since a server takes others from the model's generation_config.json.
+SAMPLING = {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
+GREEDY = {**SAMPLING, "temperature": 0.0, "top_p": 1.0}
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,9 @@
 """A vLLM server: the backends ``vllm-local`` and ``vllm-remote``."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from pydantic import SecretStr
@@ -27,13 +27,16 @@ from latentforge.gateway.backends.vllm.answers import (
     scored,
 )
 from latentforge.gateway.backends.vllm.continuations import VllmTeacher, stops
-from latentforge.gateway.backends.vllm.model import describe, digest, probe_text, read_model_files
+from latentforge.gateway.backends.vllm.identity import ServedTeacher, ServerIdentity, Witness, witness_ids
+from latentforge.gateway.backends.vllm.model import GREEDY, SAMPLING, describe, probe_text, read_model_files
 from latentforge.gateway.backends.vllm.startup import ServedModel, wait_for_server
 from latentforge.gateway.backends.vllm.versions import check_version
 from latentforge.gateway.breaker import Breaker
 from latentforge.gateway.metrics import Metrics
 from latentforge.gateway.settings import GatewaySettings
 from latentforge.teacher_client.sparse_rows import SparseRows
+
+T = TypeVar("T")
 
 # A large teacher may have a long queue before it; who asks sets a deadline of his own.
 _TIMEOUT_SECONDS = 600.0
@@ -42,12 +45,11 @@ _ATTEMPTS = 4
 # A dead server must be told from a slow one soon, and a restarted one be found soon. A batch with one sequence that the
 # server fails on costs 4 failures, and that sequence alone 4 more.
 _BREAKER_FAILURES, _BREAKER_WINDOW, _BREAKER_PAUSE = 16, 30.0, 5.0
-# Said each time, since a server takes others from the model's generation_config.json.
-_SAMPLING = {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
-_GREEDY = {**_SAMPLING, "temperature": 0.0, "top_p": 1.0}
 _AS_IDS = {"return_token_ids": True, "return_tokens_as_token_ids": True, "add_special_tokens": False}
 _COMPLETIONS = "/v1/completions"
 _PROBE_TEMPERATURE = 2.0
+# Failures that tell nothing of whose they are.
+_NO_ANSWER = (FailureKind.GONE, FailureKind.TOO_SLOW, FailureKind.BUSY, FailureKind.CHANGED)
 
 
 class VllmBackend(VllmTeacher):
@@ -86,7 +88,9 @@ class VllmBackend(VllmTeacher):
         on_change = metrics.breaker(settings.teacher_backend)
         breaker = Breaker(_BREAKER_FAILURES, _BREAKER_WINDOW, _BREAKER_PAUSE, on_change=on_change)
         self._metrics = metrics
-        self._upstream = Upstream(self._api, breaker, metrics)
+        self._breaker = breaker
+        self._identity = ServerIdentity(self._api, settings, metrics, timeout=_TIMEOUT_SECONDS)
+        self._upstream = Upstream(self._api, breaker, metrics, on_connect=self._identity.connection_opened)
 
     async def load(self) -> None:
         """Waits for the server, and makes sure that it is the teacher that the settings describe."""
@@ -103,9 +107,14 @@ class VllmBackend(VllmTeacher):
             engine=f"vllm {version}".strip(),
             max_model_len=served.max_model_len,
         )
-        configuration = await self._probe(served)
-        revision = digest(served.name, served.root, version, configuration, self._settings.vllm_revision)
-        self._description = replace(self._description, revision=revision)
+        fingerprint = await self._probe(served)
+        ids = witness_ids(self._tokenizer, self._description.max_sequence_length)
+        (rows,) = await self.score([ids], 1)
+        witness = Witness.of(ids, rows.realised_logprobs)
+        met = ServedTeacher(served, version, fingerprint, self._settings.vllm_revision)
+        self._identity.meet(met, witness, self._description.vocab_size)
+        self._witness = witness
+        self._description = replace(self._description, revision=met.revision)
 
     async def score(self, sequences: Sequence[TokenIds], top_k: int) -> list[SparseRows]:
         vocab_size = self._description.vocab_size
@@ -115,13 +124,19 @@ class VllmBackend(VllmTeacher):
             "max_tokens": 1,
             "prompt_logprobs": top_k,
             "add_special_tokens": False,
-            **_GREEDY,
+            **GREEDY,
         }
-        return await self._upstream.post(
-            _COMPLETIONS, lambda: payload, lambda body: scored(body, sequences, top_k, vocab_size)
-        )
+        check = self._identity.check_answer
+        return await self._ask(payload, lambda body: scored(body, sequences, top_k, vocab_size, check=check))
+
+    async def check(self) -> None:
+        await self._identity.look()
+        if self._breaker.is_open:
+            # It is closed by an answer, which nobody may be waiting for.
+            await self.score([self._witness.token_ids], 1)
 
     async def close(self) -> None:
+        await self._identity.close()
         await self._upstream.close()
 
     async def _continue(self, request: ContinuationRequest, index: int, seed: int) -> Piece:
@@ -131,22 +146,34 @@ class VllmBackend(VllmTeacher):
             "max_tokens": request.max_tokens,
             "logprobs": request.top_k or None,
             "seed": seed,
-            **_SAMPLING,
+            **SAMPLING,
             "temperature": request.temperature,
             "top_p": request.top_p,
             **stops(request, self.tokenizer),
             **_AS_IDS,
         }
-        tokenizer, vocab_size = self.tokenizer, self._description.vocab_size
-        return await self._upstream.post(
-            _COMPLETIONS, lambda: payload, lambda body: continuation(body, index, request, tokenizer, vocab_size)
+        tokenizer, vocab_size, check = self.tokenizer, self._description.vocab_size, self._identity.check_answer
+        return await self._ask(
+            payload, lambda body: continuation(body, index, request, tokenizer, vocab_size, check=check)
         )
+
+    async def _ask(self, payload: Mapping[str, Any], read: Callable[[bytes], T]) -> T:
+        """An answer of the teacher that was met, and of no other that took its place."""
+        try:
+            answer = await self._upstream.post(_COMPLETIONS, lambda: payload, read)
+        except BackendError as error:
+            if error.kind not in _NO_ANSWER:
+                # Another server may refuse what the first one took.
+                await self._identity.confirm()
+            raise
+        await self._identity.confirm()
+        return answer
 
     async def _probe(self, served: ServedModel) -> str:
         """Makes sure of what would be wrong and silent: ids, k, the output layer's width, raw log-probabilities.
 
         Returns:
-            What the server says of its configuration.
+            What the server calls its configuration.
 
         Raises:
             BackendError: one of them is not as the settings say, and which.
@@ -160,7 +187,7 @@ class VllmBackend(VllmTeacher):
             "prompt_logprobs": about.max_top_k,
             "logprobs": about.max_top_k,
             "seed": 0,
-            **_SAMPLING,
+            **SAMPLING,
             "temperature": _PROBE_TEMPERATURE,
             "top_p": 1.0,
             "ignore_eos": True,

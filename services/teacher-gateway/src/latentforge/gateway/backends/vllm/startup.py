@@ -40,8 +40,7 @@ async def wait_for_server(api: Api, settings: GatewaySettings, metrics: Metrics)
     """
 
     async def look(upstream: Upstream) -> tuple[ServedModel, str]:
-        served = _choose(await upstream.get("/v1/models"), api.url_setting, settings.vllm_served_model)
-        return served, await _version(upstream)
+        return await served_now(upstream, api, settings)
 
     return await patiently(api, settings.vllm_start_seconds, metrics, look, "start it (make serve-vllm-local)")
 
@@ -78,6 +77,16 @@ async def patiently(api: Api, limit: float, metrics: Metrics, look: Callable[[Up
         await upstream.close()
 
 
+async def served_now(upstream: Upstream, api: Api, settings: GatewaySettings) -> tuple[ServedModel, str]:
+    """The model that is meant, and the server's version, which is empty if it does not say.
+
+    Raises:
+        BackendError: the server does not answer, or lists no such model.
+    """
+    served = _choose(await upstream.get("/v1/models"), api.url_setting, settings.vllm_served_model)
+    return served, await _version(upstream)
+
+
 def _choose(answer: Any, url_setting: str, chosen: str | None) -> ServedModel:
     try:
         models = {
@@ -98,7 +107,7 @@ def _choose(answer: Any, url_setting: str, chosen: str | None) -> ServedModel:
 async def _version(upstream: Upstream) -> str:
     """A proxy may show /v1 only."""
     try:
-        answer = await upstream.get("/version")
+        answer: Any = await upstream.get("/version")
     except BackendError as error:
         if error.kind in _NOT_YET:
             raise
