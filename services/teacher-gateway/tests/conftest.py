@@ -157,6 +157,8 @@ class WatchedBackend:
     cancelled: int = 0
     # Unset, as many as the real one takes.
     batches_at_once: int | None = None
+    # What a check of it says.
+    unhealthy: Exception | None = None
 
     @property
     def description(self) -> TeacherDescription:
@@ -192,6 +194,11 @@ class WatchedBackend:
 
     def generate(self, request: ContinuationRequest) -> AsyncIterator[Piece]:
         return self.inner.generate(request)
+
+    async def check(self) -> None:
+        if self.unhealthy is not None:
+            raise self.unhealthy
+        await self.inner.check()
 
     async def close(self) -> None:
         await self.inner.close()

@@ -41,6 +41,9 @@ class WatchedStore:
     async def put_many(self, entries: Mapping[bytes, bytes]) -> None:
         await self.inner.put_many(entries)
 
+    async def check(self) -> None:
+        await self.inner.check()
+
     async def stats(self) -> StoreStats:
         return await self.inner.stats()
 

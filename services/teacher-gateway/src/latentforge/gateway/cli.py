@@ -110,7 +110,9 @@ def stats(
         ) as client,
     ):
         answer = client.cache_stats()
-    _print({field.name: getattr(answer, field.name) for field in answer.DESCRIPTOR.fields})
+    values = {field.name: getattr(answer, field.name) for field in answer.DESCRIPTOR.fields}
+    # No problem is nothing to print.
+    _print({name: value for name, value in values.items() if value != ""})
 
 
 @cache_app.command()

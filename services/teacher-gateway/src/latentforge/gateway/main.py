@@ -7,7 +7,7 @@ from importlib.metadata import version
 from typing import Any
 
 import grpc
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from latentforge.core.settings import SettingsError
@@ -16,6 +16,7 @@ from latentforge.core.tracing import Tracing
 from latentforge.gateway.backends import build_backend
 from latentforge.gateway.backends.base import Backend
 from latentforge.gateway.cache import open_cache
+from latentforge.gateway.health import HealthMonitor
 from latentforge.gateway.http.app import create_app
 from latentforge.gateway.http.server import HttpServer
 from latentforge.gateway.keys import load_keys
@@ -33,8 +34,6 @@ logger = logging.getLogger(__name__)
 
 # A caller whose machine is gone closes nothing: one that answers no ping has left, and its work is cancelled.
 _KEEPALIVE_MS, _PING_TIMEOUT_MS = 30_000, 20_000
-_SERVING = health_pb2.HealthCheckResponse.SERVING
-_NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
 
 class Gateway:
@@ -57,6 +56,7 @@ class Gateway:
         self._tracing: Tracing | None = None
         self._metrics_server: MetricsServer | None = None
         self._http_server: HttpServer | None = None
+        self._health = HealthMonitor(settings.gateway_health_seconds)
         self._teacher: Teacher | None = None
         self.port = settings.gateway_port
 
@@ -103,11 +103,10 @@ class Gateway:
                 ("grpc.http2.max_ping_strikes", 0),
             ],
         )
-        self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]
         add_TeacherServiceServicer_to_server(self._servicer, self._server)
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health.servicer, self._server)
         reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
-        await self._set_health(_NOT_SERVING)
+        await self._health.start()
         address = host_port(settings.gateway_host, settings.gateway_port)
         try:
             if self._credentials is None:
@@ -144,14 +143,14 @@ class Gateway:
         self._teacher = Teacher(self._backend, self._store, self._settings, self.metrics)
         await self._teacher.warm_up()
         self._servicer.open(self._teacher)
-        await self._set_health(_SERVING)
+        await self._health.watch(self._teacher)
         about = self._backend.description
         cache = (await self._teacher.cache_report()).kind
         logger.info("serving %s %s (%s), cache %s", about.model, about.revision, about.engine, cache)
 
     async def stop(self) -> None:
         """Says NOT_SERVING, refuses new calls, waits for those that run, and lets go of everything."""
-        await self._health.enter_graceful_shutdown()
+        await self._health.stop()
         if not await self._servicer.drain(self._settings.shutdown_grace_seconds):
             logger.warning("calls were cut off after %g s", self._settings.shutdown_grace_seconds)
         await self._server.stop(grace=0.5)
@@ -167,10 +166,6 @@ class Gateway:
         if self._tracing is not None:
             await asyncio.to_thread(self._tracing.close)
         logger.info("stopped")
-
-    async def _set_health(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
-        for name in ("", SERVICE):
-            await self._health.set(name, status)
 
 
 async def serve(settings: GatewaySettings) -> None:

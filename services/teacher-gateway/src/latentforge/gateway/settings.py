@@ -96,6 +96,9 @@ class GatewaySettings(ServiceSettings):
     gateway_metrics_port: int | None = Field(
         None, ge=0, le=65535, description="Port of Prometheus metrics over HTTP; 0 takes a free one, unset has none."
     )
+    gateway_health_seconds: float = Field(
+        2.0, gt=0, description="Between two checks of whether the teacher answers and the cache takes rows."
+    )
     otel_exporter_otlp_endpoint: str | None = Field(
         None, pattern=r"^https?://\S+$", description="Where traces go, as http://localhost:4317; unset makes none."
     )

@@ -125,7 +125,7 @@ class Upstream:
         self._queued = 0
         self._limits = ApiRateLimits()
 
-    async def get(self, path: str, read: Callable[[bytes], T] = orjson.loads) -> T:
+    async def get(self, path: str, read: Callable[[bytes], Any] = orjson.loads) -> Any:
         """The JSON of GET ``path``, or what ``read`` makes of the answer's bytes.
 
         Raises:

@@ -22,6 +22,9 @@ class NoCache:
     async def put_many(self, entries: Mapping[bytes, bytes]) -> None:
         pass
 
+    async def check(self) -> None:
+        pass
+
     async def stats(self) -> StoreStats:
         return StoreStats(0, 0)
 

@@ -34,6 +34,10 @@ class Patience:
     most: float
 
 
+# Of an entry that is written to see whether one can be; no key of rows is as short.
+CHECK_KEY = b"check"
+
+
 class Cache(Protocol):
     """Bytes under keys. Every method but ``close`` raises CacheError when the store fails or is too slow."""
 
@@ -48,6 +52,9 @@ class Cache(Protocol):
     async def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]: ...
 
     async def put_many(self, entries: Mapping[bytes, bytes]) -> None: ...
+
+    async def check(self) -> None:
+        """Writes an entry and removes it: whether the store takes any just now."""
 
     async def stats(self) -> StoreStats: ...
 

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from latentforge.core.logs import log_exception
 from latentforge.gateway.breaker import Breaker
-from latentforge.gateway.cache.base import Cache, CacheError, StoreStats, WritesRefusedError
+from latentforge.gateway.cache.base import CHECK_KEY, Cache, CacheError, StoreStats, WritesRefusedError
 from latentforge.gateway.metrics import Metrics
 
 logger = logging.getLogger(__name__)
@@ -22,6 +22,7 @@ _ENTRIES_PER_WRITE, _BYTES_PER_WRITE = 32, 1 << 20
 _SECONDS_BETWEEN_WRITE_TRIES = 0.25
 _SECONDS_BETWEEN_WARNINGS = 60.0
 _STATS_SECONDS = 1.0
+_CHECK_SECONDS = 3.0
 
 
 class GuardedCache:
@@ -49,6 +50,10 @@ class GuardedCache:
         self._writer: asyncio.Task[None] | None = None
         self._refused_at: float | None = None
         self._warned = -_SECONDS_BETWEEN_WARNINGS
+        # Why the last write failed, until one succeeds; None while none was tried.
+        self._write_failure: str | None = None
+        self._read_failure = ""
+        self._check: asyncio.Task[None] | None = None
         self.errors = 0
         self.dropped_writes = 0
 
@@ -60,6 +65,42 @@ class GuardedCache:
     def patience(self) -> float:
         """Seconds that a lookup may take."""
         return self._patience
+
+    @property
+    def problem(self) -> str:
+        """Why it gives or takes no entries just now; empty where it does both, as far as was seen."""
+        if self._reads.is_open:
+            return f"the {self.kind} cache is not asked, since it fails: {self._read_failure}"
+        if self._write_failure:
+            return f"the {self.kind} cache takes no rows: {self._write_failure}"
+        return ""
+
+    async def check(self) -> None:
+        """Finds out whether what failed works again, and at first whether anything does; :attr:`problem` says it.
+
+        While all is well nothing is asked: lookups and writes tell.
+        """
+        if self.kind == "none":
+            return
+        if self._reads.is_open and not self._overdue:
+            await self._ask([CHECK_KEY])
+        if self._write_failure == "":
+            return
+        if self._check is None:
+            self._check = asyncio.create_task(self._checked())
+        done, _ = await asyncio.wait({self._check}, timeout=_CHECK_SECONDS)
+        if not done:
+            self._write_failure = f"no answer within {_CHECK_SECONDS:g} s"
+
+    async def _checked(self) -> None:
+        try:
+            await self._store.check()
+        except Exception as error:
+            self._write_failure = _said(error)
+        else:
+            self._write_failure, self._refused_at = "", None
+        finally:
+            self._check = None
 
     def computing_takes(self, seconds: float) -> None:
         """Told what the teacher takes for a batch: waiting for a store is worth a part of that."""
@@ -127,7 +168,7 @@ class GuardedCache:
         await self.flush(_STATS_SECONDS)
         if self._queue:
             logger.warning("%d entries that the cache did not take are lost", len(self._queue))
-        tasks = [*self._overdue, *([] if self._writer is None else [self._writer])]
+        tasks = [*self._overdue, *(task for task in (self._writer, self._check) if task is not None)]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -148,13 +189,15 @@ class GuardedCache:
             raise
         if not in_time:
             self._reads.failed()
-            self._failed(CacheError(f"no answer within {1000 * self._patience:.0f} ms"))
+            self._read_failure = f"no answer within {1000 * self._patience:.0f} ms"
+            self._failed(CacheError(self._read_failure))
             self._watch(lookup)
             return None
         try:
             values = lookup.result()
         except Exception as error:
             self._reads.failed()
+            self._read_failure = _said(error)
             self._failed(error)
             return None
         self._reads.succeeded()
@@ -200,11 +243,12 @@ class GuardedCache:
                 continue
             except Exception as error:
                 self._writes.failed()
+                self._write_failure = _said(error)
                 self._failed(error)
                 await asyncio.sleep(_SECONDS_BETWEEN_WRITE_TRIES)
                 continue
             self._writes.succeeded()
-            self._refused_at = None
+            self._refused_at, self._write_failure = None, ""
             # Only now: until they are written, lookups must find them in the queue.
             for key, value in batch.items():
                 # Another may have taken its place meanwhile.
@@ -218,6 +262,7 @@ class GuardedCache:
         # The store answers, which is what the breaker asks.
         self._writes.succeeded()
         self.errors += 1
+        self._write_failure = _said(error)
         if self._refused_at is None:
             logger.warning("the %s cache takes no entries, which are dropped; lookups go to it: %s", self.kind, error)
         self._refused_at = time.monotonic()
@@ -239,6 +284,11 @@ class GuardedCache:
             logger.warning(
                 "the %s cache fails and is worked without (%d errors so far): %s", self.kind, self.errors, error
             )
+
+
+def _said(error: Exception) -> str:
+    """Other errors than its own may quote what was asked."""
+    return str(error) if isinstance(error, CacheError) else type(error).__name__
 
 
 def _breaker(name: str, metrics: Metrics) -> Breaker:

@@ -21,7 +21,7 @@ from redis.exceptions import (
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from latentforge.core.settings import SettingsError
-from latentforge.gateway.cache.base import CacheError, Patience, StoreStats, WritesRefusedError
+from latentforge.gateway.cache.base import CHECK_KEY, CacheError, Patience, StoreStats, WritesRefusedError
 
 T = TypeVar("T")
 
@@ -127,6 +127,10 @@ class RedisCache:
     async def _reconnect(self) -> None:
         """What is asked from here on goes over new connections; lookups under way end over theirs."""
         await self._redis.connection_pool.disconnect(inuse_connections=False)
+
+    async def check(self) -> None:
+        await self.put_many({CHECK_KEY: b""})
+        await self._guarded(lambda: self._redis.unlink(_PREFIX + CHECK_KEY))
 
     async def stats(self) -> StoreStats:
         """All of the database's entries and the server's memory: counting our own would read every key."""

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
-from latentforge.gateway.cache.base import CacheError, Patience, StoreStats
+from latentforge.gateway.cache.base import CHECK_KEY, CacheError, Patience, StoreStats
 
 logger = logging.getLogger(__name__)
 
@@ -95,6 +95,16 @@ class SqliteCache:
             connection.executemany("DELETE FROM uses WHERE key = ?", keys)
             gone += len(keys)
         return gone
+
+    async def check(self) -> None:
+        def write(connection: sqlite3.Connection) -> None:
+            # In two transactions: one that takes back what it wrote writes nothing.
+            with connection:
+                connection.execute("INSERT OR REPLACE INTO entries (key, value) VALUES (?, ?)", (CHECK_KEY, b""))
+            with connection:
+                connection.execute("DELETE FROM entries WHERE key = ?", (CHECK_KEY,))
+
+        await self._writer.run(write)
 
     async def stats(self) -> StoreStats:
         def count(connection: sqlite3.Connection) -> StoreStats:

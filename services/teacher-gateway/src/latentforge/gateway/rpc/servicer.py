@@ -128,7 +128,8 @@ class TeacherServicer(TeacherServiceServicer):
                 tokenizer_fingerprint=about.tokenizer_fingerprint,
                 logprobs_mode=about.logprobs_mode,
                 id_fidelity=about.id_fidelity,
-                healthy=True,
+                healthy=not teacher.health.problems,
+                problems=teacher.health.problems,
                 chat_prompts_only=about.chat_prompts_only,
                 bos_id=teacher.tokenizer.bos_id,
             )
@@ -219,9 +220,12 @@ class TeacherServicer(TeacherServiceServicer):
     ) -> pb.GetCacheStatsResponse:
         async with self.call() as teacher:
             report = await teacher.cache_report()
+            silent = "" if report.store else f"the {report.kind} cache does not answer"
+            problem = teacher.health.cache or silent
             return pb.GetCacheStatsResponse(
                 kind=report.kind,
-                healthy=report.store is not None,
+                healthy=not problem,
+                problem=problem,
                 hits=report.scoring.hits,
                 misses=report.scoring.misses,
                 rows_from_cache=report.scoring.rows_from_cache,

@@ -1,6 +1,7 @@
 """The gateway's core: one loaded teacher with its cache. Knows nothing of gRPC."""
 
 import asyncio
+import logging
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, Iterator, Sequence
@@ -9,6 +10,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from latentforge.core.logs import log_exception
 from latentforge.core.tracing import span
 from latentforge.gateway.backends.base import (
     Backend,
@@ -32,6 +34,8 @@ from latentforge.gateway.scoring.token_budget import TokenBudget
 from latentforge.gateway.settings import GatewaySettings
 from latentforge.teacher_client.sparse_rows import LogprobDtype, PackedRows, SparseRows
 from latentforge.text.tokenizer import TextTokenizer
+
+logger = logging.getLogger(__name__)
 
 # Of one batch call: bounds the answers that wait for a slow reader.
 _SEQUENCES_UNDER_WAY = 256
@@ -76,6 +80,18 @@ class CacheReport:
     spent_usd: float
 
 
+@dataclass(frozen=True)
+class Health:
+    """What does not work now, a sentence each; empty where it does."""
+
+    teacher: str = ""
+    cache: str = ""
+
+    @property
+    def problems(self) -> list[str]:
+        return [problem for problem in (self.teacher, self.cache) if problem]
+
+
 class Teacher:
     """Scores, continues and tokenises. Arguments were validated by whoever calls."""
 
@@ -94,6 +110,7 @@ class Teacher:
         self._scorer = Scorer(backend, self._cache, metrics, limits, recent_bytes=recent_bytes)
         # Apart from scoring's: a long continuation must not keep everybody from scoring.
         self._generation_budget = TokenBudget(settings.max_tokens_in_flight)
+        self._teacher_problem = ""
 
     @property
     def description(self) -> TeacherDescription:
@@ -103,6 +120,24 @@ class Teacher:
     @property
     def tokenizer(self) -> TextTokenizer:
         return self._backend.tokenizer
+
+    @property
+    def health(self) -> Health:
+        """As of the last :meth:`check`; of the cache, as of its last lookup and write."""
+        return Health(self._teacher_problem, self._cache.problem)
+
+    async def check(self) -> Health:
+        """Finds out what works now. Takes as long as the backend takes to say so, or to be given up."""
+        try:
+            await self._backend.check()
+            self._teacher_problem = ""
+        except BackendError as error:
+            self._teacher_problem = f"the teacher failed: {error}"
+        except Exception as error:
+            log_exception(logger, "the check of the backend failed in an unknown way", error)
+            self._teacher_problem = f"the teacher's check failed: {type(error).__name__}"
+        await self._cache.check()
+        return self.health
 
     async def warm_up(self) -> None:
         """Runs the backend once before the first caller has to wait for that."""

@@ -107,7 +107,7 @@ def _choose(answer: Any, url_setting: str, chosen: str | None) -> ServedModel:
 async def _version(upstream: Upstream) -> str:
     """A proxy may show /v1 only."""
     try:
-        answer: Any = await upstream.get("/version")
+        answer = await upstream.get("/version")
     except BackendError as error:
         if error.kind in _NOT_YET:
             raise
