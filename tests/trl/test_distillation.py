@@ -10,8 +10,10 @@ import pytest
 
 from latentforge.teacher_client.sync_client import SyncTeacherClient
 from tests.gateway_process import GatewayProcess, gateway_process
+from tests.vllm.conftest import running_vllm
 from tools.pip_env import ROOT
 from tools.trl_env import TRL
+from tools.vllm_env import VENV_PYTHON
 
 pytestmark = [pytest.mark.trl, pytest.mark.timeout(600)]
 
@@ -60,3 +62,16 @@ def test_what_was_distilled_once_is_distilled_again_from_the_cache(gateway: Gate
         assert distil(gateway.url, 0.0, 4, again) == losses
         after = client.cache_stats()
     assert (after.misses, after.hits - before.hits) == (before.misses, 4 * 3)
+
+
+@pytest.mark.skipif(not VENV_PYTHON.is_file(), reason="there is no vLLM here; python -m tools.vllm_env installs it")
+def test_the_loss_is_that_of_a_vllm_asked_without_the_gateway(tmp_path: Path) -> None:
+    folders = [tmp_path / name for name in ("gateway", "through", "direct")]
+    for folder in folders:
+        folder.mkdir()
+    with running_vllm(TEACHER, tmp_path / "vllm.log", teacher_dtype="float32") as vllm:
+        settings = {"teacher_backend": "vllm-remote", "vllm_remote_url": vllm.url, "tokenizer_path": str(TEACHER)}
+        with gateway_process(folders[0], **settings) as gateway:
+            through = distil(gateway.url, 0.0, 16, folders[1])
+        direct = distil(vllm.url, 0.0, 16, folders[2])
+    assert [of_trl for of_trl, _ in through] == pytest.approx([of_trl for of_trl, _ in direct], rel=1e-4)
