@@ -82,7 +82,8 @@ async def test_no_entries_leave_the_own_tokens(http: Any) -> None:
         ({"sequences": [[1, 300]], "prompt_lengths": [1]}, "sequences[0][1]", "is 300"),
         ({"sequences": [[1] * 513], "prompt_lengths": [1]}, "sequences[0]", "has 513 tokens"),
         ({"response_format": "pickle"}, None, "pickle"),
-        ({"sequences": [["a"]]}, None, "Expected `int`, got `str`"),
+        ({"sequences": [["a"]]}, "sequences[0]", "is no list of ids: Expected `int`, got `str`"),
+        ({"sequences": [3]}, "sequences[0]", "is no list of ids"),
     ],
 )
 async def test_what_is_wrong_is_named(http: Any, changes: Any, param: str | None, words: str) -> None:

@@ -17,6 +17,7 @@ from latentforge.gateway.http.bodies import BodyReader, HttpBodyLimits
 from latentforge.gateway.http.call import HttpCall, HttpCalls, call_of
 from latentforge.gateway.http.completion_request import read_completion_request
 from latentforge.gateway.http.completions import Completions
+from latentforge.gateway.http.decoding import beside
 from latentforge.gateway.http.errors import CLIENT_GONE, HttpError, answer_error, http_error_of
 from latentforge.gateway.http.sequence_logprobs import read_sequence_logprobs_request, sequence_logprobs
 from latentforge.gateway.keys import Keys
@@ -51,11 +52,13 @@ def create_app(
         return _json(_models(_ready(servicer), started))
 
     async def complete(body: bytes, teacher: Teacher, call: HttpCall) -> Response:
-        answer = await completions.answer(read_completion_request(body), teacher, call)
+        request = await beside(len(body), read_completion_request, body)
+        answer = await completions.answer(request, teacher, call)
         return _answer(answer.body, answer.num_cached, answer.num_scored)
 
     async def score(body: bytes, teacher: Teacher, call: HttpCall) -> Response:
-        answer, scored = await sequence_logprobs(read_sequence_logprobs_request(body), teacher, call)
+        request = await beside(len(body), read_sequence_logprobs_request, body)
+        answer, scored = await sequence_logprobs(request, teacher, call)
         return _answer(answer, sum(one.cache_hit for one in scored), len(scored))
 
     def answering(work: Work) -> Callable[[Request], Awaitable[Response]]:

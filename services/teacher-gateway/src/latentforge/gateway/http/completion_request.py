@@ -5,7 +5,8 @@ from typing import Any
 
 import msgspec
 
-from latentforge.gateway.http.errors import HttpError, invalid
+from latentforge.gateway.http.decoding import RAWS, decoded, decoded_ids
+from latentforge.gateway.http.errors import invalid
 
 DEFAULT_MAX_TOKENS = 16
 # Of vLLM's fields: each changes what is asked for, and has these values where it does not.
@@ -39,7 +40,7 @@ _REFUSED_WRITING: dict[str, tuple[Any, ...]] = {
 class _Fields(msgspec.Struct, gc=False):
     """The body. Fields that are not listed are left unread, as vLLM leaves what it does not know."""
 
-    prompt: str | list[Any]
+    prompt: msgspec.Raw
     model: str | None = None
     max_tokens: int | None = None
     temperature: float | None = None
@@ -78,7 +79,11 @@ class _Fields(msgspec.Struct, gc=False):
 
 
 _DECODER = msgspec.json.Decoder(_Fields)
-_IDS = list[int]
+_TEXT = msgspec.json.Decoder(str)
+_IDS = msgspec.json.Decoder(list[int])
+# Of a prompt: its first brackets are in them, unless somebody sends blanks alone.
+_HEAD_BYTES = 256
+_TEXTS = msgspec.json.Decoder(list[str])
 
 
 @dataclass(frozen=True)
@@ -134,13 +139,8 @@ def read_completion_request(body: bytes) -> TextRequest:
     Raises:
         HttpError: 400; it is no JSON, or a field has another type than it may, or contradicts another.
     """
-    try:
-        fields = _DECODER.decode(body)
-        prompts = _prompts_of(fields.prompt)
-    except msgspec.ValidationError as error:
-        raise HttpError(400, "invalid_fields", f"the request is wrong: {error}") from None
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
-        raise HttpError(400, "invalid_json", f"the body is not JSON: {error}") from None
+    fields = decoded(_DECODER, body)
+    prompts = _prompts_of(fields.prompt)
     logprobs = fields.logprobs
     if isinstance(logprobs, bool):
         logprobs = 1 if logprobs else None
@@ -166,16 +166,20 @@ def read_completion_request(body: bytes) -> TextRequest:
     return request
 
 
-def _prompts_of(prompt: str | list[Any]) -> tuple[str | list[int], ...]:
-    if isinstance(prompt, str):
-        return (prompt,)
-    if not prompt:
-        raise invalid("prompt", "is empty; send a text, a list of texts, a list of ids or a list of lists of ids")
-    if isinstance(prompt[0], str):
-        return tuple(msgspec.convert(prompt, list[str]))
-    if isinstance(prompt[0], list):
-        return tuple(msgspec.convert(prompt, list[_IDS]))
-    return (msgspec.convert(prompt, _IDS),)
+def _prompts_of(prompt: msgspec.Raw) -> tuple[str | list[int], ...]:
+    head = bytes(memoryview(prompt)[:_HEAD_BYTES]).lstrip()
+    inside = head[1:].lstrip()[:1]
+    if head[:1] == b'"':
+        return (decoded(_TEXT, prompt),)
+    if head[:1] != b"[" or inside == b"]":
+        raise invalid("prompt", "is none; send a text, a list of texts, a list of ids or a list of lists of ids")
+    if inside == b'"':
+        texts: list[str] = decoded(_TEXTS, prompt)
+        return tuple(texts)
+    if inside == b"[":
+        raws: list[msgspec.Raw] = decoded(RAWS, prompt)
+        return tuple(decoded_ids(raws, "prompt"))
+    return (decoded(_IDS, prompt),)
 
 
 def _check(request: TextRequest, fields: _Fields) -> None:

@@ -13,6 +13,7 @@ from latentforge.gateway.backends.base import TeacherDescription, TokenIds
 from latentforge.gateway.http.call import HttpCall
 from latentforge.gateway.http.completion_choices import CompletionText, ScoredTokens, logprobs_of, prompt_logprobs_of
 from latentforge.gateway.http.completion_request import DEFAULT_MAX_TOKENS, TextRequest
+from latentforge.gateway.http.decoding import beside
 from latentforge.gateway.http.errors import HttpError, invalid
 from latentforge.gateway.http.scores import (
     check_answer_size,
@@ -114,17 +115,7 @@ class Completions:
         asked = [entries for entries in (request.prompt_logprobs, request.logprobs) if entries is not None]
         name = "logprobs" if request.prompt_logprobs is None else "prompt_logprobs"
         top_k = checked_top_k(max(asked), name, about)
-        sequences: dict[int, TokenIds] = {}
-        for at, ids in enumerate(prompts):
-            param = "prompt" if len(prompts) == 1 else f"prompt[{at}]"
-            if request.is_greedy_look:
-                if not 1 <= len(ids) < about.max_sequence_length:
-                    allowed = f"1 to {about.max_sequence_length - 1} where a token is to follow"
-                    raise invalid(param, f"has {len(ids)} tokens; allowed are {allowed}")
-                # The row behind the prompt is that for one token more, whichever that is.
-                sequences[at] = checked_ids([*ids, 0], param, about)
-            elif len(ids) != 1:
-                sequences[at] = checked_ids(ids, param, about)
+        sequences = await beside(sum(map(len, prompts)), _to_score, request, prompts, about)
         return await score_all(teacher, sequences, top_k, call)
 
     async def _write(
@@ -143,6 +134,22 @@ class Completions:
         finally:
             for task in tasks:
                 task.cancel()
+
+
+def _to_score(request: TextRequest, prompts: Sequence[list[int]], about: TeacherDescription) -> dict[int, TokenIds]:
+    """By their places, those prompts that have rows to give."""
+    sequences: dict[int, TokenIds] = {}
+    for at, ids in enumerate(prompts):
+        param = "prompt" if len(prompts) == 1 else f"prompt[{at}]"
+        if request.is_greedy_look:
+            if not 1 <= len(ids) < about.max_sequence_length:
+                allowed = f"1 to {about.max_sequence_length - 1} where a token is to follow"
+                raise invalid(param, f"has {len(ids)} tokens; allowed are {allowed}")
+            # The row behind the prompt is that for one token more, whichever that is.
+            sequences[at] = checked_ids([*ids, 0], param, about)
+        elif len(ids) != 1:
+            sequences[at] = checked_ids(ids, param, about)
+    return sequences
 
 
 def _check_size(request: TextRequest, prompts: Sequence[list[int]]) -> None:

@@ -6,15 +6,17 @@ Newer versions of TRL's trainers ask vLLM's /v1/completions for prompt_logprobs 
 import asyncio
 import base64
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from latentforge.gateway.backends.base import TokenIds
+from latentforge.gateway.backends.base import TeacherDescription, TokenIds
 from latentforge.gateway.http.call import HttpCall
-from latentforge.gateway.http.errors import HttpError, invalid
+from latentforge.gateway.http.decoding import beside, decoded, decoded_ids
+from latentforge.gateway.http.errors import invalid
 from latentforge.gateway.http.scores import (
     check_answer_size,
     check_can_score,
@@ -30,17 +32,26 @@ from latentforge.teacher_client.sparse_rows import SparseRows
 _BINARY_BYTES, _JSON_BYTES = 11, 32
 
 
-class SequenceLogprobsRequest(msgspec.Struct, gc=False):
-    """Whole sequences, and of each how many tokens are its prompt, whose rows are not wanted."""
-
-    sequences: list[list[int]]
+class _Fields(msgspec.Struct, gc=False):
+    sequences: list[msgspec.Raw]
     prompt_lengths: list[int]
     top_logprobs: int = 100
     temperature: float = 1.0
     response_format: Literal["json", "binary"] = "json"
 
 
-_DECODER = msgspec.json.Decoder(SequenceLogprobsRequest)
+_DECODER = msgspec.json.Decoder(_Fields)
+
+
+@dataclass(frozen=True)
+class SequenceLogprobsRequest:
+    """Whole sequences, and of each how many tokens are its prompt, whose rows are not wanted."""
+
+    sequences: list[list[int]]
+    prompt_lengths: list[int]
+    top_logprobs: int
+    temperature: float
+    binary: bool
 
 
 def read_sequence_logprobs_request(body: bytes) -> SequenceLogprobsRequest:
@@ -48,12 +59,14 @@ def read_sequence_logprobs_request(body: bytes) -> SequenceLogprobsRequest:
     Raises:
         HttpError: 400; it is no JSON, or a field has another type than it may.
     """
-    try:
-        return _DECODER.decode(body)
-    except msgspec.ValidationError as error:
-        raise HttpError(400, "invalid_fields", f"the request is wrong: {error}") from None
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise HttpError(400, "invalid_json", f"the body is not JSON: {error}") from None
+    fields = decoded(_DECODER, body)
+    return SequenceLogprobsRequest(
+        decoded_ids(fields.sequences, "sequences"),
+        fields.prompt_lengths,
+        fields.top_logprobs,
+        fields.temperature,
+        fields.response_format == "binary",
+    )
 
 
 async def sequence_logprobs(
@@ -68,14 +81,19 @@ async def sequence_logprobs(
     check_can_score(about)
     _check(request)
     top_k = checked_top_k(request.top_logprobs, "top_logprobs", about)
-    sequences: dict[int, TokenIds] = {}
-    for at, (ids, length) in enumerate(zip(request.sequences, request.prompt_lengths, strict=True)):
-        # A sequence that is all prompt has no rows to give, and neither has a first token.
-        if length < len(ids) and len(ids) > 1:
-            sequences[at] = checked_ids(ids, f"sequences[{at}]", about)
+    sequences = await beside(sum(map(len, request.sequences)), _to_score, request, about)
     answers = await score_all(teacher, sequences, top_k, call)
-    make = _binary if request.response_format == "binary" else _nested
+    make = _binary if request.binary else _nested
     return await asyncio.to_thread(make, request, answers), list(answers.values())
+
+
+def _to_score(request: SequenceLogprobsRequest, about: TeacherDescription) -> dict[int, TokenIds]:
+    """By their places, those sequences that have rows to give: not what is all prompt, and not a first token alone."""
+    return {
+        at: checked_ids(ids, f"sequences[{at}]", about)
+        for at, (ids, length) in enumerate(zip(request.sequences, request.prompt_lengths, strict=True))
+        if length < len(ids) and len(ids) > 1
+    }
 
 
 def _check(request: SequenceLogprobsRequest) -> None:
@@ -95,7 +113,7 @@ def _check(request: SequenceLogprobsRequest) -> None:
             "temperature's can be made; train with temperature 1",
         )
     lengths = _lengths(request)
-    if request.response_format == "binary":
+    if request.binary:
         size = len(lengths) * max(lengths, default=0) * (request.top_logprobs + 1) * _BINARY_BYTES
     else:
         size = sum(lengths) * (request.top_logprobs + 1) * _JSON_BYTES

@@ -1,0 +1,53 @@
+"""JSON bodies to requests, such that a body of megabytes holds up nobody."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import ParamSpec, TypeVar
+
+import msgspec
+
+from latentforge.gateway.http.errors import HttpError, invalid
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+# What takes less than a millisecond is not worth a thread.
+_SMALL = 16 * 1024
+_IDS = msgspec.json.Decoder(list[int])
+# Parts of a body that are decoded one by one.
+RAWS = msgspec.json.Decoder(list[msgspec.Raw])
+
+
+def decoded(decoder: msgspec.json.Decoder[T], body: bytes | msgspec.Raw) -> T:
+    """
+    Raises:
+        HttpError: 400; it is no JSON, or something in it has another type than it may.
+    """
+    try:
+        return decoder.decode(body)
+    except msgspec.ValidationError as error:
+        raise HttpError(400, "invalid_fields", f"the request is wrong: {error}") from None
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+        raise HttpError(400, "invalid_json", f"the body is not JSON: {error}") from None
+
+
+def decoded_ids(raws: Sequence[msgspec.Raw], param: str) -> list[list[int]]:
+    """Lists of ids, each by itself: while a list is decoded no other thread runs.
+
+    Raises:
+        HttpError: 400; one of them is no such list.
+    """
+    every = []
+    for at, raw in enumerate(raws):
+        try:
+            every.append(_IDS.decode(raw))
+        except msgspec.DecodeError as error:
+            raise invalid(f"{param}[{at}]", f"is no list of ids: {error}") from None
+    return every
+
+
+async def beside(size: int, work: Callable[P, T], *arguments: P.args, **options: P.kwargs) -> T:
+    """Runs ``work`` in a thread, where it is on more than a few thousand bytes or ids."""
+    if size < _SMALL:
+        return work(*arguments, **options)
+    return await asyncio.to_thread(work, *arguments, **options)
