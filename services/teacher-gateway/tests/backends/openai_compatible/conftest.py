@@ -71,17 +71,27 @@ class StandIn:
             and ``echo``), vllm (``prompt_logprobs`` too) or mute (no log-probabilities).
         edit: changes an answer before it is sent.
         tempered: log-probabilities of what is written are after temperature.
+        closes: it ends the connection after each answer.
     """
 
     folder: Path
     kind: str
     edit: Callable[[str, Any], Any] = lambda path, answer: answer
     tempered: bool = False
+    closes: bool = False
     asked: list[tuple[str, Asked]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self._model = Qwen3ForCausalLM.from_pretrained(self.folder, dtype=torch.float32).eval()
+        self.load(self.folder)
         self.tokenizer = TextTokenizer(self.folder)
+
+    def load(self, folder: Path, noise: float = 0.0) -> None:
+        """Serves these weights from now on, with Gaussian noise on them."""
+        self._model = Qwen3ForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+        torch.manual_seed(0)
+        with torch.no_grad():
+            for weight in self._model.parameters():
+                weight.add_(noise * torch.randn_like(weight))
 
     def logprobs(self, ids: list[int]) -> NDArray[np.float64]:
         """[L, v]: after each token."""
@@ -273,7 +283,8 @@ def _running(stand_in: StandIn) -> Iterator[str]:
         if request.headers.get("authorization") not in (None, f"Bearer {KEY}"):
             return JSONResponse({"error": {"message": "Unauthorized"}}, 401)
         try:
-            return JSONResponse(stand_in.edit(path, stand_in.answer(request.method, path, asked)))
+            headers = {"connection": "close"} if stand_in.closes else {}
+            return JSONResponse(stand_in.edit(path, stand_in.answer(request.method, path, asked)), headers=headers)
         except Refused as refused:
             return JSONResponse({"error": refused.error}, refused.status)
 

@@ -285,6 +285,48 @@ async def test_the_revision_changes_with_what_is_said_of_the_weights(serve: Any,
     assert await revision() != first
 
 
+@pytest.mark.parametrize("kind", ["sglang", "ids"])
+async def test_another_models_rows_under_the_same_name_are_refused(
+    serve: Any, make_backend: MakeBackend, kind: str
+) -> None:
+    stand_in, url = serve(kind)
+    backend = make_backend(url, max_sequence_length=100)
+    await backend.load()
+    ids = [np.array([200, 201, 202], np.uint32)]
+    (first,) = await backend.score(ids, 4)
+    # Weights are in no list, but a server that is started anew has new connections.
+    stand_in.closes = True
+    await backend.score(ids, 4)
+    stand_in.load(stand_in.folder, noise=0.3)
+    with pytest.raises(BackendError, match=r"another teacher than at the gateway's start.* nats") as caught:
+        await backend.score(ids, 4)
+    assert caught.value.kind is FailureKind.CHANGED
+    with pytest.raises(BackendError, match="another teacher"):
+        await backend.check()
+    stand_in.load(stand_in.folder)
+    (again,) = await backend.score(ids, 4)
+    np.testing.assert_array_equal(again.logprobs, first.logprobs)
+    await backend.check()
+
+
+async def test_a_server_that_lists_another_model_is_unhealthy_and_not_believed(
+    serve: Any, make_backend: MakeBackend
+) -> None:
+    stand_in, url = serve("llamacpp")
+    backend = make_backend(url)
+    await backend.load()
+    await backend.check()
+    stand_in.edit = lambda path, answer: _with(answer, n_ctx_train=1024) if path == "/v1/models" else answer
+    with pytest.raises(BackendError, match=r"another teacher .*1024.* was .*512") as caught:
+        await backend.check()
+    assert caught.value.kind is FailureKind.CHANGED
+
+
+def _with(answer: Any, **meta: Any) -> Any:
+    answer["data"][0]["meta"] |= meta
+    return answer
+
+
 async def test_lengths_and_names_are_checked(serve: Any, make_backend: MakeBackend) -> None:
     _, url = serve("sglang")
     await loading_fails(

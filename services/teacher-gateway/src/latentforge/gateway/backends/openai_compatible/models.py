@@ -25,6 +25,9 @@ class Listed:
     max_length: int | None
     details: Mapping[str, Any]
 
+    def __str__(self) -> str:
+        return ", ".join(f"{name}={value}" for name, value in sorted(self.details.items()))
+
 
 async def find_model(api: Api, limit: float, metrics: Metrics, chosen: str | None) -> Listed:
     """Waits ``limit`` seconds for a server that is starting.
@@ -34,9 +37,14 @@ async def find_model(api: Api, limit: float, metrics: Metrics, chosen: str | Non
     """
 
     async def look(upstream: Upstream) -> Listed:
-        return _choose(await upstream.get("/v1/models"), api.url_setting, chosen)
+        return await listed_now(upstream, api.url_setting, chosen)
 
     return await patiently(api, limit, metrics, look, "start the server")
+
+
+async def listed_now(upstream: Upstream, url_setting: str, chosen: str | None) -> Listed:
+    """As :func:`find_model`, of a server that runs."""
+    return _choose(await upstream.get("/v1/models"), url_setting, chosen)
 
 
 def _choose(answer: Any, url_setting: str, chosen: str | None) -> Listed:

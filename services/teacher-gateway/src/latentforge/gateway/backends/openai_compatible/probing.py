@@ -113,7 +113,7 @@ class Prober:
                 return None
             raise
         mode, fidelity = pb.LOGPROBS_MODE_RAW, pb.ID_FIDELITY_EXACT
-        return Found(teacher, self._top_k, mode, fidelity, weights=await self._sglang_weights())
+        return Found(teacher, self._top_k, mode, fidelity, weights=await sglang_weights(self._upstream))
 
     async def as_completions(self) -> Found:
         """
@@ -201,14 +201,16 @@ class Prober:
                     FailureKind.MISCONFIGURED,
                 )
 
-    async def _sglang_weights(self) -> str:
-        try:
-            about = await self._upstream.get("/get_model_info")
-        except BackendError as error:
-            if unanswered(error):
-                return ""
-            raise
-        return str(about.get("weight_version") or "") if isinstance(about, Mapping) else ""
+
+async def sglang_weights(upstream: Upstream) -> str:
+    """What SGLang calls its weights, which change with an update; empty if it does not say."""
+    try:
+        about: Any = await upstream.get("/get_model_info")
+    except BackendError as error:
+        if unanswered(error):
+            return ""
+        raise
+    return str(about.get("weight_version") or "") if isinstance(about, Mapping) else ""
 
 
 def _spread(position: SaidPosition, top_k: int) -> float:

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 
 from latentforge.core.settings import SettingsError
 from latentforge.gateway.backends.base import (
@@ -15,10 +16,19 @@ from latentforge.gateway.backends.base import (
     TokenIds,
 )
 from latentforge.gateway.backends.model_folder import tokenizer_folder
-from latentforge.gateway.backends.openai_compatible.models import Listed, find_model, first_difference, tokenised
-from latentforge.gateway.backends.openai_compatible.probing import Found, Prober
+from latentforge.gateway.backends.openai_compatible.identity import MetServer
+from latentforge.gateway.backends.openai_compatible.models import (
+    Listed,
+    find_model,
+    first_difference,
+    listed_now,
+    tokenised,
+)
+from latentforge.gateway.backends.openai_compatible.probing import Found, Prober, sglang_weights
+from latentforge.gateway.backends.openai_compatible.sglang import SglangTeacher
 from latentforge.gateway.backends.upstream import Api, Upstream
 from latentforge.gateway.backends.vllm.continuations import continuations
+from latentforge.gateway.backends.vllm.identity import Witness, witness_ids
 from latentforge.gateway.backends.vllm.model import digest, probe_text, read_model_files
 from latentforge.gateway.backends.vllm.server import VllmBackend
 from latentforge.gateway.breaker import Breaker
@@ -30,6 +40,7 @@ logger = logging.getLogger(__name__)
 
 NAME, _URL, _KEY = "openai-compatible", "OPENAI_COMPATIBLE_URL", "OPENAI_COMPATIBLE_API_KEY"
 _TIMEOUT_SECONDS = 600.0
+_LOOK_SECONDS = 10.0
 _MAX_QUEUED = 4096
 _ATTEMPTS = 4
 _BREAKER_FAILURES, _BREAKER_WINDOW, _BREAKER_PAUSE = 16, 30.0, 5.0
@@ -62,8 +73,12 @@ class OpenAiCompatibleBackend(LoadedBackend):
             attempts=_ATTEMPTS,
             timeout=_TIMEOUT_SECONDS,
         )
-        breaker = Breaker(_BREAKER_FAILURES, _BREAKER_WINDOW, _BREAKER_PAUSE, on_change=metrics.breaker(NAME))
-        self._upstream = Upstream(self._api, breaker, metrics)
+        self._breaker = Breaker(_BREAKER_FAILURES, _BREAKER_WINDOW, _BREAKER_PAUSE, on_change=metrics.breaker(NAME))
+        self._met = MetServer(self._api)
+        self._upstream = Upstream(self._api, self._breaker, metrics, on_connect=self._met.connection_opened)
+        # Failures are what is looked for here: no breaker may count them.
+        impatient = replace(self._api, attempts=1, timeout=_LOOK_SECONDS)
+        self._looks = Upstream(impatient, Breaker(1 << 30, 1.0, 1.0), metrics)
         self._vllm: VllmBackend | None = None
 
     async def load(self) -> None:
@@ -88,27 +103,61 @@ class OpenAiCompatibleBackend(LoadedBackend):
             return
         self._found = await prober.as_sglang() or await prober.as_completions()
         self._description = self._describe(listed, self._found, longest, files.config.dtype)
+        await self._meet(longest)
         if not self._description.can_score:
             logger.info("%s gives no log-probabilities of a prompt by token id: it continues, and cannot score", _URL)
 
     async def score(self, sequences: Sequence[TokenIds], top_k: int) -> list[SparseRows]:
         if self._vllm is not None:
             return await self._vllm.score(sequences, top_k)
-        return await self._found.teacher.score(sequences, top_k)
+        rows = await self._found.teacher.score(sequences, top_k)
+        await self._met.confirm()
+        return rows
 
     async def generate(self, request: ContinuationRequest) -> AsyncIterator[Piece]:
         if self._vllm is not None:
             async for piece in self._vllm.generate(request):
                 yield piece
             return
-        teacher = self._found.teacher
-        async for piece in continuations(request, lambda index, seed: teacher.continue_one(request, index, seed)):
+        async for piece in continuations(request, lambda index, seed: self._continue(request, index, seed)):
             yield piece
 
+    async def check(self) -> None:
+        if self._vllm is not None:
+            await self._vllm.check()
+            return
+        await self._met.look()
+        await self._met.confirm()
+        if self._breaker.is_open:
+            # It is closed by an answer, which nobody may be waiting for.
+            await self._upstream.get("/v1/models")
+
     async def close(self) -> None:
+        await self._looks.close()
         await self._upstream.close()
         if self._vllm is not None:
             await self._vllm.close()
+
+    async def _continue(self, request: ContinuationRequest, index: int, seed: int) -> Piece:
+        piece = await self._found.teacher.continue_one(request, index, seed)
+        await self._met.confirm()
+        return piece
+
+    async def _meet(self, longest: int) -> None:
+        ids = witness_ids(self._tokenizer, longest)
+
+        async def witnesses() -> Witness:
+            (rows,) = await self._found.teacher.score([ids], 1)
+            return Witness.of(ids, rows.realised_logprobs)
+
+        witness = await witnesses() if self._description.can_score else None
+        self._met.meet(await self._says(), witness, says=self._says, witnesses=witnesses)
+
+    async def _says(self) -> str:
+        """What tells one server of a teacher from another, as far as it says."""
+        listed = await listed_now(self._looks, _URL, self._settings.openai_compatible_model)
+        weights = await sglang_weights(self._looks) if isinstance(self._found.teacher, SglangTeacher) else ""
+        return f"{listed}{f', weights {weights}' if weights else ''}"
 
     def _longest(self, listed: Listed) -> int:
         """Of prompt and continuation; servers need room for a token behind what they score."""
@@ -163,12 +212,11 @@ class OpenAiCompatibleBackend(LoadedBackend):
         )
 
     def _describe(self, listed: Listed, found: Found, longest: int, dtype: str) -> TeacherDescription:
-        details = [f"{name}={value}" for name, value in sorted(listed.details.items())]
         engine = f"{listed.owner} {found.version}".strip()
         return TeacherDescription(
             backend=NAME,
             model=listed.name,
-            revision=digest(listed.name, engine, *details, found.weights, self._settings.openai_compatible_revision),
+            revision=digest(listed.name, engine, str(listed), found.weights, self._settings.openai_compatible_revision),
             quantization="unknown",
             engine=engine,
             compute_dtype=dtype,

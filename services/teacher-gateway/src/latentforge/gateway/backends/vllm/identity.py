@@ -25,7 +25,7 @@ from latentforge.text.tokenizer import TextTokenizer
 _LOOK_SECONDS = 10.0
 # Nats by which the log-probability of the witness's tokens may differ on average, batches and rounding being what they
 # are. SmolLM2-135M in bfloat16 differs from itself in float32 by 0.03; with noise of a twentieth of its weights by 0.5.
-_MOST_DRIFT = 0.2
+MOST_DRIFT = 0.2
 # Below it a difference says nothing.
 _LEAST_LOGPROB = -30.0
 # Ordinary, in words and in code: where a text surprises a model, rounding alone is worth nats.
@@ -181,10 +181,10 @@ class ServerIdentity:
         self._check_served(*served, answer.system_fingerprint or "")
         rows = prompt_rows(answer.choices[0].prompt_logprobs, witness.token_ids, 1, self._vocab_size)
         drift = witness.drift(Witness.of(witness.token_ids, rows.realised_logprobs))
-        if not drift <= _MOST_DRIFT:
+        if not drift <= MOST_DRIFT:
             raise self._changed(
                 f"it has the name and the configuration of {met}, but the log-probabilities of one text differ by "
-                f"{drift:.2f} nats on average, where {_MOST_DRIFT} is the most that rounding explains"
+                f"{drift:.2f} nats on average, where {MOST_DRIFT} is the most that rounding explains"
             )
 
     async def _served(self) -> tuple[ServedModel, str]:
