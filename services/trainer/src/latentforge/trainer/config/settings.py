@@ -15,12 +15,13 @@ class TrainerSettings(GatewayAccess):
     others = frozenset(
         {
             "GATEWAY_BIND_ADDRESS",
+            "GATEWAY_HEALTH_SECONDS",
             "GATEWAY_HOST",
-            "GATEWAY_KEYS_FILE",
             "GATEWAY_HTTP_BODY_SECONDS",
             "GATEWAY_HTTP_MAX_BODY_BYTES",
             "GATEWAY_HTTP_MAX_CONNECTIONS",
             "GATEWAY_HTTP_PORT",
+            "GATEWAY_KEYS_FILE",
             "GATEWAY_METRICS_PORT",
             "GATEWAY_PORT",
             "GATEWAY_TLS_CERT",
