@@ -26,6 +26,15 @@ from tests.tokenizer_kinds import KINDS, NASTY, write_tokenizer
 
 SHIPPED = Path(__file__).parents[2] / "models" / "stdlib-teacher"
 ROLES = ("user", "assistant", "user")
+# What a gateway's requests are measured against; nothing here exceeds it.
+ABOUT: dict[str, Any] = {
+    "max_sequence_length": 10**6,
+    "max_text_bytes": None,
+    "can_generate": True,
+    "chat_prompts_only": False,
+    "vocab_size": 10**6,
+    "max_top_k": 1,
+}
 CHATS = [
     [("user", "hi"), ("assistant", "I obey")],
     [("system", "Be brief."), ("user", " hi\n"), ("assistant", ""), ("user", "why?"), ("assistant", " so ")],
@@ -64,7 +73,7 @@ class Services:
 
     def __init__(self, folder: Path, *, bos: bool | None = False) -> None:
         self.tokenizer = tokenizer = TextTokenizer(folder, bos=bos)
-        about = SimpleNamespace(tokenizer_fingerprint=tokenizer.fingerprint, max_sequence_length=10**6)
+        about = SimpleNamespace(tokenizer_fingerprint=tokenizer.fingerprint, **ABOUT)
         teacher = SimpleNamespace(tokenizer=tokenizer, description=about)
         self._gateway = TeacherServicer(max_tokens_in_flight=1)
         self._gateway.open(teacher)  # type: ignore[arg-type]
@@ -74,7 +83,7 @@ class Services:
 
     def gateways_prompt(self, text: str) -> list[int]:
         """What a Generate request's text becomes."""
-        about: Any = SimpleNamespace(max_sequence_length=10**6, chat_prompts_only=False, vocab_size=10**6, max_top_k=1)
+        about: Any = SimpleNamespace(**ABOUT)
         request = pb.GenerateRequest(text=text, max_tokens=1)
         ids: list[int] = generation(request, about, self.tokenizer, 10**6).prompt_ids.tolist()
         return ids
@@ -119,7 +128,7 @@ def test_a_sequence_begins_alike_in_all_services(folder: Path, tmp_path: Path) -
 
 def test_what_ends_an_answer_is_known_where_chats_are_answered(folder: Path) -> None:
     services = Services(folder)
-    about: Any = SimpleNamespace(max_sequence_length=10**6, chat_prompts_only=False, vocab_size=10**6, max_top_k=1)
+    about: Any = SimpleNamespace(**ABOUT)
     chat = pb.Chat(messages=[pb.ChatMessage(role="user", content="hi")])
     ends = services.tokenizer.end_ids
     assert ends
