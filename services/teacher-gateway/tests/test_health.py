@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import httpx
 import pytest
 import redis
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -82,6 +83,28 @@ async def test_a_teacher_that_fails_its_check_is_not_ready_and_is_again_later(
         running.backend.unhealthy = None
         await until_healthy(running, True)
         await until_statuses(running.gateway.port, dict.fromkeys(READINESS, SERVING))
+
+
+async def test_http_says_the_same(run_gateway: Any) -> None:
+    async with run_gateway(gateway_http_port=0, gateway_health_seconds=0.05, gateway_api_key="k") as running:
+        url = f"http://127.0.0.1:{running.gateway.http_port}"
+        async with httpx.AsyncClient(base_url=url, trust_env=False) as http:
+
+            async def until(status: int) -> Any:
+                for _ in range(1000):
+                    if (answer := await http.get("/health")).status_code == status:
+                        return answer.json()
+                    assert (await http.get("/live")).status_code == 200
+                    await asyncio.sleep(0.02)
+                raise AssertionError(f"it never was {status}")
+
+            assert (await until(200))["problems"] == []
+            running.backend.unhealthy = BackendError("out of order", FailureKind.GONE)
+            error = (await until(503))["error"]
+            assert error["code"] == "teacher_unhealthy"
+            assert "out of order" in error["message"]
+            running.backend.unhealthy = None
+            await until(200)
 
 
 async def cache_is_reported(running: Any, *words: str) -> None:

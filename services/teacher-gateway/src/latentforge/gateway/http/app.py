@@ -33,6 +33,9 @@ _EXPECTED_REVISION = "x-expected-revision"
 
 Work = Callable[[bytes, Teacher, HttpCall], Awaitable[Response]]
 
+# Of a teacher that was found not to answer: it is looked for again sooner than that.
+_RETRY_SECONDS = "5"
+
 
 def create_app(
     settings: GatewaySettings, keys: Keys, servicer: TeacherServicer, metrics: Metrics, tracing: Tracing | None = None
@@ -45,7 +48,13 @@ def create_app(
     started = int(time.time())
 
     async def health(request: Request) -> Response:
-        _ready(servicer)
+        now = _ready(servicer).health
+        if now.teacher:
+            raise HttpError(503, "teacher_unhealthy", now.teacher, headers={"retry-after": _RETRY_SECONDS})
+        # A cache that fails costs time and no answer.
+        return _json({"status": "ok", "problems": now.problems})
+
+    async def live(request: Request) -> Response:
         return _json({"status": "ok"})
 
     async def models(request: Request) -> Response:
@@ -77,6 +86,7 @@ def create_app(
     # Some clients write the slash, and few follow a redirection of a POST.
     for path in ("/health", "/health/", "/ping"):
         app.add_api_route(path, health, methods=["GET", "HEAD"], response_model=None)
+    app.add_api_route("/live", live, methods=["GET", "HEAD"], response_model=None)
     app.add_api_route("/v1/models", models, methods=["GET", "HEAD"], response_model=None)
     app.add_api_route("/v1/completions", answering(complete), methods=["POST"], response_model=None)
     for path in ("/get_sequence_logprobs/", "/get_sequence_logprobs"):
@@ -156,7 +166,7 @@ async def _refused(request: Request, error: Exception) -> Response:
 async def _unknown(request: Request, error: Exception) -> Response:
     """No such path, or another method."""
     assert isinstance(error, HTTPException)
-    served = "GET /health, GET /v1/models, POST /v1/completions and POST /get_sequence_logprobs/"
+    served = "GET /health, GET /live, GET /v1/models, POST /v1/completions and POST /get_sequence_logprobs/"
     code = str(error.detail).lower().replace(" ", "_")
     answer = HttpError(error.status_code, code, f"{error.detail}; this gateway serves {served}")
     answer.headers = dict(error.headers or {})

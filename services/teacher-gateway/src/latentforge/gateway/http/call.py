@@ -20,7 +20,7 @@ from latentforge.gateway.metrics import Metrics
 from latentforge.gateway.scoring.callers import calling_as
 
 # Whoever watches over the gateway need not have its key, and asks every few seconds.
-_PROBES = {"/health", "/health/", "/ping"}
+_PROBES = {"/health", "/health/", "/ping", "/live"}
 _METHODS = {"GET", "HEAD", "POST", "OPTIONS", "PUT", "PATCH", "DELETE"}
 _OTHER = "other"
 _SCOPE_KEY = "latentforge.call"
