@@ -21,7 +21,15 @@ from redis.retry import Retry
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from latentforge.gateway.backends.base import Backend, ContinuationRequest, Piece, TeacherDescription, TokenIds
+from latentforge.gateway.backends.base import (
+    Backend,
+    CandidateIds,
+    CandidateRows,
+    ContinuationRequest,
+    Piece,
+    TeacherDescription,
+    TokenIds,
+)
 from latentforge.gateway.backends.local.backend import TransformersBackend
 from latentforge.gateway.main import Gateway
 from latentforge.gateway.settings import GatewaySettings
@@ -178,6 +186,16 @@ class WatchedBackend:
         self.gate.set()
 
     async def score(self, sequences: Sequence[TokenIds], top_k: int) -> list[SparseRows]:
+        await self._watch(sequences, top_k)
+        return await self.inner.score(sequences, top_k)
+
+    async def score_candidates(
+        self, sequences: Sequence[TokenIds], top_k: int, candidates: Sequence[CandidateIds | None]
+    ) -> list[CandidateRows]:
+        await self._watch(sequences, top_k)
+        return await self.inner.score_candidates(sequences, top_k, candidates)
+
+    async def _watch(self, sequences: Sequence[TokenIds], top_k: int) -> None:
         self.scored.append([s.tolist() for s in sequences])
         self.top_ks.append(top_k)
         try:
@@ -190,7 +208,6 @@ class WatchedBackend:
         for sequence in sequences:
             if (refusal := self.refused.get(int(sequence[0]))) is not None:
                 raise refusal
-        return await self.inner.score(sequences, top_k)
 
     def generate(self, request: ContinuationRequest) -> AsyncIterator[Piece]:
         return self.inner.generate(request)

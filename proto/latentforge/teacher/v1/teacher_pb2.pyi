@@ -162,6 +162,7 @@ class GetTeacherResponse(_message.Message):
     CHAT_PROMPTS_ONLY_FIELD_NUMBER: _builtins.int
     BOS_ID_FIELD_NUMBER: _builtins.int
     PROBLEMS_FIELD_NUMBER: _builtins.int
+    CAN_SCORE_CANDIDATES_FIELD_NUMBER: _builtins.int
     backend: _builtins.str
     """embedded, transformers, vllm-local, vllm-remote, venice or openai-compatible."""
     model: _builtins.str
@@ -188,6 +189,8 @@ class GetTeacherResponse(_message.Message):
     """What the tokenizer begins a sequence with, which some teachers need to see first; unset where that is nothing.
     Generate puts it before a text. Score takes ids as they are, so whoever makes them puts it there, once for a sequence.
     """
+    can_score_candidates: _builtins.bool
+    """Whether Score and ScoreBatch take candidates."""
     @_builtins.property
     def problems(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """What does not work now, a sentence each: a teacher that does not answer or is another one than at the start, a cache
@@ -214,10 +217,11 @@ class GetTeacherResponse(_message.Message):
         chat_prompts_only: _builtins.bool = ...,
         bos_id: _builtins.int | None = ...,
         problems: _abc.Iterable[_builtins.str] | None = ...,
+        can_score_candidates: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_bos_id", b"_bos_id", "bos_id", b"bos_id"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_bos_id", b"_bos_id", "backend", b"backend", "bos_id", b"bos_id", "can_generate", b"can_generate", "can_score", b"can_score", "chat_prompts_only", b"chat_prompts_only", "engine", b"engine", "healthy", b"healthy", "id_fidelity", b"id_fidelity", "logprobs_mode", b"logprobs_mode", "max_sequence_length", b"max_sequence_length", "max_top_k", b"max_top_k", "model", b"model", "problems", b"problems", "quantization", b"quantization", "revision", b"revision", "tokenizer_fingerprint", b"tokenizer_fingerprint", "vocab_size", b"vocab_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_bos_id", b"_bos_id", "backend", b"backend", "bos_id", b"bos_id", "can_generate", b"can_generate", "can_score", b"can_score", "can_score_candidates", b"can_score_candidates", "chat_prompts_only", b"chat_prompts_only", "engine", b"engine", "healthy", b"healthy", "id_fidelity", b"id_fidelity", "logprobs_mode", b"logprobs_mode", "max_sequence_length", b"max_sequence_length", "max_top_k", b"max_top_k", "model", b"model", "problems", b"problems", "quantization", b"quantization", "revision", b"revision", "tokenizer_fingerprint", b"tokenizer_fingerprint", "vocab_size", b"vocab_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__bos_id: _TypeAlias = _typing.Literal["bos_id"]  # noqa: Y015
     _WhichOneofArgType__bos_id: _TypeAlias = _typing.Literal["_bos_id", b"_bos_id"]  # noqa: Y015
@@ -343,6 +347,7 @@ class ScoreRequest(_message.Message):
     LOGPROB_DTYPE_FIELD_NUMBER: _builtins.int
     ROW_ENCODING_FIELD_NUMBER: _builtins.int
     EXPECTED_REVISION_FIELD_NUMBER: _builtins.int
+    CANDIDATES_FIELD_NUMBER: _builtins.int
     tokenizer_fingerprint: _builtins.str
     """Of the tokenizer that made token_ids; a mismatch is FAILED_PRECONDITION."""
     top_k: _builtins.int
@@ -358,6 +363,12 @@ class ScoreRequest(_message.Message):
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """At least two: the first token has no context, so rows begin at position 1."""
 
+    @_builtins.property
+    def candidates(self) -> Global___Candidates:
+        """Ids to be told about at each position, besides the row's entries. A teacher that cannot say (GetTeacher's
+        can_score_candidates) is UNIMPLEMENTED (CANDIDATES_UNSUPPORTED).
+        """
+
     def __init__(
         self,
         *,
@@ -367,14 +378,47 @@ class ScoreRequest(_message.Message):
         logprob_dtype: Global___LogprobDtype.ValueType = ...,
         row_encoding: Global___RowEncoding.ValueType = ...,
         expected_revision: _builtins.str = ...,
+        candidates: Global___Candidates | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["candidates", b"candidates"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["expected_revision", b"expected_revision", "logprob_dtype", b"logprob_dtype", "row_encoding", b"row_encoding", "token_ids", b"token_ids", "tokenizer_fingerprint", b"tokenizer_fingerprint", "top_k", b"top_k"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["candidates", b"candidates", "expected_revision", b"expected_revision", "logprob_dtype", b"logprob_dtype", "row_encoding", b"row_encoding", "token_ids", b"token_ids", "tokenizer_fingerprint", b"tokenizer_fingerprint", "top_k", b"top_k"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ScoreRequest: _TypeAlias = ScoreRequest  # noqa: Y015
+
+@_typing.final
+class Candidates(_message.Message):
+    """Ids that the caller chooses, such as those that a student finds probable: what the teacher says of them is given
+    whatever their rank. Always computed: such answers are neither taken from the cache nor kept in it.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PER_ROW_FIELD_NUMBER: _builtins.int
+    IDS_FIELD_NUMBER: _builtins.int
+    per_row: _builtins.int
+    """1 to max_top_k."""
+    @_builtins.property
+    def ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """per_row of them, asked about in every row; or num_rows x per_row, row-major, where those of row r are asked about
+        for token 1 + r. An id may come more than once.
+        """
+
+    def __init__(
+        self,
+        *,
+        per_row: _builtins.int = ...,
+        ids: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ids", b"ids", "per_row", b"per_row"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Candidates: _TypeAlias = Candidates  # noqa: Y015
 
 @_typing.final
 class ScoreResponse(_message.Message):
@@ -382,6 +426,11 @@ class ScoreResponse(_message.Message):
 
     ROWS_FIELD_NUMBER: _builtins.int
     PROVENANCE_FIELD_NUMBER: _builtins.int
+    CANDIDATE_LOGPROBS_FIELD_NUMBER: _builtins.int
+    candidate_logprobs: _builtins.bytes
+    """f32, num_rows x candidates.per_row, little-endian, row-major, nats: the log-probability of each candidate, in the
+    order asked, normalised over the whole vocabulary. Float32 whatever logprob_dtype is; empty without candidates.
+    """
     @_builtins.property
     def rows(self) -> Global___SparseRows: ...
     @_builtins.property
@@ -391,10 +440,11 @@ class ScoreResponse(_message.Message):
         *,
         rows: Global___SparseRows | None = ...,
         provenance: Global___Provenance | None = ...,
+        candidate_logprobs: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["provenance", b"provenance", "rows", b"rows"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["provenance", b"provenance", "rows", b"rows"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["candidate_logprobs", b"candidate_logprobs", "provenance", b"provenance", "rows", b"rows"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -430,6 +480,7 @@ class ScoreBatchRequest(_message.Message):
     LOGPROB_DTYPE_FIELD_NUMBER: _builtins.int
     ROW_ENCODING_FIELD_NUMBER: _builtins.int
     EXPECTED_REVISION_FIELD_NUMBER: _builtins.int
+    CANDIDATES_FIELD_NUMBER: _builtins.int
     tokenizer_fingerprint: _builtins.str
     top_k: _builtins.int
     logprob_dtype: Global___LogprobDtype.ValueType
@@ -438,6 +489,10 @@ class ScoreBatchRequest(_message.Message):
     """As in ScoreRequest; a mismatch ends the whole call."""
     @_builtins.property
     def sequences(self) -> _containers.RepeatedCompositeFieldContainer[Global___TokenIds]: ...
+    @_builtins.property
+    def candidates(self) -> _containers.RepeatedCompositeFieldContainer[Global___Candidates]:
+        """None, or one for each sequence; one that is empty asks about nothing."""
+
     def __init__(
         self,
         *,
@@ -447,10 +502,11 @@ class ScoreBatchRequest(_message.Message):
         logprob_dtype: Global___LogprobDtype.ValueType = ...,
         row_encoding: Global___RowEncoding.ValueType = ...,
         expected_revision: _builtins.str = ...,
+        candidates: _abc.Iterable[Global___Candidates] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["expected_revision", b"expected_revision", "logprob_dtype", b"logprob_dtype", "row_encoding", b"row_encoding", "sequences", b"sequences", "tokenizer_fingerprint", b"tokenizer_fingerprint", "top_k", b"top_k"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["candidates", b"candidates", "expected_revision", b"expected_revision", "logprob_dtype", b"logprob_dtype", "row_encoding", b"row_encoding", "sequences", b"sequences", "tokenizer_fingerprint", b"tokenizer_fingerprint", "top_k", b"top_k"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any, Generic, Literal, Protocol, TypeVar, cast
 
 import grpc
+import numpy as np
 from google.protobuf.message import Message
+from numpy.typing import ArrayLike, NDArray
 from pydantic import SecretStr
 from tenacity import RetryCallState
 
@@ -125,6 +127,52 @@ class BaseClient(ABC):
         raise failure
 
 
+@dataclass(frozen=True)
+class Scored:
+    """One scored sequence: its index in the request, and its rows or why it has none.
+
+    Attributes:
+        provenance: whose rows they are.
+        candidate_logprobs: float32 [rows, m], nats, of the candidates that were asked about; None without any.
+    """
+
+    index: int
+    rows: SparseRows | None
+    error: TeacherError | None
+    provenance: pb.Provenance
+    candidate_logprobs: NDArray[np.float32] | None = None
+
+
+def scored_of(index: int, answer: pb.ScoreResponse, candidates: pb.Candidates | None) -> Scored:
+    """
+    Raises:
+        TeacherError: UNIMPLEMENTED; the gateway is one that does not know candidates, which it passed over.
+        ValueError: rows or log-probabilities are not what their message says.
+    """
+    rows = rows_from_proto(answer.rows)
+    if candidates is None or not candidates.per_row:
+        return Scored(index, rows, None, answer.provenance)
+    if not answer.candidate_logprobs:
+        text = "the gateway does not know candidates; run one of the version of this client"
+        raise TeacherError(grpc.StatusCode.UNIMPLEMENTED, text, reason="CANDIDATES_UNSUPPORTED")
+    logprobs = np.frombuffer(answer.candidate_logprobs, "<f4").reshape(len(rows), candidates.per_row)
+    return Scored(index, rows, None, answer.provenance, logprobs)
+
+
+def candidates_to_proto(candidates: ArrayLike) -> pb.Candidates:
+    """Ids [m] for every row, or [rows, m].
+
+    Raises:
+        ValueError: they have another shape, or are no ids.
+    """
+    ids = np.asarray(candidates)
+    if ids.ndim not in (1, 2) or (ids.size and not np.issubdtype(ids.dtype, np.integer)):
+        raise ValueError(f"candidates are {ids.dtype} {list(ids.shape)}; give ids [m] for every row, or [rows, m]")
+    if ids.size and not 0 <= ids.min() <= ids.max() < 1 << 32:
+        raise ValueError(f"candidates are {ids.min()} to {ids.max()}; ids are 0 to {(1 << 32) - 1}")
+    return pb.Candidates(per_row=ids.shape[-1], ids=ids.reshape(-1).tolist())
+
+
 def get_teacher() -> Unary[pb.GetTeacherResponse]:
     return Unary("GetTeacher", pb.GetTeacherRequest(), _whole)
 
@@ -149,6 +197,32 @@ def score(
     def value(answer: pb.ScoreResponse) -> SparseRows:
         check_revision(answer.provenance, expected_revision)
         return rows_from_proto(answer.rows)
+
+    return Unary("Score", request, value)
+
+
+def score_sequence(
+    fingerprint: str,
+    token_ids: Sequence[int],
+    top_k: int,
+    candidates: ArrayLike | None,
+    dtype: LogprobDtype,
+    encoding: RowEncodingName,
+    expected_revision: str,
+) -> Unary[Scored]:
+    request = pb.ScoreRequest(
+        tokenizer_fingerprint=fingerprint,
+        token_ids=token_ids,
+        top_k=top_k,
+        logprob_dtype=dtype_to_proto(dtype),
+        row_encoding=encoding_to_proto(encoding),
+        expected_revision=expected_revision,
+        candidates=None if candidates is None else candidates_to_proto(candidates),
+    )
+
+    def value(answer: pb.ScoreResponse) -> Scored:
+        check_revision(answer.provenance, expected_revision)
+        return scored_of(0, answer, None if candidates is None else request.candidates)
 
     return Unary("Score", request, value)
 
@@ -232,16 +306,6 @@ class Generating:
         return None
 
 
-@dataclass(frozen=True)
-class Scored:
-    """One scored sequence of a batch: its index in the request, and its rows or why it has none."""
-
-    index: int
-    rows: SparseRows | None
-    error: TeacherError | None
-    provenance: pb.Provenance
-
-
 class BatchScoring:
     """A ScoreBatch call over its tries: only what is missing is asked for again."""
 
@@ -255,8 +319,12 @@ class BatchScoring:
         dtype: LogprobDtype,
         encoding: RowEncodingName,
         expected_revision: str,
+        candidates: Sequence[ArrayLike] | None = None,
     ) -> None:
+        if candidates is not None and len(candidates) != len(sequences):
+            raise ValueError(f"{len(candidates)} candidates for {len(sequences)} sequences; give one for each")
         self._sequences, self._expected_revision = sequences, expected_revision
+        self._candidates = None if candidates is None else [candidates_to_proto(each) for each in candidates]
         self._arguments = {
             "tokenizer_fingerprint": fingerprint,
             "top_k": top_k,
@@ -275,6 +343,7 @@ class BatchScoring:
         self._asked, self._refused, self.progress = list(self._missing), {}, False
         return pb.ScoreBatchRequest(
             sequences=[pb.TokenIds(ids=self._sequences[i]) for i in self._asked],
+            candidates=[] if self._candidates is None else [self._candidates[i] for i in self._asked],
             **self._arguments,  # type: ignore[arg-type]
         )
 
@@ -289,7 +358,7 @@ class BatchScoring:
             scored = Scored(index, None, error, pb.Provenance())
         else:
             check_revision(answer.score.provenance, self._expected_revision)
-            scored = Scored(index, rows_from_proto(answer.score.rows), None, answer.score.provenance)
+            scored = scored_of(index, answer.score, None if self._candidates is None else self._candidates[index])
         del self._missing[index]
         self.progress = True
         return scored

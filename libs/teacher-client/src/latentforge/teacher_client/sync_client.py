@@ -6,6 +6,7 @@ from types import TracebackType
 from typing import Self, TypeVar
 
 import grpc
+from numpy.typing import ArrayLike
 from tenacity import Retrying
 
 from latentforge.teacher.v1 import teacher_pb2 as pb
@@ -59,6 +60,27 @@ class SyncTeacherClient(BaseClient):
         known = self._known_fingerprint()
         return self._ask(calls.score(known, token_ids, top_k, dtype, row_encoding, expected_revision))
 
+    def score_sequence(
+        self,
+        token_ids: Sequence[int],
+        top_k: int,
+        *,
+        candidates: ArrayLike | None = None,
+        dtype: LogprobDtype = "float16",
+        row_encoding: RowEncodingName = "arrays",
+        expected_revision: str = "",
+    ) -> Scored:
+        """As :meth:`score`, with the answer's provenance, and with what the teacher says of ``candidates``.
+
+        Args:
+            candidates: ids [m], asked about at each position, or [L − 1, m]; those of row r are asked about for token
+                r + 1.
+        """
+        known = self._known_fingerprint()
+        return self._ask(
+            calls.score_sequence(known, token_ids, top_k, candidates, dtype, row_encoding, expected_revision)
+        )
+
     def score_batch(
         self,
         sequences: Sequence[Sequence[int]],
@@ -66,14 +88,18 @@ class SyncTeacherClient(BaseClient):
         dtype: LogprobDtype = "float16",
         row_encoding: RowEncodingName = "arrays",
         expected_revision: str = "",
+        candidates: Sequence[ArrayLike] | None = None,
     ) -> Iterator[Scored]:
         """Scores many sequences; answers come as they are ready, in any order, exactly one for each.
 
         A stream that breaks off is asked for again, for what is missing only. A sequence that the gateway refuses is
         an answer with an error; another revision than ``expected_revision``, unless that is empty, is the call's.
+        ``candidates`` has one entry for each sequence, as in :meth:`score_sequence`; an empty one asks about nothing.
         """
         return self._stream(
-            lambda known: calls.BatchScoring(known, sequences, top_k, dtype, row_encoding, expected_revision)
+            lambda known: calls.BatchScoring(
+                known, sequences, top_k, dtype, row_encoding, expected_revision, candidates
+            )
         )
 
     def generate(self, request: pb.GenerateRequest) -> Iterator[pb.GenerateResponse]:

@@ -14,6 +14,8 @@ from latentforge.text.tokenizer import TextTokenizer
 
 # uint32 [length]
 TokenIds = NDArray[np.uint32]
+# uint32 [length − 1, candidates]: what is asked about at each position but the first
+CandidateIds = NDArray[np.uint32]
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,15 @@ class TeacherDescription:
     chat_prompts_only: bool = False
     max_text_bytes: int | None = None
     batches_at_once: int = 64
+    can_score_candidates: bool = False
+
+
+@dataclass(frozen=True)
+class CandidateRows:
+    """Rows of one sequence, and float32 [rows, candidates], ln p of what was asked about; None where nothing was."""
+
+    rows: SparseRows
+    logprobs: NDArray[np.float32] | None
 
 
 @dataclass(frozen=True)
@@ -113,6 +124,15 @@ class Backend(Protocol):
             BackendError: the teacher failed.
         """
 
+    async def score_candidates(
+        self, sequences: Sequence[TokenIds], top_k: int, candidates: Sequence[CandidateIds | None]
+    ) -> list[CandidateRows]:
+        """As :meth:`score`, and what the teacher says of candidates; only where the description says that it can.
+
+        Raises:
+            BackendError: the teacher failed, or cannot.
+        """
+
     def generate(self, request: ContinuationRequest) -> AsyncIterator[Piece]:
         """Continuations of a prompt, interleaved; the last piece of each has a finish reason.
 
@@ -150,6 +170,11 @@ class LoadedBackend:
 
     async def check(self) -> None:
         """What is loaded into this process stays as it is."""
+
+    async def score_candidates(
+        self, sequences: Sequence[TokenIds], top_k: int, candidates: Sequence[CandidateIds | None]
+    ) -> list[CandidateRows]:
+        raise BackendError(f"the {self._description.backend} backend says nothing of candidates", FailureKind.REFUSED)
 
 
 class FailureKind(StrEnum):

@@ -3,9 +3,12 @@
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
-from latentforge.gateway.backends.base import TeacherDescription, TokenIds
+import numpy as np
+from numpy.typing import NDArray
+
+from latentforge.gateway.backends.base import CandidateIds, TeacherDescription, TokenIds
 from latentforge.teacher.v1 import teacher_pb2 as pb
 from latentforge.teacher_client.sparse_rows import LogprobDtype
 
@@ -73,10 +76,14 @@ class KeyMaker:
     def __init__(self, teacher: TeacherDescription) -> None:
         self._prefix = {dtype: self._prefix_of(teacher, dtype) for dtype in ("float16", "float32")}
 
-    def key(self, token_ids: TokenIds, dtype: LogprobDtype) -> bytes:
-        """64 bytes. ``dtype`` is what the entry's log-probabilities are rounded to."""
-        digest = hashlib.blake2b(token_ids.astype("<u4", copy=False).tobytes(), digest_size=32)
-        return self._prefix[dtype] + digest.digest()
+    def key(self, token_ids: TokenIds, dtype: LogprobDtype, candidates: CandidateIds | None = None) -> bytes:
+        """64 bytes; with candidates 96, by which nothing is kept: it tells what is in flight apart.
+
+        Args:
+            dtype: what the entry's log-probabilities are rounded to.
+        """
+        key = self._prefix[dtype] + _digest(token_ids)
+        return key if candidates is None else key + _digest(np.array(candidates.shape), candidates)
 
     @staticmethod
     def _prefix_of(teacher: TeacherDescription, dtype: str) -> bytes:
@@ -90,3 +97,11 @@ class KeyMaker:
         )
         # Lengths keep the parts apart whatever they contain.
         return hashlib.sha256(b"".join(f"{len(p.encode())}:{p}".encode() for p in parts)).digest()
+
+
+def _digest(*arrays: NDArray[Any]) -> bytes:
+    """32 bytes of integers below 2³²."""
+    digest = hashlib.blake2b(digest_size=32)
+    for array in arrays:
+        digest.update(array.astype("<u4", copy=False).tobytes())
+    return digest.digest()

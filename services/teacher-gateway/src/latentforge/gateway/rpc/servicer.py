@@ -11,7 +11,7 @@ from typing import ParamSpec, TypeVar
 
 import grpc
 
-from latentforge.gateway.backends.base import TeacherDescription, TokenIds
+from latentforge.gateway.backends.base import CandidateIds, TeacherDescription, TokenIds
 from latentforge.gateway.rpc import validation
 from latentforge.gateway.rpc.errors import ApiError, teacher_failed
 from latentforge.gateway.rpc.interceptor import Context, count
@@ -132,6 +132,7 @@ class TeacherServicer(TeacherServiceServicer):
                 problems=teacher.health.problems,
                 chat_prompts_only=about.chat_prompts_only,
                 bos_id=teacher.tokenizer.bos_id,
+                can_score_candidates=about.can_score_candidates,
             )
 
     async def Score(self, request: pb.ScoreRequest, context: Context) -> pb.ScoreResponse:  # noqa: N802
@@ -143,7 +144,11 @@ class TeacherServicer(TeacherServiceServicer):
             top_k, dtype = validation.row_arguments(request, about)
             token_ids = validation.sequence_ids(request.token_ids, "token_ids", about)
             packed = is_packed(request.row_encoding)
-            answer = await teacher.score(token_ids, top_k, dtype, packed=packed)
+            candidates = None
+            if request.HasField("candidates"):
+                validation.check_can_score_candidates(about)
+                candidates = validation.candidate_ids(request.candidates, "candidates", len(token_ids) - 1, about)
+            answer = await teacher.score(token_ids, top_k, dtype, packed=packed, candidates=candidates)
             response = _score_response(answer, dtype, about, packed=packed)
             count(tokens=len(token_ids), rows=response.rows.num_rows)
             return response
@@ -158,14 +163,23 @@ class TeacherServicer(TeacherServiceServicer):
             validation.check_revision(request.expected_revision, about)
             top_k, dtype = validation.row_arguments(request, about)
             validation.check_number_of_sequences(len(request.sequences))
+            validation.check_number_of_candidates(request)
+            if request.candidates:
+                validation.check_can_score_candidates(about)
             good: list[tuple[int, TokenIds]] = []
+            candidates: dict[int, CandidateIds] = {}
             for index, sequence in enumerate(request.sequences):
                 try:
-                    good.append((index, validation.sequence_ids(sequence.ids, f"sequences[{index}].ids", about)))
+                    token_ids = validation.sequence_ids(sequence.ids, f"sequences[{index}].ids", about)
+                    if request.candidates:
+                        field, rows = f"candidates[{index}]", len(token_ids) - 1
+                        own = validation.candidate_ids(request.candidates[index], field, rows, about)
+                        candidates.update({} if own is None else {index: own})
+                    good.append((index, token_ids))
                 except ApiError as error:
                     yield pb.ScoreBatchResponse(index=index, error=error.status())
             packed = is_packed(request.row_encoding)
-            async for scored in teacher.score_many(good, top_k, dtype, packed=packed):
+            async for scored in teacher.score_many(good, top_k, dtype, packed=packed, candidates=candidates):
                 if scored.answer is None:
                     assert scored.error is not None
                     yield pb.ScoreBatchResponse(index=scored.index, error=teacher_failed(scored.error).status())
@@ -258,7 +272,9 @@ def _provenance(about: TeacherDescription, *, cache_hit: bool = False, milliseco
 def _score_response(
     answer: SequenceAnswer, dtype: LogprobDtype, about: TeacherDescription, *, packed: bool
 ) -> pb.ScoreResponse:
+    asked = answer.candidate_logprobs
     return pb.ScoreResponse(
         rows=rows_to_proto(answer.rows, dtype, packed=packed),
+        candidate_logprobs=b"" if asked is None else asked.astype("<f4", copy=False).tobytes(),
         provenance=_provenance(about, cache_hit=answer.cache_hit, milliseconds=answer.milliseconds),
     )

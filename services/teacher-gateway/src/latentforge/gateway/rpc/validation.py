@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import grpc
 import numpy as np
 
-from latentforge.gateway.backends.base import ContinuationRequest, TeacherDescription, TokenIds
+from latentforge.gateway.backends.base import CandidateIds, ContinuationRequest, TeacherDescription, TokenIds
 from latentforge.gateway.rpc.errors import ApiError, Violation, invalid_argument, shortened
 from latentforge.gateway.rpc.request_size import max_text_bytes
 from latentforge.teacher.v1 import teacher_pb2 as pb
@@ -112,6 +112,43 @@ def _id_violations(token_ids: TokenIds, field: str, teacher: TeacherDescription)
         return []
     at = int(beyond[0])
     return [Violation(f"{field}[{at}]", f"is {token_ids[at]}; ids are 0 to {teacher.vocab_size - 1}")]
+
+
+def candidate_ids(
+    candidates: pb.Candidates, field: str, num_rows: int, teacher: TeacherDescription
+) -> CandidateIds | None:
+    """uint32 [num_rows, m] of what is asked about at each position; None where nothing is."""
+    if not candidates.per_row and not candidates.ids:
+        return None
+    if not 1 <= candidates.per_row <= teacher.max_top_k:
+        text = f"is {candidates.per_row}; allowed are 1 to {teacher.max_top_k}"
+        raise invalid_argument([Violation(f"{field}.per_row", text)])
+    ids = np.array(candidates.ids, dtype=np.uint32)
+    if len(ids) not in (candidates.per_row, num_rows * candidates.per_row):
+        each = f"{num_rows * candidates.per_row}, {candidates.per_row} for each of {num_rows} rows"
+        text = f"has {len(ids)}; allowed are {candidates.per_row} (per_row), the same for every row, or {each}"
+        raise invalid_argument([Violation(f"{field}.ids", text)])
+    if violations := _id_violations(ids, f"{field}.ids", teacher):
+        raise invalid_argument(violations)
+    return np.broadcast_to(ids.reshape(-1, candidates.per_row), (num_rows, candidates.per_row))
+
+
+def check_number_of_candidates(request: pb.ScoreBatchRequest) -> None:
+    """Those of a batch go with its sequences by their place."""
+    if len(request.candidates) not in (0, len(request.sequences)):
+        text = f"has {len(request.candidates)}; allowed are none, or one for each of {len(request.sequences)} sequences"
+        raise invalid_argument([Violation("candidates", text)])
+
+
+def check_can_score_candidates(teacher: TeacherDescription) -> None:
+    if not teacher.can_score_candidates:
+        raise ApiError(
+            grpc.StatusCode.UNIMPLEMENTED,
+            f"the {teacher.backend} backend gives no log-probabilities of chosen ids, because its API has none over "
+            f"HTTP that was tested; leave candidates out and ask for a larger top_k (up to {teacher.max_top_k}), in "
+            "which ids that matter mostly are, or choose TEACHER_BACKEND=embedded or transformers",
+            reason="CANDIDATES_UNSUPPORTED",
+        )
 
 
 def detokenize_ids(ids: Sequence[int], teacher: TeacherDescription) -> list[int]:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from latentforge.core.logs import log_exception
 from latentforge.core.tracing import span
-from latentforge.gateway.backends.base import Backend, BackendError, FailureKind
+from latentforge.gateway.backends.base import Backend, BackendError, CandidateRows, FailureKind, TokenIds
 from latentforge.gateway.scoring.inflight import InFlightSequence
 from latentforge.teacher_client.sparse_rows import SparseRows
 
@@ -51,7 +51,7 @@ async def _try(backend: Backend, batch: Sequence[InFlightSequence]) -> list[Spar
     try:
         with span("backend score", {"sequences": len(batch), "tokens": tokens}):
             # Entries for the one who wants most; the others' rows are narrowed.
-            answers = await backend.score([s.token_ids for s in batch], max(s.top_k for s in batch))
+            answers = await _ask(backend, batch, [s.token_ids for s in batch], max(s.top_k for s in batch))
     except BackendError as error:
         return error
     except Exception as error:
@@ -62,7 +62,22 @@ async def _try(backend: Backend, batch: Sequence[InFlightSequence]) -> list[Spar
     return [_checked(sequence, rows) for sequence, rows in zip(batch, answers, strict=True)]
 
 
-def _checked(sequence: InFlightSequence, rows: SparseRows) -> SparseRows | BackendError:
+async def _ask(
+    backend: Backend, batch: Sequence[InFlightSequence], sequences: Sequence[TokenIds], top_k: int
+) -> list[CandidateRows]:
+    candidates = [sequence.candidates for sequence in batch]
+    if any(own is not None for own in candidates):
+        return await backend.score_candidates(sequences, top_k, candidates)
+    return [CandidateRows(rows, None) for rows in await backend.score(sequences, top_k)]
+
+
+def _checked(sequence: InFlightSequence, answer: CandidateRows) -> SparseRows | BackendError:
+    """The rows; what is said of candidates is left with the sequence."""
+    rows = answer.rows
+    if sequence.candidates is not None:
+        if answer.logprobs is None or answer.logprobs.shape != sequence.candidates.shape:
+            return BackendError("the backend did not say what was asked of it about candidates")
+        sequence.candidate_logprobs = answer.logprobs
     if len(rows) == len(sequence.token_ids) - 1 and rows.top_k >= sequence.top_k:
         return rows
     given, asked = f"{len(rows)} rows of {rows.top_k} entries", f"{len(sequence.token_ids)} tokens"

@@ -10,17 +10,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from latentforge.gateway.backends.base import BackendError, FailureKind, TokenIds
+import numpy as np
+from numpy.typing import NDArray
+
+from latentforge.gateway.backends.base import BackendError, CandidateIds, FailureKind, TokenIds
 from latentforge.gateway.scoring.callers import Caller, current_caller
 from latentforge.teacher_client.sparse_rows import LogprobDtype, PackedRows, SparseRows
 
 
 @dataclass(frozen=True)
 class ScoredRows:
-    """Rows of one sequence."""
+    """Rows of one sequence, and float32 [rows, candidates] where somebody asked about candidates."""
 
     rows: SparseRows | PackedRows
     cache_hit: bool
+    candidate_logprobs: NDArray[np.float32] | None = None
 
 
 class QueueFullError(BackendError):
@@ -41,6 +45,8 @@ class InFlightSequence:
     token_ids: TokenIds
     top_k: int
     dtype: LogprobDtype
+    # What else is asked about; such a sequence is neither looked up nor kept.
+    candidates: CandidateIds | None = None
     answer: asyncio.Future[ScoredRows] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
     waiters: int = 0
     # Those who asked for it, by name: it comes with the first turn of any of them.
@@ -53,6 +59,8 @@ class InFlightSequence:
     call: "BackendCall | None" = None
     # When it was queued for the backend, of time.perf_counter().
     queued_at: float = 0.0
+    # What the backend said of the candidates, from when it is done.
+    candidate_logprobs: NDArray[np.float32] | None = None
 
     @property
     def abandoned(self) -> bool:

@@ -6,7 +6,7 @@ import time
 from collections import deque
 
 from latentforge.core.tracing import span
-from latentforge.gateway.backends.base import Backend, TokenIds
+from latentforge.gateway.backends.base import Backend, CandidateIds, TokenIds
 from latentforge.gateway.cache.base import KeyMaker
 from latentforge.gateway.cache.guarded import GuardedCache
 from latentforge.gateway.cache.memory import RecentRows
@@ -72,26 +72,37 @@ class Scorer:
         """Rows that this gateway gave lately, ``top_k`` of them or more; counted as a hit."""
         return self._recalled(self._keys.key(token_ids, dtype), top_k)
 
-    async def score(self, token_ids: TokenIds, top_k: int, dtype: LogprobDtype, *, packed: bool = False) -> ScoredRows:
+    async def score(
+        self,
+        token_ids: TokenIds,
+        top_k: int,
+        dtype: LogprobDtype,
+        *,
+        packed: bool = False,
+        candidates: CandidateIds | None = None,
+    ) -> ScoredRows:
         """Rows for tokens 1 … L−1 of validated ids, uint32 [L], with exactly ``top_k`` entries.
 
         Args:
             packed: PackedRows are wanted; else they are given where they are what the store has.
+            candidates: uint32 [L − 1, m], to be told about besides. Such an answer is always computed: the store has
+                rows alone, and entries for every choice of candidates would hardly be asked for again.
 
         Raises:
             BackendError: the teacher failed, or (QueueFullError) too much is queued already.
         """
-        key = self._keys.key(token_ids, dtype)
-        if (recent := self._recalled(key, top_k)) is not None:
+        key = self._keys.key(token_ids, dtype, candidates)
+        if candidates is None and (recent := self._recalled(key, top_k)) is not None:
             return ScoredRows(await fitted(recent, top_k, dtype, packed=packed), cache_hit=True)
         sequence = self._in_flight.get(key)
         if sequence is None or sequence.top_k < top_k:
-            sequence = self._begin(InFlightSequence(key, token_ids, top_k, dtype))
+            sequence = self._begin(InFlightSequence(key, token_ids, top_k, dtype, candidates))
         elif sequence.answer.done():
             # Computed for somebody else and still on its way into the store: the teacher does nothing for this one.
-            rows = sequence.answer.result().rows
-            self._count_hit(rows)
-            return ScoredRows(await fitted(rows, top_k, dtype, packed=packed), cache_hit=True)
+            done = sequence.answer.result()
+            self._count_hit(done.rows)
+            rows = await fitted(done.rows, top_k, dtype, packed=packed)
+            return ScoredRows(rows, True, done.candidate_logprobs)
         self._dispatcher.join(sequence, current_caller())
         sequence.waiters += 1
         sequence.packed |= packed
@@ -103,7 +114,8 @@ class Scorer:
             sequence.waiters -= 1
             if sequence.abandoned and not sequence.answer.done():
                 self._dispatcher.abandon(sequence)
-        return ScoredRows(await fitted(answer.rows, top_k, dtype, packed=packed), answer.cache_hit)
+        rows = await fitted(answer.rows, top_k, dtype, packed=packed)
+        return ScoredRows(rows, answer.cache_hit, answer.candidate_logprobs)
 
     async def warm_up(self, token_ids: TokenIds) -> None:
         """Runs the backend once, so that the first call is not the slow one and the time of a row is known."""
@@ -119,6 +131,9 @@ class Scorer:
             what = f"{len(self._in_flight)} sequences are in flight (MAX_QUEUED_SEQUENCES)"
             self._dispatcher.make_place(current_caller(), what)
         self._in_flight.add(sequence)
+        if sequence.candidates is not None:
+            self._dispatcher.add(sequence)
+            return sequence
         self._to_look_up.append(sequence)
         if self._lookups < _PARALLEL_LOOKUPS:
             self._lookups += 1
@@ -187,8 +202,12 @@ class Scorer:
             return [PackedRows.of(rows, sequence.dtype) for sequence, rows in computed]
 
         for sequence, rows in computed:
-            if not sequence.packed:
+            if sequence.candidates is not None:
+                sequence.give(ScoredRows(rows, False, sequence.candidate_logprobs))
+                self._in_flight.remove(sequence)
+            elif not sequence.packed:
                 sequence.give(ScoredRows(rows, cache_hit=False))
+        computed = [(sequence, rows) for sequence, rows in computed if sequence.candidates is None]
         if self._cache.kind == "none" and not any(sequence.packed for sequence, _ in computed):
             for sequence, _ in computed:
                 self._in_flight.remove(sequence)

@@ -4,17 +4,19 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from latentforge.core.logs import log_exception
 from latentforge.core.tracing import span
 from latentforge.gateway.backends.base import (
     Backend,
     BackendError,
+    CandidateIds,
     ContinuationRequest,
     Piece,
     TeacherDescription,
@@ -45,11 +47,15 @@ _MEGABYTE = 1 << 20
 
 @dataclass(frozen=True)
 class SequenceAnswer:
-    """Rows of one sequence, where they came from and how long the gateway took."""
+    """Rows of one sequence, where they came from and how long the gateway took.
+
+    ``candidate_logprobs``: float32 [rows, candidates] where candidates were asked about.
+    """
 
     rows: SparseRows | PackedRows
     cache_hit: bool
     milliseconds: float
+    candidate_logprobs: NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True)
@@ -147,27 +153,46 @@ class Teacher:
             await self._scorer.warm_up(np.arange(length, dtype=np.uint32) % description.vocab_size)
 
     async def score(
-        self, token_ids: TokenIds, top_k: int, dtype: LogprobDtype, *, packed: bool = False
+        self,
+        token_ids: TokenIds,
+        top_k: int,
+        dtype: LogprobDtype,
+        *,
+        packed: bool = False,
+        candidates: CandidateIds | None = None,
     ) -> SequenceAnswer:
         """Rows for tokens 1 … L−1 of uint32 ids [L]; PackedRows if they are wanted, or at hand and as good.
+
+        With candidates, uint32 [L − 1, m], they are computed and not kept.
 
         Raises:
             BackendError: the teacher failed, too much is queued for it already, or (QuotaError) the caller had his.
         """
         with self._charged(len(token_ids)) as charge:
-            answer = await self._score(token_ids, top_k, dtype, packed=packed)
+            answer = await self._score(token_ids, top_k, dtype, packed=packed, candidates=candidates)
             charge.used += 0 if answer.cache_hit else len(token_ids)
         return answer
 
-    async def _score(self, token_ids: TokenIds, top_k: int, dtype: LogprobDtype, *, packed: bool) -> SequenceAnswer:
+    async def _score(
+        self, token_ids: TokenIds, top_k: int, dtype: LogprobDtype, *, packed: bool, candidates: CandidateIds | None
+    ) -> SequenceAnswer:
         started = time.perf_counter()
-        scored = await self._scorer.score(token_ids, top_k, dtype, packed=packed)
-        return SequenceAnswer(scored.rows, scored.cache_hit, 1000 * (time.perf_counter() - started))
+        scored = await self._scorer.score(token_ids, top_k, dtype, packed=packed, candidates=candidates)
+        milliseconds = 1000 * (time.perf_counter() - started)
+        return SequenceAnswer(scored.rows, scored.cache_hit, milliseconds, scored.candidate_logprobs)
 
     async def score_many(
-        self, sequences: Sequence[tuple[int, TokenIds]], top_k: int, dtype: LogprobDtype, *, packed: bool = False
+        self,
+        sequences: Sequence[tuple[int, TokenIds]],
+        top_k: int,
+        dtype: LogprobDtype,
+        *,
+        packed: bool = False,
+        candidates: Mapping[int, CandidateIds] | None = None,
     ) -> AsyncGenerator[BatchAnswer, None]:
         """Scores (index, ids) pairs and yields each answer when it is there. Stops working when the caller stops.
+
+        ``candidates`` are those of some of them, by index, as in :meth:`score`.
 
         While the gateway's queue is full, what it refused is tried again when something of this call is finished.
 
@@ -175,14 +200,19 @@ class Teacher:
             QuotaError: the caller has had all that he may have for now.
         """
         with self._charged(sum(len(token_ids) for _, token_ids in sequences)) as charge:
-            async with aclosing(self._score_many(sequences, top_k, dtype, packed=packed)) as answers:
+            async with aclosing(self._score_many(sequences, top_k, dtype, packed, candidates or {})) as answers:
                 async for scored in answers:
                     if scored.answer is not None and not scored.answer.cache_hit:
                         charge.used += len(scored.answer.rows) + 1
                     yield scored
 
     async def _score_many(
-        self, sequences: Sequence[tuple[int, TokenIds]], top_k: int, dtype: LogprobDtype, *, packed: bool
+        self,
+        sequences: Sequence[tuple[int, TokenIds]],
+        top_k: int,
+        dtype: LogprobDtype,
+        packed: bool,
+        candidates: Mapping[int, CandidateIds],
     ) -> AsyncGenerator[BatchAnswer, None]:
         queued = deque(sequences)
         finished: asyncio.Queue[tuple[int, TokenIds, asyncio.Task[SequenceAnswer]]] = asyncio.Queue()
@@ -190,7 +220,8 @@ class Teacher:
         most = _SEQUENCES_UNDER_WAY
 
         def start(index: int, token_ids: TokenIds) -> None:
-            task = asyncio.create_task(self._score(token_ids, top_k, dtype, packed=packed))
+            work = self._score(token_ids, top_k, dtype, packed=packed, candidates=candidates.get(index))
+            task = asyncio.create_task(work)
             running.add(task)
             task.add_done_callback(lambda task: finished.put_nowait((index, token_ids, task)))
 
@@ -200,7 +231,7 @@ class Teacher:
                     index, token_ids = queued.popleft()
                     started = time.perf_counter()
                     # What is at hand needs no task.
-                    recent = self._scorer.recall(token_ids, top_k, dtype)
+                    recent = None if index in candidates else self._scorer.recall(token_ids, top_k, dtype)
                     if recent is None:
                         start(index, token_ids)
                         continue

@@ -14,6 +14,8 @@ from torch import Tensor
 from latentforge.core.devices import choose_device
 from latentforge.gateway.backends.base import (
     BackendError,
+    CandidateIds,
+    CandidateRows,
     ContinuationRequest,
     LoadedBackend,
     Piece,
@@ -50,7 +52,13 @@ class TransformersBackend(LoadedBackend):
         await self._in_thread(self._load)
 
     async def score(self, sequences: Sequence[TokenIds], top_k: int) -> list[SparseRows]:
-        return await self._in_thread(lambda: self._score(sequences, top_k))
+        answers = await self._in_thread(lambda: self._score(sequences, top_k, [None] * len(sequences)))
+        return [answer.rows for answer in answers]
+
+    async def score_candidates(
+        self, sequences: Sequence[TokenIds], top_k: int, candidates: Sequence[CandidateIds | None]
+    ) -> list[CandidateRows]:
+        return await self._in_thread(lambda: self._score(sequences, top_k, candidates))
 
     async def generate(self, request: ContinuationRequest) -> AsyncIterator[Piece]:
         continuations = await self._in_thread(
@@ -114,6 +122,7 @@ class TransformersBackend(LoadedBackend):
             vocab_size=vocab_size,
             tokenizer_fingerprint=self._tokenizer.fingerprint,
             batches_at_once=_BATCHES_AT_ONCE.get(device.type, 1),
+            can_score_candidates=True,
         )
 
     def _remembers(self) -> bool:
@@ -155,16 +164,21 @@ class TransformersBackend(LoadedBackend):
             kind = self._model.config.model_type
             raise BackendError(f"{self._setting}={self._model_name}: the logits of the {kind} family are not supported")
 
-    def _score(self, sequences: Sequence[TokenIds], top_k: int) -> list[SparseRows]:
+    def _score(
+        self, sequences: Sequence[TokenIds], top_k: int, candidates: Sequence[CandidateIds | None]
+    ) -> list[CandidateRows]:
         longest_first = sorted(range(len(sequences)), key=lambda i: -len(sequences[i]))
-        answers: dict[int, SparseRows] = {}
+        answers: dict[int, CandidateRows] = {}
         while longest_first:
             fits = max(1, self._settings.max_batch_tokens // len(sequences[longest_first[0]]))
             batch, longest_first = longest_first[:fits], longest_first[fits:]
-            answers.update(zip(batch, self._forward([sequences[i] for i in batch], top_k), strict=True))
+            computed = self._forward([sequences[i] for i in batch], top_k, [candidates[i] for i in batch])
+            answers.update(zip(batch, computed, strict=True))
         return [answers[i] for i in range(len(sequences))]
 
-    def _forward(self, sequences: Sequence[TokenIds], top_k: int) -> list[SparseRows]:
+    def _forward(
+        self, sequences: Sequence[TokenIds], top_k: int, candidates: Sequence[CandidateIds | None]
+    ) -> list[CandidateRows]:
         lengths = np.array([len(s) for s in sequences])
         # Padded on the right: attention is causal, so no real position ever sees the padding.
         tokens_np = np.zeros((len(sequences), lengths.max()), np.int64)
@@ -177,8 +191,15 @@ class TransformersBackend(LoadedBackend):
         hidden_blh = self._model.base_model(tokens_bl, use_cache=False).last_hidden_state
         used_bl = torch.from_numpy(used).to(device)
         realised_n = tokens_bl[:, 1:][used_bl[:, :-1]]
-        vocab_size = self._description.vocab_size
-        return rows_of_hidden(hidden_blh[used_bl], realised_n, (lengths - 1).tolist(), top_k, self._logits, vocab_size)
+        return rows_of_hidden(
+            hidden_blh[used_bl],
+            realised_n,
+            (lengths - 1).tolist(),
+            top_k,
+            self._logits,
+            self._description.vocab_size,
+            candidates,
+        )
 
 
 def _dtype(name: str, device: torch.device) -> torch.dtype:
