@@ -6,7 +6,7 @@ import logging
 from grpc_health.v1 import health, health_pb2
 
 from latentforge.gateway.rpc.interceptor import SERVICE
-from latentforge.gateway.scoring.teacher import Health, Teacher
+from latentforge.gateway.scoring.teacher import HealthReport, Teacher
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ class HealthMonitor:
     def __init__(self, seconds: float) -> None:
         self.servicer = health.aio.HealthServicer()  # type: ignore[attr-defined]
         self._seconds = seconds
-        self._last = Health()
+        self._last = HealthReport()
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -59,7 +59,7 @@ class HealthMonitor:
             await asyncio.sleep(self._seconds)
             await self._tell(await teacher.check())
 
-    async def _tell(self, now: Health) -> None:
+    async def _tell(self, now: HealthReport) -> None:
         for part, before, problem in (
             ("teacher", self._last.teacher, now.teacher),
             ("cache", self._last.cache, now.cache),

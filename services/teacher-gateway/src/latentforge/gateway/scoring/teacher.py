@@ -87,7 +87,7 @@ class CacheReport:
 
 
 @dataclass(frozen=True)
-class Health:
+class HealthReport:
     """What does not work now, a sentence each; empty where it does."""
 
     teacher: str = ""
@@ -128,11 +128,11 @@ class Teacher:
         return self._backend.tokenizer
 
     @property
-    def health(self) -> Health:
+    def health(self) -> HealthReport:
         """As of the last :meth:`check`; of the cache, as of its last lookup and write."""
-        return Health(self._teacher_problem, self._cache.problem)
+        return HealthReport(self._teacher_problem, self._cache.problem)
 
-    async def check(self) -> Health:
+    async def check(self) -> HealthReport:
         """Finds out what works now. Takes as long as the backend takes to say so, or to be given up."""
         try:
             await self._backend.check()
