@@ -191,6 +191,9 @@ def _check(request: TextRequest, fields: _Fields) -> None:
         raise invalid("best_of", f"is {fields.best_of}; choices are not ranked; leave it out")
     if request.max_tokens is not None and request.max_tokens < 0:
         raise invalid("max_tokens", f"is {request.max_tokens}; allowed is 0 or more")
+    for name, entries in (("logprobs", request.logprobs), ("prompt_logprobs", request.prompt_logprobs)):
+        if entries is not None and entries < 0:
+            raise invalid(name, f"is {entries}; allowed is 0 or more")
     if request.n < 1:
         raise invalid("n", f"is {request.n}; allowed is 1 or more")
     if request.seed is not None and not 0 <= request.seed < 2**63:
