@@ -17,7 +17,7 @@ from latentforge.gateway.http.bodies import BodyReader, HttpBodyLimits
 from latentforge.gateway.http.call import HttpCall, HttpCalls, call_of
 from latentforge.gateway.http.completion_request import read_completion_request
 from latentforge.gateway.http.completions import Completions
-from latentforge.gateway.http.decoding import beside
+from latentforge.gateway.http.decoding import Workers
 from latentforge.gateway.http.errors import CLIENT_GONE, HttpError, answer_error, http_error_of
 from latentforge.gateway.http.sequence_logprobs import read_sequence_logprobs_request, sequence_logprobs
 from latentforge.gateway.keys import Keys
@@ -44,7 +44,8 @@ def create_app(
     app = FastAPI(title="LatentForge teacher-gateway", openapi_url=None, docs_url=None, redoc_url=None)
     app.router.redirect_slashes = False
     bodies = BodyReader(HttpBodyLimits(settings.gateway_http_max_body_bytes, settings.gateway_http_body_seconds))
-    completions = Completions(servicer, settings.max_tokens_in_flight)
+    workers = Workers()
+    completions = Completions(servicer, workers, settings.max_tokens_in_flight)
     started = int(time.time())
 
     async def health(request: Request) -> Response:
@@ -61,13 +62,13 @@ def create_app(
         return _json(_models(_ready(servicer), started))
 
     async def complete(body: bytes, teacher: Teacher, call: HttpCall) -> Response:
-        request = await beside(len(body), read_completion_request, body)
+        request = await workers.run_large(len(body), read_completion_request, body)
         answer = await completions.answer(request, teacher, call)
         return _answer(answer.body, answer.num_cached, answer.num_scored)
 
     async def score(body: bytes, teacher: Teacher, call: HttpCall) -> Response:
-        request = await beside(len(body), read_sequence_logprobs_request, body)
-        answer, scored = await sequence_logprobs(request, teacher, call)
+        request = await workers.run_large(len(body), read_sequence_logprobs_request, body)
+        answer, scored = await sequence_logprobs(request, teacher, workers, call)
         return _answer(answer, sum(one.cache_hit for one in scored), len(scored))
 
     def answering(work: Work) -> Callable[[Request], Awaitable[Response]]:

@@ -13,7 +13,7 @@ from latentforge.gateway.backends.base import TeacherDescription, TokenIds
 from latentforge.gateway.http.call import HttpCall
 from latentforge.gateway.http.completion_choices import CompletionText, ScoredTokens, logprobs_of, prompt_logprobs_of
 from latentforge.gateway.http.completion_request import DEFAULT_MAX_TOKENS, TextRequest
-from latentforge.gateway.http.decoding import beside
+from latentforge.gateway.http.decoding import Workers
 from latentforge.gateway.http.errors import HttpError, invalid
 from latentforge.gateway.http.scores import (
     check_answer_size,
@@ -50,12 +50,14 @@ class Completions:
     """Answers requests for one gateway.
 
     Args:
-        servicer: tokenises, and bounds continuations.
+        servicer: tokenises.
+        workers: make the JSON.
         max_tokens_in_flight: that the continuations of one prompt may have together.
     """
 
-    def __init__(self, servicer: TeacherServicer, max_tokens_in_flight: int) -> None:
+    def __init__(self, servicer: TeacherServicer, workers: Workers, max_tokens_in_flight: int) -> None:
         self._servicer = servicer
+        self._workers = workers
         self._max_tokens_in_flight = max_tokens_in_flight
         self._names: TokenNames | None = None
 
@@ -85,7 +87,7 @@ class Completions:
             text = request.prompts[at]
             maker = _Choices(request, ids, text if isinstance(text, str) else None, self._names)
             # One at a time, so that others get the interpreter in between.
-            parts += await asyncio.to_thread(maker.encoded, at, scored.get(at), of_prompt)
+            parts += await self._workers.run(maker.encoded, at, scored.get(at), of_prompt)
         body = _body(about, parts, sum(map(len, prompts)), num_written)
         return CompletionsAnswer(body, sum(one.cache_hit for one in scored.values()), len(scored))
 
@@ -115,7 +117,7 @@ class Completions:
         asked = [entries for entries in (request.prompt_logprobs, request.logprobs) if entries is not None]
         name = "logprobs" if request.prompt_logprobs is None else "prompt_logprobs"
         top_k = checked_top_k(max(asked), name, about)
-        sequences = await beside(sum(map(len, prompts)), _to_score, request, prompts, about)
+        sequences = await self._workers.run_large(sum(map(len, prompts)), _to_score, request, prompts, about)
         return await score_all(teacher, sequences, top_k, call)
 
     async def _write(

@@ -1,7 +1,9 @@
-"""JSON bodies to requests, such that a body of megabytes holds up nobody."""
+"""JSON bodies to requests, and work on megabytes such that it holds up nobody."""
 
 import asyncio
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import ParamSpec, TypeVar
 
 import msgspec
@@ -13,6 +15,7 @@ T = TypeVar("T")
 
 # What takes less than a millisecond is not worth a thread.
 _SMALL = 16 * 1024
+_THREADS = 2
 _IDS = msgspec.json.Decoder(list[int])
 # Parts of a body that are decoded one by one.
 RAWS = msgspec.json.Decoder(list[msgspec.Raw])
@@ -46,8 +49,17 @@ def decoded_ids(raws: Sequence[msgspec.Raw], param: str) -> list[list[int]]:
     return every
 
 
-async def beside(size: int, work: Callable[P, T], *arguments: P.args, **options: P.kwargs) -> T:
-    """Runs ``work`` in a thread, where it is on more than a few thousand bytes or ids."""
-    if size < _SMALL:
-        return work(*arguments, **options)
-    return await asyncio.to_thread(work, *arguments, **options)
+class Workers:
+    """Threads of HTTP's own: gRPC's rows are packed in the others, and megabytes of JSON would keep them waiting."""
+
+    def __init__(self) -> None:
+        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="http")
+
+    async def run(self, work: Callable[P, T], *arguments: P.args, **options: P.kwargs) -> T:
+        """Runs ``work`` beside the event loop."""
+        job = partial(work, *arguments, **options)
+        return await asyncio.get_running_loop().run_in_executor(self._threads, job)
+
+    async def run_large(self, size: int, work: Callable[P, T], *arguments: P.args, **options: P.kwargs) -> T:
+        """The same where ``work`` is on more than a few thousand bytes or ids; else it is done here and now."""
+        return work(*arguments, **options) if size < _SMALL else await self.run(work, *arguments, **options)

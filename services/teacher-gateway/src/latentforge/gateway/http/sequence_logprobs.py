@@ -3,7 +3,6 @@
 Newer versions of TRL's trainers ask vLLM's /v1/completions for prompt_logprobs instead.
 """
 
-import asyncio
 import base64
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from numpy.typing import NDArray
 
 from latentforge.gateway.backends.base import TeacherDescription, TokenIds
 from latentforge.gateway.http.call import HttpCall
-from latentforge.gateway.http.decoding import beside, decoded, decoded_ids
+from latentforge.gateway.http.decoding import Workers, decoded, decoded_ids
 from latentforge.gateway.http.errors import invalid
 from latentforge.gateway.http.scores import (
     check_answer_size,
@@ -70,7 +69,7 @@ def read_sequence_logprobs_request(body: bytes) -> SequenceLogprobsRequest:
 
 
 async def sequence_logprobs(
-    request: SequenceLogprobsRequest, teacher: Teacher, call: HttpCall
+    request: SequenceLogprobsRequest, teacher: Teacher, workers: Workers, call: HttpCall
 ) -> tuple[bytes, Sequence[SequenceAnswer]]:
     """The answer's JSON, and what was scored for it.
 
@@ -81,10 +80,10 @@ async def sequence_logprobs(
     check_can_score(about)
     _check(request)
     top_k = checked_top_k(request.top_logprobs, "top_logprobs", about)
-    sequences = await beside(sum(map(len, request.sequences)), _to_score, request, about)
+    sequences = await workers.run_large(sum(map(len, request.sequences)), _to_score, request, about)
     answers = await score_all(teacher, sequences, top_k, call)
     make = _binary if request.binary else _nested
-    return await asyncio.to_thread(make, request, answers), list(answers.values())
+    return await workers.run(make, request, answers), list(answers.values())
 
 
 def _to_score(request: SequenceLogprobsRequest, about: TeacherDescription) -> dict[int, TokenIds]:
