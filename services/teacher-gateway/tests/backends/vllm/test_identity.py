@@ -57,6 +57,29 @@ async def test_an_answer_with_another_fingerprint_is_refused_on_a_connection_tha
     await backend.close()
 
 
+async def test_other_weights_behind_a_proxy_that_said_502_meanwhile_are_refused(
+    make_backend: MakeBackend, server: FakeVllm
+) -> None:
+    """Name, path, version and configuration are the first one's, and the connection stays."""
+    backend = make_backend()
+    await backend.load()
+    await backend.score([IDS], 2)
+    said: list[str] = []
+
+    def restarting(path: str, asked: dict[str, Any], answer: tuple[int, bytes]) -> tuple[int, bytes]:
+        if path != "/v1/completions" or said:
+            return answer
+        said.append(path)
+        server.slope = 0.06
+        return 502, b""
+
+    server.change = restarting
+    with pytest.raises(BackendError, match="log-probabilities of one text differ") as caught:
+        await backend.score([IDS], 2)
+    assert caught.value.kind is FailureKind.CHANGED
+    await backend.close()
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [

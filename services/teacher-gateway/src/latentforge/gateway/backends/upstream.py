@@ -90,7 +90,8 @@ class Upstream:
     Args:
         breaker: opened by failed tries of those kinds.
         on_rate_limited, on_success: told about each 429 and each success.
-        on_connect: told about each connection that is opened.
+        on_doubt: told about each connection that is opened and each try that failed: from here on another server may
+            answer.
         transport: for tests.
 
     Raises:
@@ -105,13 +106,13 @@ class Upstream:
         *,
         on_rate_limited: Callable[[], None] = lambda: None,
         on_success: Callable[[], None] = lambda: None,
-        on_connect: Callable[[], None] = lambda: None,
+        on_doubt: Callable[[], None] = lambda: None,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         self._api = api
         self._breaker = breaker
         self._metrics = metrics
-        self._on_rate_limited, self._on_success, self._on_connect = on_rate_limited, on_success, on_connect
+        self._on_rate_limited, self._on_success, self._on_doubt = on_rate_limited, on_success, on_doubt
         self._base_url, self._client = open_client(
             api.base_url,
             api.url_setting,
@@ -232,7 +233,7 @@ class Upstream:
 
     async def _traced(self, event: str, about: object) -> None:
         if event == _CONNECTED:
-            self._on_connect()
+            self._on_doubt()
 
     async def _keep_to_limits(self) -> None:
         while (left := self._limits.seconds_left) > 0:
@@ -243,6 +244,7 @@ class Upstream:
 
     def _failed(self, label: str, what: str, kind: FailureKind, retry_after: float | None = None) -> _FailedTryError:
         self._breaker.failed()
+        self._on_doubt()
         self._metrics.upstream_errors.labels(self._api.name, label).inc()
         again = retry_after is None or retry_after <= LONGEST_BACKOFF_SECONDS
         return _FailedTryError(BackendError(f"{self._where} {what}", kind, retry_after=retry_after), again=again)

@@ -1,7 +1,8 @@
 """Whether a vLLM server is still the teacher that the gateway met at its start.
 
 A server keeps its address when it is started anew with another model, and its answers look alike. What a TCP connection
-leads to cannot change, so each new one is a reason to look again: at the model's name and path, at vLLM's version and
+leads to does not change, so each new one is a reason to look again, and so is each try that failed, since a proxy's
+connections outlive what is behind it: at the model's name and path, at vLLM's version and
 configuration (the ``system_fingerprint``, which every answer carries and which is compared on every answer), and at the
 log-probabilities of one text, because the weights are in none of the others.
 """
@@ -95,10 +96,10 @@ class ServerIdentity:
         self._api, self._settings = api, settings
         # Failures are what is looked for: no breaker may count them. Not behind the requests that it is about, either.
         impatient = replace(api, attempts=1, timeout=_LOOK_SECONDS)
-        self._looks = Upstream(impatient, _no_breaker(), metrics, on_connect=self.connection_opened)
+        self._looks = Upstream(impatient, _no_breaker(), metrics, on_doubt=self.doubt)
         self._scores = Upstream(replace(api, attempts=1, timeout=timeout), _no_breaker(), metrics)
         self._met: ServedTeacher | None = None
-        # Connections, and reasons like them, that were seen, and those of them that a comparison has come after.
+        # Reasons for doubt that were seen, and those of them that a comparison has come after.
         self._seen = self._confirmed = 0
         self._comparison: asyncio.Task[None] | None = None
 
@@ -107,8 +108,8 @@ class ServerIdentity:
         self._met, self._witness, self._vocab_size = teacher, witness, vocab_size
         self._confirmed = self._seen
 
-    def connection_opened(self) -> None:
-        """What it leads to may be another server than before."""
+    def doubt(self) -> None:
+        """A connection was opened, or a try failed: what answers from here on may be another server than before."""
         self._seen += 1
 
     def check_answer(self, answer: VllmAnswer) -> None:
@@ -124,7 +125,7 @@ class ServerIdentity:
         raise self._changed(f"its answers have the system_fingerprint {given!r}, which was {met.fingerprint!r}")
 
     async def confirm(self) -> None:
-        """Before an answer is believed: compares, unless that was done since the last connection was opened.
+        """Before an answer is believed: compares, unless that was done since there was a reason for doubt.
 
         Raises:
             BackendError: it is another teacher (CHANGED), or does not say.
@@ -148,7 +149,7 @@ class ServerIdentity:
         except BackendError as error:
             if error.kind not in _HIDDEN:
                 raise
-        self._check_served(*await self._served())
+            self._check_served(*await self._served())
         await self.confirm()
 
     async def close(self) -> None:

@@ -90,7 +90,7 @@ class VllmBackend(VllmTeacher):
         self._metrics = metrics
         self._breaker = breaker
         self._identity = ServerIdentity(self._api, settings, metrics, timeout=_TIMEOUT_SECONDS)
-        self._upstream = Upstream(self._api, breaker, metrics, on_connect=self._identity.connection_opened)
+        self._upstream = Upstream(self._api, breaker, metrics, on_doubt=self._identity.doubt)
 
     async def load(self) -> None:
         """Waits for the server, and makes sure that it is the teacher that the settings describe."""
