@@ -1,6 +1,6 @@
-"""POST /get_sequence_logprobs/: what TRL's own teacher server answered up to 1.10 or so.
+"""POST /get_sequence_logprobs/: what `trl vllm-serve` of TRL 1.10 answers.
 
-Newer versions of TRL's trainers ask vLLM's /v1/completions for prompt_logprobs instead.
+Newer trainers of TRL ask vLLM's /v1/completions for prompt_logprobs instead.
 """
 
 import base64
