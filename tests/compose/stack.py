@@ -11,8 +11,8 @@ from typing import Any
 
 from tools.demo.settings import ROOT
 
-# Containers start together on few cores.
-_HEALING_SECONDS = 180.0
+# Containers may start together on few cores that others use too.
+_HEALING_SECONDS = 300.0
 
 
 class ComposeError(AssertionError):

@@ -172,11 +172,16 @@ def test_a_killed_container_comes_back_and_nothing_was_answered_wrongly(
 
 
 def test_a_frozen_redis_costs_hits_and_no_answers(stack: Stack, load: Load, addresses: Addresses) -> None:
-    stack("pause", "redis")
-    try:
-        more(load, scores=100)
-    finally:
-        stack("unpause", "redis")
+    with addresses.client(timeout=120, attempts=1000) as client:
+        stack("pause", "redis")
+        try:
+            more(load, scores=60)
+            eventually(lambda: bool(client.teacher().problems), "a word about the cache")
+            # It is ready all the same.
+            stack("exec", "-T", "teacher-gateway", "python", "healthcheck.py", "grpc", "50051")
+        finally:
+            stack("unpause", "redis")
+        eventually(lambda: not client.teacher().problems, "a cache without problems")
     kept = int(stack("exec", "-T", "redis", "redis-cli", "dbsize"))
     eventually(lambda: int(stack("exec", "-T", "redis", "redis-cli", "dbsize")) > kept, "new rows in Redis")
     more(load)
