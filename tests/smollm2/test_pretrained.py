@@ -42,7 +42,8 @@ def test_the_recipe_takes_tables_and_on_request_the_layers() -> None:
     assert (config.num_layers, config.hidden_size, config.qk_norm) == (30, 576, False)
 
 
-def test_a_whole_run_starts_from_it_and_ends_with_what_inference_loads(tmp_path: Path) -> None:
+def run_of(recipe: str, tmp_path: Path, *sets: str) -> Path:
+    """Trains a recipe's student on little text, without a teacher; gives its newest checkpoint."""
     data = tmp_path / "text.jsonl"
     write_docstrings(data, "held-out")
     environment = os.environ | {
@@ -50,15 +51,19 @@ def test_a_whole_run_starts_from_it_and_ends_with_what_inference_loads(tmp_path:
         "CHECKPOINTS_DIR": str(tmp_path / "checkpoints"),
         "TOKENIZER_PATH": str(MODEL),
     }
-    sets = ["student.weights.kd=0", "data.sequence_length=64", "autoencoder.optim.steps=3", "student.optim.steps=6"]
-    sets += ["student.validation_sequences=2", "student.samples=0", "student.validate_every=3"]
-    command = [sys.executable, "-m", "latentforge.trainer", "run", "--recipe", "smollm2", "--data", str(data)]
-    command += ["--targets", "text", *(part for value in sets for part in ("--set", value))]
+    few = ["student.weights.kd=0", "data.sequence_length=64", "student.validation_sequences=2", "student.samples=0"]
+    command = [sys.executable, "-m", "latentforge.trainer", "run", "--recipe", recipe, "--data", str(data)]
+    command += ["--targets", "text", *(part for value in [*few, *sets] for part in ("--set", value))]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
+    return list_checkpoints(tmp_path / "checkpoints" / recipe)[-1]
+
+
+def test_a_whole_run_starts_from_it_and_ends_with_what_inference_loads(tmp_path: Path) -> None:
+    sets = ["autoencoder.optim.steps=3", "student.optim.steps=6", "student.validate_every=3"]
+    newest = run_of("smollm2", tmp_path, *sets)
     curve = json.loads((tmp_path / "runs" / "smollm2" / "student.json").read_text())["curve"]
     assert curve[-1]["ce"] < curve[0]["ce"]
-    newest = list_checkpoints(tmp_path / "checkpoints" / "smollm2")[-1]
     snapshot = load_snapshot(newest, torch.device("cpu"))
     assert snapshot.manifest.step == 6
     # Six steps hardly move a table: it is still the original's, in fewer dimensions.
@@ -68,20 +73,8 @@ def test_a_whole_run_starts_from_it_and_ends_with_what_inference_loads(tmp_path:
 
 
 def test_a_split_student_contains_its_teacher(tmp_path: Path) -> None:
-    data = tmp_path / "text.jsonl"
-    write_docstrings(data, "held-out")
-    environment = os.environ | {
-        "RUNS_DIR": str(tmp_path / "runs"),
-        "CHECKPOINTS_DIR": str(tmp_path / "checkpoints"),
-        "TOKENIZER_PATH": str(MODEL),
-    }
-    sets = ["student.weights.kd=0", "data.sequence_length=64", "student.optim.steps=3", "student.optim.batch_size=2"]
-    sets += ["student.validation_sequences=2", "student.samples=0", "student.validate_every=3"]
-    command = [sys.executable, "-m", "latentforge.trainer", "run", "--recipe", "smollm2-split", "--data", str(data)]
-    command += ["--targets", "text", *(part for value in sets for part in ("--set", value))]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    snapshot = load_snapshot(list_checkpoints(tmp_path / "checkpoints" / "smollm2-split")[-1], torch.device("cpu"))
+    sets = ["student.optim.steps=3", "student.optim.batch_size=2", "student.validate_every=3"]
+    snapshot = load_snapshot(run_of("smollm2-split", tmp_path, *sets), torch.device("cpu"))
     ids = torch.tensor(snapshot.tokenizer.encode("The sea covers most of the Earth, and its water is salty.")[:12])
     theirs: Any = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32).eval()
     with torch.no_grad():
