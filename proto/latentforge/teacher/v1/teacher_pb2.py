@@ -25,23 +25,25 @@ _sym_db = _symbol_database.Default()
 from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$latentforge/teacher/v1/teacher.proto\x12\x16latentforge.teacher.v1\x1a\x17google/rpc/status.proto\"\x13\n\x11GetTeacherRequest\"\xea\x03\n\x12GetTeacherResponse\x12\x0f\n\x07\x62\x61\x63kend\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x10\n\x08revision\x18\x03 \x01(\t\x12\x14\n\x0cquantization\x18\x04 \x01(\t\x12\x0e\n\x06\x65ngine\x18\x05 \x01(\t\x12\x11\n\tcan_score\x18\x06 \x01(\x08\x12\x14\n\x0c\x63\x61n_generate\x18\x07 \x01(\x08\x12\x11\n\tmax_top_k\x18\x08 \x01(\r\x12\x1b\n\x13max_sequence_length\x18\t \x01(\r\x12\x12\n\nvocab_size\x18\n \x01(\r\x12\x1d\n\x15tokenizer_fingerprint\x18\x0b \x01(\t\x12;\n\rlogprobs_mode\x18\x0c \x01(\x0e\x32$.latentforge.teacher.v1.LogprobsMode\x12\x37\n\x0bid_fidelity\x18\r \x01(\x0e\x32\".latentforge.teacher.v1.IdFidelity\x12\x0f\n\x07healthy\x18\x0e \x01(\x08\x12\x19\n\x11\x63hat_prompts_only\x18\x0f \x01(\x08\x12\x13\n\x06\x62os_id\x18\x10 \x01(\rH\x00\x88\x01\x01\x12\x10\n\x08problems\x18\x11 \x03(\t\x12\x1c\n\x14\x63\x61n_score_candidates\x18\x12 \x01(\x08\x42\t\n\x07_bos_id\"\x9e\x02\n\nSparseRows\x12\x10\n\x08num_rows\x18\x01 \x01(\r\x12\r\n\x05top_k\x18\x02 \x01(\r\x12\x16\n\x0e\x66irst_position\x18\x03 \x01(\r\x12;\n\rlogprob_dtype\x18\x04 \x01(\x0e\x32$.latentforge.teacher.v1.LogprobDtype\x12\x0b\n\x03ids\x18\x05 \x01(\x0c\x12\x10\n\x08logprobs\x18\x06 \x01(\x0c\x12\x0e\n\x06\x63ounts\x18\x07 \x01(\x0c\x12\x19\n\x11realised_logprobs\x18\x08 \x01(\x0c\x12\x16\n\x0erealised_ranks\x18\t \x01(\x0c\x12\x11\n\ttail_mass\x18\n \x01(\x0c\x12\x15\n\runmapped_mass\x18\x0b \x01(\x0c\x12\x0e\n\x06packed\x18\x0c \x01(\x0c\"w\n\nProvenance\x12\x0f\n\x07\x62\x61\x63kend\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x10\n\x08revision\x18\x03 \x01(\t\x12\x0e\n\x06\x65ngine\x18\x04 \x01(\t\x12\x11\n\tcache_hit\x18\x05 \x01(\x08\x12\x14\n\x0cmilliseconds\x18\x06 \x01(\x01\"\x9a\x02\n\x0cScoreRequest\x12\x1d\n\x15tokenizer_fingerprint\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12\r\n\x05top_k\x18\x03 \x01(\r\x12;\n\rlogprob_dtype\x18\x04 \x01(\x0e\x32$.latentforge.teacher.v1.LogprobDtype\x12\x39\n\x0crow_encoding\x18\x05 \x01(\x0e\x32#.latentforge.teacher.v1.RowEncoding\x12\x19\n\x11\x65xpected_revision\x18\x06 \x01(\t\x12\x36\n\ncandidates\x18\x07 \x01(\x0b\x32\".latentforge.teacher.v1.Candidates\"*\n\nCandidates\x12\x0f\n\x07per_row\x18\x01 \x01(\r\x12\x0b\n\x03ids\x18\x02 \x03(\r\"\x95\x01\n\rScoreResponse\x12\x30\n\x04rows\x18\x01 \x01(\x0b\x32\".latentforge.teacher.v1.SparseRows\x12\x36\n\nprovenance\x18\x02 \x01(\x0b\x32\".latentforge.teacher.v1.Provenance\x12\x1a\n\x12\x63\x61ndidate_logprobs\x18\x03 \x01(\x0c\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\r\"\xc1\x02\n\x11ScoreBatchRequest\x12\x1d\n\x15tokenizer_fingerprint\x18\x01 \x01(\t\x12\x33\n\tsequences\x18\x02 \x03(\x0b\x32 .latentforge.teacher.v1.TokenIds\x12\r\n\x05top_k\x18\x03 \x01(\r\x12;\n\rlogprob_dtype\x18\x04 \x01(\x0e\x32$.latentforge.teacher.v1.LogprobDtype\x12\x39\n\x0crow_encoding\x18\x05 \x01(\x0e\x32#.latentforge.teacher.v1.RowEncoding\x12\x19\n\x11\x65xpected_revision\x18\x06 \x01(\t\x12\x36\n\ncandidates\x18\x07 \x03(\x0b\x32\".latentforge.teacher.v1.Candidates\"\x8a\x01\n\x12ScoreBatchResponse\x12\r\n\x05index\x18\x01 \x01(\r\x12\x36\n\x05score\x18\x02 \x01(\x0b\x32%.latentforge.teacher.v1.ScoreResponseH\x00\x12#\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x42\x08\n\x06result\",\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"=\n\x04\x43hat\x12\x35\n\x08messages\x18\x01 \x03(\x0b\x32#.latentforge.teacher.v1.ChatMessage\"\xb0\x03\n\x0fGenerateRequest\x12\x1d\n\x15tokenizer_fingerprint\x18\x01 \x01(\t\x12\x35\n\ttoken_ids\x18\x02 \x01(\x0b\x32 .latentforge.teacher.v1.TokenIdsH\x00\x12\x0e\n\x04text\x18\x03 \x01(\tH\x00\x12,\n\x04\x63hat\x18\x04 \x01(\x0b\x32\x1c.latentforge.teacher.v1.ChatH\x00\x12\x12\n\nmax_tokens\x18\x05 \x01(\r\x12\x13\n\x0btemperature\x18\x06 \x01(\x02\x12\x12\n\x05top_p\x18\x07 \x01(\x02H\x01\x88\x01\x01\x12\x11\n\x04seed\x18\x08 \x01(\x04H\x02\x88\x01\x01\x12\t\n\x01n\x18\t \x01(\r\x12\r\n\x05top_k\x18\n \x01(\r\x12;\n\rlogprob_dtype\x18\x0b \x01(\x0e\x32$.latentforge.teacher.v1.LogprobDtype\x12\x0c\n\x04stop\x18\x0c \x03(\t\x12\x1c\n\x14parse_special_tokens\x18\r \x01(\x08\x12\x19\n\x11\x65xpected_revision\x18\x0e \x01(\tB\x08\n\x06promptB\x08\n\x06_top_pB\x07\n\x05_seed\"\x93\x02\n\x10GenerateResponse\x12\r\n\x05index\x18\x01 \x01(\r\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12\x0c\n\x04text\x18\x03 \x01(\t\x12\x30\n\x04rows\x18\x04 \x01(\x0b\x32\".latentforge.teacher.v1.SparseRows\x12;\n\rfinish_reason\x18\x05 \x01(\x0e\x32$.latentforge.teacher.v1.FinishReason\x12\x18\n\x10prompt_token_ids\x18\x06 \x03(\r\x12\x36\n\nprovenance\x18\x07 \x01(\x0b\x32\".latentforge.teacher.v1.Provenance\x12\x0e\n\x06\x64\x65tail\x18\x08 \x01(\t\"v\n\x0fTokenizeRequest\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12,\n\x04\x63hat\x18\x02 \x01(\x0b\x32\x1c.latentforge.teacher.v1.ChatH\x00\x12\x1c\n\x14parse_special_tokens\x18\x03 \x01(\x08\x42\x07\n\x05input\"D\n\x10TokenizeResponse\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12\x1d\n\x15tokenizer_fingerprint\x18\x02 \x01(\t\"E\n\x11\x44\x65tokenizeRequest\x12\x1d\n\x15tokenizer_fingerprint\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\"\"\n\x12\x44\x65tokenizeResponse\x12\x0c\n\x04text\x18\x01 \x01(\t\"\x16\n\x14GetCacheStatsRequest\"\xa0\x02\n\x15GetCacheStatsResponse\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0f\n\x07healthy\x18\x02 \x01(\x08\x12\x0c\n\x04hits\x18\x03 \x01(\x04\x12\x0e\n\x06misses\x18\x04 \x01(\x04\x12\x17\n\x0frows_from_cache\x18\x05 \x01(\x04\x12\x15\n\rrows_computed\x18\x06 \x01(\x04\x12\x0f\n\x07\x65ntries\x18\x07 \x01(\x04\x12\r\n\x05\x62ytes\x18\x08 \x01(\x04\x12\x17\n\x0f\x63orrupt_entries\x18\t \x01(\x04\x12\x0e\n\x06\x65rrors\x18\n \x01(\x04\x12\x15\n\rsaved_seconds\x18\x0b \x01(\x01\x12\x16\n\x0e\x64ropped_writes\x18\x0c \x01(\x04\x12\x0f\n\x07problem\x18\r \x01(\t\x12\x11\n\tspent_usd\x18\x0e \x01(\x01*X\n\nIdFidelity\x12\x1b\n\x17ID_FIDELITY_UNSPECIFIED\x10\x00\x12\x15\n\x11ID_FIDELITY_EXACT\x10\x01\x12\x16\n\x12ID_FIDELITY_MAPPED\x10\x02*a\n\x0cLogprobsMode\x12\x1d\n\x19LOGPROBS_MODE_UNSPECIFIED\x10\x00\x12\x15\n\x11LOGPROBS_MODE_RAW\x10\x01\x12\x1b\n\x17LOGPROBS_MODE_PROCESSED\x10\x02*c\n\x0cLogprobDtype\x12\x1d\n\x19LOGPROB_DTYPE_UNSPECIFIED\x10\x00\x12\x19\n\x15LOGPROB_DTYPE_FLOAT16\x10\x01\x12\x19\n\x15LOGPROB_DTYPE_FLOAT32\x10\x02*]\n\x0bRowEncoding\x12\x1c\n\x18ROW_ENCODING_UNSPECIFIED\x10\x00\x12\x17\n\x13ROW_ENCODING_ARRAYS\x10\x01\x12\x17\n\x13ROW_ENCODING_PACKED\x10\x02*z\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x12\x19\n\x15\x46INISH_REASON_DROPPED\x10\x03\x32\xc5\x05\n\x0eTeacherService\x12\x63\n\nGetTeacher\x12).latentforge.teacher.v1.GetTeacherRequest\x1a*.latentforge.teacher.v1.GetTeacherResponse\x12T\n\x05Score\x12$.latentforge.teacher.v1.ScoreRequest\x1a%.latentforge.teacher.v1.ScoreResponse\x12\x65\n\nScoreBatch\x12).latentforge.teacher.v1.ScoreBatchRequest\x1a*.latentforge.teacher.v1.ScoreBatchResponse0\x01\x12_\n\x08Generate\x12\'.latentforge.teacher.v1.GenerateRequest\x1a(.latentforge.teacher.v1.GenerateResponse0\x01\x12]\n\x08Tokenize\x12\'.latentforge.teacher.v1.TokenizeRequest\x1a(.latentforge.teacher.v1.TokenizeResponse\x12\x63\n\nDetokenize\x12).latentforge.teacher.v1.DetokenizeRequest\x1a*.latentforge.teacher.v1.DetokenizeResponse\x12l\n\rGetCacheStats\x12,.latentforge.teacher.v1.GetCacheStatsRequest\x1a-.latentforge.teacher.v1.GetCacheStatsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$latentforge/teacher/v1/teacher.proto\x12\x16latentforge.teacher.v1\x1a\x17google/rpc/status.proto\"\x13\n\x11GetTeacherRequest\"\xea\x03\n\x12GetTeacherResponse\x12\x0f\n\x07\x62\x61\x63kend\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x10\n\x08revision\x18\x03 \x01(\t\x12\x14\n\x0cquantization\x18\x04 \x01(\t\x12\x0e\n\x06\x65ngine\x18\x05 \x01(\t\x12\x11\n\tcan_score\x18\x06 \x01(\x08\x12\x14\n\x0c\x63\x61n_generate\x18\x07 \x01(\x08\x12\x11\n\tmax_top_k\x18\x08 \x01(\r\x12\x1b\n\x13max_sequence_length\x18\t \x01(\r\x12\x12\n\nvocab_size\x18\n \x01(\r\x12\x1d\n\x15tokenizer_fingerprint\x18\x0b \x01(\t\x12;\n\rlogprobs_mode\x18\x0c \x01(\x0e\x32$.latentforge.teacher.v1.LogprobsMode\x12\x37\n\x0bid_fidelity\x18\r \x01(\x0e\x32\".latentforge.teacher.v1.IdFidelity\x12\x0f\n\x07healthy\x18\x0e \x01(\x08\x12\x19\n\x11\x63hat_prompts_only\x18\x0f \x01(\x08\x12\x13\n\x06\x62os_id\x18\x10 \x01(\rH\x00\x88\x01\x01\x12\x10\n\x08problems\x18\x11 \x03(\t\x12\x1c\n\x14\x63\x61n_score_candidates\x18\x12 \x01(\x08\x42\t\n\x07_bos_id\"\x9e\x02\n\nSparseRows\x12\x10\n\x08num_rows\x18\x01 \x01(\r\x12\r\n\x05top_k\x18\x02 \x01(\r\x12\x16\n\x0e\x66irst_position\x18\x03 \x01(\r\x12;\n\rlogprob_dtype\x18\x04 \x01(\x0e\x32$.latentforge.teacher.v1.LogprobDtype\x12\x0b\n\x03ids\x18\x05 \x01(\x0c\x12\x10\n\x08logprobs\x18\x06 \x01(\x0c\x12\x0e\n\x06\x63ounts\x18\x07 \x01(\x0c\x12\x19\n\x11realised_logprobs\x18\x08 \x01(\x0c\x12\x16\n\x0erealised_ranks\x18\t \x01(\x0c\x12\x11\n\ttail_mass\x18\n \x01(\x0c\x12\x15\n\runmapped_mass\x18\x0b \x01(\x0c\x12\x0e\n\x06packed\x18\x0c \x01(\x0c\"w\n\nProvenance\x12\x0f\n\x07\x62\x61\x63kend\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x10\n\x08revision\x18\x03 \x01(\t\x12\x0e\n\x06\x65ngine\x18\x04 \x01(\t\x12\x11\n\tcache_hit\x18\x05 \x01(\x08\x12\x14\n\x0cmilliseconds\x18\x06 \x01(\x01\"\x96\x03\n\x0cScoreRequest\x12\x1d\n\x15tokenizer_fingerprint\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12\r\n\x05top_k\x18\x03 \x01(\r\x12;\n\rlogprob_dtype\x18\x04 \x01(\x0e\x32$.latentforge.teacher.v1.LogprobDtype\x12\x39\n\x0crow_encoding\x18\x05 \x01(\x0e\x32#.latentforge.teacher.v1.RowEncoding\x12\x19\n\x11\x65xpected_revision\x18\x06 \x01(\t\x12\x36\n\ncandidates\x18\x07 \x01(\x0b\x32\".latentforge.teacher.v1.Candidates\x12\x0e\n\x04text\x18\x08 \x01(\tH\x00\x12,\n\x04\x63hat\x18\t \x01(\x0b\x32\x1c.latentforge.teacher.v1.ChatH\x00\x12\x1c\n\x14parse_special_tokens\x18\n \x01(\x08\x12\x15\n\rtoken_strings\x18\x0b \x01(\x08\x42\x07\n\x05input\"*\n\nCandidates\x12\x0f\n\x07per_row\x18\x01 \x01(\r\x12\x0b\n\x03ids\x18\x02 \x03(\r\"\xad\x02\n\rScoreResponse\x12\x30\n\x04rows\x18\x01 \x01(\x0b\x32\".latentforge.teacher.v1.SparseRows\x12\x36\n\nprovenance\x18\x02 \x01(\x0b\x32\".latentforge.teacher.v1.Provenance\x12\x1a\n\x12\x63\x61ndidate_logprobs\x18\x03 \x01(\x0c\x12\x11\n\ttoken_ids\x18\x04 \x03(\r\x12N\n\rtoken_strings\x18\x05 \x03(\x0b\x32\x37.latentforge.teacher.v1.ScoreResponse.TokenStringsEntry\x1a\x33\n\x11TokenStringsEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\r\"\xc1\x02\n\x11ScoreBatchRequest\x12\x1d\n\x15tokenizer_fingerprint\x18\x01 \x01(\t\x12\x33\n\tsequences\x18\x02 \x03(\x0b\x32 .latentforge.teacher.v1.TokenIds\x12\r\n\x05top_k\x18\x03 \x01(\r\x12;\n\rlogprob_dtype\x18\x04 \x01(\x0e\x32$.latentforge.teacher.v1.LogprobDtype\x12\x39\n\x0crow_encoding\x18\x05 \x01(\x0e\x32#.latentforge.teacher.v1.RowEncoding\x12\x19\n\x11\x65xpected_revision\x18\x06 \x01(\t\x12\x36\n\ncandidates\x18\x07 \x03(\x0b\x32\".latentforge.teacher.v1.Candidates\"\x8a\x01\n\x12ScoreBatchResponse\x12\r\n\x05index\x18\x01 \x01(\r\x12\x36\n\x05score\x18\x02 \x01(\x0b\x32%.latentforge.teacher.v1.ScoreResponseH\x00\x12#\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x42\x08\n\x06result\",\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"=\n\x04\x43hat\x12\x35\n\x08messages\x18\x01 \x03(\x0b\x32#.latentforge.teacher.v1.ChatMessage\"\xb0\x03\n\x0fGenerateRequest\x12\x1d\n\x15tokenizer_fingerprint\x18\x01 \x01(\t\x12\x35\n\ttoken_ids\x18\x02 \x01(\x0b\x32 .latentforge.teacher.v1.TokenIdsH\x00\x12\x0e\n\x04text\x18\x03 \x01(\tH\x00\x12,\n\x04\x63hat\x18\x04 \x01(\x0b\x32\x1c.latentforge.teacher.v1.ChatH\x00\x12\x12\n\nmax_tokens\x18\x05 \x01(\r\x12\x13\n\x0btemperature\x18\x06 \x01(\x02\x12\x12\n\x05top_p\x18\x07 \x01(\x02H\x01\x88\x01\x01\x12\x11\n\x04seed\x18\x08 \x01(\x04H\x02\x88\x01\x01\x12\t\n\x01n\x18\t \x01(\r\x12\r\n\x05top_k\x18\n \x01(\r\x12;\n\rlogprob_dtype\x18\x0b \x01(\x0e\x32$.latentforge.teacher.v1.LogprobDtype\x12\x0c\n\x04stop\x18\x0c \x03(\t\x12\x1c\n\x14parse_special_tokens\x18\r \x01(\x08\x12\x19\n\x11\x65xpected_revision\x18\x0e \x01(\tB\x08\n\x06promptB\x08\n\x06_top_pB\x07\n\x05_seed\"\x93\x02\n\x10GenerateResponse\x12\r\n\x05index\x18\x01 \x01(\r\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12\x0c\n\x04text\x18\x03 \x01(\t\x12\x30\n\x04rows\x18\x04 \x01(\x0b\x32\".latentforge.teacher.v1.SparseRows\x12;\n\rfinish_reason\x18\x05 \x01(\x0e\x32$.latentforge.teacher.v1.FinishReason\x12\x18\n\x10prompt_token_ids\x18\x06 \x03(\r\x12\x36\n\nprovenance\x18\x07 \x01(\x0b\x32\".latentforge.teacher.v1.Provenance\x12\x0e\n\x06\x64\x65tail\x18\x08 \x01(\t\"v\n\x0fTokenizeRequest\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12,\n\x04\x63hat\x18\x02 \x01(\x0b\x32\x1c.latentforge.teacher.v1.ChatH\x00\x12\x1c\n\x14parse_special_tokens\x18\x03 \x01(\x08\x42\x07\n\x05input\"D\n\x10TokenizeResponse\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12\x1d\n\x15tokenizer_fingerprint\x18\x02 \x01(\t\"E\n\x11\x44\x65tokenizeRequest\x12\x1d\n\x15tokenizer_fingerprint\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\"\"\n\x12\x44\x65tokenizeResponse\x12\x0c\n\x04text\x18\x01 \x01(\t\"\x16\n\x14GetCacheStatsRequest\"\xa0\x02\n\x15GetCacheStatsResponse\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0f\n\x07healthy\x18\x02 \x01(\x08\x12\x0c\n\x04hits\x18\x03 \x01(\x04\x12\x0e\n\x06misses\x18\x04 \x01(\x04\x12\x17\n\x0frows_from_cache\x18\x05 \x01(\x04\x12\x15\n\rrows_computed\x18\x06 \x01(\x04\x12\x0f\n\x07\x65ntries\x18\x07 \x01(\x04\x12\r\n\x05\x62ytes\x18\x08 \x01(\x04\x12\x17\n\x0f\x63orrupt_entries\x18\t \x01(\x04\x12\x0e\n\x06\x65rrors\x18\n \x01(\x04\x12\x15\n\rsaved_seconds\x18\x0b \x01(\x01\x12\x16\n\x0e\x64ropped_writes\x18\x0c \x01(\x04\x12\x0f\n\x07problem\x18\r \x01(\t\x12\x11\n\tspent_usd\x18\x0e \x01(\x01*X\n\nIdFidelity\x12\x1b\n\x17ID_FIDELITY_UNSPECIFIED\x10\x00\x12\x15\n\x11ID_FIDELITY_EXACT\x10\x01\x12\x16\n\x12ID_FIDELITY_MAPPED\x10\x02*a\n\x0cLogprobsMode\x12\x1d\n\x19LOGPROBS_MODE_UNSPECIFIED\x10\x00\x12\x15\n\x11LOGPROBS_MODE_RAW\x10\x01\x12\x1b\n\x17LOGPROBS_MODE_PROCESSED\x10\x02*c\n\x0cLogprobDtype\x12\x1d\n\x19LOGPROB_DTYPE_UNSPECIFIED\x10\x00\x12\x19\n\x15LOGPROB_DTYPE_FLOAT16\x10\x01\x12\x19\n\x15LOGPROB_DTYPE_FLOAT32\x10\x02*]\n\x0bRowEncoding\x12\x1c\n\x18ROW_ENCODING_UNSPECIFIED\x10\x00\x12\x17\n\x13ROW_ENCODING_ARRAYS\x10\x01\x12\x17\n\x13ROW_ENCODING_PACKED\x10\x02*z\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x12\x19\n\x15\x46INISH_REASON_DROPPED\x10\x03\x32\xc5\x05\n\x0eTeacherService\x12\x63\n\nGetTeacher\x12).latentforge.teacher.v1.GetTeacherRequest\x1a*.latentforge.teacher.v1.GetTeacherResponse\x12T\n\x05Score\x12$.latentforge.teacher.v1.ScoreRequest\x1a%.latentforge.teacher.v1.ScoreResponse\x12\x65\n\nScoreBatch\x12).latentforge.teacher.v1.ScoreBatchRequest\x1a*.latentforge.teacher.v1.ScoreBatchResponse0\x01\x12_\n\x08Generate\x12\'.latentforge.teacher.v1.GenerateRequest\x1a(.latentforge.teacher.v1.GenerateResponse0\x01\x12]\n\x08Tokenize\x12\'.latentforge.teacher.v1.TokenizeRequest\x1a(.latentforge.teacher.v1.TokenizeResponse\x12\x63\n\nDetokenize\x12).latentforge.teacher.v1.DetokenizeRequest\x1a*.latentforge.teacher.v1.DetokenizeResponse\x12l\n\rGetCacheStats\x12,.latentforge.teacher.v1.GetCacheStatsRequest\x1a-.latentforge.teacher.v1.GetCacheStatsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'latentforge.teacher.v1.teacher_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_IDFIDELITY']._serialized_start=3418
-  _globals['_IDFIDELITY']._serialized_end=3506
-  _globals['_LOGPROBSMODE']._serialized_start=3508
-  _globals['_LOGPROBSMODE']._serialized_end=3605
-  _globals['_LOGPROBDTYPE']._serialized_start=3607
-  _globals['_LOGPROBDTYPE']._serialized_end=3706
-  _globals['_ROWENCODING']._serialized_start=3708
-  _globals['_ROWENCODING']._serialized_end=3801
-  _globals['_FINISHREASON']._serialized_start=3803
-  _globals['_FINISHREASON']._serialized_end=3925
+  _globals['_SCORERESPONSE_TOKENSTRINGSENTRY']._loaded_options = None
+  _globals['_SCORERESPONSE_TOKENSTRINGSENTRY']._serialized_options = b'8\001'
+  _globals['_IDFIDELITY']._serialized_start=3694
+  _globals['_IDFIDELITY']._serialized_end=3782
+  _globals['_LOGPROBSMODE']._serialized_start=3784
+  _globals['_LOGPROBSMODE']._serialized_end=3881
+  _globals['_LOGPROBDTYPE']._serialized_start=3883
+  _globals['_LOGPROBDTYPE']._serialized_end=3982
+  _globals['_ROWENCODING']._serialized_start=3984
+  _globals['_ROWENCODING']._serialized_end=4077
+  _globals['_FINISHREASON']._serialized_start=4079
+  _globals['_FINISHREASON']._serialized_end=4201
   _globals['_GETTEACHERREQUEST']._serialized_start=89
   _globals['_GETTEACHERREQUEST']._serialized_end=108
   _globals['_GETTEACHERRESPONSE']._serialized_start=111
@@ -51,37 +53,39 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PROVENANCE']._serialized_start=892
   _globals['_PROVENANCE']._serialized_end=1011
   _globals['_SCOREREQUEST']._serialized_start=1014
-  _globals['_SCOREREQUEST']._serialized_end=1296
-  _globals['_CANDIDATES']._serialized_start=1298
-  _globals['_CANDIDATES']._serialized_end=1340
-  _globals['_SCORERESPONSE']._serialized_start=1343
-  _globals['_SCORERESPONSE']._serialized_end=1492
-  _globals['_TOKENIDS']._serialized_start=1494
-  _globals['_TOKENIDS']._serialized_end=1517
-  _globals['_SCOREBATCHREQUEST']._serialized_start=1520
-  _globals['_SCOREBATCHREQUEST']._serialized_end=1841
-  _globals['_SCOREBATCHRESPONSE']._serialized_start=1844
-  _globals['_SCOREBATCHRESPONSE']._serialized_end=1982
-  _globals['_CHATMESSAGE']._serialized_start=1984
-  _globals['_CHATMESSAGE']._serialized_end=2028
-  _globals['_CHAT']._serialized_start=2030
-  _globals['_CHAT']._serialized_end=2091
-  _globals['_GENERATEREQUEST']._serialized_start=2094
-  _globals['_GENERATEREQUEST']._serialized_end=2526
-  _globals['_GENERATERESPONSE']._serialized_start=2529
-  _globals['_GENERATERESPONSE']._serialized_end=2804
-  _globals['_TOKENIZEREQUEST']._serialized_start=2806
-  _globals['_TOKENIZEREQUEST']._serialized_end=2924
-  _globals['_TOKENIZERESPONSE']._serialized_start=2926
-  _globals['_TOKENIZERESPONSE']._serialized_end=2994
-  _globals['_DETOKENIZEREQUEST']._serialized_start=2996
-  _globals['_DETOKENIZEREQUEST']._serialized_end=3065
-  _globals['_DETOKENIZERESPONSE']._serialized_start=3067
-  _globals['_DETOKENIZERESPONSE']._serialized_end=3101
-  _globals['_GETCACHESTATSREQUEST']._serialized_start=3103
-  _globals['_GETCACHESTATSREQUEST']._serialized_end=3125
-  _globals['_GETCACHESTATSRESPONSE']._serialized_start=3128
-  _globals['_GETCACHESTATSRESPONSE']._serialized_end=3416
-  _globals['_TEACHERSERVICE']._serialized_start=3928
-  _globals['_TEACHERSERVICE']._serialized_end=4637
+  _globals['_SCOREREQUEST']._serialized_end=1420
+  _globals['_CANDIDATES']._serialized_start=1422
+  _globals['_CANDIDATES']._serialized_end=1464
+  _globals['_SCORERESPONSE']._serialized_start=1467
+  _globals['_SCORERESPONSE']._serialized_end=1768
+  _globals['_SCORERESPONSE_TOKENSTRINGSENTRY']._serialized_start=1717
+  _globals['_SCORERESPONSE_TOKENSTRINGSENTRY']._serialized_end=1768
+  _globals['_TOKENIDS']._serialized_start=1770
+  _globals['_TOKENIDS']._serialized_end=1793
+  _globals['_SCOREBATCHREQUEST']._serialized_start=1796
+  _globals['_SCOREBATCHREQUEST']._serialized_end=2117
+  _globals['_SCOREBATCHRESPONSE']._serialized_start=2120
+  _globals['_SCOREBATCHRESPONSE']._serialized_end=2258
+  _globals['_CHATMESSAGE']._serialized_start=2260
+  _globals['_CHATMESSAGE']._serialized_end=2304
+  _globals['_CHAT']._serialized_start=2306
+  _globals['_CHAT']._serialized_end=2367
+  _globals['_GENERATEREQUEST']._serialized_start=2370
+  _globals['_GENERATEREQUEST']._serialized_end=2802
+  _globals['_GENERATERESPONSE']._serialized_start=2805
+  _globals['_GENERATERESPONSE']._serialized_end=3080
+  _globals['_TOKENIZEREQUEST']._serialized_start=3082
+  _globals['_TOKENIZEREQUEST']._serialized_end=3200
+  _globals['_TOKENIZERESPONSE']._serialized_start=3202
+  _globals['_TOKENIZERESPONSE']._serialized_end=3270
+  _globals['_DETOKENIZEREQUEST']._serialized_start=3272
+  _globals['_DETOKENIZEREQUEST']._serialized_end=3341
+  _globals['_DETOKENIZERESPONSE']._serialized_start=3343
+  _globals['_DETOKENIZERESPONSE']._serialized_end=3377
+  _globals['_GETCACHESTATSREQUEST']._serialized_start=3379
+  _globals['_GETCACHESTATSREQUEST']._serialized_end=3401
+  _globals['_GETCACHESTATSRESPONSE']._serialized_start=3404
+  _globals['_GETCACHESTATSRESPONSE']._serialized_end=3692
+  _globals['_TEACHERSERVICE']._serialized_start=4204
+  _globals['_TEACHERSERVICE']._serialized_end=4913
 # @@protoc_insertion_point(module_scope)

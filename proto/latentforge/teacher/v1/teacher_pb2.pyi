@@ -339,6 +339,8 @@ Global___Provenance: _TypeAlias = Provenance  # noqa: Y015
 
 @_typing.final
 class ScoreRequest(_message.Message):
+    """One sequence, as token_ids or as one of text and chat."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     TOKENIZER_FINGERPRINT_FIELD_NUMBER: _builtins.int
@@ -348,8 +350,14 @@ class ScoreRequest(_message.Message):
     ROW_ENCODING_FIELD_NUMBER: _builtins.int
     EXPECTED_REVISION_FIELD_NUMBER: _builtins.int
     CANDIDATES_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
+    CHAT_FIELD_NUMBER: _builtins.int
+    PARSE_SPECIAL_TOKENS_FIELD_NUMBER: _builtins.int
+    TOKEN_STRINGS_FIELD_NUMBER: _builtins.int
     tokenizer_fingerprint: _builtins.str
-    """Of the tokenizer that made token_ids; a mismatch is FAILED_PRECONDITION."""
+    """Of the tokenizer that made token_ids; a mismatch is FAILED_PRECONDITION (TOKENIZER_MISMATCH). Not needed with text
+    and chat, whose ids the gateway makes; checked where it is set.
+    """
     top_k: _builtins.int
     """Entries per row, 1 to max_top_k."""
     logprob_dtype: Global___LogprobDtype.ValueType
@@ -359,6 +367,12 @@ class ScoreRequest(_message.Message):
     never given, and the call is FAILED_PRECONDITION (REVISION_MISMATCH) with both. Unset takes whatever teacher there
     is; who asks more than once for one purpose should set it.
     """
+    text: _builtins.str
+    """Begins with GetTeacher's bos_id where there is one, as a text of Generate does."""
+    parse_special_tokens: _builtins.bool
+    """With text: as in TokenizeRequest."""
+    token_strings: _builtins.bool
+    """Asks for the answer's token_strings."""
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """At least two: the first token has no context, so rows begin at position 1."""
@@ -368,6 +382,10 @@ class ScoreRequest(_message.Message):
         """Ids to be told about at each position, besides the row's entries. A teacher that cannot say (GetTeacher's
         can_score_candidates) is UNIMPLEMENTED (CANDIDATES_UNSUPPORTED).
         """
+
+    @_builtins.property
+    def chat(self) -> Global___Chat:
+        """Rendered with the teacher's chat template; ends with the assistant's words, or else with the opening of its turn."""
 
     def __init__(
         self,
@@ -379,12 +397,18 @@ class ScoreRequest(_message.Message):
         row_encoding: Global___RowEncoding.ValueType = ...,
         expected_revision: _builtins.str = ...,
         candidates: Global___Candidates | None = ...,
+        text: _builtins.str = ...,
+        chat: Global___Chat | None = ...,
+        parse_special_tokens: _builtins.bool = ...,
+        token_strings: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["candidates", b"candidates"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["candidates", b"candidates", "chat", b"chat", "input", b"input", "text", b"text"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["candidates", b"candidates", "expected_revision", b"expected_revision", "logprob_dtype", b"logprob_dtype", "row_encoding", b"row_encoding", "token_ids", b"token_ids", "tokenizer_fingerprint", b"tokenizer_fingerprint", "top_k", b"top_k"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["candidates", b"candidates", "chat", b"chat", "expected_revision", b"expected_revision", "input", b"input", "logprob_dtype", b"logprob_dtype", "parse_special_tokens", b"parse_special_tokens", "row_encoding", b"row_encoding", "text", b"text", "token_ids", b"token_ids", "token_strings", b"token_strings", "tokenizer_fingerprint", b"tokenizer_fingerprint", "top_k", b"top_k"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType_input: _TypeAlias = _typing.Literal["text", "chat"]  # noqa: Y015
+    _WhichOneofArgType_input: _TypeAlias = _typing.Literal["input", b"input"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_input) -> _WhichOneofReturnType_input | None: ...
 
 Global___ScoreRequest: _TypeAlias = ScoreRequest  # noqa: Y015
 
@@ -424,9 +448,31 @@ Global___Candidates: _TypeAlias = Candidates  # noqa: Y015
 class ScoreResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class TokenStringsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.int
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.int = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     ROWS_FIELD_NUMBER: _builtins.int
     PROVENANCE_FIELD_NUMBER: _builtins.int
     CANDIDATE_LOGPROBS_FIELD_NUMBER: _builtins.int
+    TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    TOKEN_STRINGS_FIELD_NUMBER: _builtins.int
     candidate_logprobs: _builtins.bytes
     """f32, num_rows x candidates.per_row, little-endian, row-major, nats: the log-probability of each candidate, in the
     order asked, normalised over the whole vocabulary. Float32 whatever logprob_dtype is; empty without candidates.
@@ -435,16 +481,28 @@ class ScoreResponse(_message.Message):
     def rows(self) -> Global___SparseRows: ...
     @_builtins.property
     def provenance(self) -> Global___Provenance: ...
+    @_builtins.property
+    def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """What was scored, where text or a chat was sent."""
+
+    @_builtins.property
+    def token_strings(self) -> _containers.ScalarMap[_builtins.int, _builtins.str]:
+        """How each id of the sequence, of the rows' entries and of the candidates is written, if that was asked for. What is
+        no whole character is bytes:\\xe2\\x82, an id without a token token_id:4095.
+        """
+
     def __init__(
         self,
         *,
         rows: Global___SparseRows | None = ...,
         provenance: Global___Provenance | None = ...,
         candidate_logprobs: _builtins.bytes = ...,
+        token_ids: _abc.Iterable[_builtins.int] | None = ...,
+        token_strings: _abc.Mapping[_builtins.int, _builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["provenance", b"provenance", "rows", b"rows"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["candidate_logprobs", b"candidate_logprobs", "provenance", b"provenance", "rows", b"rows"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["candidate_logprobs", b"candidate_logprobs", "provenance", b"provenance", "rows", b"rows", "token_ids", b"token_ids", "token_strings", b"token_strings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -604,6 +662,7 @@ class GenerateRequest(_message.Message):
     PARSE_SPECIAL_TOKENS_FIELD_NUMBER: _builtins.int
     EXPECTED_REVISION_FIELD_NUMBER: _builtins.int
     tokenizer_fingerprint: _builtins.str
+    """As in ScoreRequest: needed with token_ids alone."""
     text: _builtins.str
     max_tokens: _builtins.int
     temperature: _builtins.float

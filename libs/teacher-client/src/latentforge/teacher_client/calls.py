@@ -7,7 +7,7 @@ answers in at half the speed.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, Literal, Protocol, TypeVar, cast
 
@@ -27,6 +27,8 @@ from latentforge.teacher_client.sparse_rows import LogprobDtype, SparseRows
 from latentforge.teacher_client.wire import dtype_to_proto, rows_from_proto
 
 RowEncodingName = Literal["arrays", "packed"]
+# Token ids, a text, or a chat of (role, content) pairs.
+Prompt = Sequence[int] | str | Sequence[tuple[str, str]]
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 
@@ -80,6 +82,9 @@ class BaseClient(ABC):
         api_key: the gateway's GATEWAY_API_KEY, if it has one.
         tls_ca: PEM file of the root certificate that signed the gateway's; None talks without TLS.
         attempts: tries without any progress; 1 never asks again.
+        tokenizer_fingerprint: of the tokenizer that makes the ids that are sent: a gateway whose teacher has another
+            refuses them. None sends what GetTeacher said first, which is right for ids of this client's ``tokenize``,
+            and cannot tell whether others are the teacher's.
 
     Raises:
         SettingsError: the file of ``tls_ca`` cannot be read or holds no certificate.
@@ -93,17 +98,24 @@ class BaseClient(ABC):
         api_key: SecretStr | str | None = None,
         tls_ca: Path | str | None = None,
         attempts: int = MAX_ATTEMPTS,
+        tokenizer_fingerprint: str | None = None,
     ) -> None:
         self.target = target
         self._timeout, self._attempts = timeout, attempts
         self._metadata = key_metadata(api_key)
-        self._fingerprint: str | None = None
+        self._own_fingerprint = self._fingerprint = tokenizer_fingerprint
         self._channel = self._open(target, tls_ca)
         self._stub = teacher_pb2_grpc.TeacherServiceStub(self._channel)
 
     @abstractmethod
     def _open(self, target: str, tls_ca: Path | str | None) -> Any:
         """A channel of the kind that the client waits with."""
+
+    def _meet(self, teacher: pb.GetTeacherResponse) -> pb.GetTeacherResponse:
+        """What GetTeacher said; its fingerprint goes with every later request, unless the caller has his own."""
+        if self._own_fingerprint is None:
+            self._fingerprint = teacher.tokenizer_fingerprint
+        return teacher
 
     def _tries(self) -> Tries:
         return Tries(self._timeout, self._attempts)
@@ -134,6 +146,8 @@ class Scored:
     Attributes:
         provenance: whose rows they are.
         candidate_logprobs: float32 [rows, m], nats, of the candidates that were asked about; None without any.
+        token_ids: what was scored, where a text or a chat was sent; else empty.
+        token_strings: how each id of the answer is written, where that was asked for.
     """
 
     index: int
@@ -141,6 +155,8 @@ class Scored:
     error: TeacherError | None
     provenance: pb.Provenance
     candidate_logprobs: NDArray[np.float32] | None = None
+    token_ids: list[int] = field(default_factory=list)
+    token_strings: dict[int, str] = field(default_factory=dict)
 
 
 def scored_of(index: int, answer: pb.ScoreResponse, candidates: pb.Candidates | None) -> Scored:
@@ -150,13 +166,23 @@ def scored_of(index: int, answer: pb.ScoreResponse, candidates: pb.Candidates | 
         ValueError: rows or log-probabilities are not what their message says.
     """
     rows = rows_from_proto(answer.rows)
+    ids, strings = list(answer.token_ids), dict(answer.token_strings)
     if candidates is None or not candidates.per_row:
-        return Scored(index, rows, None, answer.provenance)
+        return Scored(index, rows, None, answer.provenance, None, ids, strings)
     if not answer.candidate_logprobs:
         text = "the gateway does not know candidates; run one of the version of this client"
         raise TeacherError(grpc.StatusCode.UNIMPLEMENTED, text, reason="CANDIDATES_UNSUPPORTED")
     logprobs = np.frombuffer(answer.candidate_logprobs, "<f4").reshape(len(rows), candidates.per_row)
-    return Scored(index, rows, None, answer.provenance, logprobs)
+    return Scored(index, rows, None, answer.provenance, logprobs, ids, strings)
+
+
+def has_ids(prompt: Prompt) -> bool:
+    """Whether a prompt is token ids, which mean nothing without their tokenizer's fingerprint."""
+    return not isinstance(prompt, str) and not (len(prompt) and isinstance(prompt[0], tuple))
+
+
+def chat_to_proto(messages: Sequence[tuple[str, str]]) -> pb.Chat:
+    return pb.Chat(messages=[pb.ChatMessage(role=role, content=content) for role, content in messages])
 
 
 def candidates_to_proto(candidates: ArrayLike) -> pb.Candidates:
@@ -203,22 +229,32 @@ def score(
 
 def score_sequence(
     fingerprint: str,
-    token_ids: Sequence[int],
+    prompt: Prompt,
     top_k: int,
     candidates: ArrayLike | None,
     dtype: LogprobDtype,
     encoding: RowEncodingName,
     expected_revision: str,
+    *,
+    token_strings: bool,
+    parse_special_tokens: bool,
 ) -> Unary[Scored]:
     request = pb.ScoreRequest(
         tokenizer_fingerprint=fingerprint,
-        token_ids=token_ids,
+        token_strings=token_strings,
+        parse_special_tokens=parse_special_tokens,
         top_k=top_k,
         logprob_dtype=dtype_to_proto(dtype),
         row_encoding=encoding_to_proto(encoding),
         expected_revision=expected_revision,
         candidates=None if candidates is None else candidates_to_proto(candidates),
     )
+    if isinstance(prompt, str):
+        request.text = prompt
+    elif has_ids(prompt):
+        request.token_ids.extend(cast(Sequence[int], prompt))
+    else:
+        request.chat.CopyFrom(chat_to_proto(cast(Sequence[tuple[str, str]], prompt)))
 
     def value(answer: pb.ScoreResponse) -> Scored:
         check_revision(answer.provenance, expected_revision)
@@ -233,8 +269,7 @@ def tokenize(text: str, *, parse_special_tokens: bool) -> Unary[list[int]]:
 
 
 def tokenize_chat(messages: Sequence[tuple[str, str]]) -> Unary[list[int]]:
-    chat = pb.Chat(messages=[pb.ChatMessage(role=role, content=content) for role, content in messages])
-    return Unary("Tokenize", pb.TokenizeRequest(chat=chat), _token_ids)
+    return Unary("Tokenize", pb.TokenizeRequest(chat=chat_to_proto(messages)), _token_ids)
 
 
 def detokenize(fingerprint: str, token_ids: Sequence[int]) -> Unary[str]:
@@ -281,8 +316,10 @@ class Generating:
     method = "Generate"
 
     def __init__(self, fingerprint: str, request: pb.GenerateRequest) -> None:
-        request.tokenizer_fingerprint = fingerprint
-        self._request = request
+        self._request = pb.GenerateRequest()
+        self._request.CopyFrom(request)
+        # The caller's own, if he has said one.
+        self._request.tokenizer_fingerprint = request.tokenizer_fingerprint or fingerprint
         self._begun: set[int] = set()
         self.progress = False
 

@@ -11,7 +11,7 @@ from tenacity import Retrying
 
 from latentforge.teacher.v1 import teacher_pb2 as pb
 from latentforge.teacher_client import calls
-from latentforge.teacher_client.calls import BaseClient, RowEncodingName, Scored, Stream, Unary
+from latentforge.teacher_client.calls import BaseClient, Prompt, RowEncodingName, Scored, Stream, Unary
 from latentforge.teacher_client.channel import open_channel
 from latentforge.teacher_client.errors import TeacherError
 from latentforge.teacher_client.retries import Tries
@@ -40,9 +40,7 @@ class SyncTeacherClient(BaseClient):
 
     def teacher(self) -> pb.GetTeacherResponse:
         """What the teacher is and can do; its tokenizer's fingerprint goes with every later request."""
-        answer = self._ask(calls.get_teacher())
-        self._fingerprint = answer.tokenizer_fingerprint
-        return answer
+        return self._meet(self._ask(calls.get_teacher()))
 
     def score(
         self,
@@ -62,23 +60,38 @@ class SyncTeacherClient(BaseClient):
 
     def score_sequence(
         self,
-        token_ids: Sequence[int],
+        prompt: Prompt,
         top_k: int,
         *,
         candidates: ArrayLike | None = None,
+        token_strings: bool = False,
+        parse_special_tokens: bool = False,
         dtype: LogprobDtype = "float16",
         row_encoding: RowEncodingName = "arrays",
         expected_revision: str = "",
     ) -> Scored:
-        """As :meth:`score`, with the answer's provenance, and with what the teacher says of ``candidates``.
+        """As :meth:`score`, of ids, a text or a chat, with the answer's provenance and what else was asked for.
 
         Args:
+            prompt: token ids, a text, or (role, content) pairs; the answer has the ids of the last two.
+            token_strings: the answer says how each of its ids is written.
+            parse_special_tokens: what looks like a special token in a text is that token.
             candidates: ids [m], asked about at each position, or [L − 1, m]; those of row r are asked about for token
                 r + 1.
         """
-        known = self._known_fingerprint()
+        known = self._known_fingerprint(needed=calls.has_ids(prompt))
         return self._ask(
-            calls.score_sequence(known, token_ids, top_k, candidates, dtype, row_encoding, expected_revision)
+            calls.score_sequence(
+                known,
+                prompt,
+                top_k,
+                candidates,
+                dtype,
+                row_encoding,
+                expected_revision,
+                token_strings=token_strings,
+                parse_special_tokens=parse_special_tokens,
+            )
         )
 
     def score_batch(
@@ -103,11 +116,12 @@ class SyncTeacherClient(BaseClient):
         )
 
     def generate(self, request: pb.GenerateRequest) -> Iterator[pb.GenerateResponse]:
-        """Continues a prompt; the request's fingerprint is filled in. ``wire.rows_from_proto`` reads the rows.
+        """Continues a prompt; a fingerprint that ids need is filled in. ``wire.rows_from_proto`` reads the rows.
 
         An answer of another revision than the request's ``expected_revision``, unless that is empty, is an error.
         """
-        return self._stream(lambda known: calls.Generating(known, request))
+        has_ids = request.WhichOneof("prompt") == "token_ids"
+        return self._stream(lambda known: calls.Generating(known, request), has_ids=has_ids)
 
     def tokenize(self, text: str, *, parse_special_tokens: bool = False) -> list[int]:
         """Ids of a text; what looks like a special token is text unless ``parse_special_tokens``."""
@@ -126,7 +140,10 @@ class SyncTeacherClient(BaseClient):
     def _open(self, target: str, tls_ca: Path | str | None) -> grpc.Channel:
         return open_channel(target, tls_ca=tls_ca)
 
-    def _known_fingerprint(self) -> str:
+    def _known_fingerprint(self, *, needed: bool = True) -> str:
+        """Of the ids that are sent; without any, only where the caller has said one."""
+        if not needed:
+            return self._own_fingerprint or ""
         if self._fingerprint is None:
             return self.teacher().tokenizer_fingerprint
         return self._fingerprint
@@ -142,8 +159,8 @@ class SyncTeacherClient(BaseClient):
         except grpc.RpcError as error:
             raise self._failure(error) from None
 
-    def _stream(self, make: Callable[[str], Stream[T]]) -> Iterator[T]:
-        stream, tries = make(self._known_fingerprint()), self._tries()
+    def _stream(self, make: Callable[[str], Stream[T]], *, has_ids: bool = True) -> Iterator[T]:
+        stream, tries = make(self._known_fingerprint(needed=has_ids)), self._tries()
         try:
             for attempt in Retrying(**tries.options(stream.may_retry)):
                 with attempt:

@@ -7,7 +7,7 @@ from itertools import repeat
 import msgspec
 import numpy as np
 
-from latentforge.gateway.http.token_names import TokenNames
+from latentforge.gateway.rpc.token_names import TokenNames
 from latentforge.teacher_client.sparse_rows import SparseRows
 
 # What stands for -inf in JSON, as in vLLM's.

@@ -23,10 +23,10 @@ from latentforge.gateway.http.scores import (
     score_all,
     unpacked,
 )
-from latentforge.gateway.http.token_names import TokenNames
 from latentforge.gateway.http.writing import WrittenText, write
 from latentforge.gateway.rpc.request_size import max_text_bytes
 from latentforge.gateway.rpc.servicer import TeacherServicer
+from latentforge.gateway.rpc.token_names import TokenNames
 from latentforge.gateway.rpc.validation import MAX_SEQUENCES
 from latentforge.gateway.scoring.teacher import SequenceAnswer, Teacher
 from latentforge.teacher_client.sparse_rows import SparseRows

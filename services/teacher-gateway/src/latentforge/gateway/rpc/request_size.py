@@ -43,7 +43,7 @@ def check_request_size(method: str, size: int, teacher: TeacherDescription, toke
     ids = teacher.max_sequence_length * _BYTES_PER_ID
     text = max_text_bytes(teacher, tokenizer)
     limits = {
-        "Score": ("token_ids", ids * (1 + teacher.max_top_k if teacher.can_score_candidates else 1)),
+        "Score": ("token_ids", max(ids * (1 + teacher.max_top_k if teacher.can_score_candidates else 1), text)),
         "Generate": ("prompt", max(ids, text)),
         "Tokenize": ("input", text),
         "Detokenize": ("token_ids", ids),

@@ -10,16 +10,18 @@ from functools import partial
 from typing import ParamSpec, TypeVar
 
 import grpc
+import numpy as np
 
 from latentforge.gateway.backends.base import CandidateIds, TeacherDescription, TokenIds
 from latentforge.gateway.rpc import validation
 from latentforge.gateway.rpc.errors import ApiError, teacher_failed
 from latentforge.gateway.rpc.interceptor import Context, count
 from latentforge.gateway.rpc.request_size import check_request_size
+from latentforge.gateway.rpc.token_names import TokenNames
 from latentforge.gateway.scoring.teacher import SequenceAnswer, Teacher
 from latentforge.teacher.v1 import teacher_pb2 as pb
 from latentforge.teacher.v1.teacher_pb2_grpc import TeacherServiceServicer
-from latentforge.teacher_client.sparse_rows import LogprobDtype
+from latentforge.teacher_client.sparse_rows import LogprobDtype, PackedRows
 from latentforge.teacher_client.wire import dtype_from_proto, is_packed, rows_to_proto
 from latentforge.text.stopping import stoppable
 
@@ -44,6 +46,7 @@ class TeacherServicer(TeacherServiceServicer):
     def __init__(self, max_tokens_in_flight: int) -> None:
         self._max_tokens_in_flight = max_tokens_in_flight
         self._teacher: Teacher | None = None
+        self._names: TokenNames | None = None
         self._draining = False
         self._calls = 0
         self._tokenising = ThreadPoolExecutor(_TOKENISING_AT_ONCE, thread_name_prefix="tokenise")
@@ -52,6 +55,7 @@ class TeacherServicer(TeacherServiceServicer):
 
     def open(self, teacher: Teacher) -> None:
         self._teacher = teacher
+        self._names = TokenNames(teacher.tokenizer, teacher.description.vocab_size)
 
     def check_size(self, method: str, num_bytes: int) -> None:
         """Refuses a request by its size alone, before it is parsed."""
@@ -139,10 +143,15 @@ class TeacherServicer(TeacherServiceServicer):
         async with self.call() as teacher:
             about = teacher.description
             validation.check_can_score(about)
-            validation.check_fingerprint(request.tokenizer_fingerprint, about)
+            written = request.WhichOneof("input") is not None
+            validation.check_one_input(request)
+            validation.check_fingerprint(request.tokenizer_fingerprint, about, has_ids=not written)
             validation.check_revision(request.expected_revision, about)
             top_k, dtype = validation.row_arguments(request, about)
-            token_ids = validation.sequence_ids(request.token_ids, "token_ids", about)
+            if written:
+                token_ids = await self.tokenise(validation.written_ids, request, about, teacher.tokenizer)
+            else:
+                token_ids = validation.sequence_ids(request.token_ids, "token_ids", about)
             packed = is_packed(request.row_encoding)
             candidates = None
             if request.HasField("candidates"):
@@ -150,8 +159,24 @@ class TeacherServicer(TeacherServiceServicer):
                 candidates = validation.candidate_ids(request.candidates, "candidates", len(token_ids) - 1, about)
             answer = await teacher.score(token_ids, top_k, dtype, packed=packed, candidates=candidates)
             response = _score_response(answer, dtype, about, packed=packed)
+            if written:
+                response.token_ids.extend(token_ids.tolist())
+            if request.token_strings:
+                names = await self.tokenise(self._token_strings, answer, token_ids, candidates)
+                response.token_strings.update(names)
             count(tokens=len(token_ids), rows=response.rows.num_rows)
             return response
+
+    def _token_strings(
+        self, answer: SequenceAnswer, token_ids: TokenIds, candidates: CandidateIds | None
+    ) -> dict[int, str]:
+        """How each id of an answer is written."""
+        assert self._names is not None
+        rows = answer.rows.unpacked() if isinstance(answer.rows, PackedRows) else answer.rows
+        entries = rows.ids[np.arange(rows.top_k) < rows.counts[:, None]]
+        asked = token_ids[:0] if candidates is None else candidates.reshape(-1)
+        table = self._names.table
+        return {i: table[i] for i in np.unique(np.concatenate([token_ids, entries, asked])).tolist()}
 
     async def ScoreBatch(  # noqa: N802
         self, request: pb.ScoreBatchRequest, context: Context
@@ -193,7 +218,8 @@ class TeacherServicer(TeacherServiceServicer):
     ) -> AsyncIterator[pb.GenerateResponse]:
         async with self.call() as teacher:
             about = teacher.description
-            validation.check_fingerprint(request.tokenizer_fingerprint, about)
+            has_ids = request.WhichOneof("prompt") == "token_ids"
+            validation.check_fingerprint(request.tokenizer_fingerprint, about, has_ids=has_ids)
             validation.check_revision(request.expected_revision, about)
             generation = await self.tokenise(
                 validation.generation, request, about, teacher.tokenizer, self._max_tokens_in_flight

@@ -22,9 +22,9 @@ MAX_STOP_STRINGS = 16
 _MAX_TEMPERATURE = 100.0
 
 
-def check_fingerprint(given: str, teacher: TeacherDescription) -> None:
-    """Ids of another tokenizer mean other text."""
-    if given != teacher.tokenizer_fingerprint:
+def check_fingerprint(given: str, teacher: TeacherDescription, *, has_ids: bool = True) -> None:
+    """Ids of another tokenizer mean other text; who sends no ids need not know the teacher's."""
+    if given != teacher.tokenizer_fingerprint and (given or has_ids):
         raise ApiError(
             grpc.StatusCode.FAILED_PRECONDITION,
             f"tokenizer_fingerprint is {shortened(given, 80)!r}, the teacher's is {teacher.tokenizer_fingerprint!r};"
@@ -114,6 +114,21 @@ def _id_violations(token_ids: TokenIds, field: str, teacher: TeacherDescription)
     return [Violation(f"{field}[{at}]", f"is {token_ids[at]}; ids are 0 to {teacher.vocab_size - 1}")]
 
 
+def check_one_input(request: pb.ScoreRequest) -> None:
+    """What is scored is said once, and special tokens are parsed in text only."""
+    kind = request.WhichOneof("input")
+    if kind is not None and request.token_ids:
+        raise invalid_argument([Violation("token_ids", f"is set, and so is {kind}; send one of them")])
+    _check_parses_text(kind or "token_ids", request.parse_special_tokens)
+
+
+def written_ids(request: pb.ScoreRequest, teacher: TeacherDescription, tokenizer: TextTokenizer) -> TokenIds:
+    """uint32 [L] of the text or the chat of a Score request."""
+    if request.HasField("chat"):
+        return sequence_ids(chat_ids(request.chat, "chat", teacher, tokenizer), "chat", teacher)
+    return sequence_ids(tokenizer.begin(text_ids(request, teacher, tokenizer)), "text", teacher)
+
+
 def candidate_ids(
     candidates: pb.Candidates, field: str, num_rows: int, teacher: TeacherDescription
 ) -> CandidateIds | None:
@@ -161,7 +176,9 @@ def detokenize_ids(ids: Sequence[int], teacher: TeacherDescription) -> list[int]
 
 
 def text_ids(
-    request: pb.TokenizeRequest | pb.GenerateRequest, teacher: TeacherDescription, tokenizer: TextTokenizer
+    request: pb.TokenizeRequest | pb.GenerateRequest | pb.ScoreRequest,
+    teacher: TeacherDescription,
+    tokenizer: TextTokenizer,
 ) -> list[int]:
     """Ids of a request's text, in which special tokens are parsed where the request says so."""
     _check_text_size([request.text], "text", teacher, tokenizer)

@@ -1,6 +1,6 @@
 from pathlib import Path
 
-from latentforge.gateway.http.token_names import TokenNames
+from latentforge.gateway.rpc.token_names import TokenNames
 from latentforge.text.tokenizer import TextTokenizer
 
 
