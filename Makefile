@@ -210,17 +210,19 @@ EXPERIMENT = MAX_TOP_K=4096 $(BIN)/python -m tools.gateway -- $(BIN)/python -m e
 ##@ Checks and tests
 
 .PHONY: check
-check: $(READY_DEV) ## Lint, format, types (strict), layers, stubs and .env.example up to date
+check: $(READY_DEV) ## Lint, format, types (strict), layers, stubs and .env.example up to date, the API as released
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy $(CODE)
 	@$(BIN)/lint-imports --no-logo
 	@$(BIN)/python -m tools.stubs --check
+	@$(BIN)/python -m tools.api --check
 	@$(BIN)/python -m tools.env_example --check
 
 .PHONY: stubs
-stubs: $(READY_DEV) ## Make the Python stubs of proto/ anew
+stubs: $(READY_DEV) ## Make the Python stubs of proto/ anew, and add what is new to proto/released.json
 	@$(BIN)/python -m tools.stubs
+	@$(BIN)/python -m tools.api
 
 .PHONY: env-example
 env-example: $(READY_DEV) ## Make .env.example anew, of the settings' descriptions and defaults
