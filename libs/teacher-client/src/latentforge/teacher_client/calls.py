@@ -6,7 +6,7 @@ answers in at half the speed.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, Literal, Protocol, TypeVar, cast
@@ -24,13 +24,18 @@ from latentforge.teacher_client.channel import key_metadata
 from latentforge.teacher_client.errors import RpcFailure, TeacherError
 from latentforge.teacher_client.retries import MAX_ATTEMPTS, Tries, may_retry
 from latentforge.teacher_client.sparse_rows import LogprobDtype, SparseRows
-from latentforge.teacher_client.wire import dtype_to_proto, rows_from_proto
+from latentforge.teacher_client.wire import MAX_MESSAGE_BYTES, MAX_SEQUENCES, dtype_to_proto, rows_from_proto
 
 RowEncodingName = Literal["arrays", "packed"]
 # Token ids, a text, or a chat of (role, content) pairs.
 Prompt = Sequence[int] | str | Sequence[tuple[str, str]]
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
+
+# A varint, and what a message inside a message takes besides its ids.
+_BYTES_PER_ID, _BYTES_PER_SEQUENCE = 5, 32
+# A request takes several times its bytes while it is made and read; a part of this size keeps a teacher busy for long.
+_PART_BYTES = MAX_MESSAGE_BYTES // 4
 
 
 @dataclass(frozen=True)
@@ -343,8 +348,28 @@ class Generating:
         return None
 
 
+def batch_parts(sequences: Sequence[Sequence[int]], candidates: Sequence[ArrayLike] | None = None) -> Iterator[range]:
+    """Consecutive indices that one ScoreBatch may hold; one sequence that is too large alone is a part of its own."""
+    if candidates is not None and len(candidates) != len(sequences):
+        raise ValueError(f"{len(candidates)} candidates for {len(sequences)} sequences; give one for each")
+    start = size = 0
+    for index, ids in enumerate(sequences):
+        num_ids = len(ids) + (0 if candidates is None else np.size(candidates[index]))
+        own = _BYTES_PER_SEQUENCE + _BYTES_PER_ID * num_ids
+        if index > start and (size + own > _PART_BYTES or index - start == MAX_SEQUENCES):
+            yield range(start, index)
+            start, size = index, 0
+        size += own
+    # An empty batch is asked as well: what is wrong with the rest of the request is said then.
+    yield range(start, len(sequences))
+
+
 class BatchScoring:
-    """A ScoreBatch call over its tries: only what is missing is asked for again."""
+    """A ScoreBatch call over its tries: only what is missing is asked for again.
+
+    Args:
+        part: indices of the sequences that it is for.
+    """
 
     method = "ScoreBatch"
 
@@ -357,11 +382,11 @@ class BatchScoring:
         encoding: RowEncodingName,
         expected_revision: str,
         candidates: Sequence[ArrayLike] | None = None,
+        part: range | None = None,
     ) -> None:
-        if candidates is not None and len(candidates) != len(sequences):
-            raise ValueError(f"{len(candidates)} candidates for {len(sequences)} sequences; give one for each")
+        part = range(len(sequences)) if part is None else part
         self._sequences, self._expected_revision = sequences, expected_revision
-        self._candidates = None if candidates is None else [candidates_to_proto(each) for each in candidates]
+        self._candidates = None if candidates is None else {i: candidates_to_proto(candidates[i]) for i in part}
         self._arguments = {
             "tokenizer_fingerprint": fingerprint,
             "top_k": top_k,
@@ -370,7 +395,7 @@ class BatchScoring:
             "expected_revision": expected_revision,
         }
         # In order, and quick to remove from.
-        self._missing = dict.fromkeys(range(len(sequences)))
+        self._missing = dict.fromkeys(part)
         self._asked: list[int] = []
         self._refused: dict[int, TeacherError] = {}
         self.progress = False

@@ -1,6 +1,7 @@
 """The asyncio client of the teacher API: token ids in, numpy rows out."""
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
+from contextlib import aclosing
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
@@ -107,13 +108,15 @@ class TeacherClient(BaseClient):
     ) -> AsyncIterator[Scored]:
         """Scores many sequences; answers come as they are ready, in any order, exactly one for each.
 
-        A stream that breaks off is asked for again, for what is missing only. A sequence that the gateway refuses is
-        an answer with an error; another revision than ``expected_revision``, unless that is empty, is the call's.
-        ``candidates`` has one entry for each sequence, as in :meth:`score_sequence`; an empty one asks about nothing.
+        More than one call holds is sent as several, one after another. A stream that breaks off is asked for again, for
+        what is missing only. A sequence that the gateway refuses is an answer with an error; another revision than
+        ``expected_revision``, unless that is empty, is the call's. ``candidates`` has one entry for each sequence, as
+        in :meth:`score_sequence`; an empty one asks about nothing.
         """
         return self._stream(
-            lambda known: calls.BatchScoring(
-                known, sequences, top_k, dtype, row_encoding, expected_revision, candidates
+            lambda known: (
+                calls.BatchScoring(known, sequences, top_k, dtype, row_encoding, expected_revision, candidates, part)
+                for part in calls.batch_parts(sequences, candidates)
             )
         )
 
@@ -123,7 +126,7 @@ class TeacherClient(BaseClient):
         An answer of another revision than the request's ``expected_revision``, unless that is empty, is an error.
         """
         has_ids = request.WhichOneof("prompt") == "token_ids"
-        return self._stream(lambda known: calls.Generating(known, request), has_ids=has_ids)
+        return self._stream(lambda known: [calls.Generating(known, request)], has_ids=has_ids)
 
     async def tokenize(self, text: str, *, parse_special_tokens: bool = False) -> list[int]:
         """Ids of a text; what looks like a special token is text unless ``parse_special_tokens``."""
@@ -160,8 +163,14 @@ class TeacherClient(BaseClient):
         except grpc.RpcError as error:
             raise self._failure(error) from None
 
-    async def _stream(self, make: Callable[[str], Stream[T]], *, has_ids: bool = True) -> AsyncIterator[T]:
-        stream, tries = make(await self._known_fingerprint(needed=has_ids)), self._tries()
+    async def _stream(self, make: Callable[[str], Iterable[Stream[T]]], *, has_ids: bool = True) -> AsyncIterator[T]:
+        known, tries = await self._known_fingerprint(needed=has_ids), self._tries()
+        for stream in make(known):
+            async with aclosing(self._answers(stream, tries)) as answers:
+                async for answer in answers:
+                    yield answer
+
+    async def _answers(self, stream: Stream[T], tries: Tries) -> AsyncGenerator[T, None]:
         try:
             async for attempt in AsyncRetrying(**tries.options(stream.may_retry)):
                 with attempt:

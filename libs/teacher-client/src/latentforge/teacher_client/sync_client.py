@@ -1,6 +1,6 @@
 """The client of the teacher API for programs without asyncio: token ids in, numpy rows out."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
@@ -105,13 +105,15 @@ class SyncTeacherClient(BaseClient):
     ) -> Iterator[Scored]:
         """Scores many sequences; answers come as they are ready, in any order, exactly one for each.
 
-        A stream that breaks off is asked for again, for what is missing only. A sequence that the gateway refuses is
-        an answer with an error; another revision than ``expected_revision``, unless that is empty, is the call's.
-        ``candidates`` has one entry for each sequence, as in :meth:`score_sequence`; an empty one asks about nothing.
+        More than one call holds is sent as several, one after another. A stream that breaks off is asked for again, for
+        what is missing only. A sequence that the gateway refuses is an answer with an error; another revision than
+        ``expected_revision``, unless that is empty, is the call's. ``candidates`` has one entry for each sequence, as
+        in :meth:`score_sequence`; an empty one asks about nothing.
         """
         return self._stream(
-            lambda known: calls.BatchScoring(
-                known, sequences, top_k, dtype, row_encoding, expected_revision, candidates
+            lambda known: (
+                calls.BatchScoring(known, sequences, top_k, dtype, row_encoding, expected_revision, candidates, part)
+                for part in calls.batch_parts(sequences, candidates)
             )
         )
 
@@ -121,7 +123,7 @@ class SyncTeacherClient(BaseClient):
         An answer of another revision than the request's ``expected_revision``, unless that is empty, is an error.
         """
         has_ids = request.WhichOneof("prompt") == "token_ids"
-        return self._stream(lambda known: calls.Generating(known, request), has_ids=has_ids)
+        return self._stream(lambda known: [calls.Generating(known, request)], has_ids=has_ids)
 
     def tokenize(self, text: str, *, parse_special_tokens: bool = False) -> list[int]:
         """Ids of a text; what looks like a special token is text unless ``parse_special_tokens``."""
@@ -159,8 +161,12 @@ class SyncTeacherClient(BaseClient):
         except grpc.RpcError as error:
             raise self._failure(error) from None
 
-    def _stream(self, make: Callable[[str], Stream[T]], *, has_ids: bool = True) -> Iterator[T]:
-        stream, tries = make(self._known_fingerprint(needed=has_ids)), self._tries()
+    def _stream(self, make: Callable[[str], Iterable[Stream[T]]], *, has_ids: bool = True) -> Iterator[T]:
+        known, tries = self._known_fingerprint(needed=has_ids), self._tries()
+        for stream in make(known):
+            yield from self._answers(stream, tries)
+
+    def _answers(self, stream: Stream[T], tries: Tries) -> Iterator[T]:
         try:
             for attempt in Retrying(**tries.options(stream.may_retry)):
                 with attempt:

@@ -14,6 +14,8 @@ from latentforge.teacher_client.sparse_rows import (
 
 # A 2048-token answer with 64 float32 entries a row is about 1 MiB; gRPC's default cap of 4 MiB is too near.
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024
+# Of a ScoreBatch.
+MAX_SEQUENCES = 16384
 
 _DTYPES: dict[pb.LogprobDtype.ValueType, LogprobDtype] = {
     pb.LOGPROB_DTYPE_UNSPECIFIED: "float16",

@@ -10,13 +10,14 @@ from latentforge.gateway.backends.base import CandidateIds, ContinuationRequest,
 from latentforge.gateway.rpc.errors import ApiError, Violation, invalid_argument, shortened
 from latentforge.gateway.rpc.request_size import max_text_bytes
 from latentforge.teacher.v1 import teacher_pb2 as pb
+from latentforge.teacher_client import wire
 from latentforge.teacher_client.sparse_rows import LogprobDtype
 from latentforge.teacher_client.wire import dtype_from_proto
 from latentforge.text.chat_template import ROLES
 from latentforge.text.errors import ChatError
 from latentforge.text.tokenizer import TextTokenizer
 
-MAX_SEQUENCES = 16384
+MAX_SEQUENCES = wire.MAX_SEQUENCES
 MAX_CONTINUATIONS = 64
 MAX_STOP_STRINGS = 16
 _MAX_TEMPERATURE = 100.0
