@@ -160,9 +160,9 @@ def check_can_score_candidates(teacher: TeacherDescription) -> None:
     if not teacher.can_score_candidates:
         raise ApiError(
             grpc.StatusCode.UNIMPLEMENTED,
-            f"the {teacher.backend} backend gives no log-probabilities of chosen ids, because its API has none over "
-            f"HTTP that was tested; leave candidates out and ask for a larger top_k (up to {teacher.max_top_k}), in "
-            "which ids that matter mostly are, or choose TEACHER_BACKEND=embedded or transformers",
+            f"the {teacher.backend} backend gives no log-probabilities of chosen ids, because what it asks has none; "
+            f"leave candidates out and ask for a larger top_k (up to {teacher.max_top_k}), in which ids that matter "
+            "mostly are, or choose TEACHER_BACKEND=embedded or transformers",
             reason="CANDIDATES_UNSUPPORTED",
         )
 
