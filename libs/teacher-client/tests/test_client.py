@@ -252,3 +252,14 @@ def test_both_clients_have_the_same_methods_with_the_same_arguments() -> None:
         return {name: list(inspect.signature(method).parameters) for name, method in public.items()}
 
     assert methods(SyncTeacherClient) == methods(TeacherClient)
+
+
+def test_text_costs_no_question_and_is_held_to_the_tokenizer_that_was_met(scripted: tuple[Scripted, str]) -> None:
+    request = pb.GenerateRequest(text="x", max_tokens=2)
+    with SyncTeacherClient(scripted[1]) as client:
+        list(client.generate(request))
+        # GetTeacher is among the metadata that the server has seen, if it was asked.
+        assert len(scripted[0].metadata) == len(scripted[0].calls) == 1
+        client.teacher()
+        list(client.generate(request))
+    assert [call.tokenizer_fingerprint for call in scripted[0].calls] == ["", "f"]

@@ -146,9 +146,9 @@ class TeacherClient(BaseClient):
         return open_aio_channel(target, tls_ca=tls_ca)
 
     async def _known_fingerprint(self, *, needed: bool = True) -> str:
-        """Of the ids that are sent; without any, only where the caller has said one."""
+        """Of the ids that are sent; without any, what is known without asking, so that one client has one tokenizer."""
         if not needed:
-            return self._own_fingerprint or ""
+            return self._fingerprint or ""
         if self._fingerprint is None:
             return (await self.teacher()).tokenizer_fingerprint
         return self._fingerprint

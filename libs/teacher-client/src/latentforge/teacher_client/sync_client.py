@@ -143,9 +143,9 @@ class SyncTeacherClient(BaseClient):
         return open_channel(target, tls_ca=tls_ca)
 
     def _known_fingerprint(self, *, needed: bool = True) -> str:
-        """Of the ids that are sent; without any, only where the caller has said one."""
+        """Of the ids that are sent; without any, what is known without asking, so that one client has one tokenizer."""
         if not needed:
-            return self._own_fingerprint or ""
+            return self._fingerprint or ""
         if self._fingerprint is None:
             return self.teacher().tokenizer_fingerprint
         return self._fingerprint
