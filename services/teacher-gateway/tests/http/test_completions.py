@@ -55,6 +55,15 @@ async def test_prompt_logprobs_are_those_of_an_independent_forward(
     assert (answer["model"], answer["system_fingerprint"]) == (about.model, about.revision)
 
 
+async def test_a_prompt_as_long_as_the_teacher_scores_has_its_rows(http: Any) -> None:
+    longest = (await http.running.client.teacher()).max_sequence_length
+    ids = (IDS * longest)[:longest]
+    # As vLLM's clients ask, whose prompts leave room for the token that vLLM writes: nobody wants it.
+    answer = await http.complete(prompt=ids, max_tokens=1, prompt_logprobs=2, temperature=0)
+    assert len(answer["choices"][0]["prompt_logprobs"]) == longest
+    assert answer["usage"]["completion_tokens"] == 0
+
+
 async def test_what_was_scored_once_is_not_scored_again_whoever_asks(http: Any) -> None:
     fields = {"prompt": [IDS, OTHERS[0]], "max_tokens": 0, "echo": True, "prompt_logprobs": 8}
     first = await http.client.post("/v1/completions", json=fields)

@@ -131,7 +131,8 @@ class TextRequest:
     @property
     def is_greedy_look(self) -> bool:
         """Whether it asks for the prompt's rows and the likeliest token behind it, as lm-evaluation-harness does."""
-        return self.scores and self.max_tokens == 1 and self.temperature == 0 and self.n == 1 and not self.stop
+        one = self.max_tokens == 1 and self.temperature == 0 and self.n == 1 and not self.stop
+        return one and self.scores and self.writes
 
 
 def read_completion_request(body: bytes) -> TextRequest:
