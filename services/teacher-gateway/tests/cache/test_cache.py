@@ -114,6 +114,22 @@ async def test_a_file_that_is_no_database_is_a_cache_error(make_settings: Callab
     await cache.close()
 
 
+async def test_a_damaged_index_of_sqlite_gives_no_key_the_value_of_another(
+    make_settings: Callable[..., Any], tmp_path: Path
+) -> None:
+    file, first, other = tmp_path / "cache.sqlite", b"a" * 64, b"b" * 64
+    cache = open_cache(make_settings())
+    await cache.put_many({b"0" * 64: b"zero", first: b"value of a", other: b"value of b"})
+    await cache.close()
+    data = file.read_bytes()
+    # The index's entries are a key and the number of its row, which no checksum of SQLite's covers.
+    assert data.count(first + b"\x02") == data.count(other + b"\x03") == 1
+    file.write_bytes(data.replace(first + b"\x02", first + b"\x03"))
+    cache = open_cache(make_settings())
+    assert await cache.get_many([first, other]) == [None, b"value of b"]
+    await cache.close()
+
+
 async def test_a_locked_sqlite_file_is_a_cache_error(
     make_settings: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -138,7 +138,14 @@ class SqliteCache:
         for start in range(0, len(keys), _KEYS_PER_QUERY):
             part = keys[start : start + _KEYS_PER_QUERY]
             marks = ",".join("?" * len(part))
-            found.update(connection.execute(f"SELECT key, value FROM entries WHERE key IN ({marks})", part))
+            # The key is read from the row itself: the index, where it is damaged, may lead to another one.
+            found.update(
+                connection.execute(
+                    "SELECT key, value FROM entries NOT INDEXED "
+                    f"WHERE rowid IN (SELECT rowid FROM entries WHERE key IN ({marks}))",
+                    part,
+                )
+            )
         return [found.get(key) for key in keys]
 
 
