@@ -168,11 +168,11 @@ def _beside_vllm(
 
 def _among_callers(
     plan: CallersPlan, ids: Sequence[str], model: Path, scratch: Path, progress: BenchProgress
-) -> tuple[list[Result], dict[str, list[float]]]:
+) -> tuple[list[Result], dict[str, Any]]:
     """What clients cost each other: the results of these ids, and every repeat's figures."""
     sequences = held_out_sequences(plan.clients * plan.scores, 64, model)
     found: list[Result] = []
-    measured: dict[str, list[float]] = {}
+    measured: dict[str, Any] = {}
     for name in ids:
         progress.begin(name)
         # Servers of one figure do not run beside the next.
@@ -188,13 +188,13 @@ def _report(
     model: Path,
     dtype: Dtype,
     beside_vllm: tuple[GatewayMeasures, list[ProxyFinding]] | None,
-    callers: tuple[list[Result], dict[str, list[float]]],
+    callers: tuple[list[Result], dict[str, Any]],
     results: Path,
     *,
     machine: dict[str, Any],
     seconds: float,
 ) -> None:
-    found, measured = list(callers[0]), dict[str, Any](callers[1])
+    found, measured = list(callers[0]), dict(callers[1])
     notes = list(NOTES)
     title, findings = "clients of one gateway", list[ProxyFinding]()
     if beside_vllm is not None:

@@ -7,9 +7,9 @@ import asyncio
 import multiprocessing
 import statistics
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import ExitStack, asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field
 from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any
@@ -18,18 +18,19 @@ import grpc
 import numpy as np
 
 from benchmarks.benchmark_results import Bars
-from benchmarks.gateway.clients import Clients, GatewayServer, ScoringJob
-from benchmarks.gateway.servers import Server, Servers
+from benchmarks.gateway.broken_stores import FAULTS
+from benchmarks.gateway.clients import Clients, GatewayServer, ScoringJob, gateway_stubs
+from benchmarks.gateway.faults import FaultsPlan, measure_faults
+from benchmarks.gateway.servers import Servers
 from benchmarks.gateway.workload import Ids
 from latentforge.core.results import Result
 from latentforge.teacher.v1 import teacher_pb2 as pb
 from latentforge.teacher.v1.teacher_pb2_grpc import TeacherServiceStub
 from latentforge.teacher_client.sync_client import SyncTeacherClient
-from latentforge.teacher_client.wire import MAX_MESSAGE_BYTES
 
 BARS = Bars(
-    {"batched_clients": 1.3, "fair_wait": 3.0, "hostile": 100.0, "cached_clients": 2.5},
-    at_most=("batched_clients", "fair_wait", "hostile"),
+    {"batched_clients": 1.3, "fair_wait": 3.0, "hostile": 100.0, "cached_clients": 2.5, "faults": 0.0},
+    at_most=("batched_clients", "fair_wait", "hostile", "faults"),
 )
 NOTES = """\
 batched_clients: wall time of 32 clients with a connection each, who ask for 6 sequences of 64 tokens one after another,
@@ -40,6 +41,10 @@ hostile: 99th percentile in ms of cached 64-token Scores, one after another, whi
   60 MB again and again; measured.hostile_without is the same without them.
 cached_clients: cached 64-token Scores per second of 8 client processes over 1, on two gateway processes before one
   Redis. Clients and gateways share the machine's cores.
+faults: calls that failed, or were answered with other rows than a gateway without a cache gives, over the faults of
+  measured.faults, each with a gateway and a store of its own and begun and ended while 8 clients ask for sequences of 8
+  to 16 tokens, half of which the store has; CACHE_MEMORY_MB=0. hits and asked are of the calls begun before, during and
+  after the fault.
 """.splitlines()
 _TOP_K = 20
 _SHORT, _LONG = 64, 256
@@ -59,9 +64,12 @@ class CallersPlan:
     seconds: float = 10.0
     cached_sequences: int = 64
     cached_passes: int = 40
+    faults: FaultsPlan = field(default_factory=FaultsPlan)
 
 
-QUICK = CallersPlan(repeats=1, clients=4, long_sequences=24, seconds=1.0, cached_passes=2)
+QUICK = CallersPlan(
+    repeats=1, clients=4, long_sequences=24, seconds=1.0, cached_passes=2, faults=FaultsPlan(4, 40, 0.5, 0.5)
+)
 
 
 class CallersBench:
@@ -84,7 +92,7 @@ class CallersBench:
         self._sequences = sequences
         self._on_figure = on_figure
         self._random = np.random.default_rng(0)
-        self.measured: dict[str, list[float]] = {}
+        self.measured: dict[str, Any] = {}
 
     def measure(self, name: str) -> Result:
         """One of the ids of BARS."""
@@ -99,7 +107,7 @@ class CallersBench:
         ratios = []
 
         async def measure() -> float:
-            async with _stubs(gateway, plan.clients + 1) as (stubs, fingerprint):
+            async with gateway_stubs(gateway.target, plan.clients + 1) as (stubs, fingerprint):
 
                 async def one_after_another(stub: Any, share: Sequence[Ids]) -> None:
                     for each in share:
@@ -124,7 +132,7 @@ class CallersBench:
         gateway = self._servers.start_embedded_gateway("gateway-fair", self._model, "none")
 
         async def batch_seconds() -> float:
-            async with _stubs(gateway, 1) as ((stub,), fingerprint):
+            async with gateway_stubs(gateway.target, 1) as ((stub,), fingerprint):
                 taken = []
                 for _ in range(1 + self._plan.repeats):
                     ids = self._drawn(_BATCH_TOKENS // _LONG, _LONG)
@@ -134,7 +142,7 @@ class CallersBench:
                 return statistics.median(taken[1:])
 
         async def waits() -> list[float]:
-            async with _stubs(gateway, 2) as ((heavy, light), fingerprint):
+            async with gateway_stubs(gateway.target, 2) as ((heavy, light), fingerprint):
                 batch = heavy.ScoreBatch(_batch(fingerprint, self._drawn(self._plan.long_sequences, _LONG)))
                 reading = asyncio.create_task(_read(batch))
                 await batch.initial_metadata()
@@ -202,6 +210,12 @@ class CallersBench:
             high=max(ratios),
         )
 
+    def _faults(self) -> Result:
+        counts = measure_faults(self._plan.faults, list(FAULTS), self._servers, self._model, self._on_figure)
+        self.measured["faults"] = {name: asdict(count) for name, count in counts.items()}
+        bad = sum(count.failed + count.wrong for count in counts.values())
+        return Result(id="faults", value=bad, unit=f"of {sum(count.calls for count in counts.values()):,} calls")
+
     def _drawn(self, count: int, length: int) -> list[Ids]:
         """Ids that nobody asked for before."""
         drawn: list[Ids] = self._random.integers(0, 4096, (count, length)).tolist()
@@ -210,24 +224,6 @@ class CallersBench:
     def _result(self, id: str, unit: str, values: Sequence[float]) -> Result:  # noqa: A002
         self.measured[id] = list(values)
         return Result(id=id, value=statistics.median(values), unit=unit, low=min(values), high=max(values))
-
-
-@asynccontextmanager
-async def _stubs(gateway: Server, count: int) -> AsyncIterator[tuple[list[Any], str]]:
-    """Stubs with a connection each, and the tokenizer's fingerprint."""
-    options = [
-        # Else channels of one process share their connections.
-        ("grpc.use_local_subchannel_pool", 1),
-        ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-        ("grpc.enable_http_proxy", 0),
-    ]
-    channels = [grpc.aio.insecure_channel(gateway.target, options=options) for _ in range(count)]
-    stubs: list[Any] = [TeacherServiceStub(channel) for channel in channels]
-    try:
-        about = await stubs[0].GetTeacher(pb.GetTeacherRequest())
-        yield stubs, about.tokenizer_fingerprint
-    finally:
-        await asyncio.gather(*(channel.close(None) for channel in channels))
 
 
 async def _read(stream: Any) -> int:

@@ -1,23 +1,31 @@
-"""Client processes: each has one connection and one request open at a time, and turns every answer into arrays."""
+"""Client processes: each has one connection and one request open at a time, and turns every answer into arrays.
 
+Besides, bare connections for what is measured within one process.
+"""
+
+import asyncio
 import multiprocessing
 import signal
 import time
-from collections.abc import Callable, Sequence
-from contextlib import closing, suppress
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, closing, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from types import TracebackType
-from typing import Literal, Protocol, Self
+from typing import Any, Literal, Protocol, Self
 
+import grpc
 import httpx
 import numpy as np
 import orjson
 
 from benchmarks.gateway.workload import Ids, completions_request
 from latentforge.gateway.backends.vllm.answers import scored
+from latentforge.teacher.v1 import teacher_pb2 as pb
+from latentforge.teacher.v1.teacher_pb2_grpc import TeacherServiceStub
 from latentforge.teacher_client.sparse_rows import SparseRows
 from latentforge.teacher_client.sync_client import SyncTeacherClient
+from latentforge.teacher_client.wire import MAX_MESSAGE_BYTES
 
 _TIMEOUT_SECONDS = 600.0
 
@@ -234,3 +242,21 @@ def _do(job: ScoringJob, asker: Asker) -> _Done:
     if positions != wanted:
         raise ClientError(f"{job.server} gave {positions} rows where {wanted} were asked for")
     return _Done(started, ended, positions)
+
+
+@asynccontextmanager
+async def gateway_stubs(target: str, count: int) -> AsyncIterator[tuple[list[Any], str]]:
+    """Stubs with a connection each, and the tokenizer's fingerprint."""
+    options = [
+        # Else channels of one process share their connections.
+        ("grpc.use_local_subchannel_pool", 1),
+        ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+        ("grpc.enable_http_proxy", 0),
+    ]
+    channels = [grpc.aio.insecure_channel(target, options=options) for _ in range(count)]
+    stubs: list[Any] = [TeacherServiceStub(channel) for channel in channels]
+    try:
+        about = await stubs[0].GetTeacher(pb.GetTeacherRequest())
+        yield stubs, about.tokenizer_fingerprint
+    finally:
+        await asyncio.gather(*(channel.close(None) for channel in channels))

@@ -14,12 +14,13 @@ class CountingProxy:
 
     Attributes:
         port: where clients connect.
+        target_port: where new connections lead.
         sent: bytes from clients to the server; TCP's and IP's own headers are not in it.
         received: bytes from the server to clients.
     """
 
     def __init__(self, target_port: int) -> None:
-        self._target_port = target_port
+        self.target_port = target_port
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="counting-proxy", daemon=True)
         self._passing: set[asyncio.Task[None]] = set()
@@ -55,7 +56,7 @@ class CountingProxy:
         await asyncio.gather(*self._passing, return_exceptions=True)
 
     async def _connected(self, client: asyncio.StreamReader, to_client: asyncio.StreamWriter) -> None:
-        server, to_server = await asyncio.open_connection("127.0.0.1", self._target_port)
+        server, to_server = await asyncio.open_connection("127.0.0.1", self.target_port)
         for source, sink, counter in ((client, to_server, "sent"), (server, to_client, "received")):
             task = self._loop.create_task(self._pass(source, sink, counter))
             self._passing.add(task)

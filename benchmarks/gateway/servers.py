@@ -141,8 +141,17 @@ class Servers:
         self._logs = logs
         self._scratch = scratch
 
-    def start_redis(self) -> Server:
-        port = free_port()
+    def within(self, stack: ExitStack) -> "Servers":
+        """The same, for servers that are stopped with ``stack``."""
+        return Servers(stack, self._logs, self._scratch)
+
+    def sqlite_file(self, gateway: str) -> Path:
+        """Of the gateway of that name, started with sqlite:///cache.sqlite."""
+        return self._scratch / f"{gateway}-cache.sqlite"
+
+    def start_redis(self, port: int | None = None) -> Server:
+        """On a free port, or on one where another was."""
+        port = port or free_port()
         command = [redis_binary(), "--bind", "127.0.0.1", "--port", str(port), "--save", "", "--appendonly", "no"]
         server, children = self._start("redis", [*command, "--dir", str(self._scratch)], port, {})
         children.wait_until(lambda: _listens(port), "starting Redis", seconds=_REDIS_START_SECONDS)
@@ -184,7 +193,7 @@ class Servers:
         children.wait_until(lambda: gateway_answers(server.target), f"starting {name}", seconds=_GATEWAY_START_SECONDS)
         return Server(server.child, port, http_port)
 
-    def start_embedded_gateway(self, name: str, model: Path, cache_url: str) -> Server:
+    def start_embedded_gateway(self, name: str, model: Path, cache_url: str, **settings: str) -> Server:
         """With a teacher in its own process; a relative file of SQLite is in the scratch folder."""
         port = free_port()
         environment = {
@@ -194,6 +203,7 @@ class Servers:
             "EMBEDDED_TEACHER_PATH": str(model.absolute()),
             "CACHE_URL": cache_url.replace("sqlite:///", f"sqlite:///{self._scratch}/{name}-"),
             "LOG_LEVEL": "ERROR",
+            **{key.upper(): value for key, value in settings.items()},
         }
         server, children = self._start(name, gateway_command(), port, environment)
         children.wait_until(lambda: gateway_answers(server.target), f"starting {name}", seconds=_GATEWAY_START_SECONDS)
