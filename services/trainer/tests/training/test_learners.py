@@ -1,3 +1,4 @@
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from latentforge.model.io import load_token_level, save_pretrained
 from latentforge.text.held_out import split_tail
 from latentforge.text.packed import PackedData
 from latentforge.text.tokenizer import TextTokenizer
+from latentforge.trainer.errors import TrainerError
 from latentforge.trainer.run.interrupt import Interrupted
 from latentforge.trainer.targets.batches import held_out_sequences
 from latentforge.trainer.training.autoencoder import train_autoencoder
@@ -233,3 +235,10 @@ def test_what_is_frozen_stays_the_pretrained_models_even_if_its_folder_changes(
     for name in ("layers.0.mlp.up_proj.weight", "layers.1.self_attn.q_proj.weight", "norm.weight"):
         assert ours[f"backbone.{name}"].equal(layers[f"model.{name}"]), name
     assert whole.curve[-1].ce < whole.curve[0].ce
+    # A state of before such groups were left out of the optimizers cannot be told from one of now by its tensors.
+    identity = run.folder / "state" / "student" / "identity.json"
+    before = json.loads(identity.read_text())
+    assert before.pop("frozen") == ["chunks", "inputs", "layers", "outputs"]
+    identity.write_text(json.dumps(before))
+    with pytest.raises(TrainerError, match=r"begun with frozen = None.*--fresh"):
+        train_student(make_run("whole", port=9, overrides=overrides), *data, run.folder / "autoencoder")

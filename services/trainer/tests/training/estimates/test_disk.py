@@ -15,8 +15,11 @@ from latentforge.trainer.training.student import train_student
 TEXT = {"teacher.targets": "text", "student.objective": "chunk-ce"}
 
 
-def test_what_is_counted_is_what_a_run_saves(make_run: Any, packed: PackedData, autoencoder: Path) -> None:
-    run = make_run(overrides=TEXT)
+@pytest.mark.parametrize("frozen", [{}, {"student.optim.groups": {"layers": {"rate": 0}, "outputs": {"rate": 0}}}])
+def test_what_is_counted_is_what_a_run_saves(
+    make_run: Any, packed: PackedData, autoencoder: Path, frozen: dict[str, Any]
+) -> None:
+    run = make_run(overrides=TEXT | frozen)
     state, checkpoint = saved_bytes(run.recipe, "student", run.tokenizer)
     train_student(run, *split_tail(packed), autoencoder)
     (newest,) = (run.folder / "state" / "student").glob("step-00000012")

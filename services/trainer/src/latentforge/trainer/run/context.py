@@ -92,7 +92,9 @@ class RunContext:
         # Runs that were begun before there was a choice did as those that choose so now.
         if not recipe["data"]["mask_documents"]:
             del recipe["data"]["mask_documents"]
-        return recipe | {"vocab_size": self.vocab_size}
+        # What is frozen is in no optimizer: states of before that was so number its parameters otherwise.
+        frozen = sorted(name for name, group in optim["groups"].items() if group["rate"] == 0)
+        return recipe | {"vocab_size": self.vocab_size} | ({"frozen": frozen} if frozen else {})
 
     def say(self, line: str) -> None:
         """Writes one line for whoever started the run."""

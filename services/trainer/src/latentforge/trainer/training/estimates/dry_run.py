@@ -41,7 +41,7 @@ from latentforge.trainer.training.models import (
     new_token_level,
 )
 from latentforge.trainer.training.optimisation import MicroLoss, Optimisation
-from latentforge.trainer.training.parallel import ParallelModel
+from latentforge.trainer.training.parallel import ParallelModel, own_weights
 from latentforge.trainer.training.step_losses import autoencoder_losses, student_losses
 
 StageName = Literal["autoencoder", "student", "token-level"]
@@ -171,10 +171,10 @@ def saved_bytes(
     """
     with _without_content():
         model = build(recipe, stage, ids, torch.device("cpu"), autoencoder)
-        trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-        copies = 1 if _ema(recipe, stage) is None else 2
-        state = 4 * copies * trainable + _optimizer_bytes(model, _optim(recipe, stage))
-        return state, 4 * sum(p.numel() for p in model.parameters())
+        state = 4 * sum(value.numel() for value in own_weights(model).values())
+        if _ema(recipe, stage) is not None:
+            state += 4 * sum(p.numel() for p in model.parameters() if p.requires_grad)
+        return state + _optimizer_bytes(model, _optim(recipe, stage)), 4 * sum(p.numel() for p in model.parameters())
 
 
 def operations_of(recipe: Recipe, stage: StageName, ids: TokenIds) -> int:
