@@ -74,7 +74,15 @@ def test_without_keys_callers_are_told_apart_by_connection(make_settings: Callab
         ('[[key]]\nname = "a"\nsha256 = "s3cret"', r"key\.0\.sha256"),
         ('[[key]]\nname = "a"\nkey = "s3cret"\nshare = 0', r"key\.0\.share: .*0\.001"),
         ('[[key]]\nname = "a"\nkey = "s3cret"\ntokens_per_minute = 0', r"key\.0\.tokens_per_minute"),
-        ('[[key]]\nname = "a"\nkey = "s3cret"\nqouta = 1', r"key\.0\.qouta is not a known field"),
+        ('[[key]]\nname = "a"\nkey = "s3cret"\nqouta = 1', r"key\.0 has an unknown field; .*tokens_per_minute"),
+        # The key where a field's name belongs.
+        (
+            '[[key]]\nname = "a"\nkey = "b"\ns3cret = true\ns3cret2 = 1',
+            r"key\.0 has an unknown field; allowed are name,",
+        ),
+        ('s3cret = {name = "a"}', "key is missing; the top level has an unknown field; allowed is key"),
+        ('[[key]]\nname = "a"\nkey = "b"\n[[s3cret]]\nname = "a"', "the top level has an unknown field"),
+        ('[key]\ns3cret = "a"', "key: Input should be a valid list"),
         ('[[key]]\nname = "a"\nkey = "s3cret"\n[[key]]\nname = "a"\nkey = "s3cret2"', "two keys of the name 'a'"),
         ('[[key]]\nname = "a"\nkey = "s3cret"\n[[key]]\nname = "b"\nkey = "s3cret"', "one key for 'a' and 'b'"),
     ],

@@ -8,7 +8,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from latentforge.core.errors import describe_errors
+from latentforge.core.errors import describe_error
 from latentforge.core.settings import SettingsError
 from latentforge.gateway.scoring.callers import Caller
 from latentforge.gateway.scoring.quota import TokenQuota
@@ -136,8 +136,21 @@ def _entries(path: Path) -> list[_Entry]:
     try:
         return _File.model_validate(content).key
     except ValidationError as error:
-        found = "; ".join(describe_errors(error, values=False))
-        raise SettingsError(f"GATEWAY_KEYS_FILE={path}: {found}; write {_FORM}") from None
+        raise SettingsError(f"GATEWAY_KEYS_FILE={path}: {_what_is_wrong(error)}; write {_FORM}") from None
+
+
+def _what_is_wrong(error: ValidationError) -> str:
+    """Without a value or an unknown field's name: either may be a key."""
+    sentences = []
+    for entry in error.errors(include_url=False, include_context=False):
+        path = [str(part) for part in entry["loc"]]
+        if entry["type"] != "extra_forbidden":
+            sentences.append(describe_error(entry, ".".join(path), quoted=False))
+        elif place := ".".join(path[:-1]):
+            sentences.append(f"{place} has an unknown field; allowed are {', '.join(_Entry.model_fields)}")
+        else:
+            sentences.append(f"the top level has an unknown field; allowed is {', '.join(_File.model_fields)}")
+    return "; ".join(dict.fromkeys(sentences))
 
 
 def _digest(key: str) -> bytes:
