@@ -157,6 +157,25 @@ async def test_beyond_a_quota_a_call_is_told_when_to_come_back_and_others_are_no
         assert value("gateway_key_refusals_total", {"key": "evaluation"}) == 3
 
 
+@pytest.mark.parametrize("second", ["Bearer x", f"Bearer {TRAINER}", ""])
+async def test_the_key_that_opens_is_the_one_whose_quota_counts(run_gateway: Any, keys_file: Path, second: str) -> None:
+    async with run_gateway(gateway_keys_file=keys_file) as running:
+        metadata = [("authorization", f"Bearer {EVALUATION}"), ("authorization", second)]
+        fingerprint = running.backend.tokenizer.fingerprint
+
+        def request(first: int) -> pb.ScoreRequest:
+            return pb.ScoreRequest(tokenizer_fingerprint=fingerprint, token_ids=[first, *range(199)], top_k=2)
+
+        async with grpc.aio.insecure_channel(running.target) as channel:
+            stub = TeacherServiceStub(channel)
+            await stub.Score(request(1), metadata=metadata)
+            with pytest.raises(grpc.aio.AioRpcError, match="the quota of 100 tokens a minute is used"):
+                await stub.Score(request(2), metadata=metadata)
+        value = running.gateway.metrics.registry.get_sample_value
+        assert value("gateway_key_tokens_total", {"key": "evaluation"}) == 200
+        assert not value("gateway_key_tokens_total", {"key": "trainer"})
+
+
 async def test_what_the_cache_answers_uses_nothing_of_a_quota(run_gateway: Any, keys_file: Path) -> None:
     async with run_gateway(gateway_keys_file=keys_file) as running:
         async with TeacherClient(running.target, timeout=10, api_key=TRAINER) as client:
