@@ -1,5 +1,6 @@
 """Each kind of server, asked in its own way: rows are the model's, or there are none."""
 
+import itertools
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,8 @@ from latentforge.gateway.backends.base import Backend, BackendError, Continuatio
 from latentforge.gateway.metrics import Metrics
 from latentforge.gateway.settings import GatewaySettings
 from latentforge.teacher.v1 import teacher_pb2 as pb
+
+from .conftest import CONTEXT
 
 SCORING = ["sglang", "ids", "vllm"]
 # Of the random teacher's ids, those from 260 on are no token's; a text API could not name them.
@@ -320,6 +323,52 @@ async def test_a_server_that_lists_another_model_is_unhealthy_and_not_believed(
     with pytest.raises(BackendError, match=r"another teacher .*1024.* was .*512") as caught:
         await backend.check()
     assert caught.value.kind is FailureKind.CHANGED
+
+
+@pytest.mark.parametrize("kind", ["sglang", "llamacpp"])
+async def test_a_list_that_holds_something_new_in_each_answer_is_of_the_same_server(
+    serve: Any, make_backend: MakeBackend, kind: str
+) -> None:
+    stand_in, url = serve(kind)
+    numbers = itertools.count()
+
+    def edit(path: str, answer: Any) -> Any:
+        if path != "/v1/models":
+            return answer
+        number = next(numbers)
+        permission = {"id": f"modelperm-{number}", "object": "model_permission", "created": number}
+        answer["data"][0] |= {"created": number, "permission": [permission], "last_used": number}
+        return _with(answer, loaded_at=number) if kind == "llamacpp" else answer
+
+    stand_in.edit = edit
+    first, second = make_backend(url), make_backend(url)
+    await first.load()
+    await second.load()
+    await first.check()
+    assert first.description.revision == second.description.revision
+    assert next(numbers) > 2
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("root", "/models/other"), ("owned_by", "other"), ("max_model_len", CONTEXT - 1)]
+)
+async def test_what_lasts_of_a_list_tells_servers_apart(
+    serve: Any, make_backend: MakeBackend, name: str, value: Any
+) -> None:
+    stand_in, url = serve("sglang")
+    first, second = make_backend(url), make_backend(url)
+    await first.load()
+
+    def edit(path: str, answer: Any) -> Any:
+        if path == "/v1/models":
+            answer["data"][0][name] = value
+        return answer
+
+    stand_in.edit = edit
+    with pytest.raises(BackendError, match=f"another teacher .*{name}={value}"):
+        await first.check()
+    await second.load()
+    assert first.description.revision != second.description.revision
 
 
 def _with(answer: Any, **meta: Any) -> Any:

@@ -9,6 +9,10 @@ from latentforge.gateway.backends.upstream import Api, Upstream
 from latentforge.gateway.backends.vllm.startup import patiently
 from latentforge.gateway.metrics import Metrics
 
+# What stays as it is while a server serves a model. Lists hold times, too, and names that are drawn for each answer.
+_LASTING = ("id", "root", "parent", "owned_by", "max_model_len", "context_length")
+_LASTING_META = ("vocab_type", "n_vocab", "n_ctx", "n_ctx_train", "n_embd", "n_params", "size")
+
 
 @dataclass(frozen=True)
 class Listed:
@@ -17,7 +21,7 @@ class Listed:
     Attributes:
         owner: what SGLang, llama.cpp and vLLM write their own names into.
         max_length: tokens of prompt and continuation; None where the server does not say.
-        details: all that the list says, for telling two models apart.
+        details: what the list says that lasts, for telling two models apart.
     """
 
     name: str
@@ -57,12 +61,14 @@ def _choose(answer: Any, url_setting: str, chosen: str | None) -> Listed:
             raise BackendError(text, FailureKind.MISCONFIGURED)
         model = models[wanted]
         # llama.cpp says it in "meta", the others beside the name.
-        said = [model.get("max_model_len"), (model.get("meta") or {}).get("n_ctx"), model.get("context_length")]
+        meta = model.get("meta") or {}
+        said = [model.get("max_model_len"), meta.get("n_ctx"), model.get("context_length")]
         lengths = [int(length) for length in said if length is not None]
+        details = {name: model[name] for name in _LASTING if name in model}
+        details |= {f"meta.{name}": meta[name] for name in _LASTING_META if name in meta}
     except (KeyError, TypeError, ValueError, AttributeError):
         text = f"{url_setting} answers GET /v1/models with something that is no list of models"
         raise BackendError(text, FailureKind.MISCONFIGURED) from None
-    details = {name: value for name, value in model.items() if name != "created"}
     return Listed(wanted, str(model.get("owned_by") or "server"), lengths[0] if lengths else None, details)
 
 
