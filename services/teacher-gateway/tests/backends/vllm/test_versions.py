@@ -38,7 +38,19 @@ def test_another_version_than_the_tested_one_is_taken_and_said(version: str, cap
     assert f"vLLM {version} at VLLM_LOCAL_URL was not tested" in record.getMessage()
 
 
-@pytest.mark.parametrize("version", [TESTED_VERSION, f"{TESTED_VERSION}+cpu", "", "0.1.dev19908+g728d3ad09", "nightly"])
+@pytest.mark.parametrize(
+    "version",
+    [
+        TESTED_VERSION,
+        f"{TESTED_VERSION}+cpu",
+        "",
+        "nightly",
+        "0.1.dev19908+g728d3ad09",
+        "0.30.dev0",
+        "0.32.dev5+gabc",
+        "0.12dev1",
+    ],
+)
 def test_the_tested_version_and_one_that_cannot_be_told_are_taken_silently(
     version: str, caplog: pytest.LogCaptureFixture
 ) -> None:

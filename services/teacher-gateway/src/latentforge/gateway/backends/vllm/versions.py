@@ -45,7 +45,7 @@ def check_version(version: str, config: ModelConfig, setting: str) -> None:
     Raises:
         BackendError: it is known to be bad, and why.
     """
-    match = re.match(r"(\d+)\.(\d+)(?!\.?dev)", version)
+    match = re.match(r"(\d+)\.(\d+)(?!\d)(?!\.?dev)", version)
     if match is None:
         return
     release = int(match[1]), int(match[2])
