@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from latentforge.gateway.scoring import fair_queue
 from latentforge.gateway.scoring.callers import Caller
 from latentforge.gateway.scoring.fair_queue import FairQueue
 from latentforge.gateway.scoring.inflight import InFlightSequence
@@ -146,6 +147,20 @@ def test_a_length_that_never_fits_others_batches_is_not_passed_over_for_ever() -
     pytest.fail("it still waits")
 
 
+def test_a_line_that_a_shared_sequence_empties_within_the_batch_has_no_turn_left() -> None:
+    # He takes a thousand for every one of b's, so he begins each batch, and b's short ones come along before his long.
+    ahead = Caller("ahead", share=1000.0)
+    shared = sequence(B, 1000)
+    others = [*(sequence(ahead, 1) for _ in range(600)), *(sequence(B, 1) for _ in range(300))]
+    queue = queue_of(others[0], shared, *others[1:])
+    while queue._lines["b"].tokens > 1000:
+        assert shared not in queue.next_batch(1000)
+    shared.callers[ahead.name] = ahead
+    queue.join(shared, ahead)
+    assert shared in queue.next_batch(1_000_000)
+    assert (len(queue), queue.tokens, queue.callers) == (0, 0, 0)
+
+
 def test_when_full_whoever_has_most_waiting_gives_way_newest_first() -> None:
     many = [sequence(A, 100) for _ in range(9)]
     queue = queue_of(*many, sequence(B, 100), max_tokens=1000)
@@ -173,19 +188,24 @@ def test_one_sequence_may_be_longer_than_the_queue() -> None:
 
 
 callers = st.sampled_from([A, B, C, Caller("d", share=2.5)])
-arrivals = st.lists(st.tuples(callers, st.integers(1, 90), st.booleans()), min_size=1, max_size=60)
+waiting = st.lists(callers, min_size=1, max_size=3, unique=True)
+arrivals = st.lists(st.tuples(waiting, st.integers(1, 90), st.booleans()), min_size=1, max_size=60)
 
 
-@given(arrivals, st.integers(10, 200))
-def test_every_sequence_comes_once_and_batches_fit(steps: list[tuple[Caller, int, bool]], max_tokens: int) -> None:
+@given(arrivals, st.integers(10, 200), st.sampled_from([0, 2, 256]))
+def test_every_sequence_comes_once_and_batches_fit(
+    steps: list[tuple[list[Caller], int, bool]], max_tokens: int, passed_over: int
+) -> None:
     queue = FairQueue(1 << 30)
     added, batches = [], []
-    for caller, length, take in steps:
-        added.append(sequence(caller, length))
-        queue.add(added[-1])
-        if take:
-            batches.append(queue.next_batch(max_tokens))
-    batches += emptied(queue, max_tokens)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fair_queue, "_PASSED_OVER", passed_over)
+        for waiting_for_it, length, take in steps:
+            added.append(sequence(waiting_for_it[0], length, *waiting_for_it[1:]))
+            queue.add(added[-1])
+            if take:
+                batches.append(queue.next_batch(max_tokens))
+        batches += emptied(queue, max_tokens)
     taken = [s for batch in batches for s in batch]
     assert len(taken) == len(added)
     assert set(taken) == set(added)

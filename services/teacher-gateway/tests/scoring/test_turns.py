@@ -120,6 +120,26 @@ async def test_when_too_many_are_in_flight_he_who_has_most_gives_way(backend: An
     await asyncio.gather(other, *many[:5])
 
 
+async def test_an_error_in_choosing_a_batch_stops_no_scoring(
+    backend: Any, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scorer = scorer_of(backend)
+    choose, errors = scorer._dispatcher._queue.next_batch, [ZeroDivisionError()]
+
+    def failing_once(max_batch_tokens: int) -> Any:
+        if errors:
+            raise errors.pop()
+        return choose(max_batch_tokens)
+
+    monkeypatch.setattr(scorer._dispatcher._queue, "next_batch", failing_once)
+    scores = [asked(scorer, A, ids_of(0))]
+    await eventually(lambda: not errors)
+    # Whoever comes next has it tried again, for those too who came before.
+    scores.append(asked(scorer, B, ids_of(1)))
+    async with asyncio.timeout(30):
+        assert [score.rows.top_k for score in await asyncio.gather(*scores)] == [4, 4]
+
+
 async def test_the_queue_and_its_batches_are_measured(backend: Any, eventually: Eventually) -> None:
     metrics = Metrics()
     scorer = scorer_of(backend, metrics)

@@ -152,17 +152,26 @@ class Dispatcher:
         self._stats.timed_rows += len(token_ids) - 1
 
     async def _dispatch(self) -> None:
-        # Lets what was looked up together be queued together.
-        await asyncio.sleep(0)
-        while True:
-            await self._slots.acquire()
+        try:
+            # Lets what was looked up together be queued together.
+            await asyncio.sleep(0)
+            while batch := await self._next_batch():
+                self._tasks.start(self._compute(batch))
+        finally:
+            # No await since the queue was seen empty, so whoever adds to it from here on starts another. So he does
+            # after an error, which the queue outlives.
+            self._dispatching = False
+
+    async def _next_batch(self) -> Sequence[InFlightSequence]:
+        """When there is a slot for it, which it keeps; empty, without a slot, if nothing is queued."""
+        await self._slots.acquire()
+        batch: Sequence[InFlightSequence] = ()
+        try:
             batch = self._queue.next_batch(self._batch_tokens)
+        finally:
             if not batch:
-                break
-            self._tasks.start(self._compute(batch))
-        self._slots.release()
-        # No await since the queue was seen empty, so whoever adds to it from here on starts another.
-        self._dispatching = False
+                self._slots.release()
+        return batch
 
     async def _compute(self, batch: Sequence[InFlightSequence]) -> None:
         """Runs in one of the slots, which it gives back when the backend is done."""

@@ -129,6 +129,9 @@ class FairQueue:
         longest = 0
         while turns:
             _, _, line = heapq.heappop(turns)
+            if not line.sequences:
+                # All that he waited for was taken meanwhile for others who wait for it too.
+                continue
             if line not in candidates:
                 candidates[line] = _nearest(line, size, among, oldest_only=line.passed_over >= _PASSED_OVER)
             # Taken meanwhile for another who waits for it too?
