@@ -338,6 +338,34 @@ async def test_a_sequence_that_fails_a_batch_fails_alone(backend: Any) -> None:
         assert [isinstance(r, BackendError) for r in results] == [False, False, True, False, False]
 
 
+async def test_who_asks_for_what_a_failed_batch_left_out_is_not_given_its_failure(
+    backend: Any, eventually: Eventually
+) -> None:
+    backend.gate.clear()
+    backend.refused = {int(ids_of(0)[0]): BackendError("not this one", FailureKind.REFUSED)}
+    scorer = scorer_of(backend, NoCache(), batch_tokens=1000)
+    bad, left, slow = [asyncio.create_task(scorer.score(ids_of(i), 4, "float16")) for i in range(3)]
+    await eventually(lambda: len(backend.scored) == 1)
+    left.cancel()
+
+    async def let_through(calls: int) -> None:
+        backend.gate.set()
+        backend.gate.clear()
+        await eventually(lambda: len(backend.scored) == calls)
+
+    # The batch, then the bad one alone.
+    await let_through(2)
+    await let_through(3)
+    assert backend.scored[1:] == [[ids_of(0).tolist()], [ids_of(2).tolist()]]
+    late = asyncio.create_task(scorer.score(ids_of(1), 4, "float16"))
+    await asyncio.sleep(0)
+    backend.gate.set()
+    with pytest.raises(BackendError, match="not this one"):
+        await bad
+    assert [(await score).rows.top_k for score in (slow, late)] == [4, 4]
+    assert backend.scored[3:] == [[ids_of(1).tolist()]]
+
+
 @pytest.mark.parametrize("kind", [FailureKind.GONE, FailureKind.BUSY, FailureKind.TOO_SLOW])
 async def test_a_teacher_that_is_gone_is_not_asked_again_for_each(backend: Any, kind: FailureKind) -> None:
     scorer = scorer_of(backend, NoCache(), batch_tokens=1000)

@@ -1,7 +1,7 @@
 """One call of the backend for a batch, and what its failure means for each of the sequences."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from latentforge.core.logs import log_exception
 from latentforge.core.tracing import span
@@ -17,12 +17,18 @@ _ITS_OWN = (FailureKind.REFUSED, FailureKind.BROKEN)
 _FAILURES_OF_AN_OUTAGE = 2
 
 
-async def call_backend(backend: Backend, batch: Sequence[InFlightSequence]) -> list[SparseRows | BackendError]:
+async def call_backend(
+    backend: Backend, batch: Sequence[InFlightSequence], drop: Callable[[InFlightSequence], None]
+) -> list[SparseRows | BackendError]:
     """Rows or a failure for each sequence, in order.
 
     After a failure that one sequence may have caused, each is asked for alone, so that a bad one fails alone. A failure
     that concerns all of them, as of a teacher that is gone, ends that: it would be waited for once a sequence. So do
     two that may be either (a 500) where nothing was answered between them.
+
+    Args:
+        drop: given each sequence that is not asked for alone, since nobody waits for it then. Whoever wants it later
+            must not find it, or he would be given the batch's failure.
     """
     outcome = await _try(backend, batch)
     if isinstance(outcome, list):
@@ -33,9 +39,10 @@ async def call_backend(backend: Backend, batch: Sequence[InFlightSequence]) -> l
     unclear = 0
     for sequence in batch:
         if sequence.abandoned:
+            drop(sequence)
             results.append(outcome)
             continue
-        results += await call_backend(backend, [sequence])
+        results += await call_backend(backend, [sequence], drop)
         last = results[-1]
         if not isinstance(last, BackendError):
             unclear = 0

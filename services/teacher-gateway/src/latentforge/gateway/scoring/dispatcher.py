@@ -188,7 +188,8 @@ class Dispatcher:
                 self._clock.start()
                 started = time.perf_counter()
                 # In a task of its own, which is cancelled without this one: clock and budget must be given back.
-                task = asyncio.create_task(call_backend(self._backend, batch), context=batch[0].context)
+                work = call_backend(self._backend, batch, self._in_flight.drop)
+                task = asyncio.create_task(work, context=batch[0].context)
                 call = BackendCall(batch, task)
                 for sequence in batch:
                     sequence.call = call
