@@ -106,6 +106,48 @@ async def test_when_the_queue_is_full_he_who_filled_it_gives_way(backend: Any, e
     assert (await asked(scorer, A, ids_of(5))).rows.top_k == 4
 
 
+async def test_who_has_left_a_question_has_no_part_in_it_any_more(backend: Any, eventually: Eventually) -> None:
+    metrics = Metrics()
+    scorer = scorer_of(backend, metrics, batch_tokens=12, tokens_in_flight=12, queued_tokens=60)
+    value = metrics.registry.get_sample_value
+    backend.gate.clear()
+    many = [asked(scorer, A, ids_of(0))]
+    await eventually(lambda: len(backend.scored) == 1)
+    many += [asked(scorer, A, ids_of(i)) for i in range(1, 6)]
+    await eventually(lambda: scorer.queued_tokens == 60)
+    # Each twice, of which he leaves one first.
+    visits = [asked(scorer, B, ids_of(i)) for i in range(1, 6) for _ in range(2)]
+    await eventually(lambda: value("gateway_queue_callers") == 2)
+    for half in (visits[::2], visits[1::2]):
+        assert value("gateway_queue_callers") == 2
+        for visit in half:
+            visit.cancel()
+        await asyncio.gather(*half, return_exceptions=True)
+    assert value("gateway_queue_callers") == 1
+    # So it is A's alone, and gives way as such.
+    other = asked(scorer, Caller("c"), ids_of(60))
+    with pytest.raises(QueueFullError, match="MAX_QUEUED_TOKENS"):
+        await many[5]
+    backend.gate.set()
+    assert len(await asyncio.gather(other, *many[:5])) == 6
+
+
+async def test_he_who_asked_first_may_leave_what_another_waits_for(backend: Any, eventually: Eventually) -> None:
+    metrics = Metrics()
+    scorer = scorer_of(backend, metrics, batch_tokens=12, tokens_in_flight=12)
+    value = metrics.registry.get_sample_value
+    backend.gate.clear()
+    first = asked(scorer, A, ids_of(0))
+    await eventually(lambda: len(backend.scored) == 1)
+    leaving, staying = asked(scorer, A, ids_of(1)), asked(scorer, B, ids_of(1))
+    await eventually(lambda: value("gateway_queue_callers") == 2)
+    leaving.cancel()
+    await asyncio.gather(leaving, return_exceptions=True)
+    assert (value("gateway_queue_callers"), value("gateway_queue_sequences")) == (1, 1)
+    backend.gate.set()
+    assert [answer.rows.top_k for answer in await asyncio.gather(first, staying)] == [4, 4]
+
+
 async def test_when_too_many_are_in_flight_he_who_has_most_gives_way(backend: Any, eventually: Eventually) -> None:
     scorer = scorer_of(backend, batch_tokens=12, tokens_in_flight=12, queued_sequences=6)
     backend.gate.clear()

@@ -103,10 +103,22 @@ class Dispatcher:
             self._tasks.start(self._dispatch())
 
     def join(self, sequence: InFlightSequence, caller: Caller) -> None:
-        """``caller`` waits for it too."""
+        """One more question of ``caller`` waits for it."""
+        sequence.waiters[caller.name] += 1
         if caller.name not in sequence.callers:
             sequence.callers[caller.name] = caller
             self._queue.join(sequence, caller)
+
+    def leave(self, sequence: InFlightSequence, caller: Caller) -> None:
+        """A question of ``caller`` waits for it no more."""
+        sequence.waiters[caller.name] -= 1
+        if sequence.answer.done():
+            return
+        if sequence.abandoned:
+            self._abandon(sequence)
+        elif sequence.waiters[caller.name] == 0:
+            self._queue.leave(sequence, caller)
+            del sequence.callers[caller.name]
 
     def make_place(self, caller: Caller, what: str) -> None:
         """Where no more sequences may be in flight: refuses one of somebody who has more queued than ``caller``.
@@ -119,7 +131,7 @@ class Dispatcher:
             raise self.full(what)
         self._give_way(leaving, what)
 
-    def abandon(self, sequence: InFlightSequence) -> None:
+    def _abandon(self, sequence: InFlightSequence) -> None:
         """The last who waited for it is gone."""
         if sequence.call is None:
             # Queued still, or looked up, or before the budget: each passes over what has its answer.

@@ -93,19 +93,24 @@ class FairQueue:
         if sequence in self._queued:
             self._enter(sequence, caller)
 
+    def leave(self, sequence: InFlightSequence, caller: Caller) -> None:
+        """``caller`` does not wait for it any more."""
+        line = self._lines.get(caller.name)
+        if line is None or line.sequences.pop(sequence, None) is None:
+            return
+        line.tokens -= len(sequence.token_ids)
+        if not line.sequences:
+            del self._lines[caller.name]
+            self._left[caller.name] = line.served
+
     def remove(self, sequence: InFlightSequence) -> None:
         """Without a charge: nobody waits for it any more, or it gave way."""
         if sequence not in self._queued:
             return
         self._queued.remove(sequence)
         self.tokens -= len(sequence.token_ids)
-        for name in sequence.callers:
-            line = self._lines.get(name)
-            if line is None or line.sequences.pop(sequence, None) is None:
-                continue
-            line.tokens -= len(sequence.token_ids)
-            if not line.sequences:
-                self._leave(line)
+        for caller in sequence.callers.values():
+            self.leave(sequence, caller)
 
     def next_batch(self, max_batch_tokens: int) -> list[InFlightSequence]:
         """Takes as many sequences as one forward pass takes, by turns; empty if nothing is queued.
@@ -163,10 +168,6 @@ class FairQueue:
             self._arrivals += 1
             line.sequences[sequence] = self._arrivals
             line.tokens += len(sequence.token_ids)
-
-    def _leave(self, line: _Line) -> None:
-        del self._lines[line.caller.name]
-        self._left[line.caller.name] = line.served
 
     def _floor(self) -> float:
         return min((line.served for line in self._lines.values()), default=self._least)

@@ -6,6 +6,7 @@ In-flight deduplication: while a sequence is on its way, whoever asks for it too
 
 import asyncio
 import contextvars
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -48,8 +49,9 @@ class InFlightSequence:
     # What else is asked about; such a sequence is neither looked up nor kept.
     candidates: CandidateIds | None = None
     answer: asyncio.Future[ScoredRows] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
-    waiters: int = 0
-    # Those who asked for it, by name: it comes with the first turn of any of them.
+    # How many questions of each caller wait for it.
+    waiters: Counter[str] = field(default_factory=Counter)
+    # Those who asked for it and have not left, by name: it comes with the first turn of any of them.
     callers: dict[str, Caller] = field(default_factory=lambda: {current_caller().name: current_caller()})
     # Where the first who asked is answered: what is done for the sequence is told in that call's log and trace.
     context: contextvars.Context = field(default_factory=contextvars.copy_context)
@@ -64,7 +66,7 @@ class InFlightSequence:
 
     @property
     def abandoned(self) -> bool:
-        return self.waiters == 0
+        return not self.waiters.total()
 
     def give(self, scored: ScoredRows) -> None:
         """Unless it was answered or dropped before."""

@@ -103,17 +103,15 @@ class Scorer:
             self._count_hit(done.rows)
             rows = await fitted(done.rows, top_k, dtype, packed=packed)
             return ScoredRows(rows, True, done.candidate_logprobs)
-        self._dispatcher.join(sequence, current_caller())
-        sequence.waiters += 1
+        caller = current_caller()
+        self._dispatcher.join(sequence, caller)
         sequence.packed |= packed
         try:
             # Without the shield, cancelling one caller would cancel the future that the others wait for. The work under
             # it ends when the last of them has left.
             answer = await asyncio.shield(sequence.answer)
         finally:
-            sequence.waiters -= 1
-            if sequence.abandoned and not sequence.answer.done():
-                self._dispatcher.abandon(sequence)
+            self._dispatcher.leave(sequence, caller)
         rows = await fitted(answer.rows, top_k, dtype, packed=packed)
         return ScoredRows(rows, answer.cache_hit, answer.candidate_logprobs)
 
