@@ -255,6 +255,56 @@ async def test_an_answer_that_would_not_fit_is_refused_before_anything_is_scored
     assert http.running.backend.scored == []
 
 
+async def test_what_is_written_is_bounded_for_all_prompts_together_before_anything_is_computed(
+    http: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("latentforge.gateway.http.scores.MAX_ANSWER_BYTES", 2**20)
+    fields = {"prompt": [[5]] * 64, "max_tokens": 20, "logprobs": 20, "echo": True, "n": 2}
+    assert (await http.client.post("/v1/completions", json=fields | {"max_tokens": 4, "n": 1})).status_code == 200
+    answer = await http.client.post("/v1/completions", json=fields)
+    error = answer.json()["error"]
+    assert (answer.status_code, error["param"]) == (400, "max_tokens")
+    assert "is 20 for each of 64 prompts, n = 2 times" in error["message"]
+    assert "about 3 MiB; at most 1 are allowed" in error["message"]
+    assert http.running.backend.scored == []
+
+
+async def test_others_continuations_come_between_those_of_a_request_with_many_prompts(
+    run_http: Any, eventually: Any
+) -> None:
+    async with run_http(max_tokens_in_flight=64) as http:
+        backend, gate, begun = http.running.backend, asyncio.Event(), []
+        inner = backend.generate
+
+        async def generate(request: Any) -> Any:
+            begun.append(request.prompt_ids.tolist())
+            if begun[-1] != IDS[:2]:
+                await gate.wait()
+            async for piece in inner(request):
+                yield piece
+
+        backend.generate = generate
+        many = asyncio.create_task(http.complete(prompt=[[i] for i in range(40)], max_tokens=4, return_token_ids=True))
+        await eventually(lambda: bool(begun))
+        other = await asyncio.wait_for(http.complete(prompt=IDS[:2], max_tokens=1), 10)
+        assert other["usage"]["completion_tokens"] == 1
+        assert len(begun) <= 9
+        gate.set()
+        answer = await many
+        assert [choice["prompt_token_ids"] for choice in answer["choices"]] == [[i] for i in range(40)]
+        assert sorted(begun) == sorted([[i] for i in range(40)] + [IDS[:2]])
+
+
+async def test_a_prompt_that_cannot_be_continued_is_refused_before_the_others_are(
+    http: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[Any] = []
+    monkeypatch.setattr(http.running.backend, "generate", begun.append)
+    fields = {"prompt": [[5]] * 20 + [[300]], "max_tokens": 2}
+    assert (await http.client.post("/v1/completions", json=fields)).status_code == 400
+    assert begun == []
+
+
 async def test_a_full_queue_is_429_with_a_time_to_come_back(run_http: Any, eventually: Any) -> None:
     limits = {"max_batch_tokens": 10, "max_tokens_in_flight": 10, "max_queued_tokens": 10, "cache_url": "none"}
     async with run_http(**limits) as http:

@@ -1,6 +1,5 @@
 """POST /v1/completions: vLLM's, prompt_logprobs included, answered by the teacher and its cache."""
 
-import asyncio
 import time
 import uuid
 from collections.abc import Sequence
@@ -9,7 +8,7 @@ from dataclasses import dataclass
 import msgspec
 import numpy as np
 
-from latentforge.gateway.backends.base import TeacherDescription, TokenIds
+from latentforge.gateway.backends.base import ContinuationRequest, TeacherDescription, TokenIds
 from latentforge.gateway.http.call import HttpCall
 from latentforge.gateway.http.completion_choices import CompletionText, ScoredTokens, logprobs_of, prompt_logprobs_of
 from latentforge.gateway.http.completion_request import DEFAULT_MAX_TOKENS, TextRequest
@@ -23,7 +22,7 @@ from latentforge.gateway.http.scores import (
     score_all,
     unpacked,
 )
-from latentforge.gateway.http.writing import WrittenText, write
+from latentforge.gateway.http.writing import WrittenText, continuations, write_all
 from latentforge.gateway.rpc.request_size import max_text_bytes
 from latentforge.gateway.rpc.servicer import TeacherServicer
 from latentforge.gateway.rpc.token_names import TokenNames
@@ -34,6 +33,8 @@ from latentforge.text.errors import TextError
 
 # About what an entry of prompt_logprobs and a token of an answer take.
 _ENTRY_BYTES = 64
+# And one of a text and its id.
+_TOKEN_BYTES = 16
 _ENCODER = msgspec.json.Encoder()
 
 
@@ -75,8 +76,9 @@ class Completions:
             check_can_score(about)
         prompts = await self._prompts(request, teacher)
         _check_size(request, prompts)
+        asked = await self._to_write(request, prompts, teacher)
         scored = await self._score(request, prompts, teacher, call)
-        written = await self._write(request, prompts, teacher, call)
+        written = await write_all(asked, teacher, self._max_tokens_in_flight, call) if asked else [[] for _ in prompts]
         if self._names is None:
             self._names = TokenNames(teacher.tokenizer, about.vocab_size)
         num_written = sum(len(one.ids) for of_prompt in written for one in of_prompt)
@@ -120,22 +122,15 @@ class Completions:
         sequences = await self._workers.run_large(sum(map(len, prompts)), _to_score, request, prompts, about)
         return await score_all(teacher, sequences, top_k, call)
 
-    async def _write(
-        self, request: TextRequest, prompts: Sequence[list[int]], teacher: Teacher, call: HttpCall
-    ) -> list[list[WrittenText]]:
+    async def _to_write(
+        self, request: TextRequest, prompts: Sequence[list[int]], teacher: Teacher
+    ) -> list[ContinuationRequest]:
+        """What is to be written, before anything is computed; nothing where no tokens are."""
         if not request.writes or request.is_greedy_look:
-            return [[] for _ in prompts]
-        tasks = []
-        for ids in prompts:
-            room = teacher.description.max_sequence_length - len(ids)
-            asked = min(DEFAULT_MAX_TOKENS, room) if request.max_tokens is None else request.max_tokens
-            writing = write(request, ids, max(asked, 1), teacher, self._max_tokens_in_flight, call)
-            tasks.append(asyncio.create_task(writing))
-        try:
-            return await asyncio.gather(*tasks)
-        finally:
-            for task in tasks:
-                task.cancel()
+            return []
+        # Each is checked, however short it is.
+        size = sum(map(len, prompts)) + _ENTRY_BYTES * len(prompts)
+        return await self._workers.run_large(size, continuations, request, prompts, teacher, self._max_tokens_in_flight)
 
 
 def _to_score(request: TextRequest, prompts: Sequence[list[int]], about: TeacherDescription) -> dict[int, TokenIds]:
@@ -160,6 +155,12 @@ def _check_size(request: TextRequest, prompts: Sequence[list[int]]) -> None:
         check_answer_size(tokens * (request.prompt_logprobs + 1) * _ENTRY_BYTES, "prompt_logprobs")
     if request.echo and request.logprobs is not None:
         check_answer_size(tokens * (request.logprobs + 1) * _ENTRY_BYTES, "logprobs")
+    if request.writes and not request.is_greedy_look:
+        each = DEFAULT_MAX_TOKENS if request.max_tokens is None else request.max_tokens
+        entries = 0 if request.logprobs is None else request.logprobs + 1
+        size = len(prompts) * request.n * each * (_TOKEN_BYTES + entries * _ENTRY_BYTES)
+        what = f"{each} for each of {len(prompts)} prompts, n = {request.n} times"
+        check_answer_size(size, "max_tokens", f"is {what}, which ")
 
 
 class _Choices:

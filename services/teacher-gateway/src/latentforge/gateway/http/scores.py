@@ -15,14 +15,17 @@ from latentforge.teacher_client.sparse_rows import PackedRows, SparseRows
 MAX_ANSWER_BYTES = 128 * 2**20
 
 
-def check_answer_size(num_bytes: int, param: str) -> None:
-    """Refuses a request whose answer would be too long; ``num_bytes`` is about what it would have."""
+def check_answer_size(num_bytes: int, param: str, subject: str = "") -> None:
+    """Refuses a request whose answer would be too long; ``num_bytes`` is about what it would have.
+
+    ``subject`` says what does that, where it is not ``param`` alone.
+    """
     if num_bytes > MAX_ANSWER_BYTES:
         most = MAX_ANSWER_BYTES // 2**20
         raise invalid(
             param,
-            f"makes an answer of about {num_bytes // 2**20} MiB; at most {most} are allowed; ask for fewer entries, or "
-            "send fewer sequences at a time",
+            f"{subject}makes an answer of about {num_bytes // 2**20} MiB; at most {most} are allowed; ask for less of "
+            "each, or send fewer sequences at a time",
         )
 
 

@@ -1,22 +1,27 @@
-"""Continuations of a prompt for /v1/completions."""
+"""Continuations of prompts for /v1/completions."""
 
+import asyncio
+from collections.abc import Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 
 from latentforge.gateway.backends.base import BackendError, ContinuationRequest
 from latentforge.gateway.http.call import HttpCall
-from latentforge.gateway.http.completion_request import TextRequest
+from latentforge.gateway.http.completion_request import DEFAULT_MAX_TOKENS, TextRequest
 from latentforge.gateway.http.errors import HttpError, http_error_of, invalid
 from latentforge.gateway.http.scores import failed
 from latentforge.gateway.rpc import validation
 from latentforge.gateway.rpc.errors import ApiError
 from latentforge.gateway.scoring.teacher import Teacher
+from latentforge.gateway.scoring.token_budget import TokenBudget
 from latentforge.teacher.v1 import teacher_pb2 as pb
 from latentforge.teacher_client.sparse_rows import SparseRows, join_rows
 
 _REASONS = {pb.FINISH_REASON_STOP: "stop", pb.FINISH_REASON_LENGTH: "length"}
 # Fields of gRPC's request that have another name here.
 _NAMES = {"token_ids": "prompt", "top_k": "logprobs"}
+# Of one request: each step of the teacher's is of one prompt, and others' come in between.
+_PROMPTS_AT_ONCE = 8
 
 
 @dataclass
@@ -30,24 +35,51 @@ class WrittenText:
     finish_reason: str = "length"
 
 
-async def write(
-    request: TextRequest,
-    prompt_ids: list[int],
-    max_tokens: int,
-    teacher: Teacher,
-    max_tokens_in_flight: int,
-    call: HttpCall,
-) -> list[WrittenText]:
-    """The n continuations of a prompt.
+def continuations(
+    request: TextRequest, prompts: Sequence[list[int]], teacher: Teacher, max_tokens_in_flight: int
+) -> list[ContinuationRequest]:
+    """What gRPC's Generate would be asked for each prompt, checked as there. Takes a thread's time.
 
     Raises:
-        HttpError: a field is out of range, or the teacher failed.
+        HttpError: a field is out of range.
     """
-    continuation = _continuation(request, prompt_ids, max_tokens, teacher, max_tokens_in_flight)
-    written = [WrittenText(index) for index in range(request.n)]
+    return [_continuation(request, ids, teacher, max_tokens_in_flight) for ids in prompts]
+
+
+async def write_all(
+    asked: Sequence[ContinuationRequest], teacher: Teacher, max_tokens_in_flight: int, call: HttpCall
+) -> list[list[WrittenText]]:
+    """The continuations of every prompt, a few prompts at a time.
+
+    They take half of the teacher's tokens at most, where no prompt alone needs more, so that others' find room beside
+    them and wait for no more than those few.
+
+    Raises:
+        HttpError: the teacher failed; what is left is given up.
+    """
+    written: list[list[WrittenText]] = [[] for _ in asked]
+    share = TokenBudget(max(1, max_tokens_in_flight // 2))
+
+    async def work(left: Iterator[tuple[int, ContinuationRequest]]) -> None:
+        for at, one in left:
+            async with share.take(one.n * (len(one.prompt_ids) + one.max_tokens)):
+                written[at] = await _write(one, teacher, call)
+
+    left = iter(enumerate(asked))
+    tasks = [asyncio.create_task(work(left)) for _ in range(min(_PROMPTS_AT_ONCE, len(asked)))]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+    return written
+
+
+async def _write(asked: ContinuationRequest, teacher: Teacher, call: HttpCall) -> list[WrittenText]:
+    written = [WrittenText(index) for index in range(asked.n)]
     rows: list[list[SparseRows]] = [[] for _ in written]
     try:
-        async with aclosing(teacher.generate(continuation)) as pieces:
+        async with aclosing(teacher.generate(asked)) as pieces:
             async for piece in pieces:
                 one = written[piece.index]
                 one.ids += piece.token_ids
@@ -66,13 +98,14 @@ async def write(
 
 
 def _continuation(
-    request: TextRequest, prompt_ids: list[int], max_tokens: int, teacher: Teacher, max_tokens_in_flight: int
+    request: TextRequest, prompt_ids: list[int], teacher: Teacher, max_tokens_in_flight: int
 ) -> ContinuationRequest:
-    """What gRPC's Generate would be asked, checked as there."""
+    room = teacher.description.max_sequence_length - len(prompt_ids)
+    max_tokens = min(DEFAULT_MAX_TOKENS, room) if request.max_tokens is None else request.max_tokens
     try:
         message = pb.GenerateRequest(
             token_ids=pb.TokenIds(ids=prompt_ids),
-            max_tokens=max_tokens,
+            max_tokens=max(max_tokens, 1),
             temperature=request.temperature,
             top_p=request.top_p,
             seed=request.seed,
