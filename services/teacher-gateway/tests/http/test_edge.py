@@ -13,6 +13,7 @@ import httpx
 import pytest
 
 from latentforge.core.settings import SettingsError
+from latentforge.gateway.http import bodies
 from latentforge.gateway.main import Gateway, serve
 from latentforge.teacher_client.client import TeacherClient
 
@@ -174,20 +175,35 @@ async def test_who_sends_slowly_is_let_go(run_http: Any) -> None:
         assert await send(port) == b""
 
 
-async def test_large_bodies_that_do_not_come_hold_up_no_small_ones(
-    run_http: Any, monkeypatch: pytest.MonkeyPatch
+async def test_large_bodies_that_do_not_come_hold_up_large_ones_alone(
+    run_http: Any, monkeypatch: pytest.MonkeyPatch, eventually: Any
 ) -> None:
-    monkeypatch.setattr("latentforge.gateway.http.bodies._LARGE_AT_ONCE", 2)
-    async with run_http(gateway_http_body_seconds=5) as http:
+    monkeypatch.setattr(bodies, "_LARGE_AT_ONCE", 2)
+    take, large = bodies._Permit.take_if_large, []
+
+    async def watched(permit: Any) -> None:
+        if len(permit._body) > bodies._SMALL_BYTES and permit not in large:
+            large.append(permit)
+        await take(permit)
+
+    monkeypatch.setattr(bodies._Permit, "take_if_large", watched)
+    async with run_http() as http:
         port = http.running.gateway.http_port
         part = HEAD + b"content-length: 1000000\r\n\r\n" + b" " * 200_000
-        slow = [asyncio.create_task(send(port, part)) for _ in range(4)]
-        await asyncio.sleep(0.2)
+        slow = [asyncio.create_task(send(port, part)) for _ in range(2)]
+        await eventually(lambda: len(large) == 2)
+        body = json.dumps(SCORE).encode() + b" " * 200_000
+        head = HEAD + b"connection: close\r\ncontent-length: %d\r\n\r\n" % len(body)
+        whole = asyncio.create_task(send(port, head + body[:-9], body[-9:], pause=0.2))
+        await eventually(lambda: len(large) == 3)
         assert (await http.client.post("/v1/completions", json=SCORE)).status_code == 200
-        assert not any(task.done() for task in slow)
+        # Its rest is there, and not read.
+        await asyncio.wait({whole}, timeout=0.6)
+        assert not any(task.done() for task in [*slow, whole])
         for task in slow:
             task.cancel()
         await asyncio.gather(*slow, return_exceptions=True)
+        assert (await whole).startswith(b"HTTP/1.1 200 ")
 
 
 async def test_connections_are_bounded(run_http: Any, eventually: Any) -> None:
