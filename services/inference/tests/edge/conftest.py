@@ -50,7 +50,7 @@ def serve(tmp_path: Path) -> Serve:
         service = build(settings)
         seconds = settings.inference_body_seconds
         limits = limits or ConnectionLimits(
-            settings.inference_max_connections, seconds, seconds, "INFERENCE_MAX_CONNECTIONS"
+            settings.inference_max_connections, seconds, seconds, "INFERENCE_MAX_CONNECTIONS", seconds
         )
         server = DrainingServer(
             service.app, service.drain, settings.inference_shutdown_seconds, service.engine.close, limits

@@ -17,7 +17,7 @@ def error_of(answer: bytes) -> dict[str, str]:
 def limits(**changes: float) -> ConnectionLimits:
     values = {"max_connections": 100, "head_seconds": 20.0, "body_seconds": 20.0} | changes
     seconds = values["head_seconds"], values["body_seconds"]
-    return ConnectionLimits(int(values["max_connections"]), *seconds, "INFERENCE_MAX_CONNECTIONS")
+    return ConnectionLimits(int(values["max_connections"]), *seconds, "INFERENCE_MAX_CONNECTIONS", 20.0)
 
 
 def test_headers_that_do_not_come_are_answered_408(serve: Serve) -> None:

@@ -87,7 +87,7 @@ def serving(**settings: Any) -> Iterator[ServedApi]:
     loaded = load_settings(InferenceSettings, **fixed | settings)
     service = build(loaded)
     seconds = loaded.inference_body_seconds
-    limits = ConnectionLimits(loaded.inference_max_connections, seconds, seconds, "INFERENCE_MAX_CONNECTIONS")
+    limits = ConnectionLimits(loaded.inference_max_connections, seconds, seconds, "INFERENCE_MAX_CONNECTIONS", seconds)
     server = DrainingServer(service.app, service.drain, 10, service.engine.close, limits)
     with listening_socket("127.0.0.1", 0) as listener:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})

@@ -1,8 +1,11 @@
-"""HTTP connections, bounded in number, in the bytes of a request's head, and in the time that a request may take to
-arrive."""
+"""HTTP connections, bounded in number, in the bytes of a request's head, in the time that a request may take to arrive,
+and in the time that a client may take none of its answer."""
 
 import asyncio
+import fcntl
 import json
+import sys
+import termios
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,12 +28,14 @@ class ConnectionLimits:
         head_seconds: from a connection's begin, or a request's first byte, to the end of its headers.
         body_seconds: from there to the end of its body.
         setting: the variable that ``max_connections`` is from.
+        write_seconds: that a client may take nothing of what is there for it.
     """
 
     max_connections: int
     head_seconds: float
     body_seconds: float
     setting: str
+    write_seconds: float
 
 
 class BoundedProtocol(HttpToolsProtocol):
@@ -43,9 +48,13 @@ class BoundedProtocol(HttpToolsProtocol):
         self._timer: asyncio.TimerHandle | None = None
         self._in_head = False
         self._num_head_bytes = 0
+        self._write_timer: asyncio.TimerHandle | None = None
+        self._num_unsent = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        # What the kernel does not take at once pauses writing, and so is timed.
+        transport.set_write_buffer_limits(high=0)
         if len(self.connections) > self.limits.max_connections:
             message = f"all {self.limits.max_connections} connections are open; {self.limits.setting} allows more"
             self._refuse(503, "too_many_connections", message)
@@ -54,7 +63,16 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._disarm()
+        self._stop_write_timer()
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._start_write_timer()
+
+    def resume_writing(self) -> None:
+        self._stop_write_timer()
+        super().resume_writing()
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
@@ -108,6 +126,33 @@ class BoundedProtocol(HttpToolsProtocol):
             self.transport.abort()
         else:
             self.transport.close()
+
+    def _start_write_timer(self) -> None:
+        self._stop_write_timer()
+        self._num_unsent = self._unsent()
+        self._write_timer = self.loop.call_later(self.limits.write_seconds, self._on_unsent)
+
+    def _stop_write_timer(self) -> None:
+        if self._write_timer is not None:
+            self._write_timer.cancel()
+            self._write_timer = None
+
+    def _on_unsent(self) -> None:
+        # Nothing is added while writing is paused. Closing would wait for the client.
+        if self._unsent() < self._num_unsent:
+            self._start_write_timer()
+        else:
+            self.transport.abort()
+
+    def _unsent(self) -> int:
+        """Bytes that the client has not taken. Those with the kernel count: it keeps megabytes, and asks for more only
+        when a good part of them is gone."""
+        unsent = self.transport.get_write_buffer_size()
+        try:
+            descriptor = self.transport.get_extra_info("socket").fileno()
+            return unsent + int.from_bytes(fcntl.ioctl(descriptor, termios.TIOCOUTQ, bytes(4)), sys.byteorder)
+        except OSError:
+            return unsent
 
     def _refuse(self, status: int, code: str, message: str) -> None:
         """Answers, past the application, and closes."""

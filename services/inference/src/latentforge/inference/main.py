@@ -136,7 +136,9 @@ def serve(settings: InferenceSettings, registry: Registry | None = None) -> None
     server_socket = listen(settings.inference_host, settings.inference_port)
     service = build(settings, registry)
     seconds = settings.inference_body_seconds
-    limits = ConnectionLimits(settings.inference_max_connections, seconds, seconds, "INFERENCE_MAX_CONNECTIONS")
+    limits = ConnectionLimits(
+        settings.inference_max_connections, seconds, seconds, "INFERENCE_MAX_CONNECTIONS", seconds
+    )
     server = DrainingServer(
         service.app, service.drain, settings.inference_shutdown_seconds, service.engine.close, limits
     )

@@ -89,7 +89,8 @@ class InferenceSettings(GatewayAccess):
         20.0,
         gt=0,
         le=3600,
-        description="Seconds that a request's headers may take to arrive, and its body then; it is answered 408.",
+        description="Seconds that a request's headers may take to arrive, and its body then; it is answered 408. A "
+        "client that takes nothing of its answer for as long is let go.",
     )
     inference_max_connections: int = Field(
         1000, ge=1, description="Connections that may be open at one time; more are answered 503."

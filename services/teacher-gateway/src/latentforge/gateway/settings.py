@@ -88,7 +88,10 @@ class GatewaySettings(ServiceSettings):
         8 * 2**20, ge=1024, description="HTTP: longest body of a request; a million token ids have some 6 MB."
     )
     gateway_http_body_seconds: float = Field(
-        20.0, gt=0, description="HTTP: within which a request's headers have to come, and then its body."
+        20.0,
+        gt=0,
+        description="HTTP: within which a request's headers have to come, and then its body; a client that takes "
+        "nothing of its answer for as long is let go.",
     )
     gateway_http_max_connections: int = Field(
         512, ge=1, description="HTTP: connections that may be open at one time; more are answered 503."

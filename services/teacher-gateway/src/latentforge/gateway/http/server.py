@@ -36,7 +36,7 @@ class HttpServer:
         self.port: int = self._socket.getsockname()[1]
         seconds = settings.gateway_http_body_seconds
         limits = ConnectionLimits(
-            settings.gateway_http_max_connections, seconds, seconds, "GATEWAY_HTTP_MAX_CONNECTIONS"
+            settings.gateway_http_max_connections, seconds, seconds, "GATEWAY_HTTP_MAX_CONNECTIONS", seconds
         )
         self._server = _Server(
             uvicorn.Config(
