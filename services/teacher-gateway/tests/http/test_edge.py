@@ -4,6 +4,8 @@ import asyncio
 import base64
 import contextlib
 import json
+import re
+import socket
 import ssl
 import subprocess
 from pathlib import Path
@@ -236,6 +238,37 @@ async def test_what_runs_is_answered_at_the_end_and_nothing_new_begins(http: Any
     await ending
     with pytest.raises(httpx.TransportError):
         await http.client.get("/health")
+
+
+@pytest.mark.parametrize("grace", [20.0, 0.0])
+async def test_the_end_waits_for_answers_to_be_read_while_there_is_grace(
+    run_http: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, grace: float
+) -> None:
+    monkeypatch.setattr("latentforge.gateway.http.server._WRITE_SECONDS", 0.1)
+    body = json.dumps(
+        {"prompt": [[at % 300 for at in range(500)]] * 8, "max_tokens": 1, "prompt_logprobs": 64}
+    ).encode()
+    loop = asyncio.get_running_loop()
+    async with run_http(shutdown_grace_seconds=grace) as http:
+        with socket.socket() as client:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2**16)
+            client.setblocking(False)
+            await loop.sock_connect(client, ("127.0.0.1", http.running.gateway.http_port))
+            await loop.sock_sendall(client, HEAD + b"content-length: %d\r\n\r\n" % len(body) + body)
+            received = bytearray(await loop.sock_recv(client, 1000))
+            ending = asyncio.create_task(http.running.stop())
+            done, _ = await asyncio.wait({ending}, timeout=2 if grace else 20)
+            assert bool(done) == (not grace)
+            with contextlib.suppress(ConnectionResetError):
+                while piece := await loop.sock_recv(client, 2**18):
+                    received += piece
+            await ending
+    head, _, content = bytes(received).partition(b"\r\n\r\n")
+    told = re.search(rb"content-length: (\d+)", head)
+    assert told is not None
+    size = int(told[1])
+    assert (len(content) == size) == bool(grace)
+    assert ("answers over HTTP were cut off" in caplog.text) == (not grace)
 
 
 @pytest.fixture

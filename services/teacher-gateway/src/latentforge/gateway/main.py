@@ -150,12 +150,15 @@ class Gateway:
 
     async def stop(self) -> None:
         """Says NOT_SERVING, refuses new calls, waits for those that run, and lets go of everything."""
+        now, grace = asyncio.get_running_loop().time, self._settings.shutdown_grace_seconds
+        deadline = now() + grace
         await self._health.stop()
-        if not await self._servicer.drain(self._settings.shutdown_grace_seconds):
-            logger.warning("calls were cut off after %g s", self._settings.shutdown_grace_seconds)
+        if not await self._servicer.drain(grace):
+            logger.warning("calls were cut off after %g s", grace)
         await self._server.stop(grace=0.5)
-        if self._http_server is not None:
-            await self._http_server.close()
+        # Calls end when their answers are ready; their clients have what is left of the grace to read them.
+        if self._http_server is not None and not await self._http_server.close(deadline - now()):
+            logger.warning("answers over HTTP were cut off: their clients did not read them in %g s", grace)
         if self._teacher is None:
             await self._backend.close()
             await self._store.close()

@@ -106,7 +106,9 @@ class GatewaySettings(ServiceSettings):
         None, pattern=r"^https?://\S+$", description="Where traces go, as http://localhost:4317; unset makes none."
     )
     shutdown_grace_seconds: float = Field(
-        20.0, ge=0, description="After SIGTERM, the longest wait for calls that are being answered."
+        20.0,
+        ge=0,
+        description="After SIGTERM, the longest wait for calls that are being answered, and for HTTP clients to read.",
     )
 
     cache_url: SecretStr = Field(SecretStr("sqlite:///cache/kd_cache.sqlite"), description=f"One of {CACHE_URL_FORMS}.")

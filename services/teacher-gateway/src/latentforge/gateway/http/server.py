@@ -15,8 +15,8 @@ from latentforge.gateway.settings import GatewaySettings
 
 # Longer than clients and load balancers keep a connection, or they send on one that is being closed.
 _KEEP_ALIVE_SECONDS = 75
-# For answers to be written that are ready.
-_WRITE_SECONDS = 2
+# For answers to be written that are ready when the grace is over.
+_WRITE_SECONDS = 2.0
 
 
 class HttpServer:
@@ -48,7 +48,6 @@ class HttpServer:
                 access_log=False,
                 server_header=False,
                 timeout_keep_alive=_KEEP_ALIVE_SECONDS,
-                timeout_graceful_shutdown=_WRITE_SECONDS,
                 ssl_certfile=settings.gateway_tls_cert,
                 ssl_keyfile=settings.gateway_tls_key,
             )
@@ -64,12 +63,25 @@ class HttpServer:
                 raise RuntimeError("the HTTP server ended before it began")
             await asyncio.sleep(0.01)
 
-    async def close(self) -> None:
-        """Ends it; requests that are being answered should have ended before."""
+    async def close(self, seconds: float = 0.0) -> bool:
+        """Ends it; requests that are being answered should have ended before.
+
+        Args:
+            seconds: that clients get to take what is ready for them, at least :data:`_WRITE_SECONDS`.
+
+        Returns:
+            Whether they all did.
+        """
+        # Uvicorn says int, and gives it to asyncio.wait_for.
+        self._server.config.timeout_graceful_shutdown = max(seconds, _WRITE_SECONDS)  # type: ignore[assignment]
         self._server.should_exit = True
         if self._task is not None:
             await self._task
+        left = list(self._server.server_state.connections)
+        for connection in left:
+            connection.transport.abort()
         self._socket.close()
+        return not left
 
 
 class _Server(uvicorn.Server):
