@@ -48,14 +48,14 @@ COMPOSE: dict[str, dict[str, str]] = {
         "GATEWAY_BIND_ADDRESS": "Address of this machine that the gateway's port is published at, an IPv6 one in "
         "brackets; 0.0.0.0 for every one, then with a key and TLS.",
         "HF_TOKEN": "Token of the Hugging Face hub, for a TEACHER_MODEL that wants one.",
+        "MODELS_DIR": "Folder of this machine that the gateway has as /models, for TEACHER_MODEL=/models/NAME and "
+        "TOKENIZER_PATH=/models/NAME; of a teacher elsewhere it needs only the tokenizer and config.json.",
         "IMAGE_TAG": "Tag of the images that are built.",
         "PROMETHEUS_PORT": "With --profile watch: Prometheus's port on this machine.",
         "GRAFANA_PORT": "With --profile watch: the dashboard's port on this machine.",
         "REDIS_MAXMEMORY": "Redis drops the rows that were asked for least recently beyond this.",
     },
     "docker-compose.gb10.yml": {
-        "MODELS_DIR": "Folder with the teacher's folder in it; the student's machine of two needs only its tokenizer "
-        "and config.json.",
         "VLLM_MODEL": "The teacher's folder in MODELS_DIR.",
         "VLLM_MODEL_ARGS": "More arguments of vLLM's own.",
         "VLLM_IMAGE": "Image of vLLM; the default has the version that is tested.",

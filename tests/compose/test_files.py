@@ -27,7 +27,7 @@ _SETTINGS: dict[str, type[ServiceSettings]] = {
     "inference": InferenceSettings,
 }
 # What libraries read.
-_OF_OTHERS = {"HF_TOKEN_PATH", "OMP_WAIT_POLICY"}
+_OF_OTHERS = {"HF_HOME", "HF_TOKEN_PATH", "OMP_WAIT_POLICY"}
 
 
 def _read(name: str) -> dict[str, Any]:
@@ -71,6 +71,18 @@ def test_the_gateway_is_published_to_this_machine_alone() -> None:
             "${GATEWAY_BIND_ADDRESS:-127.0.0.1}:${GATEWAY_PORT:-50051}:50051",
             "${GATEWAY_BIND_ADDRESS:-127.0.0.1}:${GATEWAY_HTTP_PORT:-50052}:50052",
         ]
+
+
+def test_a_teacher_can_be_a_folder_of_this_machine_or_of_the_hub() -> None:
+    service = _DEFAULT["teacher-gateway"]
+    mounts = dict(volume.rsplit(":/", 1) for volume in service["volumes"])
+    # Nothing of the machine is written to, and what comes from the hub is kept.
+    assert mounts == {"${MODELS_DIR:-./models}": "models:ro", "hub": "app/hub"}
+    assert service["environment"]["HF_HOME"] == "/app/hub"
+    assert "hub" in _FILE["volumes"]
+    # A new volume belongs to whom the image's folder does.
+    image = (ROOT / "services/teacher-gateway/Dockerfile").read_text(encoding="utf-8")
+    assert "install -d -o latentforge /app/cache /app/hub\n" in image
 
 
 def _secret_files(service: str) -> dict[str, str]:
