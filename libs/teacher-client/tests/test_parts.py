@@ -16,7 +16,7 @@ from latentforge.teacher_client.errors import TeacherError
 from latentforge.teacher_client.retries import Tries
 from latentforge.teacher_client.sync_client import SyncTeacherClient
 from latentforge.teacher_client.wire import MAX_MESSAGE_BYTES, MAX_SEQUENCES
-from tests.scripted_gateway import GONE, Both, Scripted, ask, realised, scripted, status
+from tests.scripted_gateway import BUSY, GONE, Both, Scripted, ask, realised, scripted, status
 
 __all__ = ["ask", "scripted"]
 
@@ -69,6 +69,20 @@ def test_a_batch_in_parts_is_answered_as_one_with_its_provenance(
     assert {a.provenance.revision for a in answers if a.error is None} == {"r1"}
     asked = [[s.ids[0] for s in call.sequences] for call in scripted[0].calls]
     assert asked == [[10, 11, 12], [13, 14, 15], [14, 15], [16, 17]]
+
+
+def test_what_is_wrong_with_an_empty_batch_is_raised(ask: Both, scripted: tuple[Scripted, str]) -> None:
+    assert ask("score_batch", [], 2) == []
+    scripted[0].script = [[("end", status(grpc.StatusCode.INVALID_ARGUMENT, "top_k is 0"))]]
+    with pytest.raises(TeacherError, match="top_k is 0"):
+        ask("score_batch", [], 0)
+    # It is tried again like any other, and the last failure is not an answer.
+    scripted[0].script = [[("end", BUSY)], None, [("end", BUSY)], [("end", GONE)]]
+    assert ask("score_batch", [], 2, attempts=2) == []
+    with pytest.raises(TeacherError) as caught:
+        ask("score_batch", [], 2, attempts=2)
+    assert caught.value.code is grpc.StatusCode.UNAVAILABLE
+    assert len(scripted[0].calls) == 6
 
 
 def test_another_revision_in_a_later_part_ends_the_call(

@@ -428,10 +428,10 @@ class BatchScoring:
     def failure(self, broken: TeacherError | None) -> TeacherError | None:
         """Why the stream that ended is not the end: it broke, or a sequence may be asked for again or has no answer.
 
-        A stream that breaks after its last answer has left nothing to ask for.
+        A stream that breaks after its last answer has left nothing to ask for; an empty batch has no answer before.
         """
         if not self._missing:
-            return None
+            return None if self._asked else broken
         if broken is not None:
             return broken
         if self._refused:
@@ -444,6 +444,6 @@ class BatchScoring:
 
     def given_up(self) -> list[Scored] | None:
         """What is missing as failures of its own, if the gateway refused each; None if the whole call failed."""
-        if len(self._refused) < len(self._missing):
+        if not self._asked or len(self._refused) < len(self._missing):
             return None
         return [Scored(index, None, self._refused[index], pb.Provenance()) for index in self._missing]
