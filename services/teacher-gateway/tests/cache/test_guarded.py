@@ -2,6 +2,7 @@
 
 import asyncio
 import signal
+import sqlite3
 import subprocess
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
@@ -37,6 +38,9 @@ class WatchedStore:
     async def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
         self.lookups += 1
         return await self.inner.get_many(keys)
+
+    def used(self, key: bytes) -> None:
+        self.inner.used(key)
 
     async def put_many(self, entries: Mapping[bytes, bytes]) -> None:
         await self.inner.put_many(entries)
@@ -340,6 +344,54 @@ async def test_what_a_store_fails_with_costs_hits_only(cache: GuardedCache) -> N
     assert await broken.get_many([b"k"]) == [b"v"]
     await broken.close()
     assert broken.errors >= 3
+
+
+async def test_statistics_that_take_long_are_no_overdue_lookup(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = asyncio.Event()
+
+    class Counting(NoCache):
+        kind = "redis"
+        asked = 0
+
+        async def stats(self) -> StoreStats:
+            self.asked += 1
+            await answers.wait()
+            return StoreStats(3, 4)
+
+    store = Counting()
+    cache = GuardedCache(store, Metrics(), max_queued_bytes=1000)
+    monkeypatch.setattr("latentforge.gateway.cache.guarded._STATS_SECONDS", 0.02)
+    for _ in range(3):
+        assert await cache.stats() is None
+        assert await cache.get_many([b"k"]) == [None]
+    answers.set()
+    monkeypatch.setattr("latentforge.gateway.cache.guarded._STATS_SECONDS", 10)
+    assert await cache.stats() == StoreStats(3, 4)
+    # Those who asked while it took long waited for one count.
+    assert store.asked == 1
+    assert await cache.stats() == StoreStats(3, 4)
+    await cache.close()
+    assert store.asked == 2
+
+
+async def test_lookups_and_statistics_are_answered_while_another_process_writes_to_the_file(
+    make_settings: Any, tmp_path: Path
+) -> None:
+    cache = GuardedCache(open_cache(make_settings()), Metrics(), max_queued_bytes=1000)
+    cache.put(b"k", b"v")
+    await cache.flush(10)
+    other = sqlite3.connect(tmp_path / "cache.sqlite")
+    other.execute("BEGIN IMMEDIATE")
+    # The writer waits for it.
+    cache.put(b"j", b"v")
+    await asyncio.sleep(0)
+    stats = await cache.stats()
+    assert stats is not None
+    assert stats.entries == 1
+    assert await cache.get_many([b"k"]) == [b"v"]
+    other.rollback()
+    other.close()
+    await cache.close()
 
 
 def test_patience_follows_what_computing_takes_within_the_stores_bounds() -> None:

@@ -6,10 +6,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from latentforge.gateway.cache import open_cache
 from latentforge.gateway.cache import sqlite_cache as module
+from latentforge.gateway.cache.base import KeyMaker
+from latentforge.gateway.cache.guarded import GuardedCache
+from latentforge.gateway.metrics import Metrics
+from latentforge.gateway.scoring.dispatcher import ScoringLimits
+from latentforge.gateway.scoring.scorer import Scorer
 
 MEGABYTE = 1 << 20
 
@@ -59,6 +65,29 @@ async def test_the_file_keeps_to_its_size_and_those_asked_for_longest_ago_go(
     told = [r.getMessage() for r in caplog.records if "CACHE_MAX_MB" in r.getMessage()]
     assert len(told) == 1
     assert "CACHE_MAX_MB=2" in told[0]
+
+
+async def test_what_is_asked_for_again_and_answered_from_memory_stays_in_a_full_file(
+    backend: Any, tmp_path: Path, clock: Clock
+) -> None:
+    store = module.SqliteCache(tmp_path / "cache.sqlite", max_bytes=256 << 10)
+    cache = GuardedCache(store, Metrics(), max_queued_bytes=1 << 20)
+    limits = ScoringLimits(batch_tokens=256, tokens_in_flight=256, queued_tokens=10_000, queued_sequences=1000)
+    scorer = Scorer(backend, cache, Metrics(), limits, recent_bytes=1 << 20)
+    hot, *others = (np.random.default_rng(i).integers(0, 260, 200).astype(np.uint32) for i in range(50))
+    await scorer.score(hot, 8, "float32")
+    for ids in others:
+        await scorer.score(ids, 8, "float32")
+        # Until it is written.
+        await scorer.close()
+        assert (await scorer.score(hot, 8, "float32")).cache_hit
+    keys = [KeyMaker(backend.description).key(ids, "float32") for ids in (hot, *others)]
+    kept = [value is not None for value in await store.get_many(keys)]
+    assert kept[0]
+    # The file is full, and of the others the latest are there.
+    assert 3 < sum(kept) < 45
+    assert all(kept[-3:])
+    await cache.close()
 
 
 async def test_a_file_of_an_earlier_version_is_taken_over_and_what_it_holds_goes_first(

@@ -19,6 +19,9 @@ class NoCache:
     async def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
         return [None] * len(keys)
 
+    def used(self, key: bytes) -> None:
+        pass
+
     async def put_many(self, entries: Mapping[bytes, bytes]) -> None:
         pass
 

@@ -42,7 +42,7 @@ CHECK_KEY = b"check"
 
 
 class Cache(Protocol):
-    """Bytes under keys. Every method but ``close`` raises CacheError when the store fails or is too slow."""
+    """Bytes under keys. All but ``used`` and ``close`` raise CacheError when the store fails or is too slow."""
 
     @property
     def kind(self) -> str:
@@ -53,6 +53,9 @@ class Cache(Protocol):
         """How long its lookups may take; several times what they take when all is well."""
 
     async def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]: ...
+
+    def used(self, key: bytes) -> None:
+        """Told that an entry was answered from elsewhere, so that a store that fills up keeps what is asked for."""
 
     async def put_many(self, entries: Mapping[bytes, bytes]) -> None: ...
 

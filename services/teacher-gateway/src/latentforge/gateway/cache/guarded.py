@@ -126,6 +126,10 @@ class GuardedCache:
             found[i] = value
         return found
 
+    def used(self, key: bytes) -> None:
+        """Told that an entry was answered from memory."""
+        self._store.used(key)
+
     def put(self, key: bytes, value: bytes) -> None:
         """Has an entry written, soon."""
         if self.kind == "none":

@@ -98,6 +98,9 @@ class RedisCache:
     async def _read(self, keys: Sequence[bytes]) -> list[bytes | None]:
         return cast("list[bytes | None]", await self._redis.mget(keys))
 
+    def used(self, key: bytes) -> None:
+        """Nothing: the server counts what it is asked for, and a call for each answer from memory would cost more."""
+
     async def put_many(self, entries: Mapping[bytes, bytes]) -> None:
         async def put() -> None:
             failures = await self._write(entries)

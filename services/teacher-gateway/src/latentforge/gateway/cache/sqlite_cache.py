@@ -45,7 +45,7 @@ class SqliteCache:
     def __init__(self, path: Path, *, max_bytes: int = 0) -> None:
         self._path = path
         self._max_bytes = max_bytes
-        # Keys that were found, in order, not written down yet.
+        # Keys that were found, here or in memory, in order, not written down yet.
         self._found: dict[bytes, None] = {}
         self._told = False
         self._reader = _Connection(path, "cache-reads")
@@ -53,9 +53,14 @@ class SqliteCache:
 
     async def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
         values = await self._reader.run(lambda connection: self._get_many(connection, keys))
-        if self._max_bytes and len(self._found) < _USES_NOTED:
-            self._found.update((key, None) for key, value in zip(keys, values, strict=True) if value is not None)
+        for key, value in zip(keys, values, strict=True):
+            if value is not None:
+                self.used(key)
         return values
+
+    def used(self, key: bytes) -> None:
+        if self._max_bytes and len(self._found) < _USES_NOTED:
+            self._found[key] = None
 
     async def put_many(self, entries: Mapping[bytes, bytes]) -> None:
         found, self._found = list(self._found), {}

@@ -220,6 +220,7 @@ class Scorer:
         rows = self._recent.get(key)
         if rows is None or rows.top_k < top_k:
             return None
+        self._cache.used(key)
         self._count_hit(rows)
         return rows
 
