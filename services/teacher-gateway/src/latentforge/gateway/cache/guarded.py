@@ -54,6 +54,7 @@ class GuardedCache:
         self._write_failure: str | None = None
         self._read_failure = ""
         self._check: asyncio.Task[None] | None = None
+        self._counting: asyncio.Task[StoreStats | None] | None = None
         self.errors = 0
         self.dropped_writes = 0
 
@@ -151,16 +152,21 @@ class GuardedCache:
         """None when the store does not answer, or is not asked since it did not before."""
         if self._overdue or self._reads.is_open:
             return None
-        asked = asyncio.ensure_future(self._store.stats())
-        done, _ = await asyncio.wait({asked}, timeout=_STATS_SECONDS)
-        if not done:
-            self._watch(asked)
-            return None
+        if self._counting is None:
+            self._counting = asyncio.create_task(self._counted())
+        counting = self._counting
+        # One that takes longer goes on, and says nothing of lookups: whoever asks next waits for it too.
+        done, _ = await asyncio.wait({counting}, timeout=_STATS_SECONDS)
+        return counting.result() if done else None
+
+    async def _counted(self) -> StoreStats | None:
         try:
-            return asked.result()
+            return await self._store.stats()
         except Exception as error:
             self._failed(error)
             return None
+        finally:
+            self._counting = None
 
     async def flush(self, seconds: float) -> None:
         """Waits until what was put is written, but not longer than ``seconds`` or for a store that is left alone."""
@@ -172,7 +178,8 @@ class GuardedCache:
         await self.flush(_STATS_SECONDS)
         if self._queue:
             logger.warning("%d entries that the cache did not take are lost", len(self._queue))
-        tasks = [*self._overdue, *(task for task in (self._writer, self._check) if task is not None)]
+        begun = (self._writer, self._check, self._counting)
+        tasks = [*self._overdue, *(task for task in begun if task is not None)]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)

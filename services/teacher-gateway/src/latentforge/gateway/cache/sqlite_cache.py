@@ -30,7 +30,8 @@ _LOG_BYTES = 64 << 20
 class SqliteCache:
     """SQLite in WAL mode; other processes may use the file at the same time.
 
-    One thread reads and one does all else, each with its own connection, so that lookups do not wait for writes.
+    One thread looks up, one counts and one does all else, each with its own connection, so that lookups wait neither
+    for writes nor for the count of a large file, and the count waits for no writes.
 
     Args:
         path: the file, made with its folder where there is none.
@@ -49,6 +50,7 @@ class SqliteCache:
         self._found: dict[bytes, None] = {}
         self._told = False
         self._reader = _Connection(path, "cache-reads")
+        self._counter = _Connection(path, "cache-counts")
         self._writer = _Connection(path, "cache-writes")
 
     async def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
@@ -119,7 +121,7 @@ class SqliteCache:
             ).fetchone()
             return StoreStats(entries, size)
 
-        return await self._writer.run(count)
+        return await self._counter.run(count)
 
     async def clear(self) -> int:
         def clear(connection: sqlite3.Connection) -> int:
@@ -135,6 +137,7 @@ class SqliteCache:
 
     async def close(self) -> None:
         await self._reader.close()
+        await self._counter.close()
         await self._writer.close()
 
     @staticmethod
