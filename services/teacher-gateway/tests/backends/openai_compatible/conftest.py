@@ -282,11 +282,11 @@ def _running(stand_in: StandIn) -> Iterator[str]:
         stand_in.asked.append((path, asked))
         if request.headers.get("authorization") not in (None, f"Bearer {KEY}"):
             return JSONResponse({"error": {"message": "Unauthorized"}}, 401)
+        headers = {"connection": "close"} if stand_in.closes else {}
         try:
-            headers = {"connection": "close"} if stand_in.closes else {}
             return JSONResponse(stand_in.edit(path, stand_in.answer(request.method, path, asked)), headers=headers)
         except Refused as refused:
-            return JSONResponse({"error": refused.error}, refused.status)
+            return JSONResponse({"error": refused.error}, refused.status, headers)
 
     with serving(Starlette(routes=[Route("/{path:path}", respond, methods=["GET", "POST"])])) as url:
         yield url

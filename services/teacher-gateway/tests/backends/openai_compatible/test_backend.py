@@ -16,7 +16,7 @@ from latentforge.gateway.metrics import Metrics
 from latentforge.gateway.settings import GatewaySettings
 from latentforge.teacher.v1 import teacher_pb2 as pb
 
-from .conftest import CONTEXT
+from .conftest import CONTEXT, Refused
 
 SCORING = ["sglang", "ids", "vllm"]
 # Of the random teacher's ids, those from 260 on are no token's; a text API could not name them.
@@ -310,6 +310,33 @@ async def test_another_models_rows_under_the_same_name_are_refused(
     (again,) = await backend.score(ids, 4)
     np.testing.assert_array_equal(again.logprobs, first.logprobs)
     await backend.check()
+
+
+@pytest.mark.parametrize("lists_another", [True, False])
+async def test_another_servers_refusals_are_not_the_teachers(
+    serve: Any, make_backend: MakeBackend, lists_another: bool
+) -> None:
+    """It may know fewer tokens; to its caller a refusal would say that the request is wrong."""
+    stand_in, url = serve("sglang")
+    backend = make_backend(url)
+    await backend.load()
+
+    def edit(path: str, answer: Any) -> Any:
+        if path == "/generate":
+            raise Refused(400, {"message": "the request has ids out of vocabulary"})
+        if path == "/v1/models" and lists_another:
+            answer["data"][0]["root"] = "other"
+        return answer
+
+    stand_in.edit = edit
+    # As a server that was started anew, it has new connections.
+    stand_in.closes = True
+    with pytest.raises(BackendError):
+        await backend.score([PROMPT], 4)
+    for ask in (lambda: backend.score([PROMPT], 4), lambda: generated(backend)):
+        with pytest.raises(BackendError, match="another teacher than at the gateway's start") as caught:
+            await ask()
+        assert caught.value.kind is FailureKind.CHANGED
 
 
 async def test_a_server_that_lists_another_model_is_unhealthy_and_not_believed(

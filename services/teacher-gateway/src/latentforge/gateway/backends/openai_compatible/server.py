@@ -15,6 +15,7 @@ from latentforge.gateway.backends.base import (
     TeacherDescription,
     TokenIds,
 )
+from latentforge.gateway.backends.identity import Witness, witness_ids
 from latentforge.gateway.backends.model_folder import tokenizer_folder
 from latentforge.gateway.backends.openai_compatible.identity import MetServer
 from latentforge.gateway.backends.openai_compatible.models import (
@@ -28,7 +29,6 @@ from latentforge.gateway.backends.openai_compatible.probing import Found, Prober
 from latentforge.gateway.backends.openai_compatible.sglang import SglangTeacher
 from latentforge.gateway.backends.upstream import Api, Upstream
 from latentforge.gateway.backends.vllm.continuations import continuations
-from latentforge.gateway.backends.vllm.identity import Witness, witness_ids
 from latentforge.gateway.backends.vllm.model import digest, probe_text, read_model_files
 from latentforge.gateway.backends.vllm.server import VllmBackend
 from latentforge.gateway.breaker import Breaker
@@ -75,7 +75,7 @@ class OpenAiCompatibleBackend(LoadedBackend):
         )
         self._breaker = Breaker(_BREAKER_FAILURES, _BREAKER_WINDOW, _BREAKER_PAUSE, on_change=metrics.breaker(NAME))
         self._met = MetServer(self._api)
-        self._upstream = Upstream(self._api, self._breaker, metrics, on_doubt=self._met.connection_opened)
+        self._upstream = Upstream(self._api, self._breaker, metrics, on_doubt=self._met.doubt)
         # Failures are what is looked for here: no breaker may count them.
         impatient = replace(self._api, attempts=1, timeout=_LOOK_SECONDS)
         self._looks = Upstream(impatient, Breaker(1 << 30, 1.0, 1.0), metrics)
@@ -110,9 +110,7 @@ class OpenAiCompatibleBackend(LoadedBackend):
     async def score(self, sequences: Sequence[TokenIds], top_k: int) -> list[SparseRows]:
         if self._vllm is not None:
             return await self._vllm.score(sequences, top_k)
-        rows = await self._found.teacher.score(sequences, top_k)
-        await self._met.confirm()
-        return rows
+        return await self._met.believed(self._found.teacher.score(sequences, top_k))
 
     async def generate(self, request: ContinuationRequest) -> AsyncIterator[Piece]:
         if self._vllm is not None:
@@ -127,21 +125,19 @@ class OpenAiCompatibleBackend(LoadedBackend):
             await self._vllm.check()
             return
         await self._met.look()
-        await self._met.confirm()
         if self._breaker.is_open:
             # It is closed by an answer, which nobody may be waiting for.
             await self._upstream.get("/v1/models")
 
     async def close(self) -> None:
+        await self._met.close()
         await self._looks.close()
         await self._upstream.close()
         if self._vllm is not None:
             await self._vllm.close()
 
     async def _continue(self, request: ContinuationRequest, index: int, seed: int) -> Piece:
-        piece = await self._found.teacher.continue_one(request, index, seed)
-        await self._met.confirm()
-        return piece
+        return await self._met.believed(self._found.teacher.continue_one(request, index, seed))
 
     async def _meet(self, longest: int) -> None:
         ids = witness_ids(self._tokenizer, longest)

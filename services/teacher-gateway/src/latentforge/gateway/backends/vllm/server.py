@@ -16,6 +16,7 @@ from latentforge.gateway.backends.base import (
     Piece,
     TokenIds,
 )
+from latentforge.gateway.backends.identity import Witness, witness_ids
 from latentforge.gateway.backends.model_folder import tokenizer_folder
 from latentforge.gateway.backends.upstream import Api, Upstream
 from latentforge.gateway.backends.vllm.answers import (
@@ -27,7 +28,7 @@ from latentforge.gateway.backends.vllm.answers import (
     scored,
 )
 from latentforge.gateway.backends.vllm.continuations import VllmTeacher, stops
-from latentforge.gateway.backends.vllm.identity import ServedTeacher, ServerIdentity, Witness, witness_ids
+from latentforge.gateway.backends.vllm.identity import ServedTeacher, ServerIdentity
 from latentforge.gateway.backends.vllm.model import GREEDY, SAMPLING, describe, probe_text, read_model_files
 from latentforge.gateway.backends.vllm.startup import ServedModel, wait_for_server
 from latentforge.gateway.backends.vllm.versions import check_version
@@ -48,8 +49,6 @@ _BREAKER_FAILURES, _BREAKER_WINDOW, _BREAKER_PAUSE = 16, 30.0, 5.0
 _AS_IDS = {"return_token_ids": True, "return_tokens_as_token_ids": True, "add_special_tokens": False}
 _COMPLETIONS = "/v1/completions"
 _PROBE_TEMPERATURE = 2.0
-# Failures that tell nothing of whose they are.
-_NO_ANSWER = (FailureKind.GONE, FailureKind.TOO_SLOW, FailureKind.BUSY, FailureKind.CHANGED)
 
 
 class VllmBackend(VllmTeacher):
@@ -158,16 +157,7 @@ class VllmBackend(VllmTeacher):
         )
 
     async def _ask(self, payload: Mapping[str, Any], read: Callable[[bytes], T]) -> T:
-        """An answer of the teacher that was met, and of no other that took its place."""
-        try:
-            answer = await self._upstream.post(_COMPLETIONS, lambda: payload, read)
-        except BackendError as error:
-            if error.kind not in _NO_ANSWER:
-                # Another server may refuse what the first one took.
-                await self._identity.confirm()
-            raise
-        await self._identity.confirm()
-        return answer
+        return await self._identity.believed(self._upstream.post(_COMPLETIONS, lambda: payload, read))
 
     async def _probe(self, served: ServedModel) -> str:
         """Makes sure of what would be wrong and silent: ids, k, the output layer's width, raw log-probabilities.
