@@ -15,6 +15,7 @@ from latentforge.gateway.backends.base import (
     ContinuationRequest,
     FailureKind,
     Piece,
+    TeacherDescription,
     TokenIds,
 )
 from latentforge.gateway.backends.local.weights import WeightFiles, find_weights, revision_of, stamp_of
@@ -22,7 +23,7 @@ from latentforge.gateway.backends.model_folder import tokenizer_folder
 from latentforge.gateway.backends.vllm.answers import prompt_rows, wrong_rows
 from latentforge.gateway.backends.vllm.command import STEP_TOKENS, chosen_kernels, gpu_arguments, served_name
 from latentforge.gateway.backends.vllm.continuations import FINISH_REASONS, VllmTeacher, gather, stops, text_of
-from latentforge.gateway.backends.vllm.model import describe, digest, read_model_files
+from latentforge.gateway.backends.vllm.model import ModelFiles, describe, digest, read_model_files
 from latentforge.gateway.backends.vllm.rows import WrongRowsError, entries_of, rows_of
 from latentforge.gateway.backends.vllm.versions import check_version
 from latentforge.gateway.settings import GatewaySettings
@@ -60,15 +61,9 @@ class VllmEngineBackend(VllmTeacher):
         if self._stamp() != before:
             text = f"VLLM_LOCAL_MODEL={self._model} was written to while vLLM read it; start the gateway again"
             raise BackendError(text)
-        self._description = describe(
-            self._settings,
-            self._files,
-            model=served_name(self._model),
-            revision=digest(revision, self._settings.vllm_revision),
-            engine=f"vllm {self._vllm.__version__} in-process",
-            max_model_len=int(self._engine.model_config.max_model_len),
-        )
-        theirs = int(self._engine.model_config.get_vocab_size())
+        config, version = self._engine.model_config, str(self._vllm.__version__)
+        self._description = describe_engine(self._settings, self._files, config, version=version, weights=revision)
+        theirs = int(config.get_vocab_size())
         if theirs != self._files.config.vocab_size:
             raise BackendError(
                 f"the output layer of {self._model} has {theirs} ids, and config.json of "
@@ -169,6 +164,30 @@ class VllmEngineBackend(VllmTeacher):
         except self._vllm.v1.engine.exceptions.EngineGenerateError as error:
             raise BackendError(f"vLLM failed: {error}") from None
         return outputs[-1]
+
+
+def describe_engine(
+    settings: GatewaySettings, files: ModelFiles, config: Any, *, version: str, weights: str
+) -> TeacherDescription:
+    """
+    Args:
+        config: the engine's ModelConfig, which knows the dtype that TEACHER_DTYPE=auto has become.
+        version: vLLM's.
+        weights: their revision.
+
+    Raises:
+        BackendError: MAX_SEQUENCE_LENGTH is more than the engine takes.
+    """
+    assert settings.vllm_local_model is not None
+    return describe(
+        settings,
+        files,
+        model=served_name(settings.vllm_local_model),
+        revision=digest(weights, version, settings.vllm_revision),
+        engine=f"vllm {version} in-process",
+        compute_dtype=str(config.dtype).removeprefix("torch."),
+        max_model_len=int(config.max_model_len),
+    )
 
 
 def _import_vllm() -> Any:

@@ -47,7 +47,14 @@ def read_model_files(folder: Path) -> ModelFiles:
 
 
 def describe(
-    settings: GatewaySettings, files: ModelFiles, *, model: str, revision: str, engine: str, max_model_len: int
+    settings: GatewaySettings,
+    files: ModelFiles,
+    *,
+    model: str,
+    revision: str,
+    engine: str,
+    compute_dtype: str,
+    max_model_len: int,
 ) -> TeacherDescription:
     """
     Raises:
@@ -67,7 +74,7 @@ def describe(
         revision=revision,
         quantization=settings.vllm_quantization,
         engine=engine,
-        compute_dtype=files.config.dtype,
+        compute_dtype=compute_dtype,
         can_score=True,
         can_generate=True,
         max_top_k=min(settings.max_top_k, files.config.vocab_size),

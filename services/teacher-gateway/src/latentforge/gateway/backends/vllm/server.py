@@ -104,6 +104,8 @@ class VllmBackend(VllmTeacher):
             model=served.name,
             revision="",
             engine=f"vllm {version}".strip(),
+            # A server does not say in what it computes; its revision changes with its configuration.
+            compute_dtype=self._files.config.dtype,
             max_model_len=served.max_model_len,
         )
         fingerprint = await self._probe(served)
