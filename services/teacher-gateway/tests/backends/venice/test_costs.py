@@ -124,8 +124,59 @@ def test_a_price_is_for_a_million_tokens_and_the_sum_is_of_every_bill() -> None:
     told: list[float] = []
     costs = Costs(None, "VENICE_MAX_USD", told.append)
     with costs.request(5.0) as bill:
-        bill.due = 3.0
+        bill.sent()
+        bill.answered(3.0)
     with contextlib.suppress(BackendError), costs.request(5.0) as bill:
-        bill.due = 1.0
+        bill.sent()
+        bill.answered(1.0)
         raise BackendError("the answer cannot be read")
     assert costs.spent == sum(told) == 4.0
+
+
+def test_a_try_that_got_no_answer_costs_the_most_and_another_must_fit_the_limit() -> None:
+    costs = Costs(2.5, "VENICE_MAX_USD")
+    with costs.request(1.0) as bill:
+        bill.trying()
+        bill.sent()
+        bill.refused()
+        bill.trying()
+        bill.sent()
+        bill.trying()
+        bill.sent()
+        with pytest.raises(BackendError, match="VENICE_MAX_USD"):
+            bill.trying()
+    assert costs.spent == 2.0
+    # What was held for it is free again.
+    with costs.request(0.5):
+        pass
+    assert costs.spent == 2.0
+
+
+async def test_requests_that_are_left_after_they_were_sent_cost_the_most(make_backend: Any, venice: Any) -> None:
+    backend = make_backend(venice)
+    await backend.load()
+    most = cost_of(venice, len(chat_ids(backend)), 12)
+    limited = make_backend(venice, venice_max_usd=2.5 * most)
+    await limited.load()
+    venice.control.delay = 30.0
+    for count in (1, 2):
+        asked = len(venice.control.bodies)
+        leaving = asyncio.create_task(generated(limited))
+        while len(venice.control.bodies) == asked:  # noqa: ASYNC110 - the server is in another thread
+            await asyncio.sleep(0.01)
+        leaving.cancel()
+        await asyncio.gather(leaving, return_exceptions=True)
+        assert limited.spent_usd == pytest.approx(count * most)
+    with pytest.raises(BackendError, match="VENICE_MAX_USD"):
+        await generated(limited)
+
+
+async def test_every_try_that_got_no_answer_costs_the_most(make_backend: Any, venice: Any) -> None:
+    backend = make_backend(venice, venice_timeout_seconds=0.3, venice_attempts=2)
+    await backend.load()
+    most = cost_of(venice, len(chat_ids(backend)), 12)
+    venice.control.delay = 5.0
+    with pytest.raises(BackendError, match="did not answer within") as caught:
+        await generated(backend)
+    assert caught.value.kind is FailureKind.TOO_SLOW
+    assert backend.spent_usd == pytest.approx(2 * most)

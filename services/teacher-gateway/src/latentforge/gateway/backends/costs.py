@@ -21,11 +21,39 @@ class Price:
         return (self.input_usd * prompt_tokens + self.output_usd * completion_tokens) / 1e6
 
 
-@dataclass
 class Bill:
-    """USD that one request is charged; whoever sends it says so as soon as it is known."""
+    """What one request may have cost. A try that was sent counts with the most that it can cost until more is known.
 
-    due: float = 0.0
+    Args:
+        most: USD that one try can cost.
+        hold: keeps that much of the limit free, or raises.
+    """
+
+    def __init__(self, most: float, hold: Callable[[float], None]) -> None:
+        self._most, self._hold = most, hold
+        self.held = self.due = 0.0
+
+    def trying(self) -> None:
+        """Before each try; those before it may have cost something that nobody was told.
+
+        Raises:
+            BackendError: the limit may not hold it.
+        """
+        if self.held < self.due + self._most:
+            self._hold(self._most)
+            self.held += self._most
+
+    def sent(self) -> None:
+        """A try is on its way; its answer may never come, and is charged all the same."""
+        self.due += self._most
+
+    def refused(self) -> None:
+        """The try was answered with an error, which costs nothing."""
+        self.due -= self._most
+
+    def answered(self, usd: float) -> None:
+        """The last try costs this."""
+        self.due += usd - self._most
 
 
 class Costs:
@@ -46,20 +74,23 @@ class Costs:
 
     @contextmanager
     def request(self, most: float) -> Iterator[Bill]:
-        """Around a request that costs at most ``most`` USD; what its bill says then counts, even if it failed.
+        """Around a request whose tries cost at most ``most`` USD each; what its bill says counts, even if it failed.
 
         Raises:
             BackendError: the limit may not hold it.
         """
-        self._check(most)
-        bill = Bill()
-        self._open += most
+        bill = Bill(most, self._hold)
+        bill.trying()
         try:
             yield bill
         finally:
-            self._open -= most
+            self._open -= bill.held
             self.spent += bill.due
             self._on_spent(bill.due)
+
+    def _hold(self, most: float) -> None:
+        self._check(most)
+        self._open += most
 
     def _check(self, most: float) -> None:
         if self._limit is None or self.spent + self._open + most <= self._limit:

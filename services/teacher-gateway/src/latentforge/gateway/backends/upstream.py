@@ -16,6 +16,7 @@ from pydantic import SecretStr
 from latentforge.core.proxies import proxy_hint
 from latentforge.core.tracing import span, trace_headers
 from latentforge.gateway.backends.base import BackendError, FailureKind
+from latentforge.gateway.backends.costs import Bill
 from latentforge.gateway.backends.http_api import error_text, open_client, without_key
 from latentforge.gateway.backends.rate_limits import ApiRateLimits, retry_after
 from latentforge.gateway.breaker import Breaker
@@ -26,8 +27,9 @@ T = TypeVar("T")
 
 LONGEST_BACKOFF_SECONDS = 32.0
 _FIRST_BACKOFF_SECONDS = 0.5
-# What httpx's connection pool calls it.
+# What httpx's connection pool calls them.
 _CONNECTED = "connection.connect_tcp.complete"
+_SENDING = "send_request_headers.started"
 _RETRIED = {429, 500, 502, 503, 504}
 _KINDS = {
     401: FailureKind.MISCONFIGURED,
@@ -135,23 +137,33 @@ class Upstream:
         return await self._request("GET", path, lambda: None, read)
 
     async def post(
-        self, path: str, payload: Callable[[], Mapping[str, Any]], read: Callable[[bytes], T] = orjson.loads
+        self,
+        path: str,
+        payload: Callable[[], Mapping[str, Any]],
+        read: Callable[[bytes], T] = orjson.loads,
+        bill: Bill | None = None,
     ) -> T:
         """The JSON that answers POST ``path``; ``payload`` is asked for anew at each try.
 
         Args:
             read: makes what is returned of the answer's bytes, in a thread.
+            bill: told about each try that is sent, and each that is refused.
 
         Raises:
-            BackendError: every try failed.
+            BackendError: every try failed, or may cost too much.
         """
-        return await self._request("POST", path, payload, read)
+        return await self._request("POST", path, payload, read, bill)
 
     async def close(self) -> None:
         await self._client.aclose()
 
     async def _request(
-        self, method: str, path: str, payload: Callable[[], Mapping[str, Any] | None], read: Callable[[bytes], T]
+        self,
+        method: str,
+        path: str,
+        payload: Callable[[], Mapping[str, Any] | None],
+        read: Callable[[bytes], T],
+        bill: Bill | None = None,
     ) -> T:
         retrying = tenacity.AsyncRetrying(
             retry=tenacity.retry_if_exception(lambda e: isinstance(e, _FailedTryError) and e.again),
@@ -161,7 +173,7 @@ class Upstream:
         )
         try:
             async with self._slot():
-                body: bytes = await retrying(self._try, method, path, payload)
+                body: bytes = await retrying(self._try, method, path, payload, bill)
         except _FailedTryError as failed:
             raise failed.error from None
         # Large answers take tens of milliseconds, which the event loop has better uses for.
@@ -189,8 +201,18 @@ class Upstream:
         finally:
             self._slots.release()
 
-    async def _try(self, method: str, path: str, payload: Callable[[], Mapping[str, Any] | None]) -> bytes:
+    async def _try(
+        self, method: str, path: str, payload: Callable[[], Mapping[str, Any] | None], bill: Bill | None
+    ) -> bytes:
+        async def traced(event: str, about: object) -> None:
+            if event == _CONNECTED:
+                self._on_doubt()
+            elif bill is not None and event.endswith(_SENDING):
+                bill.sent()
+
         await self._keep_to_limits()
+        if bill is not None:
+            bill.trying()
         if not self._breaker.allows():
             left = max(1.0, self._breaker.seconds_left)
             text = f"{self._where} failed too often and is left alone for {left:.0f} s"
@@ -207,7 +229,7 @@ class Upstream:
                     self._base_url + path,
                     content=_content(payload()),
                     headers=headers,
-                    extensions={"trace": self._traced},
+                    extensions={"trace": traced},
                 )
                 note("http.response.status_code", response.status_code)
         except httpx.TimeoutException:
@@ -229,11 +251,9 @@ class Upstream:
             self._breaker.succeeded()
             self._on_success()
             return response.content
+        if bill is not None:
+            bill.refused()
         raise self._refused(response)
-
-    async def _traced(self, event: str, about: object) -> None:
-        if event == _CONNECTED:
-            self._on_doubt()
 
     async def _keep_to_limits(self) -> None:
         while (left := self._limits.seconds_left) > 0:

@@ -168,11 +168,10 @@ class VeniceBackend(LoadedBackend):
 
         most = self._price.cost(len(request.prompt_ids), request.n * request.max_tokens)
         with self._costs.request(most) as bill:
-            data = await self._upstream.post("/chat/completions", body, bytes)
             # Venice charges for what it answers, whether or not it can be used.
-            bill.due = most
+            data = await self._upstream.post("/chat/completions", body, bytes, bill)
             completion = await asyncio.to_thread(read, data)
-            bill.due = self._price.cost(completion.usage.prompt_tokens, completion.usage.completion_tokens)
+            bill.answered(self._price.cost(completion.usage.prompt_tokens, completion.usage.completion_tokens))
             return await asyncio.to_thread(self._pieces, completion, request, asked)
 
     def _known_price(self) -> Price:
