@@ -36,8 +36,11 @@ def asked(scorer: Scorer, caller: Caller, ids: Any) -> "asyncio.Task[Any]":
 
 
 def all_queued(backend: Any, scorer: Scorer, tokens: int) -> bool:
-    """But for those that the backend has already."""
-    return sum(len(ids) for batch in backend.scored for ids in batch) + scorer.queued_tokens == tokens
+    """But for those that the backend has already, which has begun."""
+    return (
+        bool(backend.scored)
+        and sum(len(ids) for batch in backend.scored for ids in batch) + scorer.queued_tokens == tokens
+    )
 
 
 async def test_what_waits_is_batched_across_callers(backend: Any, eventually: Eventually) -> None:
