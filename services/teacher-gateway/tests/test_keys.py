@@ -11,6 +11,7 @@ from google.rpc import error_details_pb2  # type: ignore[import-untyped]
 from grpc_status import rpc_status
 
 from latentforge.core.settings import SettingsError
+from latentforge.gateway.backends.base import BackendError, FailureKind
 from latentforge.gateway.keys import KeyRefusedError, load_keys
 from latentforge.gateway.main import Gateway
 from latentforge.gateway.scoring.callers import current_caller
@@ -185,3 +186,42 @@ async def test_what_the_cache_answers_uses_nothing_of_a_quota(run_gateway: Any, 
                 await client.score(list(range(90)), 4)
                 assert [a.error async for a in client.score_batch([list(range(90))], 4)] == [None]
         assert running.gateway.metrics.registry.get_sample_value("gateway_key_tokens_total", {"key": "evaluation"}) == 0
+
+
+async def test_what_a_batch_asks_for_twice_is_computed_and_charged_once(run_gateway: Any, keys_file: Path) -> None:
+    async with run_gateway(gateway_keys_file=keys_file, cache_url="none") as running:
+        async with TeacherClient(running.target, timeout=10, api_key=TRAINER) as client:
+            answers = [a async for a in client.score_batch([[7] * 20, *([5] * 30 for _ in range(40))], 4)]
+        assert [a.error for a in answers] == [None] * 41
+        assert sum(len(ids) for batch in running.backend.scored for ids in batch) == 50
+        assert running.gateway.metrics.registry.get_sample_value("gateway_key_tokens_total", {"key": "trainer"}) == 50
+
+
+async def test_a_prompt_is_charged_when_the_teacher_has_begun_to_continue_it(
+    run_gateway: Any, keys_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with run_gateway(gateway_keys_file=keys_file) as running:
+
+        def used() -> Any:
+            return running.gateway.metrics.registry.get_sample_value("gateway_key_tokens_total", {"key": "trainer"})
+
+        async def gone(request: Any) -> Any:
+            raise BackendError("cannot be reached", FailureKind.GONE)
+            yield
+
+        request = pb.GenerateRequest(
+            tokenizer_fingerprint=running.backend.tokenizer.fingerprint,
+            token_ids=pb.TokenIds(ids=list(range(10, 30))),
+            max_tokens=3,
+            n=2,
+        )
+        metadata = [("authorization", f"Bearer {TRAINER}")]
+        async with grpc.aio.insecure_channel(running.target) as channel:
+            generate = TeacherServiceStub(channel).Generate
+            with monkeypatch.context() as patch:
+                patch.setattr(running.backend, "generate", gone)
+                with pytest.raises(grpc.aio.AioRpcError, match="cannot be reached"):
+                    await generate(request, metadata=metadata).read()
+            assert used() == 0
+            pieces = [piece async for piece in generate(request, metadata=metadata)]
+        assert used() == 2 * 20 + sum(len(piece.token_ids) for piece in pieces)

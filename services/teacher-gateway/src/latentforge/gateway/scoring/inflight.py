@@ -21,11 +21,15 @@ from latentforge.teacher_client.sparse_rows import LogprobDtype, PackedRows, Spa
 
 @dataclass(frozen=True)
 class ScoredRows:
-    """Rows of one sequence, and float32 [rows, candidates] where somebody asked about candidates."""
+    """Rows of one sequence, and float32 [rows, candidates] where somebody asked about candidates.
+
+    ``joined``: what the teacher computed counts for another question, which asked for the same at the same time.
+    """
 
     rows: SparseRows | PackedRows
     cache_hit: bool
     candidate_logprobs: NDArray[np.float32] | None = None
+    joined: bool = False
 
 
 class QueueFullError(BackendError):
@@ -59,6 +63,8 @@ class InFlightSequence:
     packed: bool = False
     # The backend's work on it, once that has begun.
     call: "BackendCall | None" = None
+    # One of the questions answers for what the teacher computed.
+    counted: bool = False
     # When it was queued for the backend, of time.perf_counter().
     queued_at: float = 0.0
     # What the backend said of the candidates, from when it is done.

@@ -113,7 +113,9 @@ class Scorer:
         finally:
             self._dispatcher.leave(sequence, caller)
         rows = await fitted(answer.rows, top_k, dtype, packed=packed)
-        return ScoredRows(rows, answer.cache_hit, answer.candidate_logprobs)
+        # Of those who stayed, the first to be here counts it.
+        joined, sequence.counted = sequence.counted, True
+        return ScoredRows(rows, answer.cache_hit, answer.candidate_logprobs, joined)
 
     async def warm_up(self, token_ids: TokenIds) -> None:
         """Runs the backend once, so that the first call is not the slow one and the time of a row is known."""

@@ -49,13 +49,15 @@ _MEGABYTE = 1 << 20
 class SequenceAnswer:
     """Rows of one sequence, where they came from and how long the gateway took.
 
-    ``candidate_logprobs``: float32 [rows, candidates] where candidates were asked about.
+    ``candidate_logprobs``: float32 [rows, candidates] where candidates were asked about. ``charged``: tokens that the
+    teacher computed for this answer; none for rows of the cache, and for a sequence that several wait for, once.
     """
 
     rows: SparseRows | PackedRows
     cache_hit: bool
     milliseconds: float
     candidate_logprobs: NDArray[np.float32] | None = None
+    charged: int = 0
 
 
 @dataclass(frozen=True)
@@ -170,7 +172,7 @@ class Teacher:
         """
         with self._charged(len(token_ids)) as charge:
             answer = await self._score(token_ids, top_k, dtype, packed=packed, candidates=candidates)
-            charge.used += 0 if answer.cache_hit else len(token_ids)
+            charge.used += answer.charged
         return answer
 
     async def _score(
@@ -179,7 +181,8 @@ class Teacher:
         started = time.perf_counter()
         scored = await self._scorer.score(token_ids, top_k, dtype, packed=packed, candidates=candidates)
         milliseconds = 1000 * (time.perf_counter() - started)
-        return SequenceAnswer(scored.rows, scored.cache_hit, milliseconds, scored.candidate_logprobs)
+        charged = 0 if scored.cache_hit or scored.joined else len(token_ids)
+        return SequenceAnswer(scored.rows, scored.cache_hit, milliseconds, scored.candidate_logprobs, charged)
 
     async def score_many(
         self,
@@ -202,8 +205,8 @@ class Teacher:
         with self._charged(sum(len(token_ids) for _, token_ids in sequences)) as charge:
             async with aclosing(self._score_many(sequences, top_k, dtype, packed, candidates or {})) as answers:
                 async for scored in answers:
-                    if scored.answer is not None and not scored.answer.cache_hit:
-                        charge.used += len(scored.answer.rows) + 1
+                    if scored.answer is not None:
+                        charge.used += scored.answer.charged
                     yield scored
 
     async def _score_many(
@@ -266,10 +269,12 @@ class Teacher:
         tokens = request.n * (len(request.prompt_ids) + request.max_tokens)
         with self._charged(tokens) as charge:
             async with self._generation_budget.take(tokens):
-                charge.used += request.n * len(request.prompt_ids)
+                # A teacher that fails before it has begun has computed nothing.
+                prompt = request.n * len(request.prompt_ids)
                 with span("backend generate", {"continuations": request.n, "tokens": tokens}):
                     async for piece in self._backend.generate(request):
-                        charge.used += len(piece.token_ids)
+                        charge.used += prompt + len(piece.token_ids)
+                        prompt = 0
                         yield piece
 
     @contextmanager
