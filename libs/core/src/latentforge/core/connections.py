@@ -53,8 +53,8 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        # What the kernel does not take at once pauses writing, and so is timed.
-        transport.set_write_buffer_limits(high=0)
+        # What the kernel does not take at once pauses writing, and so is timed. TLS would pause at 0 for nothing.
+        transport.set_write_buffer_limits(high=1)
         if len(self.connections) > self.limits.max_connections:
             message = f"all {self.limits.max_connections} connections are open; {self.limits.setting} allows more"
             self._refuse(503, "too_many_connections", message)
