@@ -14,6 +14,7 @@ IDS = [70, 104, 4, 111, 299, 70, 104]
 OTHERS = [[9, 8, 7, 6], [5, 250, 30]]
 TOLERANCE = 1e-4
 SCORED: dict[str, Any] = {"prompt": [1, 2], "prompt_logprobs": 2, "max_tokens": 1}
+UNSEEN: dict[str, Any] = {"max_tokens": 0, "echo": True}
 ECHOED: dict[str, Any] = {"logprobs": 2, "echo": True, "max_tokens": 1, "temperature": 0}
 NAMES = ("token_logprobs", "top_logprobs")
 
@@ -189,9 +190,17 @@ async def test_rows_of_a_prompt_and_a_continuation_go_together(http: Any, refere
         ({"prompt": [1.5, 2]}, 400, None, "Expected `int`, got `float`"),
         (SCORED | {"prompt": [[1, 2], [3, "x"]]}, 400, "prompt[1]", "is no list of ids: Expected `int`, got `str`"),
         (SCORED | {"prompt": [[1, 2], [3, 300]]}, 400, "prompt[1][1]", "ids are 0 to 299"),
-        (SCORED | {"prompt": [1, -2]}, 400, "prompt", "ids are 0 to 299"),
-        (SCORED | {"prompt": [1, 2**70]}, 400, "prompt", "ids are 0 to 299"),
-        (SCORED | {"prompt": [[]]}, 400, "prompt", "has 0 tokens; allowed are 2 to 512"),
+        (SCORED | {"prompt": [1, -2]}, 400, "prompt[1]", "is -2; ids are 0 to 299"),
+        (SCORED | {"prompt": [1, 2**70]}, 400, "prompt[1]", "ids are 0 to 299"),
+        (UNSEEN | {"prompt": [[999999]]}, 400, "prompt[0][0]", "is 999999; ids are 0 to 299"),
+        (UNSEEN | {"prompt": [[-5, 3]]}, 400, "prompt[0][0]", "is -5; ids are 0 to 299"),
+        (UNSEEN | {"prompt": [5, 300]}, 400, "prompt[1]", "is 300; ids are 0 to 299"),
+        (SCORED | {"prompt": [[7], [300]]}, 400, "prompt[1][0]", "is 300; ids are 0 to 299"),
+        ({"prompt": [[5, 6], [5, 99999]]}, 400, "prompt[1][1]", "is 99999; ids are 0 to 299"),
+        ({"prompt": [[5, 6], []]}, 400, "prompt[1]", "has no tokens"),
+        (UNSEEN | {"prompt": "a", "n": 65}, 400, "n", "is 65; allowed are 1 to 64"),
+        (SCORED | {"n": 65}, 400, "n", "is 65; allowed are 1 to 64"),
+        (SCORED | {"prompt": [[]]}, 400, "prompt[0]", "has 0 tokens; allowed are 2 to 512"),
         (SCORED | {"prompt": [7] * 513}, 400, "prompt", "has 513 tokens"),
         (ECHOED | {"prompt": [7] * 512}, 400, "prompt", "1 to 511"),
         (SCORED | {"prompt_logprobs": 65}, 400, "prompt_logprobs", "0 to 64 (MAX_TOP_K)"),
@@ -210,7 +219,7 @@ async def test_rows_of_a_prompt_and_a_continuation_go_together(http: Any, refere
         ({"prompt": [1, 2], "stream": True}, 400, "stream", "is True"),
         ({"prompt": [1, 2], "logit_bias": {"3": 5}}, 400, "logit_bias", "leave it out"),
         ({"prompt": [1, 2], "repetition_penalty": 1.1}, 400, "repetition_penalty", "is 1.1"),
-        ({"prompt": "a" * 9000}, 400, "prompt[0]", "has 9000 bytes"),
+        ({"prompt": "a" * 9000}, 400, "prompt", "has 9000 bytes"),
         ({"prompt": [1, 2], "model": "gpt-4"}, 404, "model", "serves tiny-random only"),
     ],
 )
@@ -303,6 +312,20 @@ async def test_a_prompt_that_cannot_be_continued_is_refused_before_the_others_ar
     fields = {"prompt": [[5]] * 20 + [[300]], "max_tokens": 2}
     assert (await http.client.post("/v1/completions", json=fields)).status_code == 400
     assert begun == []
+
+
+@pytest.mark.parametrize(
+    ("prompt", "n", "param"),
+    [("a\u20ac" * 250, 51, "echo"), ([67] * 500, 51, "echo"), ([[67] * 250] * 2, 20, "return_token_ids")],
+)
+async def test_an_echo_that_would_not_fit_is_refused_too(
+    http: Any, monkeypatch: pytest.MonkeyPatch, prompt: Any, n: int, param: str
+) -> None:
+    monkeypatch.setattr("latentforge.gateway.http.scores.MAX_ANSWER_BYTES", 500 * 50)
+    fields = UNSEEN | {"prompt": prompt, "return_token_ids": param != "echo"}
+    assert len((await http.complete(**fields | {"n": 8}))["choices"]) >= 8
+    answer = await http.client.post("/v1/completions", json=fields | {"n": n})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
 
 
 async def test_a_full_queue_is_429_with_a_time_to_come_back(run_http: Any, eventually: Any) -> None:

@@ -7,6 +7,7 @@ import msgspec
 
 from latentforge.gateway.http.decoding import RAWS, decoded, decoded_ids
 from latentforge.gateway.http.errors import invalid
+from latentforge.gateway.rpc.validation import MAX_CONTINUATIONS
 
 DEFAULT_MAX_TOKENS = 16
 # Of vLLM's fields: each changes what is asked for, and has these values where it does not.
@@ -92,12 +93,14 @@ class TextRequest:
 
     Attributes:
         prompts: a text or ids each.
+        is_list: whether they came in a list, in which each has its place.
         max_tokens: None is :data:`DEFAULT_MAX_TOKENS`, or as many as fit where those are fewer.
         logprobs: entries beside each token; None for none at all.
         prompt_logprobs: entries of each row of the prompt; None where it is not to be scored.
     """
 
     prompts: tuple[str | list[int], ...]
+    is_list: bool
     model: str | None
     max_tokens: int | None
     temperature: float
@@ -111,6 +114,10 @@ class TextRequest:
     add_special_tokens: bool
     tokens_as_ids: bool
     return_ids: bool
+
+    def name_of(self, at: int) -> str:
+        """Where in the request a prompt is."""
+        return f"prompt[{at}]" if self.is_list else "prompt"
 
     @property
     def scores(self) -> bool:
@@ -141,7 +148,7 @@ def read_completion_request(body: bytes) -> TextRequest:
         HttpError: 400; it is no JSON, or a field has another type than it may, or contradicts another.
     """
     fields = decoded(_DECODER, body)
-    prompts = _prompts_of(fields.prompt)
+    prompts, is_list = _prompts_of(fields.prompt)
     logprobs = fields.logprobs
     if isinstance(logprobs, bool):
         logprobs = 1 if logprobs else None
@@ -149,6 +156,7 @@ def read_completion_request(body: bytes) -> TextRequest:
     n = 1 if fields.n is None else fields.n
     request = TextRequest(
         prompts=prompts,
+        is_list=is_list,
         model=fields.model,
         max_tokens=fields.max_tokens,
         temperature=1.0 if fields.temperature is None else fields.temperature,
@@ -167,20 +175,21 @@ def read_completion_request(body: bytes) -> TextRequest:
     return request
 
 
-def _prompts_of(prompt: msgspec.Raw) -> tuple[str | list[int], ...]:
+def _prompts_of(prompt: msgspec.Raw) -> tuple[tuple[str | list[int], ...], bool]:
+    """The prompts, and whether they are a list of some."""
     head = bytes(memoryview(prompt)[:_HEAD_BYTES]).lstrip()
     inside = head[1:].lstrip()[:1]
     if head[:1] == b'"':
-        return (decoded(_TEXT, prompt),)
+        return (decoded(_TEXT, prompt),), False
     if head[:1] != b"[" or inside == b"]":
         raise invalid("prompt", "is none; send a text, a list of texts, a list of ids or a list of lists of ids")
     if inside == b'"':
         texts: list[str] = decoded(_TEXTS, prompt)
-        return tuple(texts)
+        return tuple(texts), True
     if inside == b"[":
         raws: list[msgspec.Raw] = decoded(RAWS, prompt)
-        return tuple(decoded_ids(raws, "prompt"))
-    return (decoded(_IDS, prompt),)
+        return tuple(decoded_ids(raws, "prompt")), True
+    return (decoded(_IDS, prompt),), False
 
 
 def _check(request: TextRequest, fields: _Fields) -> None:
@@ -195,8 +204,8 @@ def _check(request: TextRequest, fields: _Fields) -> None:
     for name, entries in (("logprobs", request.logprobs), ("prompt_logprobs", request.prompt_logprobs)):
         if entries is not None and entries < 0:
             raise invalid(name, f"is {entries}; allowed is 0 or more")
-    if request.n < 1:
-        raise invalid("n", f"is {request.n}; allowed is 1 or more")
+    if not 1 <= request.n <= MAX_CONTINUATIONS:
+        raise invalid("n", f"is {request.n}; allowed are 1 to {MAX_CONTINUATIONS}")
     if request.seed is not None and not 0 <= request.seed < 2**63:
         raise invalid("seed", f"is {request.seed}; allowed are 0 to 2^63 − 1")
     if not request.writes and not request.scores and not request.echo:

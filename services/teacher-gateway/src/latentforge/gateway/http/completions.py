@@ -17,6 +17,7 @@ from latentforge.gateway.http.errors import HttpError, invalid
 from latentforge.gateway.http.scores import (
     check_answer_size,
     check_can_score,
+    check_vocabulary,
     checked_ids,
     checked_top_k,
     score_all,
@@ -31,8 +32,8 @@ from latentforge.gateway.scoring.teacher import SequenceAnswer, Teacher
 from latentforge.teacher_client.sparse_rows import SparseRows
 from latentforge.text.errors import TextError
 
-# About what an entry of prompt_logprobs and a token of an answer take.
-_ENTRY_BYTES = 64
+# About what an entry of prompt_logprobs and a token of an answer take, and an id.
+_ENTRY_BYTES, _ID_BYTES = 64, 6
 # And one of a text and its id.
 _TOKEN_BYTES = 16
 _ENCODER = msgspec.json.Encoder()
@@ -75,12 +76,12 @@ class Completions:
         if request.scores:
             check_can_score(about)
         prompts = await self._prompts(request, teacher)
-        _check_size(request, prompts)
+        if self._names is None:
+            self._names = TokenNames(teacher.tokenizer, about.vocab_size)
+        await self._workers.run_large(sum(map(len, prompts)), _check_size, request, prompts, self._names)
         asked = await self._to_write(request, prompts, teacher)
         scored = await self._score(request, prompts, teacher, call)
         written = await write_all(asked, teacher, self._max_tokens_in_flight, call) if asked else [[] for _ in prompts]
-        if self._names is None:
-            self._names = TokenNames(teacher.tokenizer, about.vocab_size)
         num_written = sum(len(one.ids) for of_prompt in written for one in of_prompt)
         if request.is_greedy_look:
             num_written = len(prompts)
@@ -99,11 +100,14 @@ class Completions:
             raise invalid("prompt", f"has {len(request.prompts)} prompts; at most {MAX_SEQUENCES} are allowed")
         texts = [prompt for prompt in request.prompts if isinstance(prompt, str)]
         if not texts:
-            return [prompt for prompt in request.prompts if not isinstance(prompt, str)]
+            every_ids = [prompt for prompt in request.prompts if not isinstance(prompt, str)]
+            about = teacher.description
+            await self._workers.run_large(sum(map(len, every_ids)), _check_ids, request, every_ids, about)
+            return every_ids
         limit = max_text_bytes(teacher.description, teacher.tokenizer)
         for at, text in enumerate(texts):
             if (size := len(text.encode("utf-8", "replace"))) > limit:
-                raise invalid(f"prompt[{at}]", f"has {size} bytes; at most {limit} are tokenised")
+                raise invalid(request.name_of(at), f"has {size} bytes; at most {limit} are tokenised")
         try:
             every = [await self._servicer.tokenise(teacher.tokenizer.encode, text) for text in texts]
         except TextError as error:
@@ -133,11 +137,17 @@ class Completions:
         return await self._workers.run_large(size, continuations, request, prompts, teacher, self._max_tokens_in_flight)
 
 
+def _check_ids(request: TextRequest, prompts: Sequence[list[int]], about: TeacherDescription) -> None:
+    """Whatever is asked about them, even where the teacher never sees them."""
+    for at, ids in enumerate(prompts):
+        check_vocabulary(ids, request.name_of(at), about)
+
+
 def _to_score(request: TextRequest, prompts: Sequence[list[int]], about: TeacherDescription) -> dict[int, TokenIds]:
     """By their places, those prompts that have rows to give."""
     sequences: dict[int, TokenIds] = {}
     for at, ids in enumerate(prompts):
-        param = "prompt" if len(prompts) == 1 else f"prompt[{at}]"
+        param = request.name_of(at)
         if request.is_greedy_look:
             if not 1 <= len(ids) < about.max_sequence_length:
                 allowed = f"1 to {about.max_sequence_length - 1} where a token is to follow"
@@ -149,7 +159,7 @@ def _to_score(request: TextRequest, prompts: Sequence[list[int]], about: Teacher
     return sequences
 
 
-def _check_size(request: TextRequest, prompts: Sequence[list[int]]) -> None:
+def _check_size(request: TextRequest, prompts: Sequence[list[int]], names: TokenNames) -> None:
     tokens = sum(map(len, prompts)) * request.n
     if request.prompt_logprobs is not None:
         check_answer_size(tokens * (request.prompt_logprobs + 1) * _ENTRY_BYTES, "prompt_logprobs")
@@ -161,6 +171,10 @@ def _check_size(request: TextRequest, prompts: Sequence[list[int]]) -> None:
         size = len(prompts) * request.n * each * (_TOKEN_BYTES + entries * _ENTRY_BYTES)
         what = f"{each} for each of {len(prompts)} prompts, n = {request.n} times"
         check_answer_size(size, "max_tokens", f"is {what}, which ")
+    if request.echo:
+        check_answer_size(sum(map(names.num_bytes, prompts)) * request.n, "echo")
+    if request.return_ids:
+        check_answer_size(tokens * _ID_BYTES, "return_token_ids")
 
 
 class _Choices:

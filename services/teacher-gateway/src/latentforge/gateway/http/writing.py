@@ -18,8 +18,6 @@ from latentforge.teacher.v1 import teacher_pb2 as pb
 from latentforge.teacher_client.sparse_rows import SparseRows, join_rows
 
 _REASONS = {pb.FINISH_REASON_STOP: "stop", pb.FINISH_REASON_LENGTH: "length"}
-# Fields of gRPC's request that have another name here.
-_NAMES = {"token_ids": "prompt", "top_k": "logprobs"}
 # Of one request: each step of the teacher's is of one prompt, and others' come in between.
 _PROMPTS_AT_ONCE = 8
 
@@ -43,7 +41,7 @@ def continuations(
     Raises:
         HttpError: a field is out of range.
     """
-    return [_continuation(request, ids, teacher, max_tokens_in_flight) for ids in prompts]
+    return [_continuation(request, at, ids, teacher, max_tokens_in_flight) for at, ids in enumerate(prompts)]
 
 
 async def write_all(
@@ -98,7 +96,7 @@ async def _write(asked: ContinuationRequest, teacher: Teacher, call: HttpCall) -
 
 
 def _continuation(
-    request: TextRequest, prompt_ids: list[int], teacher: Teacher, max_tokens_in_flight: int
+    request: TextRequest, at: int, prompt_ids: list[int], teacher: Teacher, max_tokens_in_flight: int
 ) -> ContinuationRequest:
     room = teacher.description.max_sequence_length - len(prompt_ids)
     max_tokens = min(DEFAULT_MAX_TOKENS, room) if request.max_tokens is None else request.max_tokens
@@ -115,8 +113,9 @@ def _continuation(
             stop=request.stop,
         )
     except (ValueError, OverflowError):
-        raise invalid("prompt", "or max_tokens, n or logprobs has a number out of range") from None
+        raise invalid(request.name_of(at), "or max_tokens, n or logprobs has a number out of range") from None
     try:
         return validation.generation(message, teacher.description, teacher.tokenizer, max_tokens_in_flight)
     except ApiError as error:
-        raise http_error_of(error, _NAMES) from None
+        # Fields of gRPC's request that have another name here.
+        raise http_error_of(error, {"token_ids": request.name_of(at), "top_k": "logprobs"}) from None

@@ -30,6 +30,10 @@ class TokenNames:
         """What the tokens read as, one behind the other; control tokens as they are written."""
         return b"".join(map(self._bytes, ids)).decode("utf-8", "replace")
 
+    def num_bytes(self, ids: Sequence[int]) -> int:
+        """Of UTF-8, what :meth:`text` has."""
+        return sum(len(self._bytes(i)) for i in ids)
+
     def offsets(self, ids: Sequence[int]) -> list[int]:
         """At which character of :meth:`text` each token begins."""
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
