@@ -85,14 +85,16 @@ async def test_a_teacher_that_fails_its_check_is_not_ready_and_is_again_later(
         await until_statuses(running.gateway.port, dict.fromkeys(READINESS, SERVING))
 
 
-async def test_http_says_the_same(run_gateway: Any) -> None:
-    async with run_gateway(gateway_http_port=0, gateway_health_seconds=0.05, gateway_api_key="k") as running:
+@pytest.mark.parametrize("key", ["k", None])
+async def test_http_says_the_same(run_gateway: Any, key: str | None) -> None:
+    async with run_gateway(gateway_http_port=0, gateway_health_seconds=0.05, gateway_api_key=key) as running:
         url = f"http://127.0.0.1:{running.gateway.http_port}"
         async with httpx.AsyncClient(base_url=url, trust_env=False) as http:
+            headers = {} if key is None else {"authorization": f"Bearer {key}"}
 
             async def until(status: int) -> Any:
                 for _ in range(1000):
-                    if (answer := await http.get("/health")).status_code == status:
+                    if (answer := await http.get("/health", headers=headers)).status_code == status:
                         return answer.json()
                     assert (await http.get("/live")).status_code == 200
                     await asyncio.sleep(0.02)
@@ -105,6 +107,28 @@ async def test_http_says_the_same(run_gateway: Any) -> None:
             assert "out of order" in error["message"]
             running.backend.unhealthy = None
             await until(200)
+
+
+@pytest.mark.parametrize("headers", [{}, {"authorization": "Bearer x"}])
+async def test_whoever_lacks_the_key_is_told_no_problem_over_http(
+    run_gateway: Any, eventually: Any, tmp_path: Path, headers: dict[str, str]
+) -> None:
+    (tmp_path / "file").write_text("no folder")
+    changes = {"cache_url": f"sqlite:///{tmp_path}/file/kd.sqlite", "gateway_api_key": "k"}
+    async with run_gateway(gateway_http_port=0, gateway_health_seconds=0.05, **changes) as running:
+        url = f"http://127.0.0.1:{running.gateway.http_port}"
+        teacher = running.gateway._teacher
+        async with httpx.AsyncClient(base_url=url, trust_env=False, headers=headers) as http:
+            await eventually(lambda: bool(teacher.health.cache))
+            assert (await http.get("/health")).json() == {"status": "ok"}
+            told = await http.get("/health", headers={"authorization": "Bearer k"})
+            assert str(tmp_path) in told.json()["problems"][0]
+            running.backend.unhealthy = BackendError("out of order", FailureKind.GONE)
+            await eventually(lambda: bool(teacher.health.teacher))
+            answer = await http.get("/health")
+            assert (answer.status_code, answer.json()["error"]["code"]) == (503, "teacher_unhealthy")
+            assert "out of order" not in answer.text
+            assert "key" in answer.json()["error"]["message"]
 
 
 async def cache_is_reported(running: Any, *words: str) -> None:

@@ -24,6 +24,15 @@ def caller_of(keys: Keys, authorization: str | None, connection: str) -> Caller:
         raise HttpError(401, refused.reason.lower(), message, headers=headers) from None
 
 
+def has_key(keys: Keys, authorization: str | None) -> bool:
+    """Whether who sends this may call; anybody may where no key is needed."""
+    try:
+        keys.caller(_as_bearer(authorization), "")
+    except KeyRefusedError:
+        return False
+    return True
+
+
 def _as_bearer(authorization: str | None) -> str | None:
     scheme, _, credentials = (authorization or "").partition(" ")
     if scheme.lower() != "basic":

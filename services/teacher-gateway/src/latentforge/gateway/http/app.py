@@ -13,6 +13,7 @@ from starlette.responses import Response
 from starlette.types import Receive
 
 from latentforge.core.tracing import Tracing
+from latentforge.gateway.http.access import has_key
 from latentforge.gateway.http.bodies import BodyReader, HttpBodyLimits
 from latentforge.gateway.http.call import HttpCall, HttpCalls, call_of
 from latentforge.gateway.http.completion_request import read_completion_request
@@ -50,10 +51,13 @@ def create_app(
 
     async def health(request: Request) -> Response:
         now = _ready(servicer).health
+        # Problems name hosts and paths: they are for those who may call.
+        tell = has_key(keys, request.headers.get("authorization"))
         if now.teacher:
-            raise HttpError(503, "teacher_unhealthy", now.teacher, headers={"retry-after": _RETRY_SECONDS})
+            why = now.teacher if tell else "the teacher would not answer now; send the gateway's key to be told why"
+            raise HttpError(503, "teacher_unhealthy", why, headers={"retry-after": _RETRY_SECONDS})
         # A cache that fails costs time and no answer.
-        return _json({"status": "ok", "problems": now.problems})
+        return _json({"status": "ok", "problems": now.problems} if tell else {"status": "ok"})
 
     async def live(request: Request) -> Response:
         return _json({"status": "ok"})
