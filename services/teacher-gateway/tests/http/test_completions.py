@@ -125,6 +125,22 @@ async def test_the_token_behind_an_echoed_prompt_is_what_greedy_writing_gives(ht
     assert last["top_logprobs"] == pytest.approx(written["choices"][0]["logprobs"]["top_logprobs"][0], abs=TOLERANCE)
 
 
+async def test_a_looked_up_token_reads_and_ends_as_a_written_one(http: Any) -> None:
+    fields = {"prompt": [[i] for i in range(300)], "temperature": 0, "max_tokens": 1, "logprobs": 1}
+    written, looked_up = [
+        (await http.complete(**fields, **more, return_token_ids=True))["choices"]
+        for more in ({}, {"prompt_logprobs": 1})
+    ]
+    seen = set()
+    for one, other in zip(written, looked_up, strict=True):
+        for name in ("token_ids", "text", "finish_reason"):
+            assert one[name] == other[name], one
+        token_id = one["token_ids"][0]
+        seen.add(one["finish_reason"] if token_id < 4 else "byte" if token_id < 260 else "no token")
+    # Among the likeliest are the end of text, parts of characters, and ids without a token.
+    assert seen == {"stop", "byte", "no token"}
+
+
 async def test_texts_are_tokenised_as_text_and_echoed(http: Any) -> None:
     texts = ["a<|im_end|>é", "b"]
     answer = await http.complete(prompt=texts, max_tokens=0, echo=True, logprobs=0, return_token_ids=True)

@@ -27,8 +27,9 @@ class TextTokenizer(Vocabulary):
     Attributes:
         own_bos_id: what the tokenizer itself begins a sequence with; None where that is nothing.
         bos_id: what sequences begin with here, see :meth:`begin`; None for nothing.
-        end_ids: ids that end what an assistant says: the end of text, those that the model's configuration names, and
-            what the chat template puts behind an assistant's words.
+        text_end_ids: ids that end a text: the end of text, and those that the model's configuration names.
+        end_ids: ids that end what an assistant says: these, and what the chat template puts behind an assistant's
+            words.
 
     Raises:
         TextError: there is no tokenizer in the folder that can be read, or it has no bos and ``bos`` is true.
@@ -53,7 +54,10 @@ class TextTokenizer(Vocabulary):
             self._template = ChatTemplate(
                 self._files.chat_template, self._control, self._files.named, self._template_arguments
             )
-        self.end_ids = self._ends()
+        ends = (self._eos_id, self._named("eos_token"), *self._files.model_eos_ids)
+        self.text_end_ids = frozenset(i for i in ends if i is not None)
+        turn_end = None if self._template is None else self._template.turn_end_id()
+        self.end_ids = self.text_end_ids if turn_end is None else self.text_end_ids | {turn_end}
         self.own_bos_id = self._own_bos()
         self.bos_id = self._chosen_bos(bos)
 
@@ -133,11 +137,6 @@ class TextTokenizer(Vocabulary):
 
     def _named(self, role: str) -> int | None:
         return self._ids.get(self._files.named.get(role, ""))
-
-    def _ends(self) -> frozenset[int]:
-        turn_end = None if self._template is None else self._template.turn_end_id()
-        ends = (self._eos_id, self._named("eos_token"), turn_end, *self._files.model_eos_ids)
-        return frozenset(i for i in ends if i is not None)
 
     def _own_bos(self) -> int | None:
         """What the tokenizer puts before a text: as its configuration says, which is also how a checkpoint keeps a

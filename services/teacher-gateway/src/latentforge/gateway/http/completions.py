@@ -31,6 +31,7 @@ from latentforge.gateway.rpc.validation import MAX_SEQUENCES
 from latentforge.gateway.scoring.teacher import SequenceAnswer, Teacher
 from latentforge.teacher_client.sparse_rows import SparseRows
 from latentforge.text.errors import TextError
+from latentforge.text.tokenizer import TextTokenizer
 
 # About what an entry of prompt_logprobs and a token of an answer take, and an id.
 _ENTRY_BYTES, _ID_BYTES = 64, 6
@@ -88,7 +89,7 @@ class Completions:
         parts = []
         for at, (ids, of_prompt) in enumerate(zip(prompts, written, strict=True)):
             text = request.prompts[at]
-            maker = _Choices(request, ids, text if isinstance(text, str) else None, self._names)
+            maker = _Choices(request, ids, text if isinstance(text, str) else None, self._names, teacher.tokenizer)
             # One at a time, so that others get the interpreter in between.
             parts += await self._workers.run(maker.encoded, at, scored.get(at), of_prompt)
         body = _body(about, parts, sum(map(len, prompts)), num_written)
@@ -180,11 +181,14 @@ def _check_size(request: TextRequest, prompts: Sequence[list[int]], names: Token
 class _Choices:
     """The choices of one prompt, in JSON."""
 
-    def __init__(self, request: TextRequest, ids: list[int], text: str | None, names: TokenNames) -> None:
+    def __init__(
+        self, request: TextRequest, ids: list[int], text: str | None, names: TokenNames, tokenizer: TextTokenizer
+    ) -> None:
         self._request = request
         self._ids = ids
         self._text = text
         self._names = names
+        self._tokenizer = tokenizer
 
     def encoded(self, at: int, scored: SequenceAnswer | None, written: Sequence[WrittenText]) -> list[bytes]:
         """
@@ -235,7 +239,7 @@ class _Choices:
         )
 
     def _likeliest(self, rows: SparseRows) -> WrittenText:
-        """The token that the row behind the prompt puts first."""
+        """The token that the row behind the prompt puts first, as a teacher that writes it would give it."""
         last = len(rows) - 1
         own = int(rows.ids[last, 0])
         row = SparseRows(
@@ -247,7 +251,10 @@ class _Choices:
             realised_ranks=np.ones(1, np.uint32),
             tail_mass=rows.tail_mass[last:],
         )
-        return WrittenText(0, [own], self._names.text([own]), row, "length")
+        if own in self._tokenizer.text_end_ids:
+            return WrittenText(0, [own], "", row, "stop")
+        text = self._tokenizer.decode([own], skip_special=True, goes_on=True)
+        return WrittenText(0, [own], text, row, "length")
 
 
 def _cut(rows: SparseRows, num_rows: int) -> SparseRows:
