@@ -17,6 +17,7 @@ import pytest
 from latentforge.core.settings import SettingsError
 from latentforge.gateway.http import bodies
 from latentforge.gateway.main import Gateway, serve
+from latentforge.gateway.scoring.callers import current_caller
 from latentforge.teacher_client.client import TeacherClient
 
 KEY = "s3cret-key"
@@ -93,6 +94,20 @@ async def test_a_named_keys_quota_holds_here_too(run_http: Any, tmp_path: Path) 
         assert "the quota of 1 tokens a minute is used up" in refused.json()["error"]["message"]
         value = http.running.gateway.metrics.registry.get_sample_value
         assert value("gateway_key_tokens_total", {"key": "trainer"}) == 3
+
+
+async def test_a_caller_is_known_by_his_connection_whatever_his_headers_say(http: Any) -> None:
+    inner, seen = http.running.backend.inner, []
+    plain = inner.score
+
+    async def score(sequences: Any, top_k: int) -> Any:
+        seen.append(current_caller().name)
+        return await plain(sequences, top_k)
+
+    inner.score = score
+    headers = {"x-forwarded-for": "203.0.113.7", "x-forwarded-proto": "https"}
+    assert (await http.client.post("/v1/completions", json=SCORE, headers=headers)).status_code == 200
+    assert [name.rpartition(":")[0] for name in seen] == ["http:127.0.0.1"]
 
 
 async def test_requests_have_ids_metrics_and_a_line_without_what_was_sent(

@@ -1,7 +1,7 @@
 """What POST /v1/completions answers: choices, as vLLM writes them. Meant for a thread: answers have megabytes."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import repeat
 
 import msgspec
@@ -46,12 +46,11 @@ class CompletionText(msgspec.Struct, omit_defaults=False, gc=False):
 
 @dataclass
 class ScoredTokens:
-    """ScoredTokens with the rows that were asked for, if any: of ``ids``, those from ``num_unscored`` on have one."""
+    """Tokens with the rows that were asked for, if any: of ``ids``, those from ``num_unscored`` on have one."""
 
     ids: list[int]
     rows: SparseRows | None = None
     num_unscored: int = 0
-    text: str | None = field(default=None)
 
 
 def prompt_logprobs_of(ids: Sequence[int], rows: SparseRows, names: TokenNames) -> list[dict[int, PromptEntry] | None]:

@@ -46,6 +46,8 @@ class HttpServer:
                 lifespan="off",
                 log_config=None,
                 access_log=False,
+                # Whoever may write X-Forwarded-For would choose whose turn it is.
+                proxy_headers=False,
                 server_header=False,
                 timeout_keep_alive=_KEEP_ALIVE_SECONDS,
                 ssl_certfile=settings.gateway_tls_cert,
