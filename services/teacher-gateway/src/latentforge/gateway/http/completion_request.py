@@ -35,6 +35,11 @@ _REFUSED_WRITING: dict[str, tuple[Any, ...]] = {
     "bad_words": (None, []),
     "response_format": (None, {"type": "text"}),
     "structured_outputs": (None,),
+    "include_stop_str_in_output": (None, False),
+    "skip_special_tokens": (None, True),
+    "repetition_detection": (None,),
+    "thinking_token_budget": (None,),
+    "vllm_xargs": (None, {}),
 }
 
 
@@ -77,6 +82,11 @@ class _Fields(msgspec.Struct, gc=False):
     bad_words: Any = None
     response_format: Any = None
     structured_outputs: Any = None
+    include_stop_str_in_output: Any = None
+    skip_special_tokens: Any = None
+    repetition_detection: Any = None
+    thinking_token_budget: Any = None
+    vllm_xargs: Any = None
 
 
 _DECODER = msgspec.json.Decoder(_Fields)
