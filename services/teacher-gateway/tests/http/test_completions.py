@@ -1,5 +1,6 @@
 import asyncio
 import math
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,7 @@ import numpy as np
 import openai
 import pytest
 
-from latentforge.gateway.backends.base import BackendError, FailureKind
+from latentforge.gateway.backends.base import BackendError, ContinuationRequest, FailureKind, Piece
 from latentforge.teacher.v1 import teacher_pb2 as pb
 
 IDS = [70, 104, 4, 111, 299, 70, 104]
@@ -235,6 +236,11 @@ async def test_rows_of_a_prompt_and_a_continuation_go_together(http: Any, refere
         ({"prompt": [1, 2], "stream": True}, 400, "stream", "is True"),
         ({"prompt": [1, 2], "logit_bias": {"3": 5}}, 400, "logit_bias", "leave it out"),
         ({"prompt": [1, 2], "repetition_penalty": 1.1}, 400, "repetition_penalty", "is 1.1"),
+        ({"prompt": [1, 2], "include_stop_str_in_output": True}, 400, "include_stop_str_in_output", "leave it out"),
+        ({"prompt": [1, 2], "skip_special_tokens": False}, 400, "skip_special_tokens", "is False"),
+        ({"prompt": [1, 2], "repetition_detection": {"min_count": 2}}, 400, "repetition_detection", "leave it out"),
+        ({"prompt": [1, 2], "thinking_token_budget": 0}, 400, "thinking_token_budget", "is 0"),
+        ({"prompt": [1, 2], "vllm_xargs": {"a": 1}}, 400, "vllm_xargs", "leave it out"),
         ({"prompt": "a" * 9000}, 400, "prompt", "has 9000 bytes"),
         ({"prompt": [1, 2], "model": "gpt-4"}, 404, "model", "serves tiny-random only"),
     ],
@@ -261,6 +267,7 @@ async def test_what_is_no_json_is_refused(http: Any, body: bytes) -> None:
         {"logprobs": True, "echo": True, "max_new_tokens": 0, "top_logprobs": 4, "sampling_params": {"max_tokens": 0}},
         {"repetition_penalty": 1.0, "top_k": -1, "min_p": 0.0, "stream": False, "logit_bias": None, "user": "me"},
         {"repetition_penalty": 2.0, "max_tokens": 1},
+        {"max_tokens": 2, "skip_special_tokens": True, "include_stop_str_in_output": False, "vllm_xargs": {}},
     ],
 )
 async def test_what_changes_nothing_is_let_pass(http: Any, fields: Any) -> None:
@@ -368,7 +375,7 @@ async def test_who_hangs_up_is_not_computed_for(http: Any, eventually: Any) -> N
     await eventually(lambda: http.running.backend.cancelled == 1)
 
 
-async def test_a_sequence_that_the_teacher_fails_on_is_named(http: Any) -> None:
+async def test_a_sequence_that_the_teacher_fails_on_is_named(http: Any, caplog: pytest.LogCaptureFixture) -> None:
     http.running.backend.refused[9] = BackendError("its log-probabilities are NaN", FailureKind.BROKEN)
     answer = await http.client.post(
         "/v1/completions", json={"prompt": [IDS, OTHERS[0]], "max_tokens": 1, "prompt_logprobs": 1}
@@ -377,6 +384,26 @@ async def test_a_sequence_that_the_teacher_fails_on_is_named(http: Any) -> None:
     error = answer.json()["error"]
     assert error["message"] == "the teacher failed: its log-probabilities are NaN (sequence 1)"
     assert (error["type"], error["code"]) == ("server_error", "teacher_broken")
+    assert "the teacher failed: its log-probabilities are NaN" in caplog.messages
+
+
+@pytest.mark.parametrize("kind", [FailureKind.BROKEN, FailureKind.REFUSED])
+async def test_a_prompt_that_the_teacher_cannot_continue_is_named(
+    http: Any, caplog: pytest.LogCaptureFixture, kind: FailureKind
+) -> None:
+    plain = http.running.backend.generate
+
+    def generate(request: ContinuationRequest) -> AsyncIterator[Piece]:
+        if request.prompt_ids.tolist() == OTHERS[0]:
+            raise BackendError("the upstream says so", kind)
+        pieces: AsyncIterator[Piece] = plain(request)
+        return pieces
+
+    http.running.backend.generate = generate
+    answer = await http.client.post("/v1/completions", json={"prompt": [IDS, OTHERS[0]], "max_tokens": 2})
+    assert answer.json()["error"]["message"] == "the teacher failed: the upstream says so (sequence 1)"
+    # A refusal may quote what was sent.
+    assert ("the teacher failed: the upstream says so" in caplog.messages) == (kind is FailureKind.BROKEN)
 
 
 async def test_log_probabilities_of_minus_infinity_are_vllms(http: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ from latentforge.gateway.backends.base import BackendError, TeacherDescription, 
 from latentforge.gateway.http.call import HttpCall
 from latentforge.gateway.http.errors import HttpError, http_error_of, invalid
 from latentforge.gateway.rpc import validation
-from latentforge.gateway.rpc.errors import ApiError, teacher_failed
+from latentforge.gateway.rpc.errors import ApiError, log_teacher_failure, teacher_failed
 from latentforge.gateway.scoring.teacher import SequenceAnswer, Teacher
 from latentforge.teacher_client.sparse_rows import PackedRows, SparseRows
 
@@ -84,7 +84,12 @@ async def score_all(
 
 
 def failed(error: BackendError, index: int | None = None) -> HttpError:
-    """What a failure of the teacher is answered with; ``index`` is of the sequence, where there are several."""
+    """What a failure of the teacher, which the log is told, is answered with.
+
+    Args:
+        index: of the sequence, where there are several.
+    """
+    log_teacher_failure(error)
     answer = http_error_of(teacher_failed(error))
     if index is not None:
         answer.message += f" (sequence {index})"

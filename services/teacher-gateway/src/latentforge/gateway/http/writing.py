@@ -61,7 +61,7 @@ async def write_all(
     async def work(left: Iterator[tuple[int, ContinuationRequest]]) -> None:
         for at, one in left:
             async with share.take(one.n * (len(one.prompt_ids) + one.max_tokens)):
-                written[at] = await _write(one, teacher, call)
+                written[at] = await _write(one, at if len(asked) > 1 else None, teacher, call)
 
     left = iter(enumerate(asked))
     tasks = [asyncio.create_task(work(left)) for _ in range(min(_PROMPTS_AT_ONCE, len(asked)))]
@@ -73,7 +73,8 @@ async def write_all(
     return written
 
 
-async def _write(asked: ContinuationRequest, teacher: Teacher, call: HttpCall) -> list[WrittenText]:
+async def _write(asked: ContinuationRequest, at: int | None, teacher: Teacher, call: HttpCall) -> list[WrittenText]:
+    """The continuations of one prompt; ``at`` is its place, where there are several."""
     written = [WrittenText(index) for index in range(asked.n)]
     rows: list[list[SparseRows]] = [[] for _ in written]
     try:
@@ -85,11 +86,12 @@ async def _write(asked: ContinuationRequest, teacher: Teacher, call: HttpCall) -
                 if piece.rows is not None:
                     rows[piece.index].append(piece.rows)
                 if piece.finish_reason == pb.FINISH_REASON_DROPPED:
-                    raise HttpError(502, "teacher_dropped", f"the teacher's answer was dropped: {piece.detail}")
+                    where = "" if at is None else f" (sequence {at})"
+                    raise HttpError(502, "teacher_dropped", f"the teacher's answer was dropped: {piece.detail}{where}")
                 one.finish_reason = _REASONS.get(piece.finish_reason, one.finish_reason)
                 call.tokens += len(piece.token_ids)
     except BackendError as error:
-        raise failed(error) from None
+        raise failed(error, at) from None
     for one, parts in zip(written, rows, strict=True):
         one.rows = join_rows(parts) if parts else None
     return written

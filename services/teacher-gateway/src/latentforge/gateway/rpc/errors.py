@@ -1,5 +1,6 @@
 """Refusals as gRPC statuses with google.rpc details."""
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -10,6 +11,8 @@ from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-unty
 
 from latentforge.gateway.backends.base import BackendError, FailureKind
 from latentforge.gateway.scoring.quota import QuotaError
+
+logger = logging.getLogger(__name__)
 
 _DOMAIN = "teacher-gateway.latentforge"
 _CODES = {
@@ -112,6 +115,12 @@ def teacher_failed(error: BackendError) -> ApiError:
         reason=f"TEACHER_{error.kind.name}",
         retry_after=error.retry_after,
     )
+
+
+def log_teacher_failure(error: BackendError) -> None:
+    """Says in the log that the teacher failed. A refusal is left out, which quotes the request that it refuses."""
+    if error.kind is not FailureKind.REFUSED and not isinstance(error, QuotaError):
+        logger.warning("the teacher failed: %s", error)
 
 
 def invalid_argument(violations: Sequence[Violation]) -> ApiError:

@@ -15,12 +15,11 @@ from grpc_status import rpc_status
 from latentforge.core.logs import bind_log_fields, log_exception, log_fields
 from latentforge.core.request_id import REQUEST_ID, request_id_of
 from latentforge.core.tracing import Tracing
-from latentforge.gateway.backends.base import BackendError, FailureKind
+from latentforge.gateway.backends.base import BackendError
 from latentforge.gateway.keys import KeyRefusedError, Keys
 from latentforge.gateway.metrics import Metrics
-from latentforge.gateway.rpc.errors import ApiError, teacher_failed
+from latentforge.gateway.rpc.errors import ApiError, log_teacher_failure, teacher_failed
 from latentforge.gateway.scoring.callers import Caller, calling_as
-from latentforge.gateway.scoring.quota import QuotaError
 from latentforge.gateway.telemetry import end_call, start_call
 from latentforge.teacher.v1 import teacher_pb2
 
@@ -205,9 +204,7 @@ async def _failures_told(request_id: str, method: str, context: Context) -> Asyn
     except ApiError as error:
         failure = error
     except BackendError as error:
-        # A refusal quotes the request that it refuses.
-        if error.kind is not FailureKind.REFUSED and not isinstance(error, QuotaError):
-            logger.warning("the teacher failed: %s", error)
+        log_teacher_failure(error)
         failure = teacher_failed(error)
     except Exception as error:
         log_exception(logger, f"{method} failed unexpectedly", error)
