@@ -59,6 +59,8 @@ class FaultCount:
     hits: list[int] = field(default_factory=lambda: [0, 0, 0])
     asked: list[int] = field(default_factory=lambda: [0, 0, 0])
     errors: Counter[str] = field(default_factory=Counter)
+    # What the gateway says that the store did: reads and writes that failed, rows not kept, entries dropped as corrupt.
+    store: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,10 @@ def measure_faults(
             # With rows in its memory, the gateway would not ask the store for what it gave before.
             gateway = own.start_embedded_gateway(gateway_name, model, fault.url, cache_memory_mb="0")
             answers = asyncio.run(_under_load(gateway, fault, plan, list(FAULTS).index(name)))
+            with SyncTeacherClient(gateway.target) as client:
+                said = client.cache_stats()
         counts[name] = counted(answers, _rows_of(plain, {answer.ids for answer in answers}))
+        counts[name].store = {what: getattr(said, what) for what in ("errors", "dropped_writes", "corrupt_entries")}
         on_figure(name, f"{counts[name].failed} failed and {counts[name].wrong} wrong of {counts[name].calls} calls")
     return counts
 

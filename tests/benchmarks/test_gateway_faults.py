@@ -85,3 +85,4 @@ def test_a_store_that_breaks_under_load_fails_no_call(tmp_path: Path) -> None:
         assert count.calls == sum(count.asked) >= 60
         # The store was asked, and had what it was given.
         assert count.hits[0] > 0
+    assert any(found["sqlite_corrupt"].store.values())
