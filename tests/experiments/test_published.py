@@ -44,6 +44,7 @@ def test_a_model_is_read_as_it_was_written() -> None:
 def test_every_published_file_is_of_this_version(path: Path) -> None:
     kinds: dict[str, type[ResultsFile]] = {
         "gateway": GatewayBenchResults,
+        "gateway-clients": GatewayBenchResults,
         "inference": InferenceBenchResults,
         "trainer": TrainerBenchResults,
         "students-controls": ControlResults,
