@@ -22,7 +22,7 @@ _SQLITE = "sqlite:///cache.sqlite"
 
 
 @dataclass(frozen=True)
-class Fault:
+class StoreFault:
     """A cache, and how it breaks and heals; both are told the gateway."""
 
     url: str
@@ -30,21 +30,21 @@ class Fault:
     end: Callable[[Server], object]
 
 
-def _killed(servers: Servers, stack: ExitStack, path: Path) -> Fault:
+def _killed(servers: Servers, stack: ExitStack, path: Path) -> StoreFault:
     server = servers.start_redis()
-    return Fault(
+    return StoreFault(
         _url(server.port),
         lambda _: os.kill(server.child.pid, signal.SIGKILL),
         lambda _: servers.start_redis(server.port),
     )
 
 
-def _frozen(servers: Servers, stack: ExitStack, path: Path) -> Fault:
+def _frozen(servers: Servers, stack: ExitStack, path: Path) -> StoreFault:
     pid = (server := servers.start_redis()).child.pid
-    return Fault(_url(server.port), lambda _: os.kill(pid, signal.SIGSTOP), lambda _: os.kill(pid, signal.SIGCONT))
+    return StoreFault(_url(server.port), lambda _: os.kill(pid, signal.SIGSTOP), lambda _: os.kill(pid, signal.SIGCONT))
 
 
-def _failed_over(servers: Servers, stack: ExitStack, path: Path) -> Fault:
+def _failed_over(servers: Servers, stack: ExitStack, path: Path) -> StoreFault:
     """The address leads to a replica that took over, and back; what is connected stays so."""
     ports = [servers.start_redis().port for _ in range(2)]
     address = stack.enter_context(CountingProxy(ports[0]))
@@ -56,35 +56,37 @@ def _failed_over(servers: Servers, stack: ExitStack, path: Path) -> Fault:
         clients[old].replicaof("127.0.0.1", ports[new])
         address.target_port = ports[new]
 
-    return Fault(_url(address.port), lambda _: fail_over(0, 1), lambda _: fail_over(1, 0))
+    return StoreFault(_url(address.port), lambda _: fail_over(0, 1), lambda _: fail_over(1, 0))
 
 
-def _redis_full(servers: Servers, stack: ExitStack, path: Path) -> Fault:
+def _redis_full(servers: Servers, stack: ExitStack, path: Path) -> StoreFault:
     port = servers.start_redis().port
     client = stack.enter_context(redis.Redis(port=port))
-    return Fault(_url(port), lambda _: client.config_set("maxmemory", 1), lambda _: client.config_set("maxmemory", 0))
+    return StoreFault(
+        _url(port), lambda _: client.config_set("maxmemory", 1), lambda _: client.config_set("maxmemory", 0)
+    )
 
 
-def _locked(servers: Servers, stack: ExitStack, path: Path) -> Fault:
+def _locked(servers: Servers, stack: ExitStack, path: Path) -> StoreFault:
     other: list[sqlite3.Connection] = []
 
     def begin(gateway: Server) -> None:
         other.append(sqlite3.connect(path, timeout=60, check_same_thread=False))
         other[0].execute("BEGIN EXCLUSIVE")
 
-    return Fault(_SQLITE, begin, lambda _: other[0].close())
+    return StoreFault(_SQLITE, begin, lambda _: other[0].close())
 
 
-def _sqlite_full(servers: Servers, stack: ExitStack, path: Path) -> Fault:
+def _sqlite_full(servers: Servers, stack: ExitStack, path: Path) -> StoreFault:
     """Writes fail as with ``ulimit -f``."""
 
     def limit(gateway: Server, num_bytes: int) -> None:
         prlimit(gateway.child.pid, RLIMIT_FSIZE, (num_bytes, RLIM_INFINITY))
 
-    return Fault(_SQLITE, lambda g: limit(g, _FULL_BYTES), lambda g: limit(g, RLIM_INFINITY))
+    return StoreFault(_SQLITE, lambda g: limit(g, _FULL_BYTES), lambda g: limit(g, RLIM_INFINITY))
 
 
-def _corrupt(servers: Servers, stack: ExitStack, path: Path) -> Fault:
+def _corrupt(servers: Servers, stack: ExitStack, path: Path) -> StoreFault:
     """Bytes of the file and of its log are others; at the end those that still are get their old values."""
     random = np.random.default_rng(0)
     broken: list[tuple[Path, int, int, int]] = []
@@ -106,10 +108,10 @@ def _corrupt(servers: Servers, stack: ExitStack, path: Path) -> Fault:
                 if os.pread(opened.fileno(), 1, place) == bytes([new]):
                     os.pwrite(opened.fileno(), bytes([before]), place)
 
-    return Fault(_SQLITE, begin, end)
+    return StoreFault(_SQLITE, begin, end)
 
 
-FAULTS: dict[str, Callable[[Servers, ExitStack, Path], Fault]] = {
+FAULTS: dict[str, Callable[[Servers, ExitStack, Path], StoreFault]] = {
     "redis_killed": _killed,
     "redis_frozen": _frozen,
     "redis_failed_over": _failed_over,

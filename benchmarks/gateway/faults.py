@@ -16,7 +16,7 @@ from typing import Any
 import grpc
 import numpy as np
 
-from benchmarks.gateway.broken_stores import FAULTS, Fault
+from benchmarks.gateway.broken_stores import FAULTS, StoreFault
 from benchmarks.gateway.clients import gateway_stubs
 from benchmarks.gateway.servers import Server, Servers
 from benchmarks.gateway.workload import Ids
@@ -64,7 +64,7 @@ class FaultCount:
 
 
 @dataclass(frozen=True)
-class Answer:
+class CallUnderFault:
     """Of a call begun before (0), during (1) or after (2) the fault; ``response`` is None where it failed."""
 
     phase: int
@@ -101,7 +101,7 @@ def _rows_of(gateway: Server, sequences: set[tuple[int, ...]]) -> dict[tuple[int
     return {ids: rows for ids, rows in scored.items() if rows is not None}
 
 
-def counted(answers: Sequence[Answer], expected: Mapping[tuple[int, ...], SparseRows]) -> FaultCount:
+def counted(answers: Sequence[CallUnderFault], expected: Mapping[tuple[int, ...], SparseRows]) -> FaultCount:
     """Holds answers against the rows that their ids have.
 
     Raises:
@@ -136,10 +136,10 @@ def same_rows(ours: SparseRows, theirs: SparseRows) -> bool:
     return True
 
 
-async def _under_load(gateway: Server, fault: Fault, plan: FaultsPlan, seed: int) -> list[Answer]:
+async def _under_load(gateway: Server, fault: StoreFault, plan: FaultsPlan, seed: int) -> list[CallUnderFault]:
     random = np.random.default_rng(seed)
     seen = [_drawn(random) for _ in range(min(_SEEN, plan.calls))]
-    answers: list[Answer] = []
+    answers: list[CallUnderFault] = []
     phase, asking = 0, True
     async with gateway_stubs(gateway.target, plan.clients) as (stubs, fingerprint):
 
@@ -147,9 +147,9 @@ async def _under_load(gateway: Server, fault: Fault, plan: FaultsPlan, seed: int
             asked_in = phase
             request = pb.ScoreRequest(tokenizer_fingerprint=fingerprint, token_ids=ids, top_k=_TOP_K)
             try:
-                answers.append(Answer(asked_in, tuple(ids), await stub.Score(request, timeout=_CALL_SECONDS)))
+                answers.append(CallUnderFault(asked_in, tuple(ids), await stub.Score(request, timeout=_CALL_SECONDS)))
             except grpc.aio.AioRpcError as error:
-                answers.append(Answer(asked_in, tuple(ids), None, f"{error.code().name}: {error.details()}"))
+                answers.append(CallUnderFault(asked_in, tuple(ids), None, f"{error.code().name}: {error.details()}"))
 
         async def client(stub: Any) -> None:
             while asking:

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.gateway.faults import Answer, FaultCount, FaultsPlan, counted, measure_faults, same_rows
+from benchmarks.gateway.faults import CallUnderFault, FaultCount, FaultsPlan, counted, measure_faults, same_rows
 from benchmarks.gateway.servers import Servers
 from latentforge.teacher.v1 import teacher_pb2 as pb
 from latentforge.teacher_client.sparse_rows import SparseRows
@@ -30,16 +30,16 @@ def _rows(seed: int = 0) -> SparseRows:
     )
 
 
-def _answer(phase: int, rows: SparseRows, *, cache_hit: bool) -> Answer:
+def _answer(phase: int, rows: SparseRows, *, cache_hit: bool) -> CallUnderFault:
     response = pb.ScoreResponse(rows=rows_to_proto(rows, "float16"), provenance=pb.Provenance(cache_hit=cache_hit))
-    return Answer(phase, _IDS, response)
+    return CallUnderFault(phase, _IDS, response)
 
 
 def test_calls_that_fail_and_calls_with_other_rows_are_counted_apart() -> None:
     answers = [
         _answer(0, _rows(), cache_hit=False),
         _answer(1, _rows(1), cache_hit=True),
-        Answer(1, _IDS, None, "INTERNAL: oh"),
+        CallUnderFault(1, _IDS, None, "INTERNAL: oh"),
         _answer(2, _rows(), cache_hit=True),
     ]
     assert counted(answers, {_IDS: _rows()}) == FaultCount(
