@@ -14,8 +14,8 @@ from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-unty
 
 from latentforge.teacher.v1 import teacher_pb2 as pb
 from latentforge.teacher.v1 import teacher_pb2_grpc
-from latentforge.teacher_client.calls import Scored
 from latentforge.teacher_client.client import TeacherClient
+from latentforge.teacher_client.scored import Scored
 from latentforge.teacher_client.sparse_rows import SparseRows
 from latentforge.teacher_client.sync_client import SyncTeacherClient
 from latentforge.teacher_client.wire import rows_to_proto

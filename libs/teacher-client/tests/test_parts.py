@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 
 from latentforge.teacher.v1 import teacher_pb2 as pb
-from latentforge.teacher_client import calls
-from latentforge.teacher_client.calls import BaseClient, BatchScoring, Scored, batch_parts
+from latentforge.teacher_client import streams
+from latentforge.teacher_client.base_client import BaseClient
 from latentforge.teacher_client.errors import TeacherError
 from latentforge.teacher_client.retries import Tries
+from latentforge.teacher_client.scored import Scored
+from latentforge.teacher_client.streams import BatchScoring, batch_parts
 from latentforge.teacher_client.sync_client import SyncTeacherClient
 from latentforge.teacher_client.wire import MAX_MESSAGE_BYTES, MAX_SEQUENCES
 from tests.scripted_gateway import BUSY, GONE, Both, Scripted, ask, realised, scripted, status
@@ -51,14 +53,14 @@ def test_parts_fit_a_message_whatever_the_ids_are(per_row: int) -> None:
 
 
 def test_a_sequence_that_is_too_large_alone_is_a_part_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(calls, "_PART_BYTES", 200)
+    monkeypatch.setattr(streams, "_PART_BYTES", 200)
     assert sizes(list(batch_parts([[1] * 2, [1] * 2, [1] * 90, [1] * 2]))) == [2, 1, 1]
 
 
 def test_a_batch_in_parts_is_answered_as_one_with_its_provenance(
     ask: Both, scripted: tuple[Scripted, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(calls, "MAX_SEQUENCES", 3)
+    monkeypatch.setattr(streams, "MAX_SEQUENCES", 3)
     refusal = status(grpc.StatusCode.INVALID_ARGUMENT, "no such id")
     # The second part breaks off after its first answer, and one of its sequences is refused for good.
     scripted[0].script = [None, [None, ("end", GONE)], [refusal, None]]
@@ -88,7 +90,7 @@ def test_what_is_wrong_with_an_empty_batch_is_raised(ask: Both, scripted: tuple[
 def test_another_revision_in_a_later_part_ends_the_call(
     scripted: tuple[Scripted, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(calls, "MAX_SEQUENCES", 2)
+    monkeypatch.setattr(streams, "MAX_SEQUENCES", 2)
     with SyncTeacherClient(scripted[1]) as client:
         answers = client.score_batch([[i, 0] for i in range(10, 14)], 2, expected_revision="r1")
         assert {next(answers).index, next(answers).index} == {0, 1}
@@ -98,7 +100,7 @@ def test_another_revision_in_a_later_part_ends_the_call(
 
 
 def test_one_timeout_is_for_all_parts(ask: Both, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(calls, "MAX_SEQUENCES", 1)
+    monkeypatch.setattr(streams, "MAX_SEQUENCES", 1)
     begun: list[Tries] = []
     begin = BaseClient._tries
 

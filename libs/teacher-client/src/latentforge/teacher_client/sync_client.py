@@ -10,11 +10,13 @@ from numpy.typing import ArrayLike
 from tenacity import Retrying
 
 from latentforge.teacher.v1 import teacher_pb2 as pb
-from latentforge.teacher_client import calls
-from latentforge.teacher_client.calls import BaseClient, Prompt, RowEncodingName, Scored, Stream, Unary
+from latentforge.teacher_client import calls, streams
+from latentforge.teacher_client.base_client import BaseClient, Stream, Unary
+from latentforge.teacher_client.calls import Prompt
 from latentforge.teacher_client.channel import open_channel
 from latentforge.teacher_client.errors import TeacherError
 from latentforge.teacher_client.retries import Tries
+from latentforge.teacher_client.scored import RowEncodingName, Scored
 from latentforge.teacher_client.sparse_rows import LogprobDtype, SparseRows
 
 T = TypeVar("T")
@@ -55,8 +57,11 @@ class SyncTeacherClient(BaseClient):
         Args:
             expected_revision: the teacher's, as GetTeacher gave it; rows of another are an error. Empty takes any.
         """
-        known = self._known_fingerprint()
-        return self._ask(calls.score(known, token_ids, top_k, dtype, row_encoding, expected_revision))
+        scored = self.score_sequence(
+            token_ids, top_k, dtype=dtype, row_encoding=row_encoding, expected_revision=expected_revision
+        )
+        assert scored.rows is not None
+        return scored.rows
 
     def score_sequence(
         self,
@@ -112,8 +117,8 @@ class SyncTeacherClient(BaseClient):
         """
         return self._stream(
             lambda known: (
-                calls.BatchScoring(known, sequences, top_k, dtype, row_encoding, expected_revision, candidates, part)
-                for part in calls.batch_parts(sequences, candidates)
+                streams.BatchScoring(known, sequences, top_k, dtype, row_encoding, expected_revision, candidates, part)
+                for part in streams.batch_parts(sequences, candidates)
             )
         )
 
@@ -123,7 +128,7 @@ class SyncTeacherClient(BaseClient):
         An answer of another revision than the request's ``expected_revision``, unless that is empty, is an error.
         """
         has_ids = request.WhichOneof("prompt") == "token_ids"
-        return self._stream(lambda known: [calls.Generating(known, request)], has_ids=has_ids)
+        return self._stream(lambda known: [streams.Generating(known, request)], has_ids=has_ids)
 
     def tokenize(self, text: str, *, parse_special_tokens: bool = False) -> list[int]:
         """Ids of a text; what looks like a special token is text unless ``parse_special_tokens``."""
