@@ -136,6 +136,15 @@ def test_a_cut_value_is_refused(cut: int) -> None:
         unpack(pack(random_rows(0, 4, 5))[:cut])
 
 
+@given(seed=st.integers(0, 1000), at=st.integers(0, 6), unmapped=st.booleans())
+@settings(deadline=None)
+def test_two_parts_are_the_whole_again(seed: int, at: int, unmapped: bool) -> None:
+    whole = random_rows(seed, 6, 4, unmapped=unmapped)
+    first, second = whole.part(0, at), whole.part(at, 6)
+    assert (len(first), len(second), second.first_position) == (at, 6 - at, 1 + at)
+    assert_same(join_rows([first, second]), whole, "float32")
+
+
 @given(seed=st.integers(0, 1000), k=st.integers(1, 12))
 @settings(deadline=None)
 def test_narrowed_rows_are_those_cut_at_the_smaller_k(seed: int, k: int) -> None:

@@ -274,7 +274,7 @@ class ClosedFormTeacher(teacher_pb2_grpc.TeacherServiceServicer):
             whole = self.rows(ids, request.top_k)
             for first in range(len(prompt_ids), len(ids), self.piece):
                 stop = min(first + self.piece, len(ids))
-                rows = rows_to_proto(part_of(whole, first, stop), dtype)
+                rows = rows_to_proto(whole.part(first - 1, stop - 1), dtype)
                 rows.first_position += self.misplaced
                 reason = pb.FINISH_REASON_STOP if ids[-1] == END else pb.FINISH_REASON_LENGTH
                 if why:
@@ -296,13 +296,6 @@ class ClosedFormTeacher(teacher_pb2_grpc.TeacherServiceServicer):
         return pb.GetCacheStatsResponse(
             kind="memory", healthy=True, hits=self._cached, bytes=2_500_000, saved_seconds=1.5
         )
-
-
-def part_of(rows: SparseRows, first: int, stop: int) -> SparseRows:
-    """The rows of tokens first … stop − 1."""
-    a, b = first - rows.first_position, stop - rows.first_position
-    arrays = {name: value[a:b] for name, value in vars(rows).items() if isinstance(value, np.ndarray)}
-    return SparseRows(first_position=first, **arrays)
 
 
 @pytest.fixture

@@ -99,6 +99,11 @@ class SparseRows:
     def top_k(self) -> int:
         return int(self.ids.shape[1])
 
+    def part(self, start: int, stop: int) -> "SparseRows":
+        """Rows ``start`` … ``stop`` − 1 of these; views."""
+        arrays = {name: value[start:stop] for name, value in vars(self).items() if isinstance(value, np.ndarray)}
+        return replace(self, first_position=self.first_position + start, **arrays)
+
     def narrowed(self, k: int) -> "SparseRows":
         """The same rows with their ``k`` most probable entries; what is cut off goes to the tail.
 

@@ -3,7 +3,7 @@
 import time
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import msgspec
 import numpy as np
@@ -204,7 +204,7 @@ class _Choices:
         if request.is_greedy_look:
             assert rows is not None
             written = [self._likeliest(rows)]
-            rows = _cut(rows, len(self._ids) - 1)
+            rows = rows.part(0, len(self._ids) - 1)
         return [
             _ENCODER.encode(self._choice(at * request.n + one.index, rows, one))
             for one in written or [WrittenText(index=i) for i in range(request.n)]
@@ -240,34 +240,13 @@ class _Choices:
 
     def _likeliest(self, rows: SparseRows) -> WrittenText:
         """The token that the row behind the prompt puts first, as a teacher that writes it would give it."""
-        last = len(rows) - 1
-        own = int(rows.ids[last, 0])
-        row = SparseRows(
-            first_position=rows.first_position + last,
-            ids=rows.ids[last:],
-            logprobs=rows.logprobs[last:],
-            counts=rows.counts[last:],
-            realised_logprobs=rows.logprobs[last:, 0],
-            realised_ranks=np.ones(1, np.uint32),
-            tail_mass=rows.tail_mass[last:],
-        )
+        last = rows.part(len(rows) - 1, len(rows))
+        own = int(last.ids[0, 0])
+        row = replace(last, realised_logprobs=last.logprobs[:, 0], realised_ranks=np.ones(1, np.uint32))
         if own in self._tokenizer.text_end_ids:
             return WrittenText(0, [own], "", row, "stop")
         text = self._tokenizer.decode([own], skip_special=True, goes_on=True)
         return WrittenText(0, [own], text, row, "length")
-
-
-def _cut(rows: SparseRows, num_rows: int) -> SparseRows:
-    """The first rows of some."""
-    return SparseRows(
-        first_position=rows.first_position,
-        ids=rows.ids[:num_rows],
-        logprobs=rows.logprobs[:num_rows],
-        counts=rows.counts[:num_rows],
-        realised_logprobs=rows.realised_logprobs[:num_rows],
-        realised_ranks=rows.realised_ranks[:num_rows],
-        tail_mass=rows.tail_mass[:num_rows],
-    )
 
 
 def _body(about: TeacherDescription, choices: Sequence[bytes], num_prompt: int, num_written: int) -> bytes:

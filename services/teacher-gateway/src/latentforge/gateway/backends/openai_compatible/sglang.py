@@ -98,7 +98,7 @@ class SglangTeacher:
             return piece
         whole = np.concatenate([request.prompt_ids, np.array(piece.token_ids, np.uint32)])
         (rows,) = await self.score([whole], request.top_k)
-        return replace(piece, rows=_from_row(rows, len(request.prompt_ids) - 1))
+        return replace(piece, rows=rows.part(len(request.prompt_ids) - 1, len(rows)))
 
 
 def scored(body: bytes, sequences: Sequence[TokenIds], top_k: int, vocab_size: int) -> list[SparseRows]:
@@ -166,19 +166,6 @@ def _continuation(body: bytes, index: int, request: ContinuationRequest, tokeniz
     ended_by_token = bool(ids) and finished.matched == ids[-1]
     text = text_of(ids, reason, None if ended_by_token else "", request, tokenizer)
     return Piece(index, ids, text, None, reason)
-
-
-def _from_row(rows: SparseRows, first: int) -> SparseRows:
-    return replace(
-        rows,
-        first_position=rows.first_position + first,
-        ids=rows.ids[first:],
-        logprobs=rows.logprobs[first:],
-        counts=rows.counts[first:],
-        realised_logprobs=rows.realised_logprobs[first:],
-        realised_ranks=rows.realised_ranks[first:],
-        tail_mass=rows.tail_mass[first:],
-    )
 
 
 def _decoded(decoder: "msgspec.json.Decoder[T]", body: bytes) -> T:
