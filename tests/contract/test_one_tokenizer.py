@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
+from latentforge.gateway.rpc.host import TeacherHost
 from latentforge.gateway.rpc.servicer import TeacherServicer
 from latentforge.gateway.rpc.validation import generation
 from latentforge.inference.checkpoints.snapshot import Snapshot
@@ -75,8 +76,9 @@ class Services:
         self.tokenizer = tokenizer = TextTokenizer(folder, bos=bos)
         about = SimpleNamespace(tokenizer_fingerprint=tokenizer.fingerprint, **ABOUT)
         teacher = SimpleNamespace(tokenizer=tokenizer, description=about)
-        self._gateway = TeacherServicer(max_tokens_in_flight=1)
-        self._gateway.open(teacher)  # type: ignore[arg-type]
+        host = TeacherHost()
+        host.open(teacher)  # type: ignore[arg-type]
+        self._gateway = TeacherServicer(host, max_tokens_in_flight=1)
         decoding: Any = SimpleNamespace(max_tokens=10**6, chunk_size=1, vocab_size=10**6, eos_id=0)
         manifest: Any = SimpleNamespace(chunk_size=1, id="run/step", end_ids=())
         self.snapshot = Snapshot(folder, manifest, tokenizer, SimpleNamespace(), decoding, "")  # type: ignore[arg-type]

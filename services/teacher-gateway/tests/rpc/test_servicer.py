@@ -387,7 +387,7 @@ async def test_a_text_whose_caller_left_is_not_tokenised_further(
         value = running.gateway.metrics.registry.get_sample_value
         await eventually(lambda: value("gateway_in_flight") == 0)
         go.set()
-        await asyncio.to_thread(running.gateway._servicer._tokenising.shutdown, wait=True)
+        await asyncio.to_thread(running.gateway._host._tokenising.shutdown, wait=True)
     assert len(pieces) == 1
 
 

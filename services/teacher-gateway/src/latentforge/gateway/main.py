@@ -22,6 +22,7 @@ from latentforge.gateway.http.server import HttpServer
 from latentforge.gateway.keys import load_keys
 from latentforge.gateway.metrics import Metrics, MetricsServer
 from latentforge.gateway.rpc.auth import KeyInterceptor, server_credentials
+from latentforge.gateway.rpc.host import TeacherHost
 from latentforge.gateway.rpc.interceptor import SERVICE, CallInterceptor
 from latentforge.gateway.rpc.request_size import SizeInterceptor
 from latentforge.gateway.rpc.servicer import TeacherServicer
@@ -56,6 +57,7 @@ class Gateway:
         self._tracing: Tracing | None = None
         self._metrics_server: MetricsServer | None = None
         self._http_server: HttpServer | None = None
+        self._host = TeacherHost()
         self._health = HealthMonitor(settings.gateway_health_seconds)
         self._teacher: Teacher | None = None
         self.port = settings.gateway_port
@@ -84,8 +86,8 @@ class Gateway:
         interceptors: list[Any] = [CallInterceptor(self.metrics, self._keys, self._tracing)]
         if self._keys.needed:
             interceptors.append(KeyInterceptor(self._keys))
-        self._servicer = TeacherServicer(settings.max_tokens_in_flight)
-        interceptors.append(SizeInterceptor(self._servicer.check_size))
+        servicer = TeacherServicer(self._host, settings.max_tokens_in_flight)
+        interceptors.append(SizeInterceptor(servicer.check_size))
         self._server = grpc.aio.server(
             interceptors=interceptors,
             options=[
@@ -103,7 +105,7 @@ class Gateway:
                 ("grpc.http2.max_ping_strikes", 0),
             ],
         )
-        add_TeacherServiceServicer_to_server(self._servicer, self._server)
+        add_TeacherServiceServicer_to_server(servicer, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health.servicer, self._server)
         reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
         await self._health.start()
@@ -120,7 +122,7 @@ class Gateway:
         if settings.gateway_metrics_port is not None:
             self._metrics_server = MetricsServer(self.metrics, settings.gateway_host, settings.gateway_metrics_port)
         if settings.gateway_http_port is not None:
-            app = create_app(settings, self._keys, self._servicer, self.metrics, self._tracing)
+            app = create_app(settings, self._keys, self._host, self.metrics, self._tracing)
             self._http_server = HttpServer(app, settings, settings.gateway_http_port)
             await self._http_server.start()
         await self._server.start()
@@ -142,7 +144,7 @@ class Gateway:
         await self._backend.load()
         self._teacher = Teacher(self._backend, self._store, self._settings, self.metrics)
         await self._teacher.warm_up()
-        self._servicer.open(self._teacher)
+        self._host.open(self._teacher)
         await self._health.watch(self._teacher)
         about = self._backend.description
         cache = (await self._teacher.cache_report()).kind
@@ -153,7 +155,7 @@ class Gateway:
         now, grace = asyncio.get_running_loop().time, self._settings.shutdown_grace_seconds
         deadline = now() + grace
         await self._health.stop()
-        if not await self._servicer.drain(grace):
+        if not await self._host.drain(grace):
             logger.warning("calls were cut off after %g s", grace)
         await self._server.stop(grace=0.5)
         # Calls end when their answers are ready; their clients have what is left of the grace to read them.

@@ -24,7 +24,7 @@ from latentforge.gateway.http.sequence_logprobs import read_sequence_logprobs_re
 from latentforge.gateway.keys import Keys
 from latentforge.gateway.metrics import Metrics
 from latentforge.gateway.rpc.errors import ApiError
-from latentforge.gateway.rpc.servicer import TeacherServicer
+from latentforge.gateway.rpc.host import TeacherHost
 from latentforge.gateway.rpc.validation import check_revision
 from latentforge.gateway.scoring.teacher import Teacher
 from latentforge.gateway.settings import GatewaySettings
@@ -39,18 +39,18 @@ _RETRY_SECONDS = "5"
 
 
 def create_app(
-    settings: GatewaySettings, keys: Keys, servicer: TeacherServicer, metrics: Metrics, tracing: Tracing | None = None
+    settings: GatewaySettings, keys: Keys, host: TeacherHost, metrics: Metrics, tracing: Tracing | None = None
 ) -> FastAPI:
-    """The application; it answers 503 until ``servicer`` has a teacher, and once it drains."""
+    """The application; it answers 503 until ``host`` has a teacher, and once it drains."""
     app = FastAPI(title="LatentForge teacher-gateway", openapi_url=None, docs_url=None, redoc_url=None)
     app.router.redirect_slashes = False
     bodies = BodyReader(HttpBodyLimits(settings.gateway_http_max_body_bytes, settings.gateway_http_body_seconds))
     workers = Workers()
-    completions = Completions(servicer, workers, settings.max_tokens_in_flight)
+    completions = Completions(host, workers, settings.max_tokens_in_flight)
     started = int(time.time())
 
     async def health(request: Request) -> Response:
-        now = _ready(servicer).health
+        now = _ready(host).health
         # Problems name hosts and paths: they are for those who may call.
         tell = has_key(keys, request.headers.get("authorization"))
         if now.teacher:
@@ -63,7 +63,7 @@ def create_app(
         return _json({"status": "ok"})
 
     async def models(request: Request) -> Response:
-        return _json(_models(_ready(servicer), started))
+        return _json(_models(_ready(host), started))
 
     async def complete(body: bytes, teacher: Teacher, call: HttpCall) -> Response:
         request = await workers.run_large(len(body), read_completion_request, body)
@@ -77,10 +77,10 @@ def create_app(
 
     def answering(work: Work) -> Callable[[Request], Awaitable[Response]]:
         async def answer(request: Request) -> Response:
-            _ready(servicer)
+            _ready(host)
             body = await bodies.read(request)
             try:
-                async with servicer.call() as teacher:
+                async with host.call() as teacher:
                     check_revision(request.headers.get(_EXPECTED_REVISION, ""), teacher.description)
                     return await _while_connected(request.receive, work(body, teacher, call_of(request)))
             except ApiError as error:
@@ -103,9 +103,9 @@ def create_app(
     return app
 
 
-def _ready(servicer: TeacherServicer) -> Teacher:
+def _ready(host: TeacherHost) -> Teacher:
     try:
-        return servicer.ready_teacher()
+        return host.ready()
     except ApiError as error:
         raise http_error_of(error) from None
 

@@ -24,8 +24,8 @@ from latentforge.gateway.http.scores import (
     unpacked,
 )
 from latentforge.gateway.http.writing import WrittenText, continuations, write_all
+from latentforge.gateway.rpc.host import TeacherHost
 from latentforge.gateway.rpc.request_size import max_text_bytes
-from latentforge.gateway.rpc.servicer import TeacherServicer
 from latentforge.gateway.rpc.token_names import TokenNames
 from latentforge.gateway.rpc.validation import MAX_SEQUENCES
 from latentforge.gateway.scoring.teacher import SequenceAnswer, Teacher
@@ -53,16 +53,15 @@ class Completions:
     """Answers requests for one gateway.
 
     Args:
-        servicer: tokenises.
+        host: of the teacher; tokenises.
         workers: make the JSON.
         max_tokens_in_flight: that the continuations of one prompt may have together.
     """
 
-    def __init__(self, servicer: TeacherServicer, workers: Workers, max_tokens_in_flight: int) -> None:
-        self._servicer = servicer
+    def __init__(self, host: TeacherHost, workers: Workers, max_tokens_in_flight: int) -> None:
+        self._host = host
         self._workers = workers
         self._max_tokens_in_flight = max_tokens_in_flight
-        self._names: TokenNames | None = None
 
     async def answer(self, request: TextRequest, teacher: Teacher, call: HttpCall) -> CompletionsAnswer:
         """
@@ -77,9 +76,8 @@ class Completions:
         if request.scores:
             check_can_score(about)
         prompts = await self._prompts(request, teacher)
-        if self._names is None:
-            self._names = TokenNames(teacher.tokenizer, about.vocab_size)
-        await self._workers.run_large(sum(map(len, prompts)), _check_size, request, prompts, self._names)
+        names = self._host.names
+        await self._workers.run_large(sum(map(len, prompts)), _check_size, request, prompts, names)
         asked = await self._to_write(request, prompts, teacher)
         scored = await self._score(request, prompts, teacher, call)
         written = await write_all(asked, teacher, self._max_tokens_in_flight, call) if asked else [[] for _ in prompts]
@@ -89,7 +87,7 @@ class Completions:
         parts = []
         for at, (ids, of_prompt) in enumerate(zip(prompts, written, strict=True)):
             text = request.prompts[at]
-            maker = _Choices(request, ids, text if isinstance(text, str) else None, self._names, teacher.tokenizer)
+            maker = _Choices(request, ids, text if isinstance(text, str) else None, names, teacher.tokenizer)
             # One at a time, so that others get the interpreter in between.
             parts += await self._workers.run(maker.encoded, at, scored.get(at), of_prompt)
         body = _body(about, parts, sum(map(len, prompts)), num_written)
@@ -110,7 +108,7 @@ class Completions:
             if (size := len(text.encode("utf-8", "replace"))) > limit:
                 raise invalid(request.name_of(at), f"has {size} bytes; at most {limit} are tokenised")
         try:
-            every = [await self._servicer.tokenise(teacher.tokenizer.encode, text) for text in texts]
+            every = [await self._host.tokenise(teacher.tokenizer.encode, text) for text in texts]
         except TextError as error:
             raise invalid("prompt", str(error)) from None
         return [teacher.tokenizer.begin(ids) for ids in every] if request.add_special_tokens else every

@@ -1,122 +1,41 @@
 """latentforge.teacher.v1.TeacherService over the core: messages in, messages out, failures as statuses."""
 
-import asyncio
-import contextvars
-import threading
-from collections.abc import AsyncIterator, Callable
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
-from functools import partial
-from typing import ParamSpec, TypeVar
+from collections.abc import AsyncIterator
 
-import grpc
 import numpy as np
 
 from latentforge.gateway.backends.base import CandidateIds, TeacherDescription, TokenIds
 from latentforge.gateway.rpc import validation
 from latentforge.gateway.rpc.errors import ApiError, teacher_failed
+from latentforge.gateway.rpc.host import TeacherHost
 from latentforge.gateway.rpc.interceptor import Context, count
 from latentforge.gateway.rpc.request_size import check_request_size
-from latentforge.gateway.rpc.token_names import TokenNames
-from latentforge.gateway.scoring.teacher import SequenceAnswer, Teacher
+from latentforge.gateway.scoring.teacher import SequenceAnswer
 from latentforge.teacher.v1 import teacher_pb2 as pb
 from latentforge.teacher.v1.teacher_pb2_grpc import TeacherServiceServicer
 from latentforge.teacher_client.sparse_rows import LogprobDtype, PackedRows
 from latentforge.teacher_client.wire import dtype_from_proto, is_packed, rows_to_proto
-from latentforge.text.stopping import stoppable
-
-# A teacher is loaded within seconds or minutes; a caller's next try need not wait for the whole of that.
-_RETRY_SECONDS = 1.0
-# Bounds the memory that texts take while they are tokenised, which is many times their own.
-_TOKENISING_AT_ONCE = 2
-
-P = ParamSpec("P")
-T = TypeVar("T")
 
 
 class TeacherServicer(TeacherServiceServicer):
-    """Answers UNAVAILABLE until :meth:`open` gives it a teacher and after :meth:`drain` was called.
-
-    Methods raise ApiError or BackendError, which the interceptor turns into statuses.
+    """Methods raise ApiError or BackendError, which the interceptor turns into statuses.
 
     Args:
+        host: of the teacher; until it has one, calls are UNAVAILABLE.
         max_tokens_in_flight: that the continuations of one request may have together.
     """
 
-    def __init__(self, max_tokens_in_flight: int) -> None:
+    def __init__(self, host: TeacherHost, max_tokens_in_flight: int) -> None:
+        self._host = host
         self._max_tokens_in_flight = max_tokens_in_flight
-        self._teacher: Teacher | None = None
-        self._names: TokenNames | None = None
-        self._draining = False
-        self._calls = 0
-        self._tokenising = ThreadPoolExecutor(_TOKENISING_AT_ONCE, thread_name_prefix="tokenise")
-        self._idle = asyncio.Event()
-        self._idle.set()
-
-    def open(self, teacher: Teacher) -> None:
-        self._teacher = teacher
-        self._names = TokenNames(teacher.tokenizer, teacher.description.vocab_size)
 
     def check_size(self, method: str, num_bytes: int) -> None:
         """Refuses a request by its size alone, before it is parsed."""
-        if self._teacher is not None:
-            check_request_size(method, num_bytes, self._teacher.description, self._teacher.tokenizer)
-
-    async def tokenise(self, work: Callable[P, T], *arguments: P.args, **options: P.kwargs) -> T:
-        """Runs what makes ids of text, or text of ids, beside the event loop, few at a time.
-
-        When the caller leaves, what has not begun is not begun, and a long text ends with the piece that is encoded.
-        """
-        context, stopped = contextvars.copy_context(), threading.Event()
-
-        def job() -> T:
-            with stoppable(stopped):
-                return work(*arguments, **options)
-
-        try:
-            return await asyncio.get_running_loop().run_in_executor(self._tokenising, partial(context.run, job))
-        except asyncio.CancelledError:
-            stopped.set()
-            raise
-
-    async def drain(self, seconds: float) -> bool:
-        """Refuses new calls and waits for those that run; false if ``seconds`` were not enough."""
-        self._draining = True
-        try:
-            await asyncio.wait_for(self._idle.wait(), seconds)
-        except TimeoutError:
-            return False
-        finally:
-            self._tokenising.shutdown(wait=False, cancel_futures=True)
-        return True
-
-    @asynccontextmanager
-    async def call(self) -> AsyncIterator[Teacher]:
-        """Around every answer: the teacher, which stays until the answer is given."""
-        self._calls += 1
-        self._idle.clear()
-        try:
-            yield self.ready_teacher()
-        finally:
-            self._calls -= 1
-            if self._calls == 0:
-                self._idle.set()
-
-    def ready_teacher(self) -> Teacher:
-        """
-        Raises:
-            ApiError: UNAVAILABLE; it is being loaded, or the gateway shuts down.
-        """
-        if self._draining:
-            raise _unavailable(
-                "this gateway is shutting down; ask again, and another one or the next answers", "DRAINING"
-            )
-        if self._teacher is None:
-            raise _unavailable("the teacher is still being loaded; ask again", "TEACHER_LOADING")
-        return self._teacher
+        if (teacher := self._host.teacher) is not None:
+            check_request_size(method, num_bytes, teacher.description, teacher.tokenizer)
 
     async def GetTeacher(self, request: pb.GetTeacherRequest, context: Context) -> pb.GetTeacherResponse:  # noqa: N802
-        async with self.call() as teacher:
+        async with self._host.call() as teacher:
             about = teacher.description
             return pb.GetTeacherResponse(
                 backend=about.backend,
@@ -140,7 +59,7 @@ class TeacherServicer(TeacherServiceServicer):
             )
 
     async def Score(self, request: pb.ScoreRequest, context: Context) -> pb.ScoreResponse:  # noqa: N802
-        async with self.call() as teacher:
+        async with self._host.call() as teacher:
             about = teacher.description
             validation.check_can_score(about)
             written = request.WhichOneof("input") is not None
@@ -149,7 +68,7 @@ class TeacherServicer(TeacherServiceServicer):
             validation.check_revision(request.expected_revision, about)
             top_k, dtype = validation.row_arguments(request, about)
             if written:
-                token_ids = await self.tokenise(validation.written_ids, request, about, teacher.tokenizer)
+                token_ids = await self._host.tokenise(validation.written_ids, request, about, teacher.tokenizer)
             else:
                 token_ids = validation.sequence_ids(request.token_ids, "token_ids", about)
             packed = is_packed(request.row_encoding)
@@ -162,7 +81,7 @@ class TeacherServicer(TeacherServiceServicer):
             if written:
                 response.token_ids.extend(token_ids.tolist())
             if request.token_strings:
-                names = await self.tokenise(self._token_strings, answer, token_ids, candidates)
+                names = await self._host.tokenise(self._token_strings, answer, token_ids, candidates)
                 response.token_strings.update(names)
             count(tokens=len(token_ids), rows=response.rows.num_rows)
             return response
@@ -171,17 +90,16 @@ class TeacherServicer(TeacherServiceServicer):
         self, answer: SequenceAnswer, token_ids: TokenIds, candidates: CandidateIds | None
     ) -> dict[int, str]:
         """How each id of an answer is written."""
-        assert self._names is not None
         rows = answer.rows.unpacked() if isinstance(answer.rows, PackedRows) else answer.rows
         entries = rows.ids[np.arange(rows.top_k) < rows.counts[:, None]]
         asked = token_ids[:0] if candidates is None else candidates.reshape(-1)
-        table = self._names.table
+        table = self._host.names.table
         return {i: table[i] for i in np.unique(np.concatenate([token_ids, entries, asked])).tolist()}
 
     async def ScoreBatch(  # noqa: N802
         self, request: pb.ScoreBatchRequest, context: Context
     ) -> AsyncIterator[pb.ScoreBatchResponse]:
-        async with self.call() as teacher:
+        async with self._host.call() as teacher:
             about = teacher.description
             validation.check_can_score(about)
             validation.check_fingerprint(request.tokenizer_fingerprint, about)
@@ -216,12 +134,12 @@ class TeacherServicer(TeacherServiceServicer):
     async def Generate(  # noqa: N802
         self, request: pb.GenerateRequest, context: Context
     ) -> AsyncIterator[pb.GenerateResponse]:
-        async with self.call() as teacher:
+        async with self._host.call() as teacher:
             about = teacher.description
             has_ids = request.WhichOneof("prompt") == "token_ids"
             validation.check_fingerprint(request.tokenizer_fingerprint, about, has_ids=has_ids)
             validation.check_revision(request.expected_revision, about)
-            generation = await self.tokenise(
+            generation = await self._host.tokenise(
                 validation.generation, request, about, teacher.tokenizer, self._max_tokens_in_flight
             )
             dtype = dtype_from_proto(request.logprob_dtype)
@@ -242,23 +160,23 @@ class TeacherServicer(TeacherServiceServicer):
                 )
 
     async def Tokenize(self, request: pb.TokenizeRequest, context: Context) -> pb.TokenizeResponse:  # noqa: N802
-        async with self.call() as teacher:
+        async with self._host.call() as teacher:
             about = teacher.description
-            ids = await self.tokenise(validation.tokenize_ids, request, about, teacher.tokenizer)
+            ids = await self._host.tokenise(validation.tokenize_ids, request, about, teacher.tokenizer)
             count(tokens=len(ids))
             return pb.TokenizeResponse(token_ids=ids, tokenizer_fingerprint=about.tokenizer_fingerprint)
 
     async def Detokenize(self, request: pb.DetokenizeRequest, context: Context) -> pb.DetokenizeResponse:  # noqa: N802
-        async with self.call() as teacher:
+        async with self._host.call() as teacher:
             validation.check_fingerprint(request.tokenizer_fingerprint, teacher.description)
             ids = validation.detokenize_ids(request.token_ids, teacher.description)
             count(tokens=len(ids))
-            return pb.DetokenizeResponse(text=await self.tokenise(teacher.tokenizer.decode, ids))
+            return pb.DetokenizeResponse(text=await self._host.tokenise(teacher.tokenizer.decode, ids))
 
     async def GetCacheStats(  # noqa: N802
         self, request: pb.GetCacheStatsRequest, context: Context
     ) -> pb.GetCacheStatsResponse:
-        async with self.call() as teacher:
+        async with self._host.call() as teacher:
             report = await teacher.cache_report()
             silent = "" if report.store else f"the {report.kind} cache does not answer"
             problem = teacher.health.cache or silent
@@ -278,10 +196,6 @@ class TeacherServicer(TeacherServiceServicer):
                 dropped_writes=report.dropped_writes,
                 spent_usd=report.spent_usd,
             )
-
-
-def _unavailable(message: str, reason: str) -> ApiError:
-    return ApiError(grpc.StatusCode.UNAVAILABLE, message, reason=reason, retry_after=_RETRY_SECONDS)
 
 
 def _provenance(about: TeacherDescription, *, cache_hit: bool = False, milliseconds: float = 0.0) -> pb.Provenance:
