@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from latentforge.core.connections import ConnectionLimits
+from latentforge.core.http.connections import ConnectionLimits
 from latentforge.core.settings import load_settings
 from latentforge.core.sockets import listening_socket
 from latentforge.inference.edge.server import DrainingServer

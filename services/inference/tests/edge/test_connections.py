@@ -4,7 +4,7 @@ from contextlib import ExitStack
 
 import httpx
 
-from latentforge.core.connections import ConnectionLimits
+from latentforge.core.http.connections import ConnectionLimits
 
 from .conftest import RunningServer, Serve, read_all, read_answer
 

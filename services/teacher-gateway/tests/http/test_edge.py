@@ -14,8 +14,8 @@ from typing import Any
 import httpx
 import pytest
 
+from latentforge.core.http import bodies
 from latentforge.core.settings import SettingsError
-from latentforge.gateway.http import bodies
 from latentforge.gateway.main import Gateway, serve
 from latentforge.gateway.scoring.callers import current_caller
 from latentforge.teacher_client.client import TeacherClient
@@ -196,23 +196,25 @@ async def test_large_bodies_that_do_not_come_hold_up_large_ones_alone(
     run_http: Any, monkeypatch: pytest.MonkeyPatch, eventually: Any
 ) -> None:
     monkeypatch.setattr(bodies, "_LARGE_AT_ONCE", 2)
-    take, large = bodies._Permit.take_if_large, []
+    plain, made = bodies._Body.__init__, []
 
-    async def watched(permit: Any) -> None:
-        if len(permit._body) > bodies._SMALL_BYTES and permit not in large:
-            large.append(permit)
-        await take(permit)
+    def watched(body: Any, *arguments: Any) -> None:
+        plain(body, *arguments)
+        made.append(body)
 
-    monkeypatch.setattr(bodies._Permit, "take_if_large", watched)
+    def num_large() -> int:
+        return sum(body._num_bytes > bodies.SMALL_BYTES for body in made)
+
+    monkeypatch.setattr(bodies._Body, "__init__", watched)
     async with run_http() as http:
         port = http.running.gateway.http_port
         part = HEAD + b"content-length: 1000000\r\n\r\n" + b" " * 200_000
         slow = [asyncio.create_task(send(port, part)) for _ in range(2)]
-        await eventually(lambda: len(large) == 2)
+        await eventually(lambda: num_large() == 2)
         body = json.dumps(SCORE).encode() + b" " * 200_000
         head = HEAD + b"connection: close\r\ncontent-length: %d\r\n\r\n" % len(body)
         whole = asyncio.create_task(send(port, head + body[:-9], body[-9:], pause=0.2))
-        await eventually(lambda: len(large) == 3)
+        await eventually(lambda: num_large() == 3)
         assert (await http.client.post("/v1/completions", json=SCORE)).status_code == 200
         # Its rest is there, and not read.
         await asyncio.wait({whole}, timeout=0.6)
@@ -253,6 +255,17 @@ async def test_what_runs_is_answered_at_the_end_and_nothing_new_begins(http: Any
     await ending
     with pytest.raises(httpx.TransportError):
         await http.client.get("/health")
+
+
+async def test_the_end_waits_for_no_body_that_does_not_come(run_http: Any, eventually: Any) -> None:
+    async with run_http(gateway_http_body_seconds=60) as http:
+        half = asyncio.create_task(send(http.running.gateway.http_port, HEAD + b"content-length: 100\r\n\r\n{"))
+        value = http.running.gateway.metrics.registry.get_sample_value
+        await eventually(lambda: value("gateway_in_flight") == 1)
+        await asyncio.wait_for(http.running.stop(), 10)
+        answer = await half
+        assert answer.startswith(b"HTTP/1.1 503 ")
+        assert error_in(answer)["code"] == "draining"
 
 
 @pytest.mark.parametrize("grace", [20.0, 0.0])

@@ -10,8 +10,8 @@ from importlib.metadata import version
 import torch
 from fastapi import FastAPI
 
-from latentforge.core.connections import ConnectionLimits
 from latentforge.core.devices import choose_device
+from latentforge.core.http.connections import ConnectionLimits
 from latentforge.core.settings import SettingsError
 from latentforge.core.sockets import browser_address, http_address, listening_socket
 from latentforge.core.tracing import Tracing

@@ -10,6 +10,7 @@ import grpc
 from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from latentforge.core.http.shutdown import Shutdown
 from latentforge.core.settings import SettingsError
 from latentforge.core.sockets import host_port
 from latentforge.core.tracing import Tracing
@@ -58,6 +59,7 @@ class Gateway:
         self._metrics_server: MetricsServer | None = None
         self._http_server: HttpServer | None = None
         self._host = TeacherHost()
+        self._shutdown = Shutdown()
         self._health = HealthMonitor(settings.gateway_health_seconds)
         self._teacher: Teacher | None = None
         self.port = settings.gateway_port
@@ -122,7 +124,7 @@ class Gateway:
         if settings.gateway_metrics_port is not None:
             self._metrics_server = MetricsServer(self.metrics, settings.gateway_host, settings.gateway_metrics_port)
         if settings.gateway_http_port is not None:
-            app = create_app(settings, self._keys, self._host, self.metrics, self._tracing)
+            app = create_app(settings, self._keys, self._host, self._shutdown, self.metrics, self._tracing)
             self._http_server = HttpServer(app, settings, settings.gateway_http_port)
             await self._http_server.start()
         await self._server.start()
@@ -155,6 +157,7 @@ class Gateway:
         now, grace = asyncio.get_running_loop().time, self._settings.shutdown_grace_seconds
         deadline = now() + grace
         await self._health.stop()
+        self._shutdown.begin()
         if not await self._host.drain(grace):
             logger.warning("calls were cut off after %g s", grace)
         await self._server.stop(grace=0.5)

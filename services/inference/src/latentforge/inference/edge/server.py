@@ -14,7 +14,7 @@ from types import FrameType
 import uvicorn
 from starlette.types import ASGIApp
 
-from latentforge.core.connections import ConnectionLimits, bounded_protocol
+from latentforge.core.http.connections import ConnectionLimits, bounded_protocol
 from latentforge.inference.operation.drain import Drain
 
 # Asyncio accepts as many connections in one go as the backlog has: hundreds take a quarter of a second.

@@ -11,10 +11,10 @@ from fastapi import Request, Response
 from pydantic import BaseModel
 
 from latentforge.core.api_errors import error_body
+from latentforge.core.http.disconnects import while_connected
 from latentforge.inference.checkpoints.snapshot import Snapshot
 from latentforge.inference.operation.request_record import note_request
 from latentforge.inference.rest.continuations import TextPiece, joined
-from latentforge.inference.rest.disconnects import while_connected
 from latentforge.inference.rest.failures import rest_error_of
 from latentforge.inference.rest.generation import Choice, OpenChoices
 from latentforge.inference.rest.schemas.common import CompletionUsage, ErrorAnswer
@@ -111,9 +111,9 @@ async def respond(
         return await open_writer()
 
     if stream:
-        writer = await while_connected(request, opened())
+        writer = await while_connected(request.receive, opened())
         return EventStream(events_of(writer.events()), heartbeat_seconds, writer.cancel)
-    answer = await while_connected(request, whole())
+    answer = await while_connected(request.receive, whole())
     return Response(answer.model_dump_json(), media_type="application/json")
 
 

@@ -6,9 +6,9 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 
 from latentforge.core.checkpoints import UnknownCheckpointError
+from latentforge.core.http.disconnects import ClientGoneError
 from latentforge.core.manifest import CheckpointError
 from latentforge.inference.checkpoints.registry import NothingServedError
-from latentforge.inference.rest.disconnects import ClientGoneError
 from latentforge.inference.rest.errors import RestError
 from latentforge.inference.rest.prompts import PromptError
 from latentforge.model.engine.errors import (

@@ -2,9 +2,9 @@
 
 from fastapi import APIRouter, Request, Response
 
+from latentforge.core.http.disconnects import while_connected
 from latentforge.inference.rest.bodies import BoundedRoute
 from latentforge.inference.rest.completion import complete
-from latentforge.inference.rest.disconnects import while_connected
 from latentforge.inference.rest.openapi import GENERATE_ANSWERS
 from latentforge.inference.rest.schemas.generate import GenerateRequest, GenerateResponse
 from latentforge.inference.rest.services import Services
@@ -17,7 +17,7 @@ def generate_router(services: Services) -> APIRouter:
     async def generate(body: GenerateRequest, request: Request) -> Response:
         """Continues a prompt with the checkpoint that is served when the request arrives."""
         snapshot = await services.snapshot()
-        answer = await while_connected(request, complete(services.engine, snapshot, body))
+        answer = await while_connected(request.receive, complete(services.engine, snapshot, body))
         return Response(answer.model_dump_json(), media_type="application/json")
 
     return router

@@ -8,7 +8,7 @@ from pydantic import BaseModel
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from latentforge.inference.rest.disconnects import until_disconnected
+from latentforge.core.http.disconnects import until_disconnected
 
 MEDIA_TYPE = "text/event-stream"
 HEARTBEAT = b": nothing new yet\n\n"

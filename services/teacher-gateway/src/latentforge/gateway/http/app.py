@@ -1,8 +1,7 @@
 """The HTTP API: routes of vLLM's and TRL's protocols over the same teacher as gRPC."""
 
-import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 import msgspec
@@ -10,21 +9,22 @@ from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
-from starlette.types import Receive
 
+from latentforge.core.http.bodies import BodyGuard, BodyRules
+from latentforge.core.http.disconnects import ClientGoneError, while_connected
+from latentforge.core.http.shutdown import Shutdown
 from latentforge.core.tracing import Tracing
 from latentforge.gateway.http.access import has_key
-from latentforge.gateway.http.bodies import BodyReader, HttpBodyLimits
 from latentforge.gateway.http.call import HttpCall, HttpCalls, call_of
 from latentforge.gateway.http.completion_request import read_completion_request
 from latentforge.gateway.http.completions import Completions
 from latentforge.gateway.http.decoding import Workers
-from latentforge.gateway.http.errors import CLIENT_GONE, HttpError, answer_error, http_error_of
+from latentforge.gateway.http.errors import CLIENT_GONE, HttpError, http_error_of
 from latentforge.gateway.http.sequence_logprobs import read_sequence_logprobs_request, sequence_logprobs
 from latentforge.gateway.keys import Keys
 from latentforge.gateway.metrics import Metrics
 from latentforge.gateway.rpc.errors import ApiError
-from latentforge.gateway.rpc.host import TeacherHost
+from latentforge.gateway.rpc.host import TeacherHost, draining
 from latentforge.gateway.rpc.validation import check_revision
 from latentforge.gateway.scoring.teacher import Teacher
 from latentforge.gateway.settings import GatewaySettings
@@ -32,19 +32,26 @@ from latentforge.gateway.settings import GatewaySettings
 # The revision that rows must be of.
 _EXPECTED_REVISION = "x-expected-revision"
 
-Work = Callable[[bytes, Teacher, HttpCall], Awaitable[Response]]
+Work = Callable[[bytes, Teacher, HttpCall], Coroutine[Any, Any, Response]]
 
 # Of a teacher that was found not to answer: it is looked for again sooner than that.
 _RETRY_SECONDS = "5"
 
 
 def create_app(
-    settings: GatewaySettings, keys: Keys, host: TeacherHost, metrics: Metrics, tracing: Tracing | None = None
+    settings: GatewaySettings,
+    keys: Keys,
+    host: TeacherHost,
+    shutdown: Shutdown,
+    metrics: Metrics,
+    tracing: Tracing | None = None,
 ) -> FastAPI:
-    """The application; it answers 503 until ``host`` has a teacher, and once it drains."""
+    """The application; it answers 503 until ``host`` has a teacher, and once it drains.
+
+    With ``shutdown`` it waits for no body any more.
+    """
     app = FastAPI(title="LatentForge teacher-gateway", openapi_url=None, docs_url=None, redoc_url=None)
     app.router.redirect_slashes = False
-    bodies = BodyReader(HttpBodyLimits(settings.gateway_http_max_body_bytes, settings.gateway_http_body_seconds))
     workers = Workers()
     completions = Completions(host, workers, settings.max_tokens_in_flight)
     started = int(time.time())
@@ -78,11 +85,11 @@ def create_app(
     def answering(work: Work) -> Callable[[Request], Awaitable[Response]]:
         async def answer(request: Request) -> Response:
             _ready(host)
-            body = await bodies.read(request)
+            body = await request.body()
             try:
                 async with host.call() as teacher:
                     check_revision(request.headers.get(_EXPECTED_REVISION, ""), teacher.description)
-                    return await _while_connected(request.receive, work(body, teacher, call_of(request)))
+                    return await while_connected(request.receive, work(body, teacher, call_of(request)))
             except ApiError as error:
                 raise http_error_of(error) from None
 
@@ -98,9 +105,23 @@ def create_app(
         app.add_api_route(path, answering(score), methods=["POST"], response_model=None)
     app.add_exception_handler(HttpError, _refused)
     app.add_exception_handler(HTTPException, _unknown)
-    app.add_exception_handler(ClientDisconnect, _gone)
+    for gone in (ClientDisconnect, ClientGoneError):
+        app.add_exception_handler(gone, _gone)
+    app.add_middleware(BodyGuard, rules=_body_rules(settings), shutdown=shutdown)
     app.add_middleware(HttpCalls, metrics=metrics, keys=keys, tracing=tracing)
     return app
+
+
+def _body_rules(settings: GatewaySettings) -> BodyRules:
+    limit = settings.gateway_http_max_body_bytes
+    return BodyRules(
+        lambda path: limit,
+        settings.gateway_http_body_seconds,
+        "GATEWAY_HTTP_BODY_SECONDS",
+        HttpError,
+        lambda: http_error_of(draining()),
+        advice="send fewer or shorter sequences at a time, or raise GATEWAY_HTTP_MAX_BODY_BYTES",
+    )
 
 
 def _ready(host: TeacherHost) -> Teacher:
@@ -134,26 +155,6 @@ def _models(teacher: Teacher, created: int) -> dict[str, Any]:
     return {"object": "list", "data": [model]}
 
 
-async def _while_connected(receive: Receive, work: Awaitable[Response]) -> Response:
-    """Awaits ``work``, which is cancelled as soon as the client hangs up."""
-    task = asyncio.ensure_future(work)
-    gone = asyncio.ensure_future(_disconnected(receive))
-    try:
-        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise ClientDisconnect
-        return task.result()
-    finally:
-        task.cancel()
-        gone.cancel()
-        await asyncio.gather(task, gone, return_exceptions=True)
-
-
-async def _disconnected(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
-
-
 def _json(content: object) -> Response:
     return Response(msgspec.json.encode(content), media_type="application/json")
 
@@ -165,7 +166,7 @@ def _answer(body: bytes, num_cached: int, num_scored: int) -> Response:
 async def _refused(request: Request, error: Exception) -> Response:
     assert isinstance(error, HttpError)
     call_of(request).code = error.code
-    return await answer_error(request, error)
+    return error.response()
 
 
 async def _unknown(request: Request, error: Exception) -> Response:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import uvicorn
 from starlette.types import ASGIApp
 
-from latentforge.core.connections import ConnectionLimits, bounded_protocol
+from latentforge.core.http.connections import ConnectionLimits, bounded_protocol
 from latentforge.core.settings import SettingsError
 from latentforge.core.sockets import host_port, listening_socket
 from latentforge.gateway.settings import GatewaySettings

@@ -71,9 +71,7 @@ class TeacherHost:
             ApiError: UNAVAILABLE; it is being loaded, or the gateway shuts down.
         """
         if self._draining:
-            raise _unavailable(
-                "this gateway is shutting down; ask again, and another one or the next answers", "DRAINING"
-            )
+            raise draining()
         if self._teacher is None:
             raise _unavailable("the teacher is still being loaded; ask again", "TEACHER_LOADING")
         return self._teacher
@@ -105,6 +103,11 @@ class TeacherHost:
         finally:
             self._tokenising.shutdown(wait=False, cancel_futures=True)
         return True
+
+
+def draining() -> ApiError:
+    """What calls are answered that come too late."""
+    return _unavailable("this gateway is shutting down; ask again, and another one or the next answers", "DRAINING")
 
 
 def _unavailable(message: str, reason: str) -> ApiError:

@@ -4,7 +4,6 @@ import asyncio
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
-from starlette.requests import Request
 from starlette.types import Receive
 
 T = TypeVar("T")
@@ -14,14 +13,14 @@ class ClientGoneError(Exception):
     """The client hung up before its answer was ready."""
 
 
-async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
+async def while_connected(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
     """Awaits ``work``, cancelled as soon as the client hangs up.
 
     Raises:
         ClientGoneError: it did.
     """
     task = asyncio.create_task(work)
-    gone = asyncio.create_task(until_disconnected(request.receive))
+    gone = asyncio.create_task(until_disconnected(receive))
     try:
         await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
         if not task.done():

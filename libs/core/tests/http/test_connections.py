@@ -7,7 +7,7 @@ import pytest
 import uvicorn
 from uvicorn._types import ASGIReceiveCallable, ASGISendCallable, Scope
 
-from latentforge.core.connections import ConnectionLimits, bounded_protocol
+from latentforge.core.http.connections import ConnectionLimits, bounded_protocol
 from latentforge.core.sockets import listening_socket
 
 # More than the kernel keeps for a connection.
