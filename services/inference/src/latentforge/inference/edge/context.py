@@ -5,9 +5,10 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from starlette.datastructures import Headers, MutableHeaders
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Scope, Send
 
+from latentforge.core.http.answering import Answering, method_of, route_of
 from latentforge.core.logs import bind_log_fields, log_exception, log_fields
 from latentforge.core.request_id import REQUEST_ID, request_id_of
 from latentforge.core.tracing import ServerSpan, Tracing
@@ -17,8 +18,6 @@ from latentforge.inference.rest.errors import error_response
 
 # Probes and scrapes come every few seconds and would bury everything else.
 _QUIET = {"/health", "/ready", "/metrics"}
-_METHODS = {"GET", "HEAD", "POST", "OPTIONS", "PUT", "PATCH", "DELETE"}
-_OTHER = "other"
 
 logger = logging.getLogger(__name__)
 
@@ -43,28 +42,20 @@ class RequestContext:
         bind_log_fields(request_id=record.request_id)
         start = time.perf_counter()
         span = None if self._tracing is None or scope["path"] in _QUIET else _start_span(self._tracing, scope, headers)
-        status = 0
-
-        async def send_with_id(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-                MutableHeaders(scope=message)[REQUEST_ID] = record.request_id
-            await send(message)
-
+        answer = Answering(send, record.request_id)
         try:
-            await self.app(scope, receive, send_with_id)
+            await self.app(scope, receive, answer.send)
         except Exception as error:
             log_exception(logger, f"request {record.request_id} failed", error)
-            if status:
+            if answer.status:
                 raise
             message = f"the server failed; its log says why under request id {record.request_id}"
-            await error_response(500, "internal_error", message)(scope, receive, send_with_id)
+            await error_response(500, "internal_error", message)(scope, receive, answer.send)
         finally:
-            self._tell(scope, record, status, time.perf_counter() - start, span)
+            self._tell(scope, record, answer.status, time.perf_counter() - start, span)
 
     def _tell(self, scope: Scope, record: RequestRecord, status: int, seconds: float, span: ServerSpan | None) -> None:
-        method, path = scope["method"] if scope["method"] in _METHODS else _OTHER, _template(scope)
+        method, path = method_of(scope), route_of(scope)
         self._metrics.count_request(path, method, status, seconds)
         fields = {"method": method, "path": path, "status": status, "milliseconds": round(1000 * seconds, 3)}
         if span is not None:
@@ -83,14 +74,8 @@ class RequestContext:
 
 def _start_span(tracing: Tracing, scope: Scope, headers: Mapping[str, str]) -> ServerSpan:
     # Its path may be anything; the route is known once it is answered.
-    method = scope["method"] if scope["method"] in _METHODS else _OTHER
+    method = method_of(scope)
     return tracing.start_server_span(f"HTTP {method}", headers, {"http.request.method": method})
-
-
-def _template(scope: Scope) -> str:
-    """The route that answered, as ``/v1/models/{model}``; "other" where there is none."""
-    path = getattr(scope.get("route"), "path", None)
-    return path if isinstance(path, str) and path else _OTHER
 
 
 def _sentence(fields: Mapping[str, Any], request_id: str) -> str:

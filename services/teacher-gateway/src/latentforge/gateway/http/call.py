@@ -6,10 +6,11 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.requests import Request
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
+from latentforge.core.http.answering import Answering, method_of, route_of
 from latentforge.core.logs import bind_log_fields, log_exception, log_fields
 from latentforge.core.request_id import REQUEST_ID, request_id_of
 from latentforge.core.tracing import ServerSpan, Tracing
@@ -21,8 +22,6 @@ from latentforge.gateway.scoring.callers import calling_as
 
 # Whoever watches over the gateway need not have its key, and asks every few seconds.
 _PROBES = {"/health", "/health/", "/ping", "/live"}
-_METHODS = {"GET", "HEAD", "POST", "OPTIONS", "PUT", "PATCH", "DELETE"}
-_OTHER = "other"
 _SCOPE_KEY = "latentforge.call"
 
 logger = logging.getLogger(__name__)
@@ -65,50 +64,42 @@ class HttpCalls:
         span = self._start_span(scope, headers)
         self._metrics.in_flight.inc()
         started = time.perf_counter()
-        status = 0
-
-        async def send_with_id(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-                MutableHeaders(scope=message)[REQUEST_ID] = call.request_id
-            await send(message)
-
+        answer = Answering(send, call.request_id)
         try:
             if scope["path"] in _PROBES:
-                await self.app(scope, receive, send_with_id)
+                await self.app(scope, receive, answer.send)
             else:
                 # Those whose keys have no names take turns by connection, as over gRPC.
                 host, port = scope.get("client") or ("", 0)
                 caller = caller_of(self._keys, headers.get("authorization"), f"http:{host}:{port}")
                 with calling_as(caller):
-                    await self.app(scope, receive, send_with_id)
+                    await self.app(scope, receive, answer.send)
         except HttpError as refusal:
             call.code = refusal.code
-            await refusal.response()(scope, receive, send_with_id)
+            await refusal.response()(scope, receive, answer.send)
         except Exception as error:
             log_exception(logger, "a request failed unexpectedly", error)
-            if status:
+            if answer.status:
                 raise
             text = f"the gateway failed; its log says more under request id {call.request_id}"
-            await HttpError(500, "gateway_failed", text).response()(scope, receive, send_with_id)
+            await HttpError(500, "gateway_failed", text).response()(scope, receive, answer.send)
         finally:
             self._metrics.in_flight.dec()
-            self._tell(scope, call, status or CLIENT_GONE, time.perf_counter() - started, span)
+            self._tell(scope, call, answer.status or CLIENT_GONE, time.perf_counter() - started, span)
 
     def _start_span(self, scope: Scope, headers: Headers) -> ServerSpan | None:
         if self._tracing is None or scope["path"] in _PROBES:
             return None
-        method = _known(scope["method"])
+        method = method_of(scope)
         return self._tracing.start_server_span(f"HTTP {method}", headers, {"http.request.method": method})
 
     def _tell(self, scope: Scope, call: HttpCall, status: int, seconds: float, span: ServerSpan | None) -> None:
         # The route's own, since what was asked may be anything.
-        path = getattr(scope.get("route"), "path", None) or _OTHER
+        method, path = method_of(scope), route_of(scope)
         self._metrics.http_requests.labels(path, str(status)).inc()
         self._metrics.http_request_seconds.labels(path).observe(seconds)
         fields: dict[str, Any] = {
-            "method": f"{_known(scope['method'])} {path}",
+            "method": f"{method} {path}",
             "status": status,
             "milliseconds": round(1000 * seconds, 3),
             "tokens": call.tokens,
@@ -134,7 +125,3 @@ class HttpCalls:
             text = "%s %d in %.1f ms: %d tokens, %d rows"
             arguments = fields["method"], status, 1000 * seconds, call.tokens, call.rows
             logger.log(level, text, *arguments, extra=log_fields(**fields))
-
-
-def _known(method: str) -> str:
-    return method if method in _METHODS else _OTHER
