@@ -7,7 +7,15 @@ import torch
 from torch import Tensor
 
 from latentforge.model.chunks import left_pad_count
-from latentforge.model.decoding.batch import BatchDecoding, OpenText, TextLogprobs, TokenLogprob, WrittenChunk
+from latentforge.model.decoding.batch import (
+    BatchDecoding,
+    Draft,
+    DraftRequest,
+    OpenText,
+    TextLogprobs,
+    TokenLogprob,
+    WrittenChunk,
+)
 from latentforge.model.engine.requests import GenerationRequest
 from latentforge.model.latent_model import LatentModel
 from latentforge.model.sampling import SamplingParams
@@ -76,6 +84,16 @@ class SerialDecoding(BatchDecoding):
         self._called("step", len(texts))
         return [self._write(text) for text in texts if isinstance(text, SerialText)]
 
+    def extend(self, text: OpenText, token_ids: Sequence[int]) -> None:
+        assert isinstance(text, SerialText)
+        text.token_ids += token_ids
+        text.num_unread += len(token_ids)
+        text.room -= len(token_ids)
+
+    def draft(self, asked: Sequence[DraftRequest]) -> list[Draft]:
+        self._called("draft", len(asked))
+        return [self._drafted(request) for request in asked]
+
     def close(self, text: OpenText) -> None:
         assert isinstance(text, SerialText)
         self.open_texts.remove(text)
@@ -111,6 +129,21 @@ class SerialDecoding(BatchDecoding):
         if text.logprobs is None:
             return WrittenChunk(written, finite=finite)
         return WrittenChunk(written, logprobs, best, finite)
+
+    def _drafted(self, request: DraftRequest) -> Draft:
+        assert isinstance(request.text, SerialText)
+        assert request.text in self.open_texts
+        assert not request.text.num_unread
+        known, product, draft = [*request.text.token_ids, *request.begun], 1.0, Draft([], [])
+        for _ in range(min(request.most, request.text.room - len(request.begun))):
+            probability, token_id = (float(best) for best in self._next_logits(known).softmax(-1).max(-1))
+            product *= probability
+            if product < request.least:
+                break
+            known.append(int(token_id))
+            draft.token_ids.append(int(token_id))
+            draft.probabilities.append(probability)
+        return draft
 
     @torch.inference_mode()
     def _next_logits(self, token_ids: list[int]) -> Tensor:

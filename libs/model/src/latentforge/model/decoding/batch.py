@@ -42,6 +42,36 @@ class WrittenChunk:
 
 
 @dataclass(frozen=True)
+class DraftRequest:
+    """What is asked of a draft.
+
+    Attributes:
+        text: behind which; all of it has been read.
+        begun: up to K - 1 ids behind it, which are no whole chunk yet.
+        most: tokens of the longest draft.
+        least: the draft ends before the token with which the product of its tokens' probabilities falls below.
+    """
+
+    text: OpenText
+    begun: Sequence[int]
+    most: int
+    least: float = 0.0
+
+
+@dataclass(frozen=True)
+class Draft:
+    """The likeliest next tokens, one after the other; no pads.
+
+    Attributes:
+        token_ids: may be none.
+        probabilities: the model's, of each behind those before it.
+    """
+
+    token_ids: list[int]
+    probabilities: list[float]
+
+
+@dataclass(frozen=True)
 class TextLogprobs:
     """Each token's log probability behind those before it; the first one's is that at the beginning of a text.
 
@@ -112,6 +142,30 @@ class BatchDecoding(ABC):
 
         Raises:
             ValueError: a text is not read yet, has no room left, or is closed.
+        """
+
+    @abstractmethod
+    def extend(self, text: OpenText, token_ids: Sequence[int]) -> None:
+        """Goes on with ids that somebody else wrote; :meth:`prefill` reads them.
+
+        Args:
+            text: which.
+            token_ids: whole chunks.
+
+        Raises:
+            ValueError: they are not, there is no room for them, or one is not in the vocabulary.
+        """
+
+    @abstractmethod
+    def draft(self, asked: Sequence[DraftRequest]) -> list[Draft]:
+        """Drafts behind texts, one for each request; nothing of it is kept. A draft ends where the text's room does.
+
+        Args:
+            asked: of different texts.
+
+        Raises:
+            ValueError: a text is not read yet or is closed, what is begun is a whole chunk, or an id is not in the
+                vocabulary.
         """
 
     @abstractmethod

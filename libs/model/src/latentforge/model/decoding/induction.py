@@ -83,6 +83,10 @@ class SlotInduction:
         self.values[slot].zero_()
         self.base[slot, ..., self._k + 1 :] = -torch.inf
 
+    def take_back(self, slot: int, length: int) -> None:
+        """Forgets a text's tokens from token ``length`` on."""
+        self.base[slot, ..., self._k + 1 + length :] = -torch.inf
+
     def move(self, source: int, target: int) -> None:
         """Takes a text to another slot."""
         for memory in (self.keys, self.values, self.ids, self.base):

@@ -8,11 +8,19 @@ from torch import Tensor
 
 from latentforge.model.chunks import check_ids, left_pad_count
 from latentforge.model.decoding.backbone import PromptPiece
-from latentforge.model.decoding.batch import BatchDecoding, OpenText, TextLogprobs, WrittenChunk
+from latentforge.model.decoding.batch import (
+    BatchDecoding,
+    Draft,
+    DraftRequest,
+    OpenText,
+    TextLogprobs,
+    WrittenChunk,
+)
+from latentforge.model.decoding.drafts import GreedyDraft
 from latentforge.model.decoding.logprobs import StepLogprobs
 from latentforge.model.decoding.parts import decoding_parts
 from latentforge.model.decoding.scoring import score_pieces
-from latentforge.model.decoding.texts import SlotText
+from latentforge.model.decoding.texts import SlotText, StepSlots
 from latentforge.model.latent_model import LatentModel
 from latentforge.model.layers import TABLE_SCALE
 from latentforge.model.sampling import BatchSampler, SamplingParams, TextSampling
@@ -123,6 +131,32 @@ class SlotDecoding(BatchDecoding):
         return [written[self._own(text)] for text in texts]
 
     @torch.inference_mode()
+    def extend(self, text: OpenText, token_ids: Sequence[int]) -> None:
+        own, k = self._own(text), self.chunk_size
+        if len(token_ids) % k:
+            raise ValueError(f"{len(token_ids)} ids are no whole chunks of {k}")
+        if len(token_ids) > own.room:
+            raise ValueError(f"{len(token_ids)} ids are more than the {own.room} that the text has room for")
+        check_ids(token_ids, self.vocab_size, "text")
+        own.ids += token_ids
+        own.room -= len(token_ids)
+        own.num_unread += len(token_ids)
+
+    @torch.inference_mode()
+    def draft(self, asked: Sequence[DraftRequest]) -> list[Draft]:
+        for request in asked:
+            if self._own(request.text).num_unread:
+                raise ValueError(f"{request.text.num_unread} tokens of a text are to be read before it can be drafted")
+            check_ids(request.begun, self.vocab_size, "text")
+        drafting = [GreedyDraft(self._own(request.text), request, self.chunk_size) for request in asked]
+        drafting.sort(key=lambda draft: draft.text.slot)
+        going = [draft for draft in drafting if not draft.is_over]
+        for some in [[draft] for draft in going] if self._exact else [going] if going else []:
+            self._draft(some)
+        drafted = {draft.text: draft.drafted for draft in drafting}
+        return [drafted[self._own(request.text)] for request in asked]
+
+    @torch.inference_mode()
     def close(self, text: OpenText) -> None:
         closed, last = self._own(text), self._texts[-1]
         self._texts.pop()
@@ -170,8 +204,8 @@ class SlotDecoding(BatchDecoding):
             text.num_read += length
             text.num_unread -= length
 
-    def _write(self, stepping: Sequence[SlotText], forced: Sequence[Sequence[int]]) -> list[WrittenChunk]:
-        """Writes a chunk behind texts that are sorted by slot; it begins with the ids that are forced."""
+    def _begin_chunk(self, stepping: Sequence[SlotText]) -> StepSlots:
+        """Begins a chunk behind texts that are sorted by slot: the writer has its first token's logits."""
         first, k = stepping[0].slot, self.chunk_size
         texts = self._texts[first : stepping[-1].slot + 1]
         row_ids = [text.slot - first for text in stepping]
@@ -191,32 +225,82 @@ class SlotDecoding(BatchDecoding):
             self._fill_tail(texts, embedded)
             self._induction.begin(first, lengths)
         self._writer.begin(hidden, embedded[:, self._recent - self._writer.window :], self._noise(texts, stepping))
-        tokens_kn, logprobs, finite = self._draw_chunk(first, len(texts), rows, stepping, forced)
+        return StepSlots(first, lengths, rows, row_ids)
+
+    def _keep_chunk(self, slots: StepSlots, written: Sequence[tuple[SlotText, list[int]]]) -> None:
+        """Keeps the chunk that was begun last, and read to its end, of the texts that step."""
         if self._induction is not None:
-            self._induction.end(rows, row_ids, lengths)
+            self._induction.end(slots.rows, slots.row_ids, slots.lengths)
         if self._states is not None:
-            self._states.end(rows)
-        written = []
-        for text, ids, asked, sound in zip(
-            stepping, tokens_kn.T.tolist(), logprobs.lists(), finite.tolist(), strict=True
-        ):
+            self._states.end(slots.rows)
+        for text, ids in written:
             text.ids += ids
-            text.num_read += k
-            text.room -= k
+            text.num_read += self.chunk_size
+            text.room -= self.chunk_size
+
+    def _write(self, stepping: Sequence[SlotText], forced: Sequence[Sequence[int]]) -> list[WrittenChunk]:
+        """Writes a chunk behind texts that are sorted by slot; it begins with the ids that are forced."""
+        slots = self._begin_chunk(stepping)
+        tokens_kn, logprobs, finite = self._draw_chunk(slots, stepping, forced)
+        chunks = tokens_kn.T.tolist()
+        self._keep_chunk(slots, list(zip(stepping, chunks, strict=True)))
+        written = []
+        for ids, asked, sound in zip(chunks, logprobs.lists(), finite.tolist(), strict=True):
             values, best = asked or (None, None)
             written.append(WrittenChunk(ids, values, best, sound))
         return written
 
+    def _draft(self, going: list[GreedyDraft]) -> None:
+        """Drafts behind texts that are sorted by slot, chunk after chunk, and takes back what was kept of them."""
+        texts = [draft.text for draft in going]
+        lengths = [text.num_read for text in texts]
+        behind = None if self._states is None else [self._states.behind(text.slot) for text in texts]
+        try:
+            while going:
+                slots = self._begin_chunk([draft.text for draft in going])
+                if self._draft_chunk(slots, going):
+                    return
+                self._keep_chunk(slots, [(draft.text, draft.next_chunk()) for draft in going])
+                going = [draft for draft in going if not draft.is_over]
+        finally:
+            for row, (text, length) in enumerate(zip(texts, lengths, strict=True)):
+                if text.num_read == length:
+                    continue
+                text.room += text.num_read - length
+                text.num_read = length
+                del text.ids[length:]
+                if self._induction is not None:
+                    self._induction.take_back(text.slot, length)
+                if self._states is not None and behind is not None:
+                    self._states.go_back(text.slot, behind[row])
+
+    def _draft_chunk(self, slots: StepSlots, going: Sequence[GreedyDraft]) -> bool:
+        """Drafts the tokens of the chunk that was begun; says whether every draft ended before the chunk did."""
+        ids = torch.zeros(len(slots.lengths), dtype=torch.int64, device=self._device)
+        for place in range(self.chunk_size):
+            # What is known needs no logits, which are most of the work.
+            if any(draft.wants(place) for draft in going):
+                found = None if self._induction is None else self._induction.find(place)
+                logits = self._writer.logits(place, found)
+                best = (logits if slots.is_whole else logits[slots.rows]).log_softmax(-1).max(-1)
+                for draft, token_id, logprob in zip(going, best.indices.tolist(), best.values.tolist(), strict=True):
+                    draft.offer(place, token_id, logprob)
+                if all(draft.is_over for draft in going):
+                    return True
+            ids[slots.rows] = torch.tensor([draft.at(place) for draft in going], device=self._device)
+            self._read_token(slots, place, ids)
+        return False
+
     def _draw_chunk(
-        self, first: int, num: int, rows: Tensor, stepping: Sequence[SlotText], forced: Sequence[Sequence[int]]
+        self, slots: StepSlots, stepping: Sequence[SlotText], forced: Sequence[Sequence[int]]
     ) -> tuple[Tensor, StepLogprobs, Tensor]:
-        """Draws the chunk's tokens of those of ``num`` texts from slot ``first`` on that step.
+        """Draws the tokens of the chunk that was begun.
 
         Returns:
             int64 [K, n]; log probabilities; whether each text's logits are finite, bool [n].
         """
-        k, induction = self.chunk_size, self._induction
-        whole = len(stepping) == num
+        k, induction, rows = self.chunk_size, self._induction, slots.rows
+        num, whole = len(slots.lengths), slots.is_whole
         drawn_kn = torch.empty(k, len(stepping), dtype=torch.int64, device=self._device)
         every_kn = drawn_kn if whole else drawn_kn.new_zeros(k, num)
         forced_kn = self._forced(forced)
@@ -235,19 +319,23 @@ class SlotDecoding(BatchDecoding):
             drawn_kn[place] = tokens
             if not whole:
                 every_kn[place, rows] = tokens
-            is_last = place + 1 == k
-            if induction is not None:
-                embedded = induction.tail[first : first + num, self._context + place]
-                torch.mul(F.embedding(every_kn[place], self._writer.table), TABLE_SCALE, out=embedded)
-                induction.read_token(place, every_kn[place])
-            elif not is_last or self._states is not None:
-                embedded = self._embed(every_kn[place])
-            if not is_last:
-                self._writer.read(embedded)
-            elif self._states is not None:
-                # Of the chunk nothing is left to write, but what was read is carried on.
-                self._states.read_token(embedded)
+            self._read_token(slots, place, every_kn[place])
         return drawn_kn, logprobs, sampler.take_finite()
+
+    def _read_token(self, slots: StepSlots, place: int, token_ids: Tensor) -> None:
+        """Reads token ``place`` of the chunk that was begun, int64 [n], of all texts in its slots."""
+        is_last = place + 1 == self.chunk_size
+        if self._induction is not None:
+            embedded = self._induction.tail[slots.first :][: len(slots.lengths), self._context + place]
+            torch.mul(F.embedding(token_ids, self._writer.table), TABLE_SCALE, out=embedded)
+            self._induction.read_token(place, token_ids)
+        elif not is_last or self._states is not None:
+            embedded = self._embed(token_ids)
+        if not is_last:
+            self._writer.read(embedded)
+        elif self._states is not None:
+            # Of the chunk nothing is left to write, but what was read is carried on.
+            self._states.read_token(embedded)
 
     def _sampler_of(self, stepping: Sequence[SlotText]) -> BatchSampler:
         """One is kept for as long as the same texts step."""

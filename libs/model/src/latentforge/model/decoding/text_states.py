@@ -33,6 +33,14 @@ class SlotStates:
         """Takes a text to another slot."""
         self.memory[:, target] = self.memory[:, source]
 
+    def behind(self, slot: int) -> Tensor:
+        """The states behind a text, float [num_layers, width], to go back to."""
+        return self.memory[:, slot].clone()
+
+    def go_back(self, slot: int, states: Tensor) -> None:
+        """Forgets what was read of a text since its ``states``."""
+        self.memory[:, slot] = states
+
     def read(self, slot: int, embedded: Tensor) -> Tensor:
         """Reads a text's next tokens, embedded [t, e]; gives the states before each of them, float [t, width]."""
         before = self.memory[:, slot : slot + 1].clone()

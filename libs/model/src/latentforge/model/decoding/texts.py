@@ -1,6 +1,10 @@
 """Texts that are written, and their slots."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
+
+from torch import Tensor
 
 from latentforge.model.decoding.batch import OpenText
 from latentforge.model.sampling import TextSampling
@@ -23,3 +27,24 @@ class SlotText(OpenText):
     logprobs: int | None
     sampling: TextSampling
     num_read: int = 0
+
+
+class StepSlots(NamedTuple):
+    """The slots that a step computes, from the first text that steps to the last.
+
+    Attributes:
+        first: slot of the first.
+        lengths: tokens that are read of each, n of them.
+        rows: those among them that step, int64 [r], ascending.
+        row_ids: the same as ints.
+    """
+
+    first: int
+    lengths: Sequence[int]
+    rows: Tensor
+    row_ids: Sequence[int]
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all of them step."""
+        return len(self.row_ids) == len(self.lengths)
