@@ -18,6 +18,7 @@ PACKAGES = (
     "libs/text",
     "libs/teacher-client",
     "libs/model",
+    "libs/drafter",
     "services/teacher-gateway",
     "services/trainer",
     "services/inference",

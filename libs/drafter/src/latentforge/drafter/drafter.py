@@ -1,0 +1,200 @@
+"""From texts as they grow to drafts of what comes next."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from latentforge.drafter.known_texts import KnownText, TokenIds, recognised
+from latentforge.drafter.speed import DraftSpeed
+from latentforge.model.chunks import left_pad_count
+from latentforge.model.decoding.batch import BatchDecoding, DraftRequest
+from latentforge.model.sampling import SamplingParams
+
+_GREEDY = SamplingParams(temperature=0)
+
+
+@dataclass(frozen=True)
+class DraftRule:
+    """When a draft ends.
+
+    Attributes:
+        max_tokens: its longest.
+        least_confidence: it ends before the token with which the product of the student's probabilities falls below;
+            None is chosen by what passes and drafts are measured to take, see :mod:`latentforge.drafter.speed`.
+        read_tokens: about so many tokens of new texts are read in one call; until all of a text is read it gets none.
+
+    Raises:
+        ValueError: one is out of range.
+    """
+
+    max_tokens: int = 8
+    least_confidence: float | None = None
+    read_tokens: int = 4096
+
+    def __post_init__(self) -> None:
+        for name, value in (("max_tokens", self.max_tokens), ("read_tokens", self.read_tokens)):
+            if value < 1:
+                raise ValueError(f"{name}={value}; set at least 1")
+        if self.least_confidence is not None and not 0 <= self.least_confidence <= 1:
+            raise ValueError(f"least_confidence={self.least_confidence}; set 0 to 1, or None")
+
+
+@dataclass
+class DrafterCounts:
+    """Since the drafter was made.
+
+    Attributes:
+        opened: texts that were seen for the first time.
+        tokens_read: of texts, pads included.
+        drafts: that were not empty.
+        drafted: tokens.
+        too_long: times that a text got none because it fills the student's context.
+        without_slot: times that a text got none because others had all slots.
+    """
+
+    opened: int = 0
+    tokens_read: int = 0
+    drafts: int = 0
+    drafted: int = 0
+    too_long: int = 0
+    without_slot: int = 0
+
+
+class Drafter:
+    """Drafts greedily for many texts at once. Not thread-safe.
+
+    It keeps the state of texts in the decoding's slots, and reads of a text what has come since it was last seen: the
+    tokens that the teacher took, and its own. A text is known by its ids, see :mod:`latentforge.drafter.known_texts`;
+    one that is seen no more keeps its slot until another needs it, so that a chat's next turn finds the last one.
+
+    Args:
+        decoding: of the student; texts that others open in it take slots that this then has not.
+        rule: when drafts end.
+        clock: gives seconds that never run backwards.
+
+    Attributes:
+        counts: what was done.
+        speed: what was measured.
+    """
+
+    def __init__(
+        self, decoding: BatchDecoding, rule: DraftRule | None = None, clock: Callable[[], float] = time.perf_counter
+    ) -> None:
+        self.rule = rule or DraftRule()
+        self.counts = DrafterCounts()
+        self.speed = DraftSpeed()
+        self._decoding, self._clock = decoding, clock
+        self._known: list[KnownText] = []
+        self._call = 0
+        self._ended = 0.0
+
+    def draft(self, texts: Sequence[ArrayLike], most: Sequence[int] | None = None) -> list[list[int]]:
+        """A draft for each text, possibly empty.
+
+        Args:
+            texts: ids of all that is written so far, [L] integers each; every running text at each call, in any order.
+            most: for each of them the longest draft; at most ``max_tokens`` of the rule, its default.
+        """
+        began = self._clock()
+        self._call += 1
+        every = [np.asarray(ids, np.int64) for ids in texts]
+        asked = [self.rule.max_tokens] * len(every) if most is None else most
+        found = recognised(every, self._known)
+        self._observe_pass(found, every, began)
+        for one in found:
+            if one is not None:
+                one.seen = self._call
+        known = [self._followed(one, ids) for one, ids in zip(found, every, strict=True)]
+        self._read([one for one in known if one is not None])
+        drafts = self._drafted(known, [min(longest, self.rule.max_tokens) for longest in asked])
+        self._ended = self._clock()
+        if num_drafted := sum(map(len, drafts)):
+            self.speed.observe_draft(num_drafted, self._ended - began)
+        return drafts
+
+    def _observe_pass(self, found: Sequence[KnownText | None], texts: Sequence[TokenIds], now: float) -> None:
+        """Measures the pass that lies behind, if it did nothing but go on with the texts of the last call."""
+        known = [(one, len(ids) - len(one.ids)) for one, ids in zip(found, texts, strict=True) if one is not None]
+        if not known or len(known) < len(texts) or any(one.seen < self._call - 1 or not new for one, new in known):
+            return
+        if len(known) < sum(one.seen == self._call - 1 for one in self._known):
+            return
+        num_tokens = sum(1 + one.num_drafted for one, _ in known)
+        self.speed.observe_pass(num_tokens, now - self._ended, sum(new for _, new in known))
+
+    def _followed(self, known: KnownText | None, ids: TokenIds) -> KnownText | None:
+        """A text's slot, with all of its whole chunks; None where it has none."""
+        if known is None:
+            known = self._opened(ids)
+            if known is None:
+                return None
+        num_new = len(ids) - known.num_given
+        whole = num_new // self._decoding.chunk_size * self._decoding.chunk_size
+        if num_new >= known.text.room:
+            self.counts.too_long += 1
+            self._close(known)
+            return None
+        if not self._has_all(ids[known.num_given :]):
+            self._close(known)
+            return None
+        if whole:
+            self._decoding.extend(known.text, ids[known.num_given : known.num_given + whole].tolist())
+            known.num_given += whole
+        known.ids = ids.copy()
+        return known
+
+    def _opened(self, ids: TokenIds) -> KnownText | None:
+        """A slot for a new text; None where there is none, or none for this one."""
+        k = self._decoding.chunk_size
+        if len(ids) + left_pad_count(len(ids), k) + k > self._decoding.max_tokens:
+            self.counts.too_long += 1
+            return None
+        if not len(ids) or not self._has_all(ids):
+            return None
+        if not self._decoding.num_free:
+            unseen = [one for one in self._known if one.seen < self._call]
+            if not unseen:
+                self.counts.without_slot += 1
+                return None
+            self._close(min(unseen, key=lambda one: one.seen))
+        known = KnownText(self._decoding.open(ids.tolist(), _GREEDY), ids.copy(), len(ids), seen=self._call)
+        self._known.append(known)
+        self.counts.opened += 1
+        return known
+
+    def _has_all(self, ids: TokenIds) -> bool:
+        """Whether the student's vocabulary has all of these ids; an engine's output layer may be wider."""
+        return bool(((ids >= 0) & (ids < self._decoding.vocab_size)).all())
+
+    def _close(self, known: KnownText) -> None:
+        self._known.remove(known)
+        self._decoding.close(known.text)
+
+    def _read(self, known: Sequence[KnownText]) -> None:
+        left = self.rule.read_tokens
+        texts = [one.text for one in known]
+        while left > 0 and (num := self._decoding.prefill(texts, left)):
+            left -= num
+            self.counts.tokens_read += num
+
+    def _drafted(self, known: Sequence[KnownText | None], most: Sequence[int]) -> list[list[int]]:
+        least = self.speed.least if self.rule.least_confidence is None else self.rule.least_confidence
+        asked: list[DraftRequest] = []
+        places: list[int] = []
+        for at, (one, longest) in enumerate(zip(known, most, strict=True)):
+            if one is not None and not one.text.num_unread:
+                begun = one.ids[one.num_given :].tolist()
+                asked.append(DraftRequest(one.text, begun, longest, least))
+                places.append(at)
+        drafts: list[list[int]] = [[] for _ in known]
+        for at, draft in zip(places, self._decoding.draft(asked), strict=True):
+            drafts[at] = draft.token_ids
+        for one, token_ids in zip(known, drafts, strict=True):
+            if one is not None:
+                one.num_drafted = len(token_ids)
+        self.counts.drafts += sum(map(bool, drafts))
+        self.counts.drafted += sum(map(len, drafts))
+        return drafts
