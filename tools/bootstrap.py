@@ -19,6 +19,7 @@ PACKAGES = (
     "libs/teacher-client",
     "libs/model",
     "libs/drafter",
+    "libs/snapshots",
     "services/teacher-gateway",
     "services/trainer",
     "services/inference",

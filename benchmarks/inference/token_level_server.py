@@ -9,11 +9,11 @@ from benchmarks.inference.models import twin_of
 from latentforge.core.devices import choose_device
 from latentforge.core.logs import configure_logging
 from latentforge.core.settings import load_settings
-from latentforge.inference.checkpoints.registry import Registry
-from latentforge.inference.checkpoints.snapshot import DecodingMemory, Snapshot
 from latentforge.inference.main import serve
 from latentforge.inference.settings import InferenceSettings
 from latentforge.model.decoding.build import batch_decoding
+from latentforge.snapshots.registry import Registry
+from latentforge.snapshots.snapshot import DecodingMemory, Snapshot
 
 
 class TokenLevelRegistry(Registry):

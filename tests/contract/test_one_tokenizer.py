@@ -16,9 +16,9 @@ from transformers import AutoTokenizer
 from latentforge.gateway.rpc.host import TeacherHost
 from latentforge.gateway.rpc.servicer import TeacherServicer
 from latentforge.gateway.rpc.validation import generation
-from latentforge.inference.checkpoints.snapshot import Snapshot
 from latentforge.inference.rest.completion import prepare, stops
 from latentforge.inference.rest.schemas.generate import GenerateRequest
+from latentforge.snapshots.snapshot import Snapshot
 from latentforge.teacher.v1 import teacher_pb2 as pb
 from latentforge.text.packed import PackedData
 from latentforge.text.packing import pack_jsonl

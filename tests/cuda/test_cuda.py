@@ -13,8 +13,8 @@ from latentforge.core.checkpoint_files import read_manifest
 from latentforge.core.checkpoints import list_checkpoints
 from latentforge.gateway.backends.local.backend import TransformersBackend
 from latentforge.gateway.settings import GatewaySettings
-from latentforge.inference.checkpoints.snapshot import load_snapshot
 from latentforge.model.finite import finite_logits
+from latentforge.snapshots.snapshot import load_snapshot
 from latentforge.teacher_client.sparse_rows import SparseRows
 from latentforge.trainer.cli.main import app
 from latentforge.trainer.results import StudentResult

@@ -14,10 +14,10 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from latentforge.core.checkpoints import list_checkpoints
-from latentforge.inference.checkpoints.snapshot import load_snapshot
 from latentforge.model.batch_generation import generate_batch
 from latentforge.model.metrics.acceptance import accepted_of_drafts, token_acceptance
 from latentforge.model.sampling import SamplingParams
+from latentforge.snapshots.snapshot import load_snapshot
 from latentforge.text.tokenizer import TextTokenizer
 from latentforge.trainer.data.corpus import source_files, stdlib_root
 

@@ -21,11 +21,11 @@ from transformers import AutoTokenizer
 from latentforge.core.checkpoint_files import read_manifest, verify_checkpoint
 from latentforge.core.checkpoints import list_checkpoints
 from latentforge.core.manifest import MANIFEST
-from latentforge.inference.checkpoints.snapshot import load_snapshot
 from latentforge.model.chunk_decoder.split import SplitDecoder
 from latentforge.model.golden import check_golden
 from latentforge.model.io import load_autoencoder, load_student
 from latentforge.model.latent_model import LatentModel
+from latentforge.snapshots.snapshot import load_snapshot
 from latentforge.trainer.data.corpus import source_files, stdlib_root
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -17,9 +17,9 @@ from benchmarks.trainer.__main__ import TrainerBenchResults
 from benchmarks.trainer.english import write_docstrings
 from benchmarks.trainer.pretrained import LAYERS
 from latentforge.core.checkpoints import list_checkpoints
-from latentforge.inference.checkpoints.snapshot import load_snapshot
 from latentforge.model.causal_lm import open_causal_lm
 from latentforge.model.principal_components import principal_components
+from latentforge.snapshots.snapshot import load_snapshot
 from latentforge.trainer.config.recipe import load_recipe, parse_override
 from latentforge.trainer.config.settings import TrainerSettings
 from tools.demo.settings import ROOT

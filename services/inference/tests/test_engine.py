@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 
-from latentforge.inference.checkpoints.snapshot import load_snapshot
 from latentforge.inference.engine import AsyncEngine
 from latentforge.model.engine.errors import (
     DeadlineError,
@@ -20,6 +19,7 @@ from latentforge.model.engine.errors import (
 from latentforge.model.engine.limits import EngineLimits
 from latentforge.model.engine.requests import GenerationRequest, ScoringRequest
 from latentforge.model.sampling import SamplingParams
+from latentforge.snapshots.snapshot import load_snapshot
 from tests.serial_decoding import SerialDecoding, written_alone
 
 Publish = Callable[..., Path]

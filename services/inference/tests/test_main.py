@@ -13,6 +13,7 @@ from typing import Any
 import httpx
 import pytest
 
+from latentforge.core.checkpoints import UnknownCheckpointError
 from latentforge.core.settings import SettingsError
 from latentforge.inference.main import build_registry, listen
 from latentforge.inference.settings import InferenceSettings
@@ -176,3 +177,22 @@ def test_cuda_is_refused_where_there_is_none(monkeypatch: pytest.MonkeyPatch) ->
     with pytest.raises(SettingsError, match="INFERENCE_DEVICE is 'cuda', but of CUDA devices torch finds none"):
         build_registry(InferenceSettings(inference_device="cuda"))
     assert build_registry(InferenceSettings(inference_device="auto")).device.type == "cpu"
+
+
+def test_the_registry_names_the_setting_that_keeps_a_checkpoint_from_being_asked_for(
+    publish: Publish, checkpoints: Path
+) -> None:
+    publish(1)
+    publish(2)
+    registry = build_registry(InferenceSettings(checkpoints_dir=checkpoints, inference_extra_checkpoints=0))
+    registry.refresh()
+    with pytest.raises(UnknownCheckpointError, match="INFERENCE_EXTRA_CHECKPOINTS=0 keeps nothing"):
+        registry.snapshot_for("demo/1")
+
+
+def test_the_registry_names_the_setting_for_which_there_is_no_memory(publish: Publish, checkpoints: Path) -> None:
+    publish(1)
+    settings = InferenceSettings(checkpoints_dir=checkpoints).model_copy(update={"inference_slots": 10**12})
+    registry = build_registry(settings)
+    registry.refresh()
+    assert "lower INFERENCE_SLOTS" in registry.waiting_for

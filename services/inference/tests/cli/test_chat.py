@@ -9,11 +9,11 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from latentforge.inference.checkpoints.snapshot import load_snapshot
 from latentforge.inference.cli.local import answer_here
 from latentforge.inference.cli.main import app
 from latentforge.inference.cli.options import request_of
 from latentforge.inference.cli.writing import show
+from latentforge.snapshots.snapshot import load_snapshot
 
 Publish = Callable[..., Path]
 runner = CliRunner()

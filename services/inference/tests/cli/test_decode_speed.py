@@ -4,9 +4,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from latentforge.inference.checkpoints.snapshot import load_snapshot
 from latentforge.inference.cli.decode_speed import BenchPaces, Pace, measure, read_prompts
 from latentforge.model.sampling import SamplingParams
+from latentforge.snapshots.snapshot import load_snapshot
 
 Publish = Callable[..., Path]
 

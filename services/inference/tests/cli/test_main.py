@@ -11,13 +11,13 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from latentforge.inference.checkpoints.snapshot import load_snapshot
 from latentforge.inference.cli.decode_speed import BenchResults
 from latentforge.inference.cli.main import app
 from latentforge.inference.rest.completion import prepare
 from latentforge.inference.rest.schemas.generate import GenerateRequest
 from latentforge.model.engine import offline
 from latentforge.model.engine.requests import Written
+from latentforge.snapshots.snapshot import load_snapshot
 
 Publish = Callable[..., Path]
 runner = CliRunner()

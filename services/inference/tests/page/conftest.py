@@ -7,9 +7,9 @@ import httpx
 import pytest
 
 from latentforge.core.settings import load_settings
-from latentforge.inference.checkpoints.registry import Registry
 from latentforge.inference.main import build
 from latentforge.inference.settings import InferenceSettings
+from latentforge.snapshots.registry import Registry
 
 PageServer = Callable[..., AbstractAsyncContextManager[tuple[httpx.AsyncClient, Registry]]]
 

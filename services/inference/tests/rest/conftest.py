@@ -16,10 +16,10 @@ import pytest
 from latentforge.core.http.connections import ConnectionLimits
 from latentforge.core.settings import load_settings
 from latentforge.core.sockets import listening_socket
-from latentforge.inference.checkpoints.snapshot import Snapshot
 from latentforge.inference.edge.server import DrainingServer
 from latentforge.inference.main import Service, build
 from latentforge.inference.settings import InferenceSettings
+from latentforge.snapshots.snapshot import Snapshot
 
 Publish = Callable[..., Path]
 SHIPPED = Path(__file__).resolve().parents[4] / "models" / "stdlib-student"

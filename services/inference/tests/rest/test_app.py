@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from latentforge.core.settings import load_settings
-from latentforge.inference.checkpoints.snapshot import load_snapshot
 from latentforge.inference.main import Service, build
 from latentforge.inference.settings import InferenceSettings
+from latentforge.snapshots.snapshot import load_snapshot
 
 Publish = Callable[..., Path]
 Hold = Callable[..., "Gate"]
@@ -400,9 +400,7 @@ async def test_a_prompt_is_refused_by_its_bytes_before_it_is_tokenised(
         longest = "é" * (snapshot.max_prompt_bytes // 2)
         counted = await client.post("/generate", json={"prompt": longest})
         assert "tokens, but demo/step-00000001 takes at most 28" in counted.json()["error"]["message"]
-        monkeypatch.setattr(
-            "latentforge.inference.checkpoints.snapshot.Snapshot.encode", lambda *_: pytest.fail("tokenised")
-        )
+        monkeypatch.setattr("latentforge.snapshots.snapshot.Snapshot.encode", lambda *_: pytest.fail("tokenised"))
         response = await client.post("/generate", json={"prompt": longest + "é"})
         assert response.status_code == 400
         error = response.json()["error"]

@@ -303,9 +303,7 @@ def test_a_default_of_tokens_shrinks_to_what_fits(api: Any) -> None:
 
 
 def test_a_prompt_is_refused_by_its_bytes_before_it_is_tokenised(api: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        "latentforge.inference.checkpoints.snapshot.Snapshot.encode", lambda *_, **__: pytest.fail("tokenised")
-    )
+    monkeypatch.setattr("latentforge.snapshots.snapshot.Snapshot.encode", lambda *_, **__: pytest.fail("tokenised"))
     error = api.refusal(COMPLETIONS, prompt=["a", "é" * api.snapshot.max_prompt_bytes])
     assert (error["param"], error["code"]) == ("prompt", "context_length_exceeded")
     assert "bytes" in error["message"]

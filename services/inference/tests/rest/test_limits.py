@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from latentforge.core.settings import load_settings
-from latentforge.inference.checkpoints.snapshot import Snapshot, load_snapshot
 from latentforge.inference.rest.chat import plan_chat
 from latentforge.inference.rest.completions import plan_completion
 from latentforge.inference.rest.limits import check_choices
@@ -12,6 +11,7 @@ from latentforge.inference.rest.prompts import PromptError
 from latentforge.inference.rest.schemas.chat import ChatCompletionRequest
 from latentforge.inference.rest.schemas.completions import CompletionRequest
 from latentforge.inference.settings import InferenceSettings
+from latentforge.snapshots.snapshot import Snapshot, load_snapshot
 
 
 @pytest.fixture

@@ -3,11 +3,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from latentforge.inference.checkpoints.snapshot import Snapshot, load_snapshot
 from latentforge.inference.rest.continuations import PlacedToken
 from latentforge.inference.rest.logprobs import chat_logprobs, completion_logprobs, prompt_tokens, token_text
 from latentforge.inference.rest.prompts import encode_text
 from latentforge.model.decoding.batch import TextLogprobs
+from latentforge.snapshots.snapshot import Snapshot, load_snapshot
 
 
 @pytest.fixture

@@ -17,10 +17,10 @@ import httpx
 import pytest
 import torch
 
-from latentforge.inference.checkpoints.snapshot import DecodingMemory, Snapshot, load_snapshot
 from latentforge.model.engine import offline
 from latentforge.model.engine.requests import GenerationRequest
 from latentforge.model.sampling import SamplingParams
+from latentforge.snapshots.snapshot import DecodingMemory, Snapshot, load_snapshot
 
 _PROMPTS = ("", "def main():", "x = [1, 2", "import os\nimport sys\n" * 12, "#", "class A:\n    def f(self" * 3)
 

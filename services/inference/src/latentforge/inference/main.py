@@ -15,8 +15,6 @@ from latentforge.core.http.connections import ConnectionLimits
 from latentforge.core.settings import SettingsError
 from latentforge.core.sockets import browser_address, http_address, listening_socket
 from latentforge.core.tracing import Tracing
-from latentforge.inference.checkpoints.registry import Registry
-from latentforge.inference.checkpoints.snapshot import DecodingMemory
 from latentforge.inference.edge.bodies import BodyLimits
 from latentforge.inference.edge.install import install
 from latentforge.inference.edge.server import DrainingServer
@@ -29,6 +27,8 @@ from latentforge.inference.rest.app import create_app
 from latentforge.inference.rest.services import Services
 from latentforge.inference.settings import InferenceSettings
 from latentforge.model.engine.limits import EngineLimits
+from latentforge.snapshots.registry import Registry
+from latentforge.snapshots.snapshot import DecodingMemory
 
 # The engine's thread gives up the GIL at every operation of torch, and takes it back from whoever has it then only
 # after this time. With Python's 5 ms a step beside a busy thread took 3 to 30 % longer.
@@ -57,8 +57,9 @@ def build_registry(settings: InferenceSettings) -> Registry:
         settings.checkpoint_run,
         device,
         settings.fallback_run,
-        DecodingMemory(settings.inference_slots, settings.inference_exact),
+        DecodingMemory(settings.inference_slots, settings.inference_exact, "INFERENCE_SLOTS"),
         num_extra=settings.inference_extra_checkpoints,
+        extra_setting="INFERENCE_EXTRA_CHECKPOINTS",
     )
 
 

@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from latentforge.core.command_line import errors_reported
-from latentforge.inference.checkpoints.snapshot import Snapshot
 from latentforge.inference.cli.local import answer_here, newest_snapshot
 from latentforge.inference.cli.options import (
     Checkpoints,
@@ -25,6 +24,7 @@ from latentforge.inference.cli.options import (
 from latentforge.inference.cli.remote import RemoteServer
 from latentforge.inference.cli.writing import Writing, interruptible, show
 from latentforge.inference.rest.schemas.generate import GenerateRequest
+from latentforge.snapshots.snapshot import Snapshot
 from latentforge.text.chat_template import Message
 from latentforge.text.errors import ChatError
 

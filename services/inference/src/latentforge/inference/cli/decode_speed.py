@@ -10,7 +10,6 @@ import torch
 from rich.table import Table
 
 from latentforge.core.results import Result, ResultsFile
-from latentforge.inference.checkpoints.snapshot import Snapshot
 from latentforge.model.decoding.batch import BatchDecoding
 from latentforge.model.decoding.build import batch_decoding
 from latentforge.model.devices import device_description
@@ -19,6 +18,7 @@ from latentforge.model.engine.offline import GenerationResult
 from latentforge.model.engine.requests import GenerationRequest
 from latentforge.model.sampling import SamplingParams
 from latentforge.model.token_level import TokenLevelModel, token_level_config
+from latentforge.snapshots.snapshot import Snapshot
 
 BASELINE = "token-level model, same backbone width and depth, KV cache"
 BASELINE_NOTE = (

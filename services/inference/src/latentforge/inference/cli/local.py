@@ -8,7 +8,6 @@ from pathlib import Path
 from latentforge.core.command_line import errors_reported, fail
 from latentforge.core.logs import configure_logging
 from latentforge.core.settings import load_settings
-from latentforge.inference.checkpoints.snapshot import Snapshot
 from latentforge.inference.cli.writing import Summary, Writing
 from latentforge.inference.main import build_registry
 from latentforge.inference.rest.completion import prepare, stops
@@ -16,6 +15,7 @@ from latentforge.inference.rest.schemas.generate import GenerateRequest
 from latentforge.inference.settings import InferenceSettings
 from latentforge.model.engine import offline
 from latentforge.model.engine.requests import GenerationRequest
+from latentforge.snapshots.snapshot import Snapshot
 from latentforge.text.chat_template import Message
 from latentforge.text.stopping_text import StoppingText
 

@@ -12,8 +12,8 @@ from pydantic import BaseModel, ConfigDict
 from latentforge.core.catalogue import PublishedCheckpoint, pin_checkpoint, published_checkpoints, unpin_run
 from latentforge.core.checkpoints import UnknownCheckpointError, chosen_checkpoint
 from latentforge.core.manifest import CheckpointError, FileRecord
-from latentforge.inference.checkpoints.registry import Registry
 from latentforge.inference.rest.errors import RestError
+from latentforge.snapshots.registry import Registry
 
 # Of more, the oldest are left out; the curve of a run does not need them.
 _MOST_LISTED = 1000

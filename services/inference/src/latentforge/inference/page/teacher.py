@@ -8,8 +8,8 @@ from typing import Annotated
 import grpc
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
-from latentforge.inference.checkpoints.snapshot import Snapshot
 from latentforge.inference.rest.errors import RestError
+from latentforge.snapshots.snapshot import Snapshot
 from latentforge.teacher.v1 import teacher_pb2 as pb
 from latentforge.teacher_client.client import TeacherClient, TeacherError
 from latentforge.teacher_client.sparse_rows import SparseRows

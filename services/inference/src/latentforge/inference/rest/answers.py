@@ -12,13 +12,13 @@ from pydantic import BaseModel
 
 from latentforge.core.api_errors import error_body
 from latentforge.core.http.disconnects import while_connected
-from latentforge.inference.checkpoints.snapshot import Snapshot
 from latentforge.inference.operation.request_record import note_request
 from latentforge.inference.rest.continuations import TextPiece, joined
 from latentforge.inference.rest.failures import rest_error_of
 from latentforge.inference.rest.generation import Choice, OpenChoices
 from latentforge.inference.rest.schemas.common import CompletionUsage, ErrorAnswer
 from latentforge.inference.rest.sse import DONE, EventStream, event
+from latentforge.snapshots.snapshot import Snapshot
 
 _DIGEST_LENGTH = 12
 

@@ -6,8 +6,6 @@ from contextlib import asynccontextmanager, suppress
 
 from fastapi import FastAPI
 
-from latentforge.inference.checkpoints.registry import Registry
-from latentforge.inference.checkpoints.watcher import watch
 from latentforge.inference.engine import AsyncEngine
 from latentforge.inference.operation.drain import Drain
 from latentforge.inference.rest.bodies import BoundedRoute
@@ -25,6 +23,8 @@ from latentforge.inference.rest.services import Services
 from latentforge.inference.rest.status import status_router
 from latentforge.inference.rest.tokenize import tokenize_router
 from latentforge.inference.settings import InferenceSettings
+from latentforge.snapshots.registry import Registry
+from latentforge.snapshots.watcher import watch
 
 
 def create_app(settings: InferenceSettings, registry: Registry, engine: AsyncEngine, drain: Drain) -> FastAPI:

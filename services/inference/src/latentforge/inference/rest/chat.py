@@ -7,7 +7,6 @@ from functools import partial
 
 from fastapi import APIRouter, Request, Response
 
-from latentforge.inference.checkpoints.snapshot import Snapshot
 from latentforge.inference.rest.answers import Answer, respond, whole_texts
 from latentforge.inference.rest.bodies import bounded_route
 from latentforge.inference.rest.continuations import PlacedToken, TextPiece
@@ -28,6 +27,7 @@ from latentforge.inference.rest.schemas.chat import (
     ChatLogprobs,
 )
 from latentforge.inference.rest.services import Services
+from latentforge.snapshots.snapshot import Snapshot
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@ import secrets
 from dataclasses import dataclass
 from functools import partial
 
-from latentforge.inference.checkpoints.snapshot import Snapshot
 from latentforge.inference.engine import AsyncEngine
 from latentforge.inference.operation.request_record import note_request
 from latentforge.inference.rest.prompts import encode_text, sampling_of, tokens_to_write
@@ -16,6 +15,7 @@ from latentforge.inference.rest.schemas.generate import (
 )
 from latentforge.model.engine.offline import GenerationResult
 from latentforge.model.engine.requests import GenerationRequest
+from latentforge.snapshots.snapshot import Snapshot
 from latentforge.text.stopping_text import StoppingText
 
 

@@ -7,7 +7,6 @@ from functools import partial
 
 from fastapi import APIRouter, Request, Response
 
-from latentforge.inference.checkpoints.snapshot import Snapshot
 from latentforge.inference.engine import AsyncEngine
 from latentforge.inference.rest.answers import Answer, respond, whole_texts
 from latentforge.inference.rest.bodies import bounded_route
@@ -25,6 +24,7 @@ from latentforge.inference.rest.schemas.completions import (
     CompletionRequest,
 )
 from latentforge.inference.rest.services import Services
+from latentforge.snapshots.snapshot import Snapshot
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from latentforge.inference.checkpoints.snapshot import Snapshot
 from latentforge.model.decoding.batch import TokenLogprob
 from latentforge.model.engine.requests import Written
+from latentforge.snapshots.snapshot import Snapshot
 from latentforge.text.stopping_text import StoppingText
 from latentforge.text.text_stream import TextStream
 

@@ -8,7 +8,6 @@ from fastapi.responses import JSONResponse
 from latentforge.core.checkpoints import UnknownCheckpointError
 from latentforge.core.http.disconnects import ClientGoneError
 from latentforge.core.manifest import CheckpointError
-from latentforge.inference.checkpoints.registry import NothingServedError
 from latentforge.inference.rest.errors import RestError
 from latentforge.inference.rest.prompts import PromptError
 from latentforge.model.engine.errors import (
@@ -17,6 +16,7 @@ from latentforge.model.engine.errors import (
     GenerationCancelledError,
     GenerationFailedError,
 )
+from latentforge.snapshots.registry import NothingServedError
 
 logger = logging.getLogger(__name__)
 

@@ -5,13 +5,13 @@ import secrets
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 
-from latentforge.inference.checkpoints.snapshot import Snapshot
 from latentforge.inference.engine import AsyncEngine, GenerationStream
 from latentforge.inference.rest.continuations import ContinuedText, Ends, TextPiece
 from latentforge.inference.rest.prompts import EncodedPrompt, sampling_of
 from latentforge.inference.rest.schemas.common import OpenAIRequest
 from latentforge.model.decoding.batch import TextLogprobs
 from latentforge.model.engine.requests import GenerationRequest, ScoringRequest, Written
+from latentforge.snapshots.snapshot import Snapshot
 
 _SEEDS = 2**63
 

@@ -1,8 +1,8 @@
 """Bounds of a request that its schema cannot tell."""
 
-from latentforge.inference.checkpoints.snapshot import Snapshot
 from latentforge.inference.rest.prompts import PromptError
 from latentforge.inference.settings import InferenceSettings
+from latentforge.snapshots.snapshot import Snapshot
 
 
 def check_choices(settings: InferenceSettings, num_prompts: int, n: int, *, writes: bool = True) -> None:

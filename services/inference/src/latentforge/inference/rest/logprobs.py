@@ -3,12 +3,12 @@
 import math
 from collections.abc import Sequence
 
-from latentforge.inference.checkpoints.snapshot import Snapshot
 from latentforge.inference.rest.continuations import PlacedToken, token_offsets
 from latentforge.inference.rest.prompts import EncodedPrompt
 from latentforge.inference.rest.schemas.chat import ChatLogprobs, ChatTokenLogprob, TokenLogprobEntry
 from latentforge.inference.rest.schemas.completions import CompletionLogprobs
 from latentforge.model.decoding.batch import TextLogprobs
+from latentforge.snapshots.snapshot import Snapshot
 
 # JSON knows no infinity; this stands for it in OpenAI's answers.
 LEAST_LOGPROB = -9999.0

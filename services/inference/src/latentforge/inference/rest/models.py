@@ -6,13 +6,13 @@ from typing import Annotated
 
 from fastapi import APIRouter, Path
 
-from latentforge.inference.checkpoints.registry import SERVED_NAME
-from latentforge.inference.checkpoints.snapshot import Snapshot
 from latentforge.inference.rest.answers import fingerprint
 from latentforge.inference.rest.openapi import LOOKS
 from latentforge.inference.rest.prompts import always_fits
 from latentforge.inference.rest.schemas.models import ModelCard, ModelList
 from latentforge.inference.rest.services import Services
+from latentforge.snapshots.registry import SERVED_NAME
+from latentforge.snapshots.snapshot import Snapshot
 
 
 def card(snapshot: Snapshot, name: str) -> ModelCard:

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from latentforge.inference.checkpoints.snapshot import Snapshot
 from latentforge.inference.rest.schemas.common import SampledRequest
 from latentforge.model.chunks import left_pad_count
 from latentforge.model.sampling import SamplingParams
+from latentforge.snapshots.snapshot import Snapshot
 from latentforge.text.chat_template import Message
 from latentforge.text.errors import ChatError
 

@@ -3,11 +3,11 @@
 import asyncio
 from dataclasses import dataclass
 
-from latentforge.inference.checkpoints.registry import SERVED_NAME, Registry
-from latentforge.inference.checkpoints.snapshot import Snapshot
 from latentforge.inference.engine import AsyncEngine
 from latentforge.inference.rest.errors import RestError
 from latentforge.inference.settings import InferenceSettings
+from latentforge.snapshots.registry import SERVED_NAME, Registry
+from latentforge.snapshots.snapshot import Snapshot
 
 
 @dataclass(frozen=True)

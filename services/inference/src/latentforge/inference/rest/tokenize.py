@@ -4,7 +4,6 @@ import asyncio
 
 from fastapi import APIRouter
 
-from latentforge.inference.checkpoints.snapshot import Snapshot
 from latentforge.inference.rest.bodies import bounded_route
 from latentforge.inference.rest.logprobs import token_text
 from latentforge.inference.rest.openapi import ANSWERS
@@ -17,6 +16,7 @@ from latentforge.inference.rest.schemas.tokenize import (
     TokenizeRequest,
 )
 from latentforge.inference.rest.services import Services
+from latentforge.snapshots.snapshot import Snapshot
 
 
 def tokenized(snapshot: Snapshot, body: TokenizeRequest) -> TokenizeAnswer:

@@ -14,7 +14,7 @@ import torch
 
 from latentforge.core.checkpoint_files import is_litter
 from latentforge.core.manifest import CheckpointError
-from latentforge.inference.checkpoints.snapshot import DecodingMemory, Snapshot, load_snapshot
+from latentforge.snapshots.snapshot import DecodingMemory, Snapshot, load_snapshot
 
 logger = logging.getLogger(__name__)
 

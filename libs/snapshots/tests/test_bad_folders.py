@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from latentforge.core import checkpoint_files
 from latentforge.core.manifest import MANIFEST
-from latentforge.inference.checkpoints.registry import Registry
+from latentforge.snapshots.registry import Registry
 
 from .conftest import served
 

@@ -16,10 +16,10 @@ from latentforge.core.leases import LEASE_SECONDS, LEASES, leased
 from latentforge.core.manifest import MANIFEST, CheckpointError
 from latentforge.core.pins import PINNED
 from latentforge.core.retention import prune_checkpoints
-from latentforge.inference.checkpoints import loader
-from latentforge.inference.checkpoints.loader import QuarantinedError
-from latentforge.inference.checkpoints.registry import NothingServedError, Registry
-from latentforge.inference.checkpoints.snapshot import Snapshot, load_snapshot
+from latentforge.snapshots import loader
+from latentforge.snapshots.loader import QuarantinedError
+from latentforge.snapshots.registry import NothingServedError, Registry
+from latentforge.snapshots.snapshot import Snapshot, load_snapshot
 
 from .conftest import served
 
@@ -291,7 +291,7 @@ def test_a_checkpoint_that_cannot_be_read_now_is_tried_again(
         raise OSError(5, "Input/output error")
 
     with monkeypatch.context() as patched:
-        patched.setattr("latentforge.inference.checkpoints.loader.load_snapshot", fail)
+        patched.setattr("latentforge.snapshots.loader.load_snapshot", fail)
         assert served(registry) == "demo/step-00000001"
         assert registry.problem is not None
         assert "Input/output error" in registry.problem
@@ -377,12 +377,12 @@ def test_so_many_are_kept_and_the_one_that_was_not_asked_for_longest_goes(checkp
 
 
 def test_none_is_kept_where_none_may_be(checkpoints: Path, publish: Publish) -> None:
-    registry = Registry(checkpoints, None, torch.device("cpu"), num_extra=0)
+    registry = Registry(checkpoints, None, torch.device("cpu"), num_extra=0, extra_setting="LATENTFORGE_EXTRA")
     publish(1)
     publish(2)
     registry.refresh()
     assert registry.snapshot_for("demo").id == "demo/step-00000002"
-    with pytest.raises(UnknownCheckpointError, match="INFERENCE_EXTRA_CHECKPOINTS=0"):
+    with pytest.raises(UnknownCheckpointError, match=r"LATENTFORGE_EXTRA=0 keeps nothing"):
         registry.snapshot_for("demo/1")
 
 

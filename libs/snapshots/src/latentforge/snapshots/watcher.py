@@ -3,7 +3,7 @@
 import asyncio
 import logging
 
-from latentforge.inference.checkpoints.registry import Registry
+from latentforge.snapshots.registry import Registry
 
 logger = logging.getLogger(__name__)
 

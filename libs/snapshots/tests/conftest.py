@@ -3,7 +3,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from latentforge.inference.checkpoints.registry import Registry
+from latentforge.snapshots.registry import Registry
+from tests.tiny_checkpoints import checkpoints, one_thread, publish, tokenizer_json
+
+__all__ = ["checkpoints", "one_thread", "publish", "registry", "tokenizer_json"]
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from latentforge.core.checkpoints import (
 from latentforge.core.leases import take_lease
 from latentforge.core.manifest import CheckpointError
 from latentforge.core.pins import is_pinned
-from latentforge.inference.checkpoints.loader import (
+from latentforge.snapshots.loader import (
     LoadCounts,
     Quarantined,
     QuarantinedError,
@@ -31,7 +31,7 @@ from latentforge.inference.checkpoints.loader import (
     now,
     stamp_of,
 )
-from latentforge.inference.checkpoints.snapshot import DEFAULT_MEMORY, DecodingMemory, Snapshot
+from latentforge.snapshots.snapshot import DEFAULT_MEMORY, DecodingMemory, Snapshot
 
 logger = logging.getLogger(__name__)
 
@@ -63,6 +63,7 @@ class Registry:
         fallback: a run's folder that is served until ``root`` has something that can be.
         memory: what each snapshot decodes with.
         num_extra: checkpoints that are kept beside the one that is served, for :meth:`snapshot_for`.
+        extra_setting: what the user raises where none may be kept.
 
     Attributes:
         problem: what could not be done at the last look, or was passed over; None where nothing was.
@@ -79,6 +80,7 @@ class Registry:
         memory: DecodingMemory = DEFAULT_MEMORY,
         *,
         num_extra: int = 1,
+        extra_setting: str = "num_extra",
     ) -> None:
         self.root = root
         self.run = run
@@ -87,6 +89,7 @@ class Registry:
         self.problem: str | None = None
         self.swaps: deque[Swap] = deque(maxlen=_KEPT_SWAPS)
         self.num_swaps = 0
+        self._extra_setting = extra_setting
         self._loader = SnapshotLoader(device, memory, num_extra)
         # Place, stamp and snapshot change together, in one assignment.
         self._served: tuple[Path, Stamp, Snapshot] | None = None
@@ -240,7 +243,7 @@ class Registry:
             return served[2]
         if not self._loader.num_kept:
             raise UnknownCheckpointError(
-                f"{name_of(place)} is not what is served, beside which INFERENCE_EXTRA_CHECKPOINTS=0 keeps nothing"
+                f"{name_of(place)} is not what is served, beside which {self._extra_setting}=0 keeps nothing"
             )
         self._hold(place)
         return self._loader.load_and_keep(place)

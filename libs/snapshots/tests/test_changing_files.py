@@ -17,7 +17,7 @@ import hashlib, sys
 from pathlib import Path
 import torch
 from latentforge.core.manifest import CheckpointError
-from latentforge.inference.checkpoints.snapshot import load_snapshot
+from latentforge.snapshots.snapshot import load_snapshot
 
 torch.set_num_threads(1)
 while not Path(sys.argv[2]).exists():

@@ -30,10 +30,12 @@ class DecodingMemory:
     Attributes:
         num_slots: texts that it writes at the same time.
         exact: a text is bit for bit the same whatever is written beside it, and takes as long as alone.
+        slots_setting: what the user lowers where there is no memory for so many.
     """
 
     num_slots: int = 16
     exact: bool = False
+    slots_setting: str = "num_slots"
 
 
 DEFAULT_MEMORY = DecodingMemory()
@@ -121,7 +123,7 @@ def load_snapshot(place: Path, device: torch.device, memory: DecodingMemory = DE
     except RuntimeError as error:
         raise CheckpointError(
             f"{place}: no memory for {memory.num_slots} texts of {model.max_tokens} tokens: {error}; "
-            "lower INFERENCE_SLOTS"
+            f"lower {memory.slots_setting}"
         ) from error
     snapshot = Snapshot(place, files.manifest, tokenizer, model, decoding, files.digest)
     _check_decoding(snapshot)

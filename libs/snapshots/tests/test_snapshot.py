@@ -14,9 +14,9 @@ import torch
 
 from latentforge.core.checkpoint_files import read_manifest
 from latentforge.core.manifest import MANIFEST, CheckpointError, FileRecord
-from latentforge.inference.checkpoints.snapshot import DecodingMemory, load_snapshot
 from latentforge.model.decoding.slot_decoding import SlotDecoding
 from latentforge.model.student import Student
+from latentforge.snapshots.snapshot import DecodingMemory, load_snapshot
 from latentforge.text.tokenizer import TextTokenizer
 
 CPU = torch.device("cpu")
@@ -188,8 +188,8 @@ def test_weights_that_do_not_fit_their_config_are_refused(publish: Publish) -> N
 
 
 def test_memory_that_there_is_not_refuses_the_checkpoint(publish: Publish) -> None:
-    with pytest.raises(CheckpointError, match=r"no memory for 1000000000000 texts of 1024 tokens.*INFERENCE_SLOTS"):
-        load_snapshot(publish(1), CPU, DecodingMemory(num_slots=10**12))
+    with pytest.raises(CheckpointError, match=r"no memory for 1000000000000 texts of 1024 tokens.*lower MY_SLOTS"):
+        load_snapshot(publish(1), CPU, DecodingMemory(num_slots=10**12, slots_setting="MY_SLOTS"))
 
 
 def test_a_snapshot_is_freed_with_its_last_reference(publish: Publish) -> None:
