@@ -101,3 +101,9 @@ def test_a_request_that_began_before_does_not_close_it_early(breaker: Any, clock
     breaker.succeeded()
     assert breaker.is_open
     assert not breaker.allows()
+
+
+def test_one_that_never_opens_lets_every_try_through() -> None:
+    never = Breaker.never_opening()
+    fail(never, 10_000)
+    assert not never.is_open

@@ -1,8 +1,10 @@
 """Leaves a failing dependency alone for a while."""
 
+import sys
 import time
 from collections import deque
 from collections.abc import Callable
+from typing import Self
 
 
 class Breaker:
@@ -35,6 +37,11 @@ class Breaker:
         self._tries: deque[float | None] = deque(maxlen=of_last)
         self._opened_at: float | None = None
         self._probing = False
+
+    @classmethod
+    def never_opening(cls) -> Self:
+        """For tries that look whether something works: their failures are what is looked for, and no reason to stop."""
+        return cls(sys.maxsize, 1.0, 1.0)
 
     @property
     def is_open(self) -> bool:

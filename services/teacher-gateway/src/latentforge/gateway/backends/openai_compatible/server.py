@@ -76,9 +76,8 @@ class OpenAiCompatibleBackend(LoadedBackend):
         self._breaker = Breaker(_BREAKER_FAILURES, _BREAKER_WINDOW, _BREAKER_PAUSE, on_change=metrics.breaker(NAME))
         self._met = MetServer(self._api)
         self._upstream = Upstream(self._api, self._breaker, metrics, on_doubt=self._met.doubt)
-        # Failures are what is looked for here: no breaker may count them.
         impatient = replace(self._api, attempts=1, timeout=_LOOK_SECONDS)
-        self._looks = Upstream(impatient, Breaker(1 << 30, 1.0, 1.0), metrics)
+        self._looks = Upstream(impatient, Breaker.never_opening(), metrics)
         self._vllm: VllmBackend | None = None
 
     async def load(self) -> None:

@@ -58,10 +58,10 @@ class ServerIdentity(Identity):
     def __init__(self, api: Api, settings: GatewaySettings, metrics: Metrics, *, timeout: float) -> None:
         super().__init__(api)
         self._settings = settings
-        # Failures are what is looked for: no breaker may count them. Not behind the requests that it is about, either.
+        # Not behind the requests that it is about.
         impatient = replace(api, attempts=1, timeout=_LOOK_SECONDS)
-        self._looks = Upstream(impatient, _no_breaker(), metrics, on_doubt=self.doubt)
-        self._scores = Upstream(replace(api, attempts=1, timeout=timeout), _no_breaker(), metrics)
+        self._looks = Upstream(impatient, Breaker.never_opening(), metrics, on_doubt=self.doubt)
+        self._scores = Upstream(replace(api, attempts=1, timeout=timeout), Breaker.never_opening(), metrics)
         self._met: ServedTeacher | None = None
 
     def meet(self, teacher: ServedTeacher, witness: Witness, vocab_size: int) -> None:
@@ -134,7 +134,3 @@ class ServerIdentity(Identity):
         if now != met:
             raise self._changed(f"its revision is {now}, it was {met}")
         return met
-
-
-def _no_breaker() -> Breaker:
-    return Breaker(1 << 30, 1.0, 1.0)

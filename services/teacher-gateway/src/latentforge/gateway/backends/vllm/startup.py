@@ -56,9 +56,8 @@ async def patiently(api: Api, limit: float, metrics: Metrics, look: Callable[[Up
         BackendError: ``limit`` has passed, or the server refuses.
     """
     started = said = time.monotonic()
-    # Failures are what is expected here: no breaker may count them.
     impatient = replace(api, attempts=1, timeout=_TIMEOUT_SECONDS)
-    upstream = Upstream(impatient, Breaker(1 << 30, 1.0, 1.0), metrics)
+    upstream = Upstream(impatient, Breaker.never_opening(), metrics)
     try:
         while True:
             try:
