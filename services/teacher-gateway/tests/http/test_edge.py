@@ -4,6 +4,7 @@ import asyncio
 import base64
 import contextlib
 import json
+import logging
 import re
 import socket
 import ssl
@@ -164,10 +165,19 @@ def error_in(answer: bytes) -> Any:
     return json.loads(answer.partition(b"\r\n\r\n")[2])["error"]
 
 
+def reasons(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """What the log's lines of requests give as reasons, in order."""
+    fields = [getattr(record, "fields", {}) for record in caplog.records]
+    return [one["reason"] for one in fields if "reason" in one]
+
+
 HEAD = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\n"
 
 
-async def test_a_body_is_refused_by_its_length_before_it_is_read(run_http: Any) -> None:
+async def test_a_body_is_refused_by_its_length_before_it_is_read(
+    run_http: Any, eventually: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
     async with run_http(gateway_http_max_body_bytes=10_000) as http:
         port = http.running.gateway.http_port
         told = await send(port, HEAD + b"content-length: 10001\r\n\r\n" + b"x" * 10_001)
@@ -179,6 +189,8 @@ async def test_a_body_is_refused_by_its_length_before_it_is_read(run_http: Any) 
         # One that is all there is answered before the connection is reset, however long it is.
         big = await http.client.post("/v1/completions", content=b" " * 3_000_000)
         assert (big.status_code, big.json()["error"]["code"]) == (413, "body_too_large")
+        # The log says it as of every refusal, wherever it is found.
+        await eventually(lambda: reasons(caplog) == ["body_too_large"] * 3)
         assert (await http.client.post("/v1/completions", json=SCORE)).status_code == 200
 
 

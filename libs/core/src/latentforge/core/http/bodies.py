@@ -27,6 +27,8 @@ class BodyRules:
         refusal: makes an exception of a status, a code, a message and ``headers``, whose ``response()`` answers it.
         ending: the same for what has not come whole when the server ends.
         advice: to who sends too much.
+        told: called with the scope and what ``refusal`` made, where it is answered before the application sees the
+            request, whose handlers of exceptions learn of it in no other way.
     """
 
     limit_of: Callable[[str], int]
@@ -35,6 +37,7 @@ class BodyRules:
     refusal: Callable[..., Any]
     ending: Callable[[], Any]
     advice: str = "send a smaller one"
+    told: Callable[[Scope, Any], None] = lambda scope, refusal: None
 
     def too_large(self, limit: int) -> Any:
         """To a body of more than ``limit`` bytes."""
@@ -81,7 +84,9 @@ class BodyGuard:
         body = _Body(receive, send, limit, self._rules, self._shutdown, self._permits)
         try:
             if told > limit:
-                await self._rules.too_large(limit).response()(scope, body.receive, body.send)
+                refusal = self._rules.too_large(limit)
+                self._rules.told(scope, refusal)
+                await refusal.response()(scope, body.receive, body.send)
             else:
                 await self.app(scope, body.receive, body.send)
         finally:

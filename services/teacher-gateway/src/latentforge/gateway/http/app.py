@@ -9,6 +9,7 @@ from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
+from starlette.types import Scope
 
 from latentforge.core.http.bodies import BodyGuard, BodyRules
 from latentforge.core.http.disconnects import ClientGoneError, while_connected
@@ -121,7 +122,12 @@ def _body_rules(settings: GatewaySettings) -> BodyRules:
         HttpError,
         lambda: http_error_of(draining()),
         advice="send fewer or shorter sequences at a time, or raise GATEWAY_HTTP_MAX_BODY_BYTES",
+        told=_note_refusal,
     )
+
+
+def _note_refusal(scope: Scope, refusal: HttpError) -> None:
+    call_of(Request(scope)).code = refusal.code
 
 
 def _ready(host: TeacherHost) -> Teacher:
