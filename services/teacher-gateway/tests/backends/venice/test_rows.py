@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from latentforge.gateway.backends.base import BackendError, ContinuationRequest, FailureKind, Piece
+from latentforge.gateway.backends.mapped_rows import continuation
+from latentforge.gateway.backends.token_mapping import TokenMapping
 from latentforge.gateway.backends.venice.messages import (
     VENICE_PARAMETERS,
     check_request,
@@ -15,8 +17,6 @@ from latentforge.gateway.backends.venice.messages import (
     parse_models,
     request_body,
 )
-from latentforge.gateway.backends.venice.rows import continuation
-from latentforge.gateway.backends.venice.token_mapping import TokenMapping
 from latentforge.teacher.v1 import teacher_pb2 as pb
 from latentforge.text.tokenizer import TextTokenizer
 from tools.venice_server.schema import ChatRequest

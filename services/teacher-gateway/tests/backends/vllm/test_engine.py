@@ -8,8 +8,8 @@ import numpy as np
 import torch
 
 from latentforge.gateway.backends.base import TeacherDescription
+from latentforge.gateway.backends.model_folder import read_model_files
 from latentforge.gateway.backends.vllm.engine import describe_engine
-from latentforge.gateway.backends.vllm.model import read_model_files
 from latentforge.gateway.cache.base import KeyMaker
 from latentforge.gateway.settings import GatewaySettings
 

@@ -249,7 +249,7 @@ async def test_a_server_that_is_not_there_is_waited_for_and_then_given_up(
 async def test_a_server_that_is_starting_is_waited_for(
     make_backend: MakeBackend, server: FakeVllm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("latentforge.gateway.backends.vllm.startup._SECONDS_BETWEEN_LOOKS", 0.01)
+    monkeypatch.setattr("latentforge.gateway.backends.waiting._SECONDS_BETWEEN_LOOKS", 0.01)
     left = iter([503, 503, 502])
     server.change = lambda path, asked, answer: (next(left, 200), answer[1])
     backend = make_backend(vllm_start_seconds=10)

@@ -6,6 +6,8 @@ tell them apart.
 """
 
 import asyncio
+import hashlib
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable
 from dataclasses import dataclass
@@ -33,6 +35,11 @@ _WITNESS = (
 )
 # Failures that tell nothing of whose they are.
 _NO_ANSWER = (FailureKind.GONE, FailureKind.TOO_SLOW, FailureKind.BUSY, FailureKind.CHANGED)
+
+
+def digest(*parts: str) -> str:
+    """16 hex digits over parts that cannot run into each other."""
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)

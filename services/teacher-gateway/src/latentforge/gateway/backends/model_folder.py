@@ -8,6 +8,11 @@ from typing import Any
 from latentforge.core.settings import SettingsError
 from latentforge.gateway.backends.base import BackendError, FailureKind
 from latentforge.gateway.settings import GatewaySettings
+from latentforge.text.tokenizer import TextTokenizer
+
+# Where tokenizers differ: digits, spaces, case, scripts, and bytes that are no whole character for many of them.
+_PROBE = "def f(x1, y_22):\n\treturn  x1 **3000  # Größe, 東京, 🙂 don't\r\n"
+_SPECIAL_TOKENS = 32
 
 
 @dataclass(frozen=True)
@@ -23,6 +28,14 @@ class ModelConfig:
     vocab_size: int
     dtype: str
     linear_attention: bool = False
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """A model's folder, of which the weights are not read."""
+
+    tokenizer: TextTokenizer
+    config: ModelConfig
 
 
 def tokenizer_folder(settings: GatewaySettings) -> Path:
@@ -67,3 +80,31 @@ def read_config(folder: Path) -> ModelConfig | None:
         ) from None
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise BackendError(f"{path} cannot be read: {error}", FailureKind.MISCONFIGURED) from None
+
+
+def read_model_files(folder: Path) -> ModelFiles:
+    """
+    Raises:
+        BackendError: the tokenizer or config.json is missing or unreadable.
+    """
+    try:
+        tokenizer = TextTokenizer(folder)
+    except (OSError, ValueError, KeyError) as error:
+        raise BackendError(f"TOKENIZER_PATH={folder}: {error}", FailureKind.MISCONFIGURED) from None
+    config = read_config(folder)
+    if config is None:
+        # The tokenizer does not tell: output layers are padded, and rows hold ids of the padding.
+        raise BackendError(
+            f"TOKENIZER_PATH={folder} has no config.json, which says how wide the output layer is; "
+            "copy the model's beside its tokenizer",
+            FailureKind.MISCONFIGURED,
+        )
+    return ModelFiles(tokenizer, config)
+
+
+def probe_text(tokenizer: TextTokenizer, room: int) -> tuple[str, list[int]]:
+    """A text that tokenizers disagree about, with special tokens in it, and its at most ``room`` ids."""
+    text = "".join(tokenizer.special_tokens()[:_SPECIAL_TOKENS]) + _PROBE
+    while len(ids := tokenizer.encode(text, parse_special_tokens=True)) > room and len(text) > 1:
+        text = text[len(text) // 2 :]
+    return text, ids

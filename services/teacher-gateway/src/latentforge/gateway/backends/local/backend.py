@@ -26,7 +26,8 @@ from latentforge.gateway.backends.local.generation import Continuations, memory_
 from latentforge.gateway.backends.local.loading import whole_model
 from latentforge.gateway.backends.local.text_part import text_part, whole_logits
 from latentforge.gateway.backends.local.topk import rows_of_hidden
-from latentforge.gateway.backends.local.weights import WeightFiles, find_weights, read_weights
+from latentforge.gateway.backends.local.weights import read_weights
+from latentforge.gateway.backends.weight_files import WeightFiles, find_weights
 from latentforge.gateway.settings import GatewaySettings
 from latentforge.teacher_client.sparse_rows import SparseRows
 from latentforge.text.tokenizer import TextTokenizer

@@ -1,6 +1,5 @@
 """Continuing a prompt n times in step, with a KV cache and the teacher's rows for what was drawn."""
 
-import hashlib
 import secrets
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -9,6 +8,7 @@ import torch
 from torch import Tensor
 
 from latentforge.gateway.backends.base import ContinuationRequest, Piece
+from latentforge.gateway.backends.continuations import seed_of
 from latentforge.gateway.backends.local.topk import rows_of_logits
 from latentforge.teacher.v1 import teacher_pb2 as pb
 from latentforge.teacher_client.sparse_rows import SparseRows, join_rows
@@ -16,12 +16,6 @@ from latentforge.text.text_stream import TextStream
 from latentforge.text.tokenizer import TextTokenizer
 
 _TOKENS_PER_PIECE = 16
-
-
-def seed_of(seed: int, index: int) -> int:
-    """The seed of one continuation: those of one request are independent, and no two requests share any."""
-    digest = hashlib.blake2b(f"{seed}:{index}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") >> 1
 
 
 def memory_of(output: Any) -> tuple[str, Any] | None:

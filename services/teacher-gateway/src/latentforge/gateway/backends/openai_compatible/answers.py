@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 
 from latentforge.gateway.backends.base import BackendError, TokenIds
-from latentforge.gateway.backends.vllm.rows import Entries, WrongRowsError, rows_of
+from latentforge.gateway.backends.rows import Entries, WrongRowsError, rows_of
 from latentforge.teacher_client.sparse_rows import SparseRows
 
 _ID_PREFIX = "token_id:"

@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 
 from latentforge.gateway.backends.base import BackendError, ContinuationRequest, FailureKind, Piece, TokenIds
+from latentforge.gateway.backends.continuations import FINISH_REASONS, stops, text_of
+from latentforge.gateway.backends.mapped_rows import continuation
 from latentforge.gateway.backends.openai_compatible.answers import (
     SaidPosition,
     ServedChoice,
@@ -15,12 +17,10 @@ from latentforge.gateway.backends.openai_compatible.answers import (
     has_ids,
     positions_of,
 )
+from latentforge.gateway.backends.token_mapping import TokenMapping
 from latentforge.gateway.backends.upstream import Upstream
 from latentforge.gateway.backends.venice.messages import Candidate, ChatChoice, ChatChoiceMessage, SampledToken
 from latentforge.gateway.backends.venice.messages import TokenLogprobs as MappedLogprobs
-from latentforge.gateway.backends.venice.rows import continuation
-from latentforge.gateway.backends.venice.token_mapping import TokenMapping
-from latentforge.gateway.backends.vllm.continuations import FINISH_REASONS, stops, text_of
 from latentforge.teacher_client.sparse_rows import SparseRows
 from latentforge.text.tokenizer import TextTokenizer
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from latentforge.gateway.backends.base import BackendError, FailureKind
 from latentforge.gateway.backends.upstream import Api, Upstream
-from latentforge.gateway.backends.vllm.startup import patiently
+from latentforge.gateway.backends.waiting import patiently
 from latentforge.gateway.metrics import Metrics
 
 # What stays as it is while a server serves a model. Lists hold times, too, and names that are drawn for each answer.

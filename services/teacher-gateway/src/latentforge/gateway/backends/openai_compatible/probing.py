@@ -17,8 +17,8 @@ from latentforge.gateway.backends.openai_compatible.completions import (
 )
 from latentforge.gateway.backends.openai_compatible.models import Listed, unanswered
 from latentforge.gateway.backends.openai_compatible.sglang import SglangTeacher
+from latentforge.gateway.backends.token_mapping import TokenMapping
 from latentforge.gateway.backends.upstream import Upstream
-from latentforge.gateway.backends.venice.token_mapping import TokenMapping
 from latentforge.gateway.backends.vllm import answers as vllm_answers
 from latentforge.teacher.v1 import teacher_pb2 as pb
 from latentforge.teacher_client.sparse_rows import SparseRows

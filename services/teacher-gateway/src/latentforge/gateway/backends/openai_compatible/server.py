@@ -15,8 +15,9 @@ from latentforge.gateway.backends.base import (
     TeacherDescription,
     TokenIds,
 )
-from latentforge.gateway.backends.identity import Witness, witness_ids
-from latentforge.gateway.backends.model_folder import tokenizer_folder
+from latentforge.gateway.backends.continuations import continuations
+from latentforge.gateway.backends.identity import Witness, digest, witness_ids
+from latentforge.gateway.backends.model_folder import probe_text, read_model_files, tokenizer_folder
 from latentforge.gateway.backends.openai_compatible.identity import MetServer
 from latentforge.gateway.backends.openai_compatible.models import (
     Listed,
@@ -28,8 +29,6 @@ from latentforge.gateway.backends.openai_compatible.models import (
 from latentforge.gateway.backends.openai_compatible.probing import Found, Prober, sglang_weights
 from latentforge.gateway.backends.openai_compatible.sglang import SglangTeacher
 from latentforge.gateway.backends.upstream import Api, Upstream
-from latentforge.gateway.backends.vllm.continuations import continuations
-from latentforge.gateway.backends.vllm.model import digest, probe_text, read_model_files
 from latentforge.gateway.backends.vllm.server import VllmBackend
 from latentforge.gateway.breaker import Breaker
 from latentforge.gateway.metrics import Metrics

@@ -11,9 +11,9 @@ import msgspec
 import numpy as np
 
 from latentforge.gateway.backends.base import BackendError, ContinuationRequest, FailureKind, Piece, TokenIds
+from latentforge.gateway.backends.continuations import FINISH_REASONS, stops, text_of
+from latentforge.gateway.backends.rows import Entries, WrongRowsError, rows_of
 from latentforge.gateway.backends.upstream import Upstream
-from latentforge.gateway.backends.vllm.continuations import FINISH_REASONS, stops, text_of
-from latentforge.gateway.backends.vllm.rows import Entries, WrongRowsError, rows_of
 from latentforge.teacher_client.sparse_rows import SparseRows
 from latentforge.text.tokenizer import TextTokenizer
 

@@ -18,7 +18,9 @@ from latentforge.gateway.backends.base import (
     TokenIds,
 )
 from latentforge.gateway.backends.costs import Costs, Price
+from latentforge.gateway.backends.mapped_rows import continuation
 from latentforge.gateway.backends.model_folder import read_config, tokenizer_folder
+from latentforge.gateway.backends.token_mapping import TokenMapping
 from latentforge.gateway.backends.upstream import Api, Upstream
 from latentforge.gateway.backends.venice.messages import (
     Completion,
@@ -28,8 +30,6 @@ from latentforge.gateway.backends.venice.messages import (
     parse_models,
     request_body,
 )
-from latentforge.gateway.backends.venice.rows import continuation
-from latentforge.gateway.backends.venice.token_mapping import TokenMapping
 from latentforge.gateway.breaker import Breaker
 from latentforge.gateway.metrics import Metrics
 from latentforge.gateway.settings import GatewaySettings

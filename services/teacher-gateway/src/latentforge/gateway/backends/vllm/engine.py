@@ -18,21 +18,22 @@ from latentforge.gateway.backends.base import (
     TeacherDescription,
     TokenIds,
 )
-from latentforge.gateway.backends.local.weights import WeightFiles, find_weights, revision_of, stamp_of
-from latentforge.gateway.backends.model_folder import tokenizer_folder
+from latentforge.gateway.backends.continuations import FINISH_REASONS, ContinuingBackend, gather, stops, text_of
+from latentforge.gateway.backends.identity import digest
+from latentforge.gateway.backends.model_folder import ModelFiles, read_model_files, tokenizer_folder
+from latentforge.gateway.backends.rows import WrongRowsError, entries_of, rows_of
 from latentforge.gateway.backends.vllm.answers import prompt_rows, wrong_rows
 from latentforge.gateway.backends.vllm.command import STEP_TOKENS, chosen_kernels, gpu_arguments, served_name
-from latentforge.gateway.backends.vllm.continuations import FINISH_REASONS, VllmTeacher, gather, stops, text_of
-from latentforge.gateway.backends.vllm.model import ModelFiles, describe, digest, read_model_files
-from latentforge.gateway.backends.vllm.rows import WrongRowsError, entries_of, rows_of
+from latentforge.gateway.backends.vllm.model import describe
 from latentforge.gateway.backends.vllm.versions import check_version
+from latentforge.gateway.backends.weight_files import WeightFiles, find_weights, revision_of, stamp_of
 from latentforge.gateway.settings import GatewaySettings
 from latentforge.teacher_client.sparse_rows import SparseRows
 
 _DEAD = "vLLM's engine died; restart the gateway"
 
 
-class VllmEngineBackend(VllmTeacher):
+class VllmEngineBackend(ContinuingBackend):
     """Owns an engine, whose work is done by a process of its own; only ids and log-probabilities come over."""
 
     def __init__(self, settings: GatewaySettings) -> None:

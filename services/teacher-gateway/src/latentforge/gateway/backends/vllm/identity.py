@@ -8,10 +8,10 @@ which is compared on every answer), and the log-probabilities of one text.
 from dataclasses import dataclass, replace
 
 from latentforge.gateway.backends.base import BackendError, FailureKind
-from latentforge.gateway.backends.identity import Identity, Witness
+from latentforge.gateway.backends.identity import Identity, Witness, digest
 from latentforge.gateway.backends.upstream import Api, Upstream
 from latentforge.gateway.backends.vllm.answers import VllmAnswer, answer_of, prompt_rows
-from latentforge.gateway.backends.vllm.model import GREEDY, digest
+from latentforge.gateway.backends.vllm.model import GREEDY
 from latentforge.gateway.backends.vllm.startup import ServedModel, served_now
 from latentforge.gateway.breaker import Breaker
 from latentforge.gateway.metrics import Metrics

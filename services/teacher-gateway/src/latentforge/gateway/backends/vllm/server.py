@@ -16,8 +16,9 @@ from latentforge.gateway.backends.base import (
     Piece,
     TokenIds,
 )
+from latentforge.gateway.backends.continuations import ContinuingBackend, stops
 from latentforge.gateway.backends.identity import Witness, witness_ids
-from latentforge.gateway.backends.model_folder import tokenizer_folder
+from latentforge.gateway.backends.model_folder import probe_text, read_model_files, tokenizer_folder
 from latentforge.gateway.backends.upstream import Api, Upstream
 from latentforge.gateway.backends.vllm.answers import (
     answer_of,
@@ -27,9 +28,8 @@ from latentforge.gateway.backends.vllm.answers import (
     prompt_rows,
     scored,
 )
-from latentforge.gateway.backends.vllm.continuations import VllmTeacher, stops
 from latentforge.gateway.backends.vllm.identity import ServedTeacher, ServerIdentity
-from latentforge.gateway.backends.vllm.model import GREEDY, SAMPLING, describe, probe_text, read_model_files
+from latentforge.gateway.backends.vllm.model import GREEDY, SAMPLING, describe
 from latentforge.gateway.backends.vllm.startup import ServedModel, wait_for_server
 from latentforge.gateway.backends.vllm.versions import check_version
 from latentforge.gateway.breaker import Breaker
@@ -51,7 +51,7 @@ _COMPLETIONS = "/v1/completions"
 _PROBE_TEMPERATURE = 2.0
 
 
-class VllmBackend(VllmTeacher):
+class VllmBackend(ContinuingBackend):
     """Asks a server over HTTP with token ids and reads its answers into arrays, off the event loop.
 
     Args:

@@ -1,26 +1,14 @@
 """Finding a vLLM server that may still be starting, and which of its models is meant."""
 
-import asyncio
-import logging
-import time
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
 from latentforge.gateway.backends.base import BackendError, FailureKind
 from latentforge.gateway.backends.upstream import Api, Upstream
-from latentforge.gateway.breaker import Breaker
+from latentforge.gateway.backends.waiting import NOT_YET, patiently
 from latentforge.gateway.metrics import Metrics
 from latentforge.gateway.settings import GatewaySettings
-
-T = TypeVar("T")
-
-logger = logging.getLogger(__name__)
-
-_TIMEOUT_SECONDS = 10.0
-_SECONDS_BETWEEN_LOOKS = 2.0
-_SECONDS_BETWEEN_LINES = 15.0
-_NOT_YET = (FailureKind.GONE, FailureKind.TOO_SLOW)
 
 
 @dataclass(frozen=True)
@@ -43,37 +31,6 @@ async def wait_for_server(api: Api, settings: GatewaySettings, metrics: Metrics)
         return await served_now(upstream, api, settings)
 
     return await patiently(api, settings.vllm_start_seconds, metrics, look, "start it (make serve-vllm-local)")
-
-
-async def patiently(api: Api, limit: float, metrics: Metrics, look: Callable[[Upstream], Awaitable[T]], hint: str) -> T:
-    """What ``look`` finds, which is asked again while the server does not answer.
-
-    Args:
-        limit: seconds.
-        hint: what to do about a server that is not there.
-
-    Raises:
-        BackendError: ``limit`` has passed, or the server refuses.
-    """
-    started = said = time.monotonic()
-    impatient = replace(api, attempts=1, timeout=_TIMEOUT_SECONDS)
-    upstream = Upstream(impatient, Breaker.never_opening(), metrics)
-    try:
-        while True:
-            try:
-                return await look(upstream)
-            except BackendError as error:
-                waited = time.monotonic() - started
-                if error.kind not in _NOT_YET:
-                    raise
-                if waited + _SECONDS_BETWEEN_LOOKS > limit:
-                    raise BackendError(f"{error}; {hint} or set {api.url_setting}", FailureKind.GONE) from None
-                if time.monotonic() - said >= _SECONDS_BETWEEN_LINES:
-                    said = time.monotonic()
-                    logger.info("waiting for %s since %.0f s (at most %g s): %s", api.name, waited, limit, error)
-            await asyncio.sleep(_SECONDS_BETWEEN_LOOKS)
-    finally:
-        await upstream.close()
 
 
 async def served_now(upstream: Upstream, api: Api, settings: GatewaySettings) -> tuple[ServedModel, str]:
@@ -108,7 +65,7 @@ async def _version(upstream: Upstream) -> str:
     try:
         answer = await upstream.get("/version")
     except BackendError as error:
-        if error.kind in _NOT_YET:
+        if error.kind in NOT_YET:
             raise
         return ""
     return str(answer.get("version", "")) if isinstance(answer, Mapping) else ""

@@ -1,4 +1,4 @@
-"""Sparse rows from what vLLM says about each position: own token first, then the others by rank, k or k+1 of them."""
+"""Sparse rows from what a server says of each position by id: k or k+1 entries, the realised token among them."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from latentforge.gateway.backends.base import TokenIds
 from latentforge.teacher_client.sparse_rows import SparseRows
 
-# What stands for -inf in vLLM's JSON.
+# What stands for -inf in JSON, as vLLM writes it.
 _NOTHING = -9999.0
 # What float32 log-probabilities of up to a thousand entries may sum to beyond 1.
 _EPSILON = 1e-3

@@ -1,12 +1,13 @@
-"""What both ways to vLLM share when it continues a prompt."""
+"""Continuing a prompt n times, where each continuation is a request of its own."""
 
 import asyncio
+import hashlib
 import secrets
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
 from typing import Any, TypeVar
 
 from latentforge.gateway.backends.base import ContinuationRequest, LoadedBackend, Piece
-from latentforge.gateway.backends.local.generation import seed_of
 from latentforge.teacher.v1 import teacher_pb2 as pb
 from latentforge.text.tokenizer import TextTokenizer
 
@@ -15,16 +16,26 @@ T = TypeVar("T")
 FINISH_REASONS = {"stop": pb.FINISH_REASON_STOP, "length": pb.FINISH_REASON_LENGTH}
 
 
-class VllmTeacher(LoadedBackend):
+class ContinuingBackend(LoadedBackend, ABC):
     """Continues a prompt n times, each as a request of its own."""
 
     async def generate(self, request: ContinuationRequest) -> AsyncIterator[Piece]:
         async for piece in continuations(request, lambda index, seed: self._continue(request, index, seed)):
             yield piece
 
+    @abstractmethod
     async def _continue(self, request: ContinuationRequest, index: int, seed: int) -> Piece:
-        """The whole of continuation number ``index``."""
-        raise NotImplementedError
+        """The whole of continuation number ``index``.
+
+        Raises:
+            BackendError: the teacher failed.
+        """
+
+
+def seed_of(seed: int, index: int) -> int:
+    """The seed of one continuation: those of one request are independent, and no two requests share any."""
+    digest = hashlib.blake2b(f"{seed}:{index}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
 
 
 async def continuations(
@@ -78,7 +89,7 @@ async def gather(works: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
 
 
 def stops(request: ContinuationRequest, tokenizer: TextTokenizer) -> dict[str, Any]:
-    """vLLM's arguments."""
+    """As vLLM and SGLang call what ends a continuation."""
     stop, stop_ids = tokenizer.stops(request.stop)
     return {"stop": stop, "stop_token_ids": sorted(request.end_ids | stop_ids)}
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from latentforge.gateway.backends.vllm.rows import WrongRowsError, entries_of, rows_of
+from latentforge.gateway.backends.rows import WrongRowsError, entries_of, rows_of
 from latentforge.teacher_client.sparse_rows import SparseRows
 
 VOCAB = 40

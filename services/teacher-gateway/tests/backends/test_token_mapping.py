@@ -7,10 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
 
-from latentforge.gateway.backends.venice.token_mapping import TokenMapping
+from latentforge.gateway.backends.token_mapping import TokenMapping
 from latentforge.text.tokenizer import TextTokenizer
 
-STDLIB = Path(__file__).parents[5] / "models" / "stdlib-teacher"
+STDLIB = Path(__file__).parents[4] / "models" / "stdlib-teacher"
 REPLACEMENT = "\ufffd".encode()
 
 

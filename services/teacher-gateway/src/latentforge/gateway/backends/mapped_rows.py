@@ -9,8 +9,8 @@ from itertools import pairwise
 import numpy as np
 
 from latentforge.gateway.backends.base import ContinuationRequest, Piece
+from latentforge.gateway.backends.token_mapping import TokenMapping
 from latentforge.gateway.backends.venice.messages import ChatChoice, SampledToken
-from latentforge.gateway.backends.venice.token_mapping import TokenMapping
 from latentforge.teacher.v1 import teacher_pb2 as pb
 from latentforge.teacher_client.sparse_rows import SparseRows
 
