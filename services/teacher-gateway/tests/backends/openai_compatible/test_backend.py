@@ -180,6 +180,30 @@ async def test_tokens_that_are_written_as_text_are_mapped_where_that_is_certain(
         assert piece.rows.realised_logprobs[0] == pytest.approx(expected[piece.token_ids[0]], abs=1e-5)
 
 
+async def test_bytes_tell_tokens_apart_whose_texts_are_the_same(
+    serve: Any, make_backend: MakeBackend, byte_teacher: Path
+) -> None:
+    def edit(path: str, answer: Any) -> Any:
+        for choice in answer.get("choices", []) if path == "/v1/completions" else []:
+            for token in (choice["logprobs"] or {"content": []})["content"]:
+                for said in (token, *token["top_logprobs"]):
+                    del said["id"]
+        return answer
+
+    stand_in, url = serve("llamacpp", folder=byte_teacher, edit=edit)
+    backend = make_backend(url, tokenizer_path=byte_teacher)
+    await backend.load()
+    assert backend.description.id_fidelity == pb.ID_FIDELITY_MAPPED
+    pieces = [piece for seed in range(8) for piece in await generated(backend, seed=seed, max_tokens=1)]
+    assert {piece.detail for piece in pieces} == {""}
+    expected = stand_in.logprobs(PROMPT.tolist())[-1]
+    for piece in pieces:
+        assert piece.rows is not None
+        assert piece.rows.ids[0].tolist() == np.argsort(-expected, kind="stable")[:5].tolist()
+        assert piece.rows.realised_logprobs[0] == pytest.approx(expected[piece.token_ids[0]], abs=1e-5)
+    assert any("\ufffd" in piece.text for piece in pieces)
+
+
 async def test_logprobs_after_temperature_are_said_to_be_processed(serve: Any, make_backend: MakeBackend) -> None:
     _, url = serve("llamacpp", tempered=True)
     backend = make_backend(url)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from latentforge.gateway.backends.base import BackendError, ContinuationRequest, FailureKind, Piece
-from latentforge.gateway.backends.mapped_rows import continuation
+from latentforge.gateway.backends.mapped_rows import mapped_piece
 from latentforge.gateway.backends.token_mapping import TokenMapping
 from latentforge.gateway.backends.venice.messages import (
     VENICE_PARAMETERS,
@@ -52,7 +52,7 @@ def generation(**changes: Any) -> ContinuationRequest:
 def read(name: str, mapping: TokenMapping, **changes: Any) -> Piece:
     request = generation(**changes)
     (choice,) = parse_completion(cassette(name)).choices
-    return continuation(choice, request, request.top_k, mapping)
+    return mapped_piece(choice.written, request, request.top_k, mapping)
 
 
 def ids_of(text: str | bytes, mapping: TokenMapping) -> list[int]:

@@ -1,4 +1,4 @@
-"""A chat completion's choice to one continuation: ids, rows, and whether the answer agrees with itself."""
+"""A continuation whose tokens an API writes as text: its ids, its rows, and whether the answer agrees with itself."""
 
 import codecs
 import math
@@ -9,12 +9,11 @@ from itertools import pairwise
 import numpy as np
 
 from latentforge.gateway.backends.base import ContinuationRequest, Piece
+from latentforge.gateway.backends.continuations import FINISH_REASONS
 from latentforge.gateway.backends.token_mapping import TokenMapping
-from latentforge.gateway.backends.venice.messages import ChatChoice, SampledToken
 from latentforge.teacher.v1 import teacher_pb2 as pb
 from latentforge.teacher_client.sparse_rows import SparseRows
 
-_FINISHED = {"stop": pb.FINISH_REASON_STOP, "length": pb.FINISH_REASON_LENGTH}
 # What rounding of the API's logprobs may add to the sum of a row.
 _SUM_TOLERANCE = 0.01
 # Of one probability, in nats, given twice in one answer.
@@ -28,6 +27,41 @@ class DroppedError(Exception):
 
 
 @dataclass(frozen=True)
+class WrittenToken:
+    """A token as an API writes it; ``data`` are its bytes where the API gives them, ``logprob`` is in nats."""
+
+    text: str
+    data: bytes | None
+    logprob: float
+
+
+@dataclass(frozen=True)
+class WrittenPosition:
+    """The token that came at one position, and the most probable ones there, in any order."""
+
+    own: WrittenToken
+    top: Sequence[WrittenToken]
+
+
+@dataclass(frozen=True)
+class WrittenContinuation:
+    """What an API answers, in no API's shape.
+
+    Attributes:
+        index: its number among the n of a request.
+        finish_reason: in OpenAI's words.
+        positions: of its tokens, in order.
+        reasoned: there is a text of reasoning besides, whose tokens may be among these.
+    """
+
+    index: int
+    finish_reason: str
+    text: str
+    positions: Sequence[WrittenPosition]
+    reasoned: bool = False
+
+
+@dataclass(frozen=True)
 class _Row:
     """One position. ``ids`` and ``logprobs`` are in the order of rank, as long as there are entries with an id."""
 
@@ -38,7 +72,9 @@ class _Row:
     unmapped_mass: float
 
 
-def continuation(choice: ChatChoice, request: ContinuationRequest, top_k: int, mapping: TokenMapping) -> Piece:
+def mapped_piece(
+    written: WrittenContinuation, request: ContinuationRequest, top_k: int, mapping: TokenMapping
+) -> Piece:
     """All of one continuation, with rows ``top_k`` wide; ``top_k`` 0 gives none.
 
     Row r is for token ``len(request.prompt_ids) + r``. Only entries with an id are in a row: ``tail_mass`` is 1 minus
@@ -46,29 +82,28 @@ def continuation(choice: ChatChoice, request: ContinuationRequest, top_k: int, m
     to entries that the API gave and no id could be found for. A continuation that contradicts itself is dropped whole.
     """
     try:
-        reason = _FINISHED.get(choice.finish_reason)
+        reason = FINISH_REASONS.get(written.finish_reason)
         if reason is None:
-            raise DroppedError(f"the answer ended with finish_reason {choice.finish_reason!r}")
-        sampled = choice.sampled or []
-        ids = _sampled_ids(sampled, mapping)
-        text = choice.message.content or ""
-        if not _agrees(ids, text, choice.finish_reason, request.stop, mapping):
-            raise DroppedError(_disagreement(ids, text, choice, mapping))
+            raise DroppedError(f"the answer ended with finish_reason {written.finish_reason!r}")
+        positions = written.positions
+        ids = _sampled_ids(positions, mapping)
+        if not _agrees(ids, written.text, written.finish_reason, request.stop, mapping):
+            raise DroppedError(_disagreement(ids, written, mapping))
         rows = None
         if top_k and ids:
-            parts = [_row(at, token, i, top_k, mapping) for at, (token, i) in enumerate(zip(sampled, ids, strict=True))]
+            parts = [_row(at, said, i, top_k, mapping) for at, (said, i) in enumerate(zip(positions, ids, strict=True))]
             rows = _joined(parts, top_k, len(request.prompt_ids))
     except DroppedError as dropped:
-        return Piece(choice.index, [], "", None, pb.FINISH_REASON_DROPPED, str(dropped))
-    return Piece(choice.index, ids, text, rows, reason)
+        return Piece(written.index, [], "", None, pb.FINISH_REASON_DROPPED, str(dropped))
+    return Piece(written.index, ids, written.text, rows, reason)
 
 
-def _sampled_ids(sampled: Sequence[SampledToken], mapping: TokenMapping) -> list[int]:
+def _sampled_ids(positions: Sequence[WrittenPosition], mapping: TokenMapping) -> list[int]:
     ids = []
-    for at, token in enumerate(sampled):
-        token_id = mapping.id_of(token.token, token.data)
+    for at, own in enumerate(position.own for position in positions):
+        token_id = mapping.id_of(own.text, own.data)
         if token_id is None:
-            raise DroppedError(f"no id is certain for token {at}, written {token.token!r} with {_shown(token.data)}")
+            raise DroppedError(f"no id is certain for token {at}, written {own.text!r} with {_shown(own.data)}")
         ids.append(token_id)
     return ids
 
@@ -95,9 +130,10 @@ def _agrees(ids: Sequence[int], text: str, finish: str, stop: Sequence[str], map
     return ended and mapping.text_of(ids[:-1], special=True).decode("utf-8", "replace") == text
 
 
-def _disagreement(ids: Sequence[int], text: str, choice: ChatChoice, mapping: TokenMapping) -> str:
-    if choice.message.reasoning_content:
+def _disagreement(ids: Sequence[int], written: WrittenContinuation, mapping: TokenMapping) -> str:
+    if written.reasoned:
         return "the model reasoned although it was told not to, and its tokens are not those of its text"
+    text = written.text
     made = mapping.text_of(ids, special=False).decode("utf-8", "replace")
     at = next((i for i, (a, b) in enumerate(zip(made, text, strict=False)) if a != b), min(len(made), len(text)))
     return (
@@ -106,21 +142,21 @@ def _disagreement(ids: Sequence[int], text: str, choice: ChatChoice, mapping: To
     )
 
 
-def _row(at: int, token: SampledToken, token_id: int, top_k: int, mapping: TokenMapping) -> _Row:
-    given = [min(0.0, c.logprob) for c in token.top_logprobs]
+def _row(at: int, said: WrittenPosition, token_id: int, top_k: int, mapping: TokenMapping) -> _Row:
+    given = [min(0.0, c.logprob) for c in said.top]
     order = sorted(range(len(given)), key=lambda i: -given[i])
     found: dict[int, float] = {}
     total = unmapped = 0.0
-    realised_logprob = min(0.0, token.logprob)
+    realised_logprob = min(0.0, said.own.logprob)
     realised_rank = 0
     for rank, index in enumerate(order, start=1):
-        candidate, logprob = token.top_logprobs[index], given[index]
-        candidate_id = mapping.id_of(candidate.token, candidate.data)
+        candidate, logprob = said.top[index], given[index]
+        candidate_id = mapping.id_of(candidate.text, candidate.data)
         if candidate_id is not None and candidate_id in found:
-            _check_same(at, candidate.token, found[candidate_id], logprob)
+            _check_same(at, candidate.text, found[candidate_id], logprob)
             continue
         if candidate_id == token_id:
-            _check_same(at, candidate.token, realised_logprob, logprob)
+            _check_same(at, candidate.text, realised_logprob, logprob)
             realised_rank = rank
         if rank > top_k or logprob < _LEAST_LOGPROB:
             continue

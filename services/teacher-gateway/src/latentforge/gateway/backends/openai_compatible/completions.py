@@ -7,8 +7,14 @@ import numpy as np
 
 from latentforge.gateway.backends.base import BackendError, ContinuationRequest, FailureKind, Piece, TokenIds
 from latentforge.gateway.backends.continuations import FINISH_REASONS, stops, text_of
-from latentforge.gateway.backends.mapped_rows import continuation
+from latentforge.gateway.backends.mapped_rows import (
+    WrittenContinuation,
+    WrittenPosition,
+    WrittenToken,
+    mapped_piece,
+)
 from latentforge.gateway.backends.openai_compatible.answers import (
+    Named,
     SaidPosition,
     ServedChoice,
     ServedCompletion,
@@ -19,8 +25,6 @@ from latentforge.gateway.backends.openai_compatible.answers import (
 )
 from latentforge.gateway.backends.token_mapping import TokenMapping
 from latentforge.gateway.backends.upstream import Upstream
-from latentforge.gateway.backends.venice.messages import Candidate, ChatChoice, ChatChoiceMessage, SampledToken
-from latentforge.gateway.backends.venice.messages import TokenLogprobs as MappedLogprobs
 from latentforge.teacher_client.sparse_rows import SparseRows
 from latentforge.text.tokenizer import TextTokenizer
 
@@ -97,7 +101,8 @@ class CompletionsTeacher:
             raise BackendError(f"the server ended a continuation with {choice.finish_reason!r}", FailureKind.GONE)
         positions = positions_of(choice)
         if self._mapping is not None:
-            return _mapped(choice, index, positions, request, self._mapping)
+            # As for every API that writes tokens as text: an id where it is certain, or the continuation is dropped.
+            return mapped_piece(_written(choice, index, positions), request, request.top_k, self._mapping)
         ids = [-1 if position.own.token_id is None else position.own.token_id for position in positions]
         rows = None
         if request.top_k and ids:
@@ -152,29 +157,14 @@ def check_prompt(answer: ServedCompletion, length: int) -> None:
         raise BackendError(f"the server counts {counted} tokens of prompt where {length} were sent: it changes prompts")
 
 
-def _mapped(
-    choice: ServedChoice,
-    index: int,
-    positions: Sequence[SaidPosition],
-    request: ContinuationRequest,
-    mapping: TokenMapping,
-) -> Piece:
-    """As for every API that writes tokens as text: an id only where it is certain, or the continuation is dropped."""
-    sampled = [
-        SampledToken(
-            token=position.own.text,
-            logprob=position.own.logprob or 0.0,
-            bytes=position.own.data,
-            top_logprobs=[
-                Candidate(token=named.text, logprob=named.logprob or 0.0, bytes=named.data) for named in position.top
-            ],
-        )
-        for position in positions
-    ]
-    as_chat = ChatChoice(
-        index=index,
-        finish_reason=choice.finish_reason or "",
-        message=ChatChoiceMessage(content=choice.text),
-        logprobs=MappedLogprobs(content=sampled),
+def _written(choice: ServedChoice, index: int, positions: Sequence[SaidPosition]) -> WrittenContinuation:
+    return WrittenContinuation(
+        index,
+        choice.finish_reason or "",
+        choice.text,
+        [WrittenPosition(_token(position.own), [_token(named) for named in position.top]) for position in positions],
     )
-    return continuation(as_chat, request, request.top_k, mapping)
+
+
+def _token(named: Named) -> WrittenToken:
+    return WrittenToken(named.text, named.data, named.logprob or 0.0)

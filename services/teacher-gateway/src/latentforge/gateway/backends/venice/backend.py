@@ -18,7 +18,7 @@ from latentforge.gateway.backends.base import (
     TokenIds,
 )
 from latentforge.gateway.backends.costs import Costs, Price
-from latentforge.gateway.backends.mapped_rows import continuation
+from latentforge.gateway.backends.mapped_rows import mapped_piece
 from latentforge.gateway.backends.model_folder import read_config, tokenizer_folder
 from latentforge.gateway.backends.token_mapping import TokenMapping
 from latentforge.gateway.backends.upstream import Api, Upstream
@@ -197,7 +197,7 @@ class VeniceBackend(LoadedBackend):
             return [_dropped(index, problem) for index in range(request.n)]
         missing = f"the answer has {len(choices)} of {request.n} choices"
         return [
-            continuation(choices[index], request, top_k, self._mapping)
+            mapped_piece(choices[index].written, request, top_k, self._mapping)
             if index in choices
             else _dropped(index, missing)
             for index in range(request.n)

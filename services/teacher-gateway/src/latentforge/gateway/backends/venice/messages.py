@@ -8,6 +8,7 @@ from pydantic import BaseModel, BeforeValidator, Field, ValidationError
 from latentforge.core.errors import describe_errors
 from latentforge.gateway.backends.base import BackendError, ContinuationRequest, FailureKind
 from latentforge.gateway.backends.costs import Price
+from latentforge.gateway.backends.mapped_rows import WrittenContinuation, WrittenPosition, WrittenToken
 
 MAX_STOP_STRINGS = 4
 MAX_TEMPERATURE = 2.0
@@ -45,6 +46,10 @@ class Candidate(BaseModel):
     logprob: float = Field(allow_inf_nan=False)
     data: TokenBytes = Field(None, alias="bytes")
 
+    @property
+    def written(self) -> WrittenToken:
+        return WrittenToken(self.token, self.data, self.logprob)
+
 
 class SampledToken(Candidate):
     """The token that came, with the most probable ones at its position."""
@@ -76,6 +81,18 @@ class ChatChoice(BaseModel):
         if isinstance(self.logprobs, TokenLogprobs):
             return self.logprobs.content
         return None if self.logprobs is None else [self.logprobs]
+
+    @property
+    def written(self) -> WrittenContinuation:
+        """What of it becomes ids and rows."""
+        positions = [
+            WrittenPosition(token.written, [candidate.written for candidate in token.top_logprobs])
+            for token in self.sampled or []
+        ]
+        message = self.message
+        return WrittenContinuation(
+            self.index, self.finish_reason, message.content or "", positions, reasoned=bool(message.reasoning_content)
+        )
 
 
 class ChatUsage(BaseModel):
