@@ -1,4 +1,4 @@
-"""What OpenAI-compatible servers answer to POST /v1/completions, in the two shapes that log-probabilities come in.
+"""The two shapes in which OpenAI-compatible servers give log-probabilities.
 
 The old one of OpenAI's has columns: ``tokens``, ``token_logprobs`` and ``top_logprobs``, whose names are texts, or
 ``token_id:N`` from a server that was asked for those and knows how. llama.cpp's has a list of tokens under
@@ -12,6 +12,7 @@ import msgspec
 import numpy as np
 
 from latentforge.gateway.backends.base import BackendError, TokenIds
+from latentforge.gateway.backends.completion_answers import AnsweredChoice, AnsweredCompletion, CompletionReader
 from latentforge.gateway.backends.rows import Entries, WrongRowsError, rows_of
 from latentforge.teacher_client.sparse_rows import SparseRows
 
@@ -33,26 +34,14 @@ class _Logprobs(msgspec.Struct, gc=False):
     top_logprobs: list[dict[str, float] | None] | None = None
 
 
-class _Usage(msgspec.Struct, gc=False):
-    prompt_tokens: int | None = None
-
-
-class ServedChoice(msgspec.Struct, gc=False):
-    """One continuation. Whatever else the answer holds is skipped."""
-
-    index: int
+class ServedChoice(AnsweredChoice, gc=False):
     text: str = ""
-    finish_reason: str | None = None
     logprobs: _Logprobs | None = None
 
 
-class ServedCompletion(msgspec.Struct, gc=False):
-    choices: list[ServedChoice]
-    usage: _Usage | None = None
-    system_fingerprint: str | None = None
+ServedCompletion = AnsweredCompletion[ServedChoice]
 
-
-_DECODER = msgspec.json.Decoder(ServedCompletion)
+ANSWERS = CompletionReader(msgspec.json.Decoder(ServedCompletion), "the server")
 
 
 @dataclass(frozen=True)
@@ -71,22 +60,6 @@ class SaidPosition:
 
     own: Named
     top: Sequence[Named]
-
-
-def answer_of(body: bytes, count: int) -> ServedCompletion:
-    """An answer with its ``count`` choices in the order of the prompts.
-
-    Raises:
-        BackendError: it is not the JSON of a completion.
-    """
-    try:
-        answer = _DECODER.decode(body)
-    except msgspec.DecodeError as error:
-        raise BackendError(f"the server's answer to /v1/completions cannot be read: {error}") from None
-    answer.choices.sort(key=lambda choice: choice.index)
-    if [choice.index for choice in answer.choices] != list(range(count)):
-        raise BackendError(f"the server gives {len(answer.choices)} choices where {count} were asked for")
-    return answer
 
 
 def positions_of(choice: ServedChoice) -> list[SaidPosition]:

@@ -14,11 +14,11 @@ from latentforge.gateway.backends.mapped_rows import (
     mapped_piece,
 )
 from latentforge.gateway.backends.openai_compatible.answers import (
+    ANSWERS,
     Named,
     SaidPosition,
     ServedChoice,
     ServedCompletion,
-    answer_of,
     exact_rows,
     has_ids,
     positions_of,
@@ -84,7 +84,7 @@ class CompletionsTeacher:
         }
 
         def read(body: bytes) -> list[SparseRows]:
-            choices = answer_of(body, len(sequences)).choices
+            choices = ANSWERS.read(body, len(sequences)).choices
             return [
                 exact_rows(echoed(choice, token_ids), token_ids[1:], 1, top_k, self._vocab_size)
                 for choice, token_ids in zip(choices, sequences, strict=True)
@@ -132,7 +132,7 @@ class CompletionsTeacher:
         }
         if self._extras and stop["stop_token_ids"]:
             payload["stop_token_ids"] = stop["stop_token_ids"]
-        return await self._upstream.post(COMPLETIONS, lambda: payload, lambda body: answer_of(body, 1))
+        return await self._upstream.post(COMPLETIONS, lambda: payload, lambda body: ANSWERS.read(body, 1))
 
 
 def echoed(choice: ServedChoice, token_ids: TokenIds) -> list[SaidPosition]:

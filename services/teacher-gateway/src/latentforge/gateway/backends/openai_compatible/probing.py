@@ -5,9 +5,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import msgspec
 import numpy as np
 
 from latentforge.gateway.backends.base import BackendError, ContinuationRequest, FailureKind, Piece, TokenIds
+from latentforge.gateway.backends.completion_answers import AnsweredCompletion, CompletionReader, ScoredChoice
 from latentforge.gateway.backends.openai_compatible.answers import SaidPosition, ServedCompletion, has_ids, positions_of
 from latentforge.gateway.backends.openai_compatible.completions import (
     COMPLETIONS,
@@ -19,11 +21,11 @@ from latentforge.gateway.backends.openai_compatible.models import Listed, unansw
 from latentforge.gateway.backends.openai_compatible.sglang import SglangTeacher
 from latentforge.gateway.backends.token_mapping import TokenMapping
 from latentforge.gateway.backends.upstream import Upstream
-from latentforge.gateway.backends.vllm import answers as vllm_answers
 from latentforge.teacher.v1 import teacher_pb2 as pb
 from latentforge.teacher_client.sparse_rows import SparseRows
 from latentforge.text.tokenizer import TextTokenizer
 
+_SCORED = CompletionReader(msgspec.json.Decoder(AnsweredCompletion[ScoredChoice]), "the server")
 _PROBE_TOKENS = 8
 _HIGH_TEMPERATURE = 2.0
 # A forward pass in another batch changes it by a few percent, that temperature halves it.
@@ -94,9 +96,7 @@ class Prober:
             "prompt_logprobs": 1,
         }
         try:
-            answer = await self._upstream.post(
-                COMPLETIONS, lambda: payload, lambda body: vllm_answers.answer_of(body, 1)
-            )
+            answer = await self._upstream.post(COMPLETIONS, lambda: payload, lambda body: _SCORED.read(body, 1))
         except BackendError as error:
             if unanswered(error):
                 return False

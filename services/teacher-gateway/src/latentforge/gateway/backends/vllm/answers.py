@@ -6,15 +6,11 @@ import msgspec
 import numpy as np
 
 from latentforge.gateway.backends.base import BackendError, ContinuationRequest, FailureKind, Piece, TokenIds
+from latentforge.gateway.backends.completion_answers import AnsweredCompletion, CompletionReader, ScoredChoice
 from latentforge.gateway.backends.continuations import FINISH_REASONS, text_of
 from latentforge.gateway.backends.rows import Entries, Entry, WrongRowsError, entries_of, rows_of
 from latentforge.teacher_client.sparse_rows import SparseRows
 from latentforge.text.tokenizer import TextTokenizer
-
-
-class _Entry(msgspec.Struct, gc=False):
-    logprob: float
-    rank: int | None
 
 
 class _Logprobs(msgspec.Struct, gc=False):
@@ -22,27 +18,17 @@ class _Logprobs(msgspec.Struct, gc=False):
     top_logprobs: list[dict[str, float] | None]
 
 
-class VllmChoice(msgspec.Struct, gc=False):
-    """One continuation; the fields that were not asked for are None. Whatever else the answer holds is skipped."""
-
-    index: int
-    finish_reason: str | None = None
+class VllmChoice(ScoredChoice, gc=False):
     stop_reason: int | str | None = None
     token_ids: list[int] | None = None
     logprobs: _Logprobs | None = None
-    prompt_logprobs: list[dict[int, _Entry] | None] | None = None
     prompt_token_ids: list[int] | None = None
 
 
-class VllmAnswer(msgspec.Struct, gc=False):
-    """``system_fingerprint`` changes with vLLM's version and configuration, not with the weights."""
-
-    choices: list[VllmChoice]
-    system_fingerprint: str | None = None
-
+VllmAnswer = AnsweredCompletion[VllmChoice]
 
 # Skips the token strings, which are most of an answer, and makes no dict for an entry.
-_DECODER = msgspec.json.Decoder(VllmAnswer)
+ANSWERS = CompletionReader(msgspec.json.Decoder(VllmAnswer), "vLLM")
 _ID_PREFIX = "token_id:"
 
 
@@ -69,22 +55,6 @@ def blames_request(body: bytes) -> bool:
     return bool(message) and "engine" not in message.lower()
 
 
-def answer_of(body: bytes, count: int) -> VllmAnswer:
-    """An answer with its ``count`` choices in the order of the prompts.
-
-    Raises:
-        BackendError: it is not the JSON that vLLM writes.
-    """
-    try:
-        answer = _DECODER.decode(body)
-    except msgspec.DecodeError as error:
-        raise BackendError(f"vLLM's answer to /v1/completions cannot be read: {error}") from None
-    answer.choices.sort(key=lambda choice: choice.index)
-    if [choice.index for choice in answer.choices] != list(range(count)):
-        raise BackendError(f"vLLM gives {len(answer.choices)} choices where {count} were asked for")
-    return answer
-
-
 def scored(
     body: bytes,
     sequences: Sequence[TokenIds],
@@ -98,7 +68,7 @@ def scored(
     Raises:
         BackendError: an answer is missing, short, null or impossible, and where; or what ``check`` raises.
     """
-    answer = answer_of(body, len(sequences))
+    answer = ANSWERS.read(body, len(sequences))
     check(answer)
     return [
         prompt_rows(choice.prompt_logprobs, token_ids, top_k, vocab_size)
@@ -139,7 +109,7 @@ def continuation(
         BackendError: it did not end as a continuation does, or its rows are not those of its tokens; or what ``check``
             raises.
     """
-    answer = answer_of(body, 1)
+    answer = ANSWERS.read(body, 1)
     check(answer)
     (choice,) = answer.choices
     reason = FINISH_REASONS.get(choice.finish_reason or "")

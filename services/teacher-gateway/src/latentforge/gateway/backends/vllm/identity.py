@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from latentforge.gateway.backends.base import BackendError, FailureKind
 from latentforge.gateway.backends.identity import Identity, Witness, digest
 from latentforge.gateway.backends.upstream import Api, Upstream
-from latentforge.gateway.backends.vllm.answers import VllmAnswer, answer_of, prompt_rows
+from latentforge.gateway.backends.vllm.answers import ANSWERS, VllmAnswer, prompt_rows
 from latentforge.gateway.backends.vllm.model import GREEDY
 from latentforge.gateway.backends.vllm.startup import ServedModel, served_now
 from latentforge.gateway.breaker import Breaker
@@ -110,7 +110,7 @@ class ServerIdentity(Identity):
             "add_special_tokens": False,
             **GREEDY,
         }
-        scoring = self._scores.post("/v1/completions", lambda: payload, lambda body: answer_of(body, 1))
+        scoring = self._scores.post("/v1/completions", lambda: payload, lambda body: ANSWERS.read(body, 1))
         answer = await self._witnessed(scoring)
         self._check_served(*served, answer.system_fingerprint or "")
         rows = prompt_rows(answer.choices[0].prompt_logprobs, witness.token_ids, 1, self._vocab_size)

@@ -21,7 +21,7 @@ from latentforge.gateway.backends.identity import Witness, witness_ids
 from latentforge.gateway.backends.model_folder import probe_text, read_model_files, tokenizer_folder
 from latentforge.gateway.backends.upstream import Api, Upstream
 from latentforge.gateway.backends.vllm.answers import (
-    answer_of,
+    ANSWERS,
     blames_request,
     continuation,
     generated_rows,
@@ -186,7 +186,7 @@ class VllmBackend(ContinuingBackend):
             **_AS_IDS,
         }
         try:
-            answer = await self._upstream.post(_COMPLETIONS, lambda: payload, lambda body: answer_of(body, 1))
+            answer = await self._upstream.post(_COMPLETIONS, lambda: payload, lambda body: ANSWERS.read(body, 1))
         except BackendError as error:
             if error.kind is FailureKind.REFUSED and "logprobs" in str(error):
                 text = f"{error}; set MAX_TOP_K to what it allows, or serve with --max-logprobs {about.max_top_k}"
