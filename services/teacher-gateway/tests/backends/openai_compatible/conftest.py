@@ -21,7 +21,7 @@ from starlette.routing import Route
 from transformers import Qwen3ForCausalLM
 
 from latentforge.gateway.backends import build_backend
-from latentforge.gateway.backends.base import Backend
+from latentforge.gateway.backends.base import Backend, ContinuationRequest, Piece
 from latentforge.gateway.metrics import Metrics
 from latentforge.gateway.settings import GatewaySettings
 from latentforge.text.tokenizer import TextTokenizer
@@ -30,6 +30,8 @@ from tools.venice_server.running import serving
 CONTEXT = 128
 EOS = 0
 KEY = "sk-very-secret"
+# Of the random teacher's ids, those from 260 on are no token's; a text API could not name them.
+PROMPT = np.array([70, 71, 72, 90, 100], np.uint32)
 
 
 def _fields(text: str) -> set[str]:
@@ -260,6 +262,27 @@ def _ranked(rows: NDArray[np.float64], ids: list[int], k: int) -> Iterator[dict[
 
 
 Serve = Callable[..., Any]
+MakeBackend = Callable[..., Backend]
+
+
+def continuation_request(**changes: Any) -> ContinuationRequest:
+    defaults: dict[str, Any] = {
+        "prompt_ids": PROMPT,
+        "max_tokens": 10,
+        "temperature": 1.0,
+        "top_p": 1.0,
+        "seed": 3,
+        "n": 1,
+        "top_k": 5,
+        "stop": (),
+    }
+    return ContinuationRequest(**(defaults | changes))
+
+
+async def generated(backend: Backend, **changes: Any) -> list[Piece]:
+    return sorted(
+        [piece async for piece in backend.generate(continuation_request(**changes))], key=lambda piece: piece.index
+    )
 
 
 @pytest.fixture
@@ -295,7 +318,7 @@ def _running(stand_in: StandIn) -> Iterator[str]:
 @pytest.fixture
 async def make_backend(
     make_settings: Callable[..., GatewaySettings], random_teacher: Path
-) -> AsyncIterator[Callable[..., Backend]]:
+) -> AsyncIterator[MakeBackend]:
     """Backends for a URL, not loaded."""
     made: list[Backend] = []
 

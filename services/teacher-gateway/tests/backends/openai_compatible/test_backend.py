@@ -11,36 +11,14 @@ import pytest
 
 from latentforge.core.settings import SettingsError
 from latentforge.gateway.backends import build_backend
-from latentforge.gateway.backends.base import Backend, BackendError, ContinuationRequest, FailureKind, Piece
+from latentforge.gateway.backends.base import Backend, BackendError, FailureKind
 from latentforge.gateway.metrics import Metrics
 from latentforge.gateway.settings import GatewaySettings
 from latentforge.teacher.v1 import teacher_pb2 as pb
 
-from .conftest import CONTEXT, Refused
+from .conftest import CONTEXT, PROMPT, MakeBackend, Refused, generated
 
 SCORING = ["sglang", "ids", "vllm"]
-# Of the random teacher's ids, those from 260 on are no token's; a text API could not name them.
-PROMPT = np.array([70, 71, 72, 90, 100], np.uint32)
-
-MakeBackend = Callable[..., Backend]
-
-
-def request(**changes: Any) -> ContinuationRequest:
-    defaults: dict[str, Any] = {
-        "prompt_ids": PROMPT,
-        "max_tokens": 10,
-        "temperature": 1.0,
-        "top_p": 1.0,
-        "seed": 3,
-        "n": 1,
-        "top_k": 5,
-        "stop": (),
-    }
-    return ContinuationRequest(**(defaults | changes))
-
-
-async def generated(backend: Backend, **changes: Any) -> list[Piece]:
-    return sorted([piece async for piece in backend.generate(request(**changes))], key=lambda piece: piece.index)
 
 
 async def loading_fails(backend: Backend, kind: FailureKind, *words: str) -> None:
@@ -156,52 +134,6 @@ async def test_what_gives_no_rows_of_a_prompt_by_id_continues_and_does_not_score
     assert (about.id_fidelity, about.logprobs_mode) == (pb.ID_FIDELITY_EXACT, pb.LOGPROBS_MODE_RAW)
     assert (about.max_sequence_length, about.engine) == (127, "llamacpp b1-local")
     assert "gives no log-probabilities of a prompt by token id" in caplog.text
-
-
-async def test_tokens_that_are_written_as_text_are_mapped_where_that_is_certain(
-    serve: Any, make_backend: MakeBackend, byte_teacher: Path
-) -> None:
-    stand_in, url = serve("openai", folder=byte_teacher)
-    backend = make_backend(url, tokenizer_path=byte_teacher, max_sequence_length=64, max_top_k=5)
-    await backend.load()
-    about = backend.description
-    assert (about.can_score, about.id_fidelity, about.max_top_k) == (False, pb.ID_FIDELITY_MAPPED, 5)
-    pieces = [piece for seed in range(8) for piece in await generated(backend, seed=seed, max_tokens=1)]
-    kept = [piece for piece in pieces if piece.finish_reason != pb.FINISH_REASON_DROPPED]
-    # Bytes that are no text by themselves cannot be told apart.
-    assert any("no id is certain" in piece.detail for piece in pieces if piece not in kept)
-    assert kept
-    expected = stand_in.logprobs(PROMPT.tolist())[-1]
-    for piece in kept:
-        assert piece.rows is not None
-        assert piece.rows.unmapped_mass is not None
-        entries = piece.rows.ids[0, : piece.rows.counts[0]]
-        np.testing.assert_allclose(piece.rows.logprobs[0, : len(entries)], expected[entries], atol=1e-5)
-        assert piece.rows.realised_logprobs[0] == pytest.approx(expected[piece.token_ids[0]], abs=1e-5)
-
-
-async def test_bytes_tell_tokens_apart_whose_texts_are_the_same(
-    serve: Any, make_backend: MakeBackend, byte_teacher: Path
-) -> None:
-    def edit(path: str, answer: Any) -> Any:
-        for choice in answer.get("choices", []) if path == "/v1/completions" else []:
-            for token in (choice["logprobs"] or {"content": []})["content"]:
-                for said in (token, *token["top_logprobs"]):
-                    del said["id"]
-        return answer
-
-    stand_in, url = serve("llamacpp", folder=byte_teacher, edit=edit)
-    backend = make_backend(url, tokenizer_path=byte_teacher)
-    await backend.load()
-    assert backend.description.id_fidelity == pb.ID_FIDELITY_MAPPED
-    pieces = [piece for seed in range(8) for piece in await generated(backend, seed=seed, max_tokens=1)]
-    assert {piece.detail for piece in pieces} == {""}
-    expected = stand_in.logprobs(PROMPT.tolist())[-1]
-    for piece in pieces:
-        assert piece.rows is not None
-        assert piece.rows.ids[0].tolist() == np.argsort(-expected, kind="stable")[:5].tolist()
-        assert piece.rows.realised_logprobs[0] == pytest.approx(expected[piece.token_ids[0]], abs=1e-5)
-    assert any("\ufffd" in piece.text for piece in pieces)
 
 
 async def test_logprobs_after_temperature_are_said_to_be_processed(serve: Any, make_backend: MakeBackend) -> None:

@@ -7,6 +7,7 @@ The old one of OpenAI's has columns: ``tokens``, ``token_logprobs`` and ``top_lo
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import msgspec
 import numpy as np
@@ -17,13 +18,14 @@ from latentforge.gateway.backends.rows import Entries, WrongRowsError, rows_of
 from latentforge.teacher_client.sparse_rows import SparseRows
 
 _ID_PREFIX = "token_id:"
+_Byte = Annotated[int, msgspec.Meta(ge=0, le=255)]
 
 
 class _Token(msgspec.Struct, gc=False):
     token: str
     logprob: float | None = None
     id: int | None = None
-    bytes: list[int] | None = None
+    bytes: list[_Byte] | None = None
     top_logprobs: list["_Token"] = []
 
 
