@@ -378,3 +378,19 @@ def test_settings_that_are_missing_are_named(random_teacher: Path) -> None:
     settings = GatewaySettings(teacher_backend="openai-compatible", openai_compatible_url="http://127.0.0.1:1")
     with pytest.raises(SettingsError, match="TOKENIZER_PATH is not set"):
         build_backend(settings, Metrics())
+
+
+@pytest.mark.parametrize("kind", ["sglang", "vllm"])
+async def test_closing_closes_the_way_that_was_found_too(serve: Any, make_backend: MakeBackend, kind: str) -> None:
+    _, url = serve(kind)
+    backend = make_backend(url, max_sequence_length=100)
+    await backend.load()
+    await backend.close()
+    with pytest.raises(RuntimeError, match="client has been closed"):
+        await backend.score([PROMPT], 4)
+
+
+async def test_what_was_not_loaded_closes(serve: Any, make_backend: MakeBackend) -> None:
+    _, url = serve("mute")
+    backend = make_backend(url)
+    await backend.close()

@@ -8,7 +8,7 @@ from latentforge.gateway.backends.local.backend import TransformersBackend
 from latentforge.gateway.backends.openai_compatible.server import OpenAiCompatibleBackend
 from latentforge.gateway.backends.venice.backend import VeniceBackend
 from latentforge.gateway.backends.vllm.engine import VllmEngineBackend
-from latentforge.gateway.backends.vllm.server import local_server, remote_server
+from latentforge.gateway.backends.vllm.server import compatible_server, local_server, remote_server
 from latentforge.gateway.metrics import Metrics
 from latentforge.gateway.settings import GatewaySettings
 
@@ -29,13 +29,17 @@ def _vllm_local(settings: GatewaySettings, metrics: Metrics) -> Backend:
     return local_server(settings, metrics)
 
 
+def _openai_compatible(settings: GatewaySettings, metrics: Metrics) -> Backend:
+    return OpenAiCompatibleBackend(settings, metrics, lambda model: compatible_server(settings, metrics, model))
+
+
 BACKENDS: dict[str, Callable[[GatewaySettings, Metrics], Backend]] = {
     "embedded": _embedded,
     "transformers": _transformers,
     "vllm-local": _vllm_local,
     "vllm-remote": remote_server,
     "venice": VeniceBackend,
-    "openai-compatible": OpenAiCompatibleBackend,
+    "openai-compatible": _openai_compatible,
 }
 
 

@@ -247,3 +247,22 @@ def remote_server(settings: GatewaySettings, metrics: Metrics) -> VllmBackend:
         raise SettingsError("VLLM_REMOTE_URL is not set; TEACHER_BACKEND=vllm-remote needs the server's base URL")
     key = settings.vllm_remote_api_key
     return VllmBackend(settings, metrics, url=settings.vllm_remote_url, url_setting="VLLM_REMOTE_URL", key=key)
+
+
+def compatible_server(settings: GatewaySettings, metrics: Metrics, model: str) -> VllmBackend:
+    """The server of ``openai-compatible``, which answers as vLLM does; its settings have names of their own."""
+    url = settings.openai_compatible_url
+    assert url is not None
+    theirs = {
+        "vllm_served_model": model,
+        "vllm_revision": settings.openai_compatible_revision,
+        "vllm_max_requests": settings.openai_compatible_max_requests,
+    }
+    return VllmBackend(
+        settings.model_copy(update=theirs),
+        metrics,
+        url=url,
+        url_setting="OPENAI_COMPATIBLE_URL",
+        key=settings.openai_compatible_api_key,
+        key_setting="OPENAI_COMPATIBLE_API_KEY",
+    )
