@@ -17,15 +17,22 @@ from latentforge.model.student import Student
 
 
 class ChunkStates(ABC):
-    """States of n texts' chunks; :meth:`begin` gives that before the first token, :meth:`read` the next ones'."""
+    """States of n texts' chunks, from :meth:`begin` on, token by token."""
 
     @abstractmethod
-    def begin(self, hidden: Tensor, previous: Tensor) -> Tensor:
-        """From hidden [n, h] and the window's embedded tokens [n, W·K, e], the state's output, float [n, width]."""
+    def begin(self, hidden: Tensor, previous: Tensor) -> None:
+        """Before the first token, from hidden [n, h] and the window's embedded tokens [n, W·K, e]."""
 
     @abstractmethod
-    def read(self, embedded: Tensor) -> Tensor:
-        """The state's output behind one more token, embedded [n, e]."""
+    def read(self, embedded: Tensor) -> None:
+        """Reads one more token, embedded [n, e]."""
+
+    @abstractmethod
+    def output(self) -> Tensor:
+        """What the next token's correction is made of, float [n, width]; asked for at most once for each token.
+
+        Some make it of their state at a price, which a token that is known need not pay.
+        """
 
 
 class _GruStates(ChunkStates):
@@ -34,15 +41,16 @@ class _GruStates(ChunkStates):
         self._decoder, self._weights = decoder, decoder.gru.all_weights
         self._layers: list[Tensor] = []
 
-    def begin(self, hidden: Tensor, previous: Tensor) -> Tensor:
+    def begin(self, hidden: Tensor, previous: Tensor) -> None:
         self._layers = list(self._decoder.first_state(hidden, previous))
-        return self._layers[-1]
 
-    def read(self, embedded: Tensor) -> Tensor:
+    def read(self, embedded: Tensor) -> None:
         # One step of nn.GRU, layer by layer: a layer's new state is what the next one reads.
         for index, weights in enumerate(self._weights):
             embedded = self._layers[index] = torch.gru_cell(embedded, self._layers[index], *weights)
-        return embedded
+
+    def output(self) -> Tensor:
+        return self._layers[-1]
 
 
 class _DecoderStates(ChunkStates):
@@ -52,13 +60,13 @@ class _DecoderStates(ChunkStates):
         self._decoder = decoder
         self._state: Any = None
 
-    def begin(self, hidden: Tensor, previous: Tensor) -> Tensor:
+    def begin(self, hidden: Tensor, previous: Tensor) -> None:
         self._state = self._decoder.first_state(hidden, previous)
-        output: Tensor = self._state.output
-        return output
 
-    def read(self, embedded: Tensor) -> Tensor:
+    def read(self, embedded: Tensor) -> None:
         self._state = self._decoder.next_state(self._state, embedded)
+
+    def output(self) -> Tensor:
         output: Tensor = self._state.output
         return output
 
@@ -72,18 +80,16 @@ class _SteeredStates(ChunkStates):
         self._blocks = [fused_swiglu(block, by_column=by_column) for block in blocks]
         self._norm, self._eps = decoder.norm.weight.detach(), decoder.norm.eps
 
-    def begin(self, hidden: Tensor, previous: Tensor) -> Tensor:
+    def begin(self, hidden: Tensor, previous: Tensor) -> None:
         steering = self._decoder.steering(hidden)
         self._steering = [] if steering is None else list(steering.unbind(1))
         self._place = 0
-        return self._output()
 
-    def read(self, embedded: Tensor) -> Tensor:
+    def read(self, embedded: Tensor) -> None:
         self._slots.read_token(embedded)
         self._place += 1
-        return self._output()
 
-    def _output(self) -> Tensor:
+    def output(self) -> Tensor:
         state = self._slots.output
         if self._steering:
             state = state + self._steering[self._place]
@@ -101,17 +107,20 @@ class _SplitStates(ChunkStates):
         self._decoder, self._input_map, self._slots = decoder, input_map, slots
         self._positions, self._num_first = positions, num_first
 
-    def begin(self, hidden: Tensor, previous: Tensor) -> Tensor:
+    def begin(self, hidden: Tensor, previous: Tensor) -> None:
         self._steering = self._decoder.steering(self._positions.lower).unbind(1)
-        self._place = 0
-        return hidden
+        self._place, self._states = 0, hidden
 
-    def read(self, embedded: Tensor) -> Tensor:
+    def read(self, embedded: Tensor) -> None:
         self._slots.read_token(embedded)
         steering = self._steering[self._place]
         self._place += 1
         stand_ins = self._decoder.stand_ins(self._input_map(embedded), self._slots.output, steering)
-        return self._positions.step_inside(stand_ins, self._place, self._num_first)
+        # Those of later tokens look this one up, so it is made of known ones, too.
+        self._states = self._positions.step_inside(stand_ins, self._place, self._num_first)
+
+    def output(self) -> Tensor:
+        return self._states
 
 
 def chunk_states(

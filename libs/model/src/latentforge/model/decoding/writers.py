@@ -125,27 +125,30 @@ class LatentWriter(ChunkWriter):
         return self._student.chunk_inputs(embedded, borders)
 
     def begin(self, hidden: Tensor, previous: Tensor, noise: Tensor | None) -> None:
-        # Token after token: a token's logits of all texts lie side by side.
-        latents = self._latents(hidden, noise)
-        if self._features is not None:
-            features = self._features(latents)
-        else:
-            features = self._model.logit_features(hidden, latents).transpose(0, 1).flatten(0, 1)
-        rows = self._buffer[: len(features)]
-        torch.addmm(self._bias, features, self._output_weight.T, out=rows)
-        self._logits = rows.view(self._k, len(hidden), -1).unbind()
+        self._rows = self._buffer[: self._k * len(hidden)].view(self._k, len(hidden), -1).unbind()
+        if self._output_weight.shape[1]:
+            # Token after token: a token's logits of all texts lie side by side.
+            latents = self._latents(hidden, noise)
+            if self._features is not None:
+                features = self._features(latents)
+            else:
+                features = self._model.logit_features(hidden, latents).transpose(0, 1).flatten(0, 1)
+            torch.addmm(self._bias, features, self._output_weight.T, out=self._buffer[: len(features)])
         if self._states is not None:
-            self._output = self._states.begin(hidden, previous)
+            self._states.begin(hidden, previous)
 
     def logits(self, k: int, found: FoundTokens | None) -> Tensor:
-        logits = self._logits[k]
+        logits = self._rows[k]
+        if not self._output_weight.shape[1]:
+            # Of tokens that are known nobody wants any.
+            logits.copy_(self._bias)
         if self._states is None:
             return logits
-        return self._corrected(logits, self._output, found)
+        return self._corrected(logits, self._states.output(), found)
 
     def read(self, embedded: Tensor) -> None:
         if self._states is not None:
-            self._output = self._states.read(embedded)
+            self._states.read(embedded)
 
     def teacher_forced(
         self, hidden: Tensor, read: Sequence[Tensor], noise: Tensor | None, found: FoundTokens | None
