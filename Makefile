@@ -171,6 +171,14 @@ long-context: $(READY_DEV) ## Measure 1 and 16 requests behind 2k and 8k tokens,
 	@$(if $(VLLM),$(BIN)/python -m tools.vllm_env)
 	@$(BIN)/python -m benchmarks.long_context $(if $(VLLM),--vllm) $(ARGS)
 
+.PHONY: bench-drafter
+bench-drafter: $(READY_DEV) ## Measure SmolLM2 in vLLM with its student's drafts, alone, with ngram and suffix: results/bench_drafter_<time>.json
+#: CHECKPOINT=   a run's folder, or one of runs   ARGS=   such as --quick, '--checkpoint small=FOLDER'; python -m benchmarks.drafter --help lists them
+	@$(BIN)/python -m tools.vllm_env
+	@$(BIN)/python -m tools.suffix_env
+	@$(BIN)/python -m tools.smollm2
+	@$(BIN)/python -m benchmarks.drafter $(if $(CHECKPOINT),--checkpoint 'student=$(CHECKPOINT)') $(ARGS)
+
 .PHONY: bench-trainer
 bench-trainer: $(READY_DEV) ## Measure training: speed, what kills and devices change, what it needs: results/bench_trainer_<time>.json
 #: ARGS=   such as '--only against_before,optimizer_share' or --quick; python -m benchmarks.trainer --help lists them

@@ -1,0 +1,57 @@
+"""The ways to draft that are measured."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from benchmarks.drafter.engines import Method
+from benchmarks.drafter.plan import DrafterPlan
+from latentforge.core.manifest import MANIFEST
+
+ALONE = Method("alone")
+# Texts that are drafted for at once by a student: as many as an engine runs.
+_SLOTS = "32"
+
+
+def fixed(plan: DrafterPlan) -> Method:
+    """Drafts of chosen lengths, to time passes."""
+    return _custom("fixed", plan, "benchmarks.drafter.fixed_drafter.FixedDrafter", {})
+
+
+def ngram(plan: DrafterPlan) -> Method:
+    """What followed the newest tokens where they stood before in the text: vLLM's own, as it is by itself."""
+    return Method("ngram", {"method": "ngram", "num_speculative_tokens": plan.most_drafted})
+
+
+def suffix(folder: Path) -> Method:
+    """The same over all earlier texts, with lengths by how often (arXiv 2411.04975); vLLM's, by a package of its own.
+
+    Args:
+        folder: where that package is installed.
+    """
+    return Method("suffix", {"method": "suffix"}, paths=(folder,))
+
+
+def student(name: str, folder: Path, plan: DrafterPlan, empty: Path) -> Method:
+    """The student of a checkpoint.
+
+    Args:
+        folder: of a checkpoint, of a run, or of runs.
+        empty: a folder without checkpoints.
+
+    Raises:
+        ValueError: it holds none.
+    """
+    if (folder / MANIFEST).is_file():
+        raise ValueError(f"--checkpoint {name}: {folder} is one checkpoint; give its run's folder, {folder.parent}")
+    if any(folder.glob(f"*/{MANIFEST}")):
+        env = {"LATENTFORGE_CHECKPOINTS": str(empty), "LATENTFORGE_FALLBACK_RUN": str(folder.absolute())}
+    elif any(folder.glob(f"*/*/{MANIFEST}")):
+        env = {"LATENTFORGE_CHECKPOINTS": str(folder.absolute())}
+    else:
+        raise ValueError(f"--checkpoint {name}: {folder} holds no checkpoint, no step-*/{MANIFEST}")
+    return _custom(name, plan, "latentforge.vllm.StudentDrafter", {**env, "LATENTFORGE_DRAFTER_SLOTS": _SLOTS})
+
+
+def _custom(name: str, plan: DrafterPlan, drafter: str, env: Mapping[str, str]) -> Method:
+    speculative = {"method": "custom_class", "model": drafter, "num_speculative_tokens": plan.most_drafted}
+    return Method(name, speculative, env)
