@@ -9,7 +9,7 @@ import pytest
 from latentforge.teacher_client.client import TeacherClient
 from latentforge.teacher_client.errors import TeacherError
 
-from .conftest import LONGEST, MAX_TOP_K, SPECIAL, VOCAB_SIZE, Reference, RunGateway
+from .conftest import LONGEST, MAX_TOP_K, SPECIAL, VOCAB_SIZE, Reference, RunGateway, VllmServer
 
 # Whichever test comes first waits for the server.
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900)]
@@ -29,6 +29,16 @@ async def test_it_says_what_it_is(client: TeacherClient) -> None:
     assert about.vocab_size == VOCAB_SIZE
     assert about.max_sequence_length == LONGEST
     assert about.max_top_k == MAX_TOP_K
+
+
+async def test_a_compatible_server_that_is_vllm_is_asked_as_vllm(
+    run_gateway: RunGateway, vllm: VllmServer, reference: Reference
+) -> None:
+    async with run_gateway(teacher_backend="openai-compatible", openai_compatible_url=f"{vllm.url}/v1") as client:
+        about = await client.teacher()
+        assert (about.backend, about.engine) == ("openai-compatible", "vllm 0.32.0")
+        token_ids = random_ids(LONGEST, seed=4)
+        reference.check(await client.score(token_ids, 5, "float32"), token_ids, 5)
 
 
 @pytest.mark.parametrize("top_k", [1, 2, 5, 20, MAX_TOP_K])
