@@ -58,6 +58,9 @@ def test_values_and_gradients_are_those_of_autograd(
     torch.testing.assert_close(got.each.kd, kd, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(got.total, total, rtol=1e-5, atol=1e-4)
     assert got.best.equal(logits.argmax(1) == rows[1])
+    likeliest = make_buckets(*rows, v)
+    best_of_teacher = likeliest.kept_ids.gather(1, likeliest.teacher[:, :-1].argmax(1, keepdim=True))[:, 0]
+    assert got.agrees.equal(logits.argmax(1) == best_of_teacher)
     learnt = [inputs, learned, bias]
     for ours, wanted in zip(
         torch.autograd.grad(3 * got.total, learnt), torch.autograd.grad(3 * total, learnt), strict=True
@@ -119,6 +122,67 @@ def test_induction_heads_add_to_the_logits_and_have_gradients(
     wanted = torch.autograd.grad(3 * total, learnt)
     for ours, theirs in zip(torch.autograd.grad(3 * got.total, learnt), wanted, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=2e-4)
+
+
+@pytest.mark.parametrize("passes", [IN_PLACE, UNFUSED], ids=["in-place", "fused"])
+@pytest.mark.parametrize("with_heads", [False, True])
+def test_a_weight_of_some_ids_gives_what_a_whole_one_with_zeros_gives(with_heads: bool, passes: LogitPasses) -> None:
+    (inputs, learned, bias, fixed), rows, ce_w, kd_w = make_inputs()
+    rng = torch.Generator().manual_seed(4)
+    some = torch.randperm(V, generator=rng)[:13].sort().values
+    weight = torch.cat([fixed, learned.detach()], 1)[some].requires_grad_()
+    text_ids = torch.randint(V, (2, N // 2), generator=rng)
+    shapes = ((2, 2, N // 2, 3),) * 3 + ((2,), (2,), (W, 6))
+    tensors = [torch.randn(shape, generator=rng).requires_grad_() for shape in shapes] if with_heads else []
+    induction = InductionAttention._make([*tensors, text_ids, None]) if with_heads else None
+    tv = torch.rand(N, generator=rng)
+    learnt, found = [inputs, bias, weight, *tensors], []
+    whole = torch.zeros(V, W).index_copy(0, some, weight)
+    layers = OutputLayer(inputs, weight, bias, 0, induction, some), OutputLayer(inputs, whole, bias, 0, induction)
+    for layer in layers:
+        got = token_losses(layer, make_buckets(*rows, V), TokenWeights(ce_w, kd_w, tv), passes)
+        found.append(
+            [got.total, *got.each, got.best, got.agrees, layer.logits(), *torch.autograd.grad(got.total, learnt)]
+        )
+    for ours, wanted in zip(*found, strict=True):
+        torch.testing.assert_close(ours, wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("with_heads", [False, True])
+def test_what_nobody_wants_is_not_computed_and_changes_nothing(
+    with_heads: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(output_loss, "_LEAST_TOKENS_AT_ONCE", 4)
+    monkeypatch.setattr(output_loss, "_LOGITS_AT_ONCE_CPU", V)
+    (inputs, learned, bias, fixed), rows, ce_w, kd_w = make_inputs()
+    rng = torch.Generator().manual_seed(5)
+    shapes = ((2, 2, N // 2, 3),) * 3 + ((2,), (2,), (W - FIXED, 6))
+    tensors = [torch.randn(shape, generator=rng).requires_grad_() for shape in shapes] if with_heads else []
+    text_ids = torch.randint(V, (2, N // 2), generator=rng)
+    induction = InductionAttention._make([*tensors, text_ids, None]) if with_heads else None
+    wanted = torch.zeros(N, dtype=torch.bool)
+    # Of the first text nothing but its middle, with a hole; the second one's last token.
+    wanted[11:20], wanted[14], wanted[-1] = True, False, True
+    weights = TokenWeights(ce_w * wanted, kd_w * wanted)
+    made: list[int] = []
+    first_logits = output_loss._first_logits
+
+    def counted(layer: OutputLayer, read: Tensor) -> Tensor:
+        made.append(len(read))
+        return first_logits(layer, read)
+
+    monkeypatch.setattr(output_loss, "_first_logits", counted)
+    learnt, found = [inputs, learned, bias, *tensors], []
+    for asked in (None, wanted):
+        layer = OutputLayer(inputs, torch.cat([fixed, learned], 1), bias, FIXED, induction)
+        got = token_losses(layer, make_buckets(*rows, V), weights, wanted=asked)
+        each = [x[wanted] for x in (*got.each, got.best, got.agrees)]
+        found.append([got.total, *each, *torch.autograd.grad(got.total, learnt)])
+        made.append(0)
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+    assert sum(made[: made.index(0)]) == N
+    assert sum(made[made.index(0) :]) == (10 if with_heads else N - 11)
 
 
 @both_passes

@@ -1,12 +1,12 @@
 """Both estimators against the enumeration of every draft, and against speculative sampling itself."""
 
-from itertools import product
+from itertools import pairwise, product
 
 import pytest
 import torch
 from torch import Tensor
 
-from latentforge.model.metrics.acceptance import accepted_of_drafts, token_acceptance
+from latentforge.model.metrics.acceptance import accepted_of_drafts, greedy_accepted, token_acceptance
 from latentforge.model.sparse_kd import KdTargets, sparse_losses
 
 V, K = 4, 3
@@ -109,3 +109,46 @@ def test_chunks_that_lack_a_row_tell_nothing_of_drafts() -> None:
     assert found.high.isnan().tolist() == [[True, False, False, False, False, False]]
     assert found.accepted_high.isnan().tolist() == [[True, True, True, False, False, False]]
     assert found.accepted_high[0, 3:].tolist() == [0.5, 0.25, 0.125]
+
+
+def test_along_a_greedy_text_drafts_are_accepted_as_when_they_are_made() -> None:
+    rng = torch.Generator().manual_seed(3)
+    vocabulary, length, most = 50, 400, 3
+    teacher = torch.randint(vocabulary, (vocabulary, vocabulary), generator=rng)
+    # It agrees with the teacher behind most pairs of tokens.
+    other = torch.randint(vocabulary, (vocabulary, vocabulary), generator=rng)
+    drafter = torch.where(torch.rand(vocabulary, vocabulary, generator=rng) < 0.7, teacher, other)
+
+    def written(by: Tensor, text: list[int], num: int) -> list[int]:
+        text = list(text)
+        for _ in range(num):
+            text.append(int(by[text[-2], text[-1]]))
+        return text[-num:]
+
+    prompt = [1, 2]
+    text = [*prompt, *written(teacher, prompt, length)]
+    agrees = torch.tensor([[drafter[a, b] == teacher[a, b] for a, b in pairwise(text)][:-1]])
+    known = torch.ones_like(agrees)
+    known[:, :1] = False
+    place, wanted = 3, []
+    while place + most < len(text):
+        draft = written(drafter, text[:place], most)
+        right = [a == b for a, b in zip(draft, text[place:], strict=False)]
+        wanted.append(right.index(False) if False in right else most)
+        place += wanted[-1] + 1
+    found = greedy_accepted(agrees, known, most).tolist()
+    assert found[: len(wanted)] == wanted
+    assert 0 <= len(found) - len(wanted) <= most
+    assert {0, 1, most} <= set(wanted)
+
+
+def test_a_draft_that_the_text_cuts_off_says_nothing() -> None:
+    def accepted(*hits: int) -> list[int]:
+        agrees = torch.tensor([hits]).bool()
+        return greedy_accepted(agrees, torch.ones_like(agrees), 4).tolist()
+
+    assert accepted(1, 1, 0, 1, 1) == [2]
+    assert accepted(1, 1, 0, 1, 1, 0) == [2, 2]
+    assert accepted(1, 1, 1, 1, 0, 1, 1, 1, 1) == [4, 4]
+    assert accepted(1, 1) == [2]
+    assert accepted() == []

@@ -142,6 +142,10 @@ class LatentModel(nn.Module):
         if decoder is None:
             return OutputLayer(features, table, self.student.bias, num_fixed)
         corrections = decoder(hidden, *read)
+        if not table.shape[1]:
+            ours, inputs = decoder.output, corrections.flatten(0, 1)
+            num_fixed = 0 if ours.weight.requires_grad else inputs.shape[1]
+            return OutputLayer(inputs, ours.weight, self.student.bias, num_fixed, ids=ours.ids)
         weight = torch.cat([table, decoder.output.whole()], 1)
         num_fixed = num_fixed if weight.requires_grad else weight.shape[1]
         return OutputLayer(torch.cat([features, corrections.flatten(0, 1)], 1), weight, self.student.bias, num_fixed)

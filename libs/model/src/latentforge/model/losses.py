@@ -127,6 +127,7 @@ class StudentLoss(NamedTuple):
         tokens: how many were valid.
         by_token: of each of the batch's tokens, float32 [b·L]; what is not valid or has no row means nothing there.
             None where nothing of the tokens was wanted.
+        agrees: likewise, whether the student's likeliest token is the teacher's, bool [b·L].
     """
 
     total: Tensor
@@ -138,6 +139,7 @@ class StudentLoss(NamedTuple):
     tv: Tensor
     reverse_kl: Tensor
     by_token: BucketLosses | None
+    agrees: Tensor | None
 
 
 def loss_of(
@@ -203,7 +205,7 @@ def student_loss(
     num_samples = energy_samples if weights.energy else 1
     latents_sbtd = model.student.head(hidden_bth, num_samples, noise)
     zero = hidden_bth.new_zeros((), dtype=torch.float32)
-    terms, mse, energy = _TokenTerms(zero, zero, zero, zero, zero, None), zero, zero
+    terms, mse, energy = _TokenTerms(zero, zero, zero, zero, zero, None, None), zero, zero
     if weights.ce or any(weights.of_rows.values()):
         layer = model.output(tokens_btk, hidden_bth, latents_sbtd[0], states)
         terms = _token_terms(layer, batch, weights, counts, model.logit_passes)
@@ -248,6 +250,7 @@ class _TokenTerms(NamedTuple):
     tv: Tensor
     reverse_kl: Tensor
     by_token: BucketLosses | None
+    agrees: Tensor | None
 
 
 def _student_loss(terms: _TokenTerms, mse: Tensor, energy: Tensor, batch: StudentBatch) -> StudentLoss:
@@ -263,17 +266,17 @@ def _token_terms(
                 raise ValueError(
                     f"{name} weight {weight}, but the batch has no teacher rows; set the weight to 0 or score the batch"
                 )
-    buckets, has_row = _buckets(batch, layer.weight.shape[0])
+    buckets, has_row = _buckets(batch, len(layer.bias))
     # Weights that are shares make one weighted sum over tokens of means over different tokens.
     valid = batch.valid.flatten()
     ce_share, row_share = _share(valid, counts.tokens), _share(valid & has_row, counts.rows)
     tv, reverse_kl = (w * row_share if w else None for w in (weights.tv, weights.reverse_kl))
     of_tokens = TokenWeights(weights.ce * ce_share, weights.kd * row_share, tv, reverse_kl)
-    losses = token_losses(layer, buckets, of_tokens, passes)
+    losses = token_losses(layer, buckets, of_tokens, passes, valid)
     each = losses.each
     ce = (ce_share * each.ce).sum()
     kd, tv_mean, reverse_kl_mean = ((row_share * x).sum() for x in (each.kd, each.tv, each.reverse_kl))
-    return _TokenTerms(losses.total, ce, kd, tv_mean, reverse_kl_mean, each)
+    return _TokenTerms(losses.total, ce, kd, tv_mean, reverse_kl_mean, each, losses.agrees)
 
 
 def _buckets(batch: StudentBatch, vocab_size: int) -> tuple[Buckets, Tensor]:

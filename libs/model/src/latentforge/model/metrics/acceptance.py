@@ -14,7 +14,9 @@ On the shipped pair, with whole distributions, it gave 1.90 along held-out text 
 (docs/results/acceptance). Weighting the text's prefixes by min(1, q/p) instead has no bias along a teacher's text, but
 gave 2.25 along people's: tokens that both find unlikely count there as if every draft had them.
 
-All is at temperature 1, and without the token that the teacher adds behind the last accepted one.
+Those are at temperature 1. A teacher that writes greedily accepts a drafted token where it is its likeliest, whatever
+the drafter's probability of it: along its own greedy text :func:`greedy_accepted` is exact, since what is accepted of a
+draft is that text. All is without the token that the teacher adds behind the last accepted one.
 """
 
 from typing import NamedTuple
@@ -63,3 +65,28 @@ def accepted_of_drafts(teacher_logprobs: Tensor, draft_logprobs: Tensor) -> Tens
         draft_logprobs: with which they were drawn, [..., n].
     """
     return (teacher_logprobs - draft_logprobs).clamp(max=0).cumsum(-1).exp()
+
+
+def greedy_accepted(agrees: Tensor, known: Tensor, most: int) -> Tensor:
+    """Tokens that are accepted of each draft, one behind another along texts, int64 [drafts].
+
+    A draft of the drafter's likeliest tokens is accepted up to the first that is not the teacher's likeliest. There the
+    teacher adds its own, and the next draft begins behind it. Drafts that the text's end cuts off are left out, unless
+    that is all that there is of a text.
+
+    Args:
+        agrees: whether the drafter's likeliest token is the teacher's, bool [b, L].
+        known: which tokens have a row, bool [b, L]; others are passed over.
+        most: tokens of a draft.
+    """
+    accepted: list[int] = []
+    for row, has_row in zip(agrees.cpu(), known.cpu(), strict=True):
+        hits = row[has_row].tolist()
+        first, place = len(accepted), 0
+        while place < len(hits):
+            ahead = hits[place : place + most]
+            hit = ahead.index(False) if False in ahead else len(ahead)
+            if hit < len(ahead) or hit == most or len(accepted) == first:
+                accepted.append(hit)
+            place += hit + 1
+    return torch.tensor(accepted, dtype=torch.int64)

@@ -190,7 +190,7 @@ def logits_in_blocks(layer: OutputLayer, picked: Tensor, use: Callable[[slice, T
         use: is given which of ``picked`` they are, and the logits, which it may overwrite.
     """
     budget = _LOGITS_AT_ONCE_CPU if layer.inputs.device.type == "cpu" else _LOGITS_AT_ONCE_GPU
-    step = max(32, budget // layer.weight.shape[0])
+    step = max(32, budget // len(layer.bias))
     for first in range(0, len(picked), step):
         part = slice(first, first + step)
         use(part, layer.logits(picked[part]))
