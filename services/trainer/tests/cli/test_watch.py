@@ -44,6 +44,10 @@ def test_runs_are_looked_at_and_drawn(invoke: Invoke, runs: tuple[str, str], tmp
     shown = invoke("status", "one").stdout
     for part in ("finished 12/12 (100%)", "one/step-00000012, ", "held-out", f"process {os.getpid()}", "MB"):
         assert part in shown, shown
+    held_out = said["held_out"]
+    words = " ".join(shown.replace("│", " ").split())
+    assert f"drafts {held_out['greedy_accepted']:.2f} of 8 tokens accepted, greedy" in words
+    assert f"{held_out['acceptance_low']:.1%} to {held_out['acceptance']:.1%} of one token at temperature 1" in words
 
     out = tmp_path / "pictures" / "both.png"
     result = invoke("plot", *runs, "--out", out)

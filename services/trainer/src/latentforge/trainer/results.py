@@ -67,6 +67,7 @@ class CurvePoint(_Part):
         mse: per dimension of a latent.
         acceptance, acceptance_low, mean_accepted, mean_accepted_low: see ``training.validation.acceptance_figures``;
             acceptance_k0 … are beside them.
+        greedy_agreement, greedy_accepted: see ``training.validation.greedy_figures``.
         worth_backbone, worth_latent, worth_copy, worth_window: nats that a token costs more without the part, of steps
             that are published; see ``model.ablation``.
     """
@@ -82,6 +83,8 @@ class CurvePoint(_Part):
     acceptance_low: float | None = None
     mean_accepted: float | None = None
     mean_accepted_low: float | None = None
+    greedy_agreement: float | None = None
+    greedy_accepted: float | None = None
     worth_backbone: float | None = None
     worth_latent: float | None = None
     worth_copy: float | None = None

@@ -75,6 +75,7 @@ def _lines(o: "Overview") -> list[tuple[str, str]]:
         ("left in the run", duration(o.run_eta) if o.run_eta is not None else "-"),
         ("losses", _figures(o.losses)),
         ("held-out", _figures(o.held_out)),
+        *([("drafts", drafts)] if (drafts := _drafts(o.held_out)) else []),
         ("tokens/s", f"{o.tokens_per_s:,.0f}" if o.tokens_per_s is not None else "-"),
         ("waited for the teacher", duration(o.teacher_wait_seconds) if o.teacher_wait_seconds is not None else "-"),
         ("last save", _place(o.last_save)),
@@ -89,6 +90,16 @@ def _lines(o: "Overview") -> list[tuple[str, str]]:
 
 def _figures(figures: dict[str, float]) -> str:
     return "  ".join(f"{name} {value:.4g}" for name, value in figures.items()) or "-"
+
+
+def _drafts(figures: dict[str, float]) -> str:
+    """How the teacher would receive the student's drafts; nothing where that is not known."""
+    said = []
+    if (accepted := figures.get("greedy_accepted")) is not None:
+        said.append(f"{accepted:.2f} of 8 tokens accepted, greedy ({figures['greedy_agreement']:.1%} of all agree)")
+    if (high := figures.get("acceptance")) is not None:
+        said.append(f"{figures['acceptance_low']:.1%} to {high:.1%} of one token at temperature 1")
+    return "; ".join(said)
 
 
 def _place(place: "Place | None") -> str:

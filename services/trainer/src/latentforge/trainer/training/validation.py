@@ -10,12 +10,14 @@ from latentforge.model.ablation import part_worth
 from latentforge.model.autoencoder import Autoencoder
 from latentforge.model.latent_model import LatentModel
 from latentforge.model.losses import LossCounts, ObjectiveWeights, StudentBatch, StudentLoss, loss_of
-from latentforge.model.metrics.acceptance import TokenAcceptance, token_acceptance
+from latentforge.model.metrics.acceptance import TokenAcceptance, greedy_accepted, token_acceptance
 from latentforge.model.token_level import TokenLevelModel
 from latentforge.text.packed import PackedData
 from latentforge.trainer.data.sequence_order import step_generator
 
 _CHUNKS_AT_ONCE = 256
+# As evaluations draft, whatever K is: a draft goes on over a chunk's border.
+_DRAFTED = 8
 
 
 @torch.no_grad()
@@ -67,7 +69,7 @@ def evaluate_student(
     """Figures on held-out batches: CE in nats per token, KD where there are rows, MSE per dimension of a latent.
 
     CE is over the valid tokens, those that the teacher has rows for, so that it compares with the teacher's and the
-    unigram's. Where there are rows, :func:`acceptance_figures` are added.
+    unigram's. Where there are rows, :func:`acceptance_figures` and :func:`greedy_figures` are added.
 
     Args:
         model: left in evaluation mode.
@@ -81,6 +83,7 @@ def evaluate_student(
     terms = [name for name, weight in vars(weights).items() if weight]
     sums, amounts = dict.fromkeys(terms, 0.0), dict.fromkeys(terms, 0)
     acceptance: list[TokenAcceptance] = []
+    greedy: list[tuple[torch.Tensor, torch.Tensor]] = []
     for i, batch in enumerate(batches):
         moved = to_device(batch, device)
         # The same noise at every validation: points of a curve differ by the weights alone.
@@ -92,8 +95,10 @@ def evaluate_student(
             amounts[name] += of_terms[name]
         if moved.kd is not None:
             acceptance.append(_acceptance(loss, moved, k))
+            assert loss.agrees is not None
+            greedy.append((loss.agrees.view_as(moved.tokens), moved.valid & moved.kd.has_row))
     figures = {name: value / max(amounts[name], 1) for name, value in sums.items()}
-    return figures | (acceptance_figures(acceptance, k) if acceptance else {})
+    return figures | (acceptance_figures(acceptance, k) | greedy_figures(greedy) if acceptance else {})
 
 
 def _acceptance(loss: StudentLoss, batch: StudentBatch, chunk_size: int) -> TokenAcceptance:
@@ -121,6 +126,22 @@ def acceptance_figures(found: Sequence[TokenAcceptance], chunk_size: int) -> dic
         figures["mean_accepted"] = accepted_high.sum(1).nanmean()
         figures["mean_accepted_low"] = accepted_low.sum(1).nanmean()
     # A mean over nothing is no figure.
+    return {name: float(value) for name, value in figures.items() if not value.isnan()}
+
+
+def greedy_figures(found: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> dict[str, float]:
+    """How a teacher that writes greedily would receive the student's greedy drafts; exact along its own greedy text.
+
+    Args:
+        found: of batches, whether the student's likeliest token is the teacher's, and which tokens have a row.
+
+    Returns:
+        greedy_agreement, the share of tokens; greedy_accepted, the mean of what is accepted of a draft of 8 tokens,
+        where each begins behind what the one before it gave.
+    """
+    hits = torch.cat([agrees[known] for agrees, known in found]).double()
+    accepted = torch.cat([greedy_accepted(agrees, known, _DRAFTED) for agrees, known in found]).double()
+    figures = {"greedy_agreement": hits.mean(), "greedy_accepted": accepted.mean()}
     return {name: float(value) for name, value in figures.items() if not value.isnan()}
 
 
