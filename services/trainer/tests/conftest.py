@@ -261,6 +261,8 @@ class ClosedFormTeacher(teacher_pb2_grpc.TeacherServiceServicer):
         messages = [{"role": m.role, "content": m.content} for m in request.chat.messages]
         if request.WhichOneof("prompt") == "token_ids":
             prompt_ids = list(request.token_ids.ids)
+        elif request.WhichOneof("prompt") == "text":
+            prompt_ids = self.tokenizer.begin(self.tokenizer.encode_texts([request.text])[0])
         else:
             prompt_ids = self.tokenizer.encode_chat(messages, to_answer=True)
         dtype = dtype_from_proto(request.logprob_dtype)
@@ -269,7 +271,7 @@ class ClosedFormTeacher(teacher_pb2_grpc.TeacherServiceServicer):
             random = np.random.default_rng([request.seed, index])
             ids = list(prompt_ids)
             while len(ids) - len(prompt_ids) < request.max_tokens and (len(ids) == len(prompt_ids) or ids[-1] != END):
-                rank = int(random.choice(TOP_K + 1, p=[*TOP, 1 - TOP.sum()]))
+                rank = int(random.choice(TOP_K + 1, p=[*TOP, 1 - TOP.sum()])) if request.temperature else 0
                 ids.append(END if rank == TOP_K else self.best(ids[-1], rank))
             whole = self.rows(ids, request.top_k)
             for first in range(len(prompt_ids), len(ids), self.piece):

@@ -57,6 +57,30 @@ def test_every_prompt_is_asked_once_with_what_the_recipe_says(known_teacher: Any
     assert all(r.chat.messages[0].content.startswith("Go\n\n") for r in requests)
 
 
+def test_a_share_of_the_prompts_is_answered_greedily_and_once(known_teacher: Any, gather: Any) -> None:
+    report = gather("run", n=3, temperature=0.5, top_p=0.9, greedy_share=0.5)
+    asked_for = {(r.n, r.temperature, round(r.top_p, 3)) for r in known_teacher.generated}
+    assert asked_for == {(1, 0.0, 1.0), (3, 0.5, 0.9)}
+    num_greedy = sum(not r.temperature for r in known_teacher.generated)
+    assert 2 < num_greedy < 13
+    assert report["continuations"] == num_greedy + 3 * (15 - num_greedy)
+    known_teacher.generated.clear()
+    assert gather("run", n=3, temperature=0.5, top_p=0.9, greedy_share=0.5) == report
+    assert known_teacher.generated == []
+    with pytest.raises(TrainerError, match=r"begun with generate\.greedy_share = 0\.5"):
+        gather("run", n=3, temperature=0.5, top_p=0.9)
+
+
+def test_a_text_is_continued_without_a_chat_template(known_teacher: Any, gather: Any, make_run: Any) -> None:
+    report = gather(text_prompts="continued")
+    assert report["continuations"] == 15
+    assert {r.WhichOneof("prompt") for r in known_teacher.generated} == {"text"}
+    with closing(GeneratedStore(report["folder"], "float32")) as store:
+        prompts = sorted(store.read(record).prompt_ids.tolist() for record in store.records(range(15)))
+    tokenizer = make_run.tokenizer
+    assert prompts == sorted(tokenizer.encode_texts([r.text for r in known_teacher.generated]))
+
+
 def test_continuations_of_several_messages_are_put_together(known_teacher: Any, gather: Any) -> None:
     in_three = gather("three")
     known_teacher.piece = 100

@@ -80,6 +80,25 @@ def data_packages(
             typer.echo(f"warning: --max-mb is {max_mb:g}, but the packages hold no more than that", err=True)
 
 
+@data_app.command("prompts")
+def data_prompts(
+    out: Annotated[Path, typer.Option("--out", help="The JSONL file to write.")],
+    num: Annotated[int, typer.Option("--num", min=1, help="Prompts at most.")] = 12_000,
+    seed: Annotated[int, typer.Option("--seed", help="Of the choice.")] = 0,
+) -> None:
+    """Writes prompts for a teacher that writes, as JSONL: questions, and beginnings of documentation and of code.
+
+    In equal parts: everyday questions, sections and docstrings of the installed packages, their code, and questions
+    about it. Of networkx, jinja2 and anyio there are none.
+    """
+    from latentforge.trainer.data.packages import Packages
+    from latentforge.trainer.data.writing_prompts import write_prompts
+
+    with user_errors():
+        counts = write_prompts(out, Packages(), num, seed)
+        typer.echo(f"{out}: " + ", ".join(f"{count} {kind}" for kind, count in counts.items()))
+
+
 def train_tokenizer(
     data: Annotated[Path, typer.Option("--data", help="A file, folder or glob of JSONL (.gz, .zst) or Parquet.")],
     out: Annotated[Path, typer.Option("--out", help="The tokenizer's folder; it must not exist.")],

@@ -291,6 +291,18 @@ class GenerateRecipe(Section):
         1.0, ge=0, le=100, description="Of the teacher's sampling; 1 draws from the distribution that rows describe."
     )
     top_p: float = Field(1.0, gt=0, le=1, description="Of the teacher's sampling; 1 draws from the whole distribution.")
+    greedy_share: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="Of the prompts, to how many the teacher writes what it finds likeliest, once, instead of n times "
+        "what it draws: text that a drafter meets where temperature is 0.",
+    )
+    text_prompts: Literal["asked", "continued"] = Field(
+        "asked",
+        description="What a document that is text becomes: asked, a user's message with the instruction before it; "
+        "continued, a text that goes on, without a chat template.",
+    )
     prompt_tokens: int = Field(128, ge=1, description="Of a document that is text, so many tokens are in the prompt.")
     instruction: str = Field(
         "Continue the following text. Answer with its continuation alone.", description="Stands before those."

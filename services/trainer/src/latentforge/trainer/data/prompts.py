@@ -1,4 +1,4 @@
-"""What the teacher is asked to continue: chats made of the data's documents, chosen by a seed."""
+"""What the teacher is asked to continue: chats and texts made of the data's documents, chosen by a seed."""
 
 import hashlib
 import heapq
@@ -11,6 +11,7 @@ from latentforge.text.documents import Document
 from latentforge.text.packed import PackedData
 from latentforge.text.tokenizer import TextTokenizer
 from latentforge.trainer.config.recipe import Recipe
+from latentforge.trainer.config.sections import GenerateRecipe
 from latentforge.trainer.errors import TrainerError
 
 Split = Literal["train", "held-out"]
@@ -24,11 +25,21 @@ _SPARE = 2
 
 @dataclass(frozen=True)
 class Prompt:
-    """A chat that ends before the assistant's turn: (role, content) messages; and the seed of its continuations."""
+    """What is continued, and how.
+
+    Attributes:
+        split: whose document it is made of.
+        messages: (role, content) of a chat that ends before the assistant's turn; none of a text.
+        seed: of the continuations.
+        text: without a chat template; None of a chat.
+        greedy: whether the likeliest tokens are wanted, once.
+    """
 
     split: Split
     messages: Messages
     seed: int
+    text: str | None = None
+    greedy: bool = False
 
 
 @dataclass(frozen=True)
@@ -51,7 +62,8 @@ def choose_prompts(
     """Chooses a split's prompts by a hash of (seed, document): the same ones each time, few changes when data is added.
 
     {"messages"} gives what stands before its last assistant turn. {"text"}, and packed data whose documents are not at
-    hand, gives the instruction and the first tokens of the text, as a user's message.
+    hand, gives the instruction and the first tokens of the text, as a user's message; or with ``text_prompts`` of
+    "continued" those tokens alone.
 
     Args:
         data: of the split.
@@ -75,16 +87,20 @@ def choose_prompts(
         )
     source = data.source
     documents = _from_packed(data, settings.prompt_tokens, tokenizer) if source is None else source.documents()
-    others = {prompt.messages for prompt in besides}
-    prompts: dict[Messages, Prompt] = {}
+    others = {prompt.text or prompt.messages for prompt in besides}
+    prompts: dict[Messages | str, Prompt] = {}
     passed_over = 0
     for rank, document in _first(_SPARE * count, documents, settings.seed):
-        messages = _messages(document, settings.instruction, settings.prompt_tokens, tokenizer)
-        if messages is None or _length(messages, tokenizer) > room:
+        asked = _asked(document, settings, tokenizer)
+        if asked is None or _length(asked, tokenizer) > room:
             passed_over += 1
-        elif len(prompts) < count and messages not in prompts and messages not in others:
+        elif len(prompts) < count and asked not in prompts and asked not in others:
             # Every service takes a seed of 31 bits.
-            prompts[messages] = Prompt(split, messages, int(rank[:8], 16) >> 1)
+            seed = int(rank[:8], 16) >> 1
+            # The chosen have the smallest ranks, so the first bits of theirs say nothing.
+            greedy = int(rank[8:], 16) < settings.greedy_share * 2**32
+            messages, text = ((), asked) if isinstance(asked, str) else (asked, None)
+            prompts[asked] = Prompt(split, messages, seed, text, greedy)
     if not prompts:
         raise TrainerError(
             f"none of the {split} documents in {data.source or data.folder} makes a prompt of at most {room} tokens "
@@ -117,13 +133,17 @@ def _first(count: int, documents: Iterator[Document], seed: int) -> list[tuple[s
     return sorted(kept.items())
 
 
-def _messages(document: Document, instruction: str, max_tokens: int, tokenizer: TextTokenizer) -> Messages | None:
+def _asked(document: Document, settings: GenerateRecipe, tokenizer: TextTokenizer) -> Messages | str | None:
+    """The chat or the text that a document gives; None of one that gives neither."""
     if document.messages is None:
         assert document.text is not None
+        max_tokens = settings.prompt_tokens
         ids = tokenizer.encode_texts([document.text[: _CHARACTERS_PER_TOKEN * max_tokens]])[0][:max_tokens]
         # The last token may end inside a character.
         text = tokenizer.decode(ids).rstrip("\ufffd")
-        return (("user", f"{instruction}\n\n{text}"),) if text.strip() else None
+        if not text.strip():
+            return None
+        return text if settings.text_prompts == "continued" else (("user", f"{settings.instruction}\n\n{text}"),)
     if any(m.get("tool_calls") for m in document.messages):
         # A gateway takes words, and without its calls such a chat is another.
         return None
@@ -135,11 +155,18 @@ def _messages(document: Document, instruction: str, max_tokens: int, tokenizer: 
     return tuple(before) or None
 
 
-def _length(messages: Messages, tokenizer: TextTokenizer) -> int:
-    chat = [{"role": role, "content": content} for role, content in messages]
+def _length(asked: Messages | str, tokenizer: TextTokenizer) -> int:
+    if isinstance(asked, str):
+        return len(tokenizer.begin(tokenizer.encode_texts([asked])[0]))
+    chat = [{"role": role, "content": content} for role, content in asked]
     return len(tokenizer.encode_chat(chat, to_answer=True))
 
 
 def digest(prompts: list[Prompt]) -> str:
-    """Tells one list of prompts from another."""
-    return hashlib.sha256(json.dumps([[p.split, p.messages, p.seed] for p in prompts]).encode()).hexdigest()
+    """Tells one list of prompts from another; of chats that are not greedy as when there was nothing else."""
+    return hashlib.sha256(json.dumps([_told(p) for p in prompts]).encode()).hexdigest()
+
+
+def _told(prompt: Prompt) -> list[object]:
+    told: list[object] = [prompt.split, prompt.messages if prompt.text is None else prompt.text, prompt.seed]
+    return [*told, True] if prompt.greedy else told

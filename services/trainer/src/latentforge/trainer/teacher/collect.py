@@ -13,7 +13,7 @@ from latentforge.teacher.v1 import teacher_pb2 as pb
 from latentforge.teacher_client.errors import TeacherError
 from latentforge.teacher_client.sparse_rows import SparseRows, join_rows
 from latentforge.teacher_client.wire import dtype_to_proto, rows_from_proto
-from latentforge.trainer.config.sections import TeacherRecipe
+from latentforge.trainer.config.sections import GenerateRecipe, TeacherRecipe
 from latentforge.trainer.data.prompts import Prompt, digest
 from latentforge.trainer.errors import TrainerError
 from latentforge.trainer.run.context import RunContext
@@ -35,6 +35,10 @@ def identity(recipe: TeacherRecipe, prompts: list[Prompt], teacher: pb.GetTeache
     """What the continuations depend on."""
     about = {n: getattr(teacher, n) for n in ("backend", "model", "revision", "quantization", "tokenizer_fingerprint")}
     asked = recipe.model_dump(exclude={"targets", "share", "max_failed_share", "targets_from"})
+    # As a collection was begun before there were such settings.
+    for name in ("greedy_share", "text_prompts"):
+        if asked["generate"][name] == GenerateRecipe.model_fields[name].default:
+            del asked["generate"][name]
     return {"teacher": about, **asked, "num_prompts": len(prompts), "prompts_sha256": digest(prompts)}
 
 
@@ -84,14 +88,15 @@ def collect(run: RunContext, link: TeacherLink, store: GeneratedStore, prompts: 
         Interrupted: asked to stop; what had arrived is kept.
     """
     n, in_flight = run.recipe.teacher.generate.n, run.settings.trainer_generate_in_flight
+    wanted = [1 if prompt.greedy else n for prompt in prompts]
     missing = iter([number for number in range(len(prompts)) if number not in store])
     pending: dict[Future[list[Outcome]], int] = {}
-    done = sum(number in store for number in range(len(prompts)))
-    total = len(prompts) * n
-    if done == len(prompts):
+    done = sum(wanted[number] for number in range(len(prompts)) if number in store)
+    total = sum(wanted)
+    if done == total:
         return _judge(store, final=True)
     with StageProgress(
-        run.folder, "generate", total, run.status, first=done * n, console=run.console, more=run.sinks
+        run.folder, "generate", total, run.status, first=done, console=run.console, more=run.sinks
     ) as progress:
         try:
             while True:
@@ -105,9 +110,9 @@ def collect(run: RunContext, link: TeacherLink, store: GeneratedStore, prompts: 
                 for future in wait(pending, timeout=0.2, return_when=FIRST_COMPLETED)[0]:
                     answers = future.result()
                     store.append(pending.pop(future), answers)
-                    done += 1
+                    done += len(answers)
                     tokens = sum(len(a.token_ids) for a in answers if isinstance(a, Continuation))
-                    progress.step(done * n, {}, tokens, note=f"continuations, {store.num_dropped} dropped")
+                    progress.step(done, {}, tokens, note=f"continuations, {store.num_dropped} dropped")
                     _judge(store, final=False)
         finally:
             for future in pending:
@@ -117,20 +122,24 @@ def collect(run: RunContext, link: TeacherLink, store: GeneratedStore, prompts: 
 async def _continuations(link: TeacherLink, recipe: TeacherRecipe, prompt: Prompt) -> list[Outcome]:
     """All continuations of one prompt."""
     settings = recipe.generate
+    n, temperature, top_p = (1, 0.0, 1.0) if prompt.greedy else (settings.n, settings.temperature, settings.top_p)
     request = pb.GenerateRequest(
-        chat=pb.Chat(messages=[pb.ChatMessage(role=role, content=content) for role, content in prompt.messages]),
         max_tokens=settings.max_tokens,
-        temperature=settings.temperature,
-        top_p=settings.top_p,
+        temperature=temperature,
+        top_p=top_p,
         seed=prompt.seed,
-        n=settings.n,
+        n=n,
         top_k=recipe.top_k,
         logprob_dtype=dtype_to_proto(recipe.logprob_dtype),
         expected_revision=link.revision,
     )
+    if prompt.text is None:
+        request.chat.messages.extend(pb.ChatMessage(role=role, content=content) for role, content in prompt.messages)
+    else:
+        request.text = prompt.text
 
     async def ask() -> list[Outcome]:
-        pieces: list[list[pb.GenerateResponse]] = [[] for _ in range(settings.n)]
+        pieces: list[list[pb.GenerateResponse]] = [[] for _ in range(n)]
         async for piece in link.client.generate(request):
             pieces[piece.index].append(piece)
         return [_continuation(p) for p in pieces]
@@ -141,7 +150,7 @@ async def _continuations(link: TeacherLink, recipe: TeacherRecipe, prompt: Promp
         cause = error.__cause__
         if not isinstance(cause, TeacherError) or cause.code not in ONES_OWN_FAULT:
             raise
-        return [Dropped(f"refused: {cause}")] * settings.n
+        return [Dropped(f"refused: {cause}")] * n
 
 
 def _continuation(pieces: list[pb.GenerateResponse]) -> Outcome:
