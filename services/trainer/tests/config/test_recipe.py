@@ -31,6 +31,24 @@ def test_a_recipe_that_starts_from_a_model_names_it_where_it_is_missing(
     assert recipe.student_config(16, 0, recipe.autoencoder_config(49_152, 16)).max_chunks == 128
 
 
+def test_the_drafters_recipe_is_cheap_to_draft_with_and_learns_what_the_teacher_writes() -> None:
+    recipe = load_recipe("drafter", FOLDER, {"student.init_from": ""})
+    assert (recipe.teacher.targets, recipe.teacher.generate.text_prompts) == ("generate", "continued")
+    assert recipe.teacher.generate.greedy_share > 0.5
+    config = recipe.student_config(16, 0, recipe.autoencoder_config(49_152, 16))
+    assert (config.num_layers, config.chunk_decoder.kind, config.logit_features.kind) == (0, "recurrent", "none")
+    # What a drafted token reads: the GRU, the block and the output table, of SmolLM2's 134M.
+    width, rank = config.chunk_decoder.width, config.chunk_decoder.rank
+    read = (
+        3 * width * (width + config.embed_size)
+        + 6 * width**2
+        + rank * (width + (config.chunk_decoder.frequent_ids or 0))
+    )
+    assert read < 134e6 / 30
+    # Tables in bfloat16 within 25 MB.
+    assert 2 * (read + 49_152 * (config.embed_size + 1 + 8)) < 25e6
+
+
 def test_overrides_reach_their_field() -> None:
     recipe = load_recipe("demo", FOLDER, {"autoencoder.model.latent_size": 1024, "student.optim.steps": None})
     assert recipe.autoencoder_config(4096, 1).latent_size == 1024
@@ -118,7 +136,7 @@ def test_a_token_level_student_without_layers_is_refused() -> None:
 
 
 def test_an_unknown_recipe_says_which_there_are(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match=r"no recipe 'dmeo' .* known: demo, gb10-dual, gb10-single, smoke, smollm2"):
+    with pytest.raises(RecipeError, match=r"no recipe 'dmeo' .* known: demo, drafter, gb10-dual, gb10-single, smoke"):
         load_recipe("dmeo", FOLDER)
     with pytest.raises(RecipeError, match="set RECIPES_DIR"):
         load_recipe("demo", tmp_path)

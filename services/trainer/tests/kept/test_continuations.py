@@ -1,5 +1,6 @@
 """Generated text in a folder of kept rows: collected by the real command, learnt from without a gateway."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -94,13 +95,36 @@ def test_a_teacher_that_cannot_write_and_a_run_that_another_has_are_refused(
     assert not (tmp_path / "kept").exists()
 
 
-def test_two_folders_or_another_kind_are_refused(make_run: Any, packed: PackedData, collected: Path) -> None:
+def test_several_folders_are_learnt_as_one(make_run: Any, packed: PackedData, collected: Path, tmp_path: Path) -> None:
+    def source_of(*folders: Path) -> Any:
+        chosen = {"teacher.targets_from": [str(folder) for folder in folders], "student.phase_probability": 0.0}
+        run = make_run(port=NOBODY, overrides=GENERATE | chosen)
+        with met_teacher(run) as teacher, target_source(run, teacher, *split_tail(packed)) as source:
+            source.prepare()
+            return source
+
+    def texts(source: Any) -> list[Any]:
+        batches = source.training_batches(range(40), None, with_rows=True)
+        return [row[valid].tolist() for batch in batches for row, valid in zip(batch.tokens, batch.valid, strict=True)]
+
+    again = shutil.copytree(collected, tmp_path / "again")
+    one, two = source_of(collected), source_of(collected, again)
+    assert (two.report().continuations, two.report().tokens) == (
+        2 * one.report().continuations,
+        2 * one.report().tokens,
+    )
+    assert (two.token_counts == 2 * one.token_counts).all()
+    assert {*map(tuple, texts(two))} == {*map(tuple, texts(one))}
+    ends = [sum(int(batch.valid.sum()) for batch in source.held_out_batches()) for source in (one, two)]
+    assert ends[1] == 2 * ends[0] > 0
+    assert one.identity() != two.identity()
+
+
+def test_another_kind_is_refused(make_run: Any, packed: PackedData, collected: Path) -> None:
     def opened(**changes: Any) -> None:
         run = make_run(port=NOBODY, overrides=GENERATE | {"teacher.targets_from": str(collected)} | changes)
         with met_teacher(run) as teacher, target_source(run, teacher, *split_tail(packed)):
             pass
 
-    with pytest.raises(TrainerError, match="names 2 folders of text that a teacher wrote; give one"):
-        opened(**{"teacher.targets_from": [str(collected)] * 2})
     with pytest.raises(TrainerError, match="cannot score given text, only generate"):
         opened(**{"teacher.targets": "score"})

@@ -173,11 +173,9 @@ def target_source(
         yield TextTargets(run, train, held_out)
     elif teacher.kept and teacher.kind == "generate":
         asked = run.recipe.teacher
-        if len(teacher.kept) > 1:
-            raise TrainerError(
-                f"teacher.targets_from names {len(teacher.kept)} folders of text that a teacher wrote; give one"
-            )
-        yield KeptGeneratedTargets(run, KeptContinuations(teacher.kept[0], asked.top_k, asked.logprob_dtype))
+        yield KeptGeneratedTargets(
+            run, [KeptContinuations(folder, asked.top_k, asked.logprob_dtype) for folder in teacher.kept]
+        )
     elif teacher.kept:
         asked = run.recipe.teacher
         with closing(KeptRows(teacher.kept, asked.top_k, asked.logprob_dtype, teacher.waiting)) as kept:

@@ -19,6 +19,7 @@ from latentforge.trainer.kept.manifest import KeptBy, KeptManifest, KeptSplit, K
 from latentforge.trainer.results import GeneratedFigures, TargetKind
 from latentforge.trainer.run.context import RunContext
 from latentforge.trainer.targets.continuation_batches import ContinuationStore, Examples
+from latentforge.trainer.targets.joined import JoinedContinuations, joined_numbers
 from latentforge.trainer.teacher.collect import collect, identity, open_store
 from latentforge.trainer.teacher.connection import TeacherLink
 
@@ -157,7 +158,11 @@ class GeneratedTargets(ContinuationTargets):
 
 
 class KeptGeneratedTargets(ContinuationTargets):
-    """Continuations from a folder of kept rows: the same batches as of the run that collected them."""
+    """Continuations from folders of kept rows: of one, the same batches as of the run that collected them."""
 
-    def __init__(self, run: RunContext, kept: KeptContinuations) -> None:
-        super().__init__(run, kept, {"train": kept.prompts("train"), "held-out": kept.prompts("validation")})
+    def __init__(self, run: RunContext, kept: Sequence[KeptContinuations]) -> None:
+        store: ContinuationStore = kept[0] if len(kept) == 1 else JoinedContinuations(kept)
+        splits: list[tuple[Split, KeptSplit]] = [("train", "train"), ("held-out", "validation")]
+        # Of the first collection numbers are as they were.
+        numbers = {ours: joined_numbers([k.prompts(kept_as) for k in kept]) for ours, kept_as in splits}
+        super().__init__(run, store, numbers)
