@@ -122,6 +122,15 @@ serve-vllm-local: $(READY) ## Start the vLLM server that TEACHER_BACKEND=vllm-lo
 #: ARGS=   more of vLLM's own, such as --tensor-parallel-size 2
 	@$(BIN)/teacher-gateway serve-vllm -- $(ARGS)
 
+.PHONY: serve-vllm-drafted
+serve-vllm-drafted: $(READY) ## Start vLLM for users: the same model, text the same, sooner where a student drafts for it
+#: VLLM_LOCAL_MODEL=   as above   CHECKPOINT=   the student: a run's folder, or the one of its newest checkpoint
+#: CHECKPOINTS_DIR=checkpoints   newer ones are taken while it serves   DRAFT_TOKENS=8   the longest draft
+#: ARGS=   more of vLLM's own   LATENTFORGE_LEAST_CONFIDENCE= and the like: libs/vllm/README.md
+	@$(if $(VLLM_PYTHON),,$(BIN)/python -m tools.vllm_env)
+	@$(BIN)/python -m tools.serve_vllm_drafted $(call option,--checkpoint,$(CHECKPOINT)) \
+		$(call option,--checkpoints-dir,$(CHECKPOINTS_DIR)) $(call option,--tokens,$(DRAFT_TOKENS)) -- $(ARGS)
+
 .PHONY: serve-venice-local
 serve-venice-local: $(READY) ## Serve the embedded teacher in Venice's API, as strict as published: the venice backend offline
 #: PORT=8400   ARGS='--token-bytes lossy --requests-per-minute 20'   it prints the settings to use it with
@@ -261,7 +270,7 @@ test-browser: $(READY_DEV) ## The page in Debian's headless Chromium (apt-get in
 	@$(BROWSER_TESTS)
 
 .PHONY: test-vllm
-test-vllm: $(READY_DEV) ## The gateway before a real vLLM (its CPU build, installed into .venv-vllm; Linux x86-64, Python 3.11)
+test-vllm: $(READY_DEV) ## Gateway and drafter with a real vLLM (its CPU build, installed into .venv-vllm; Linux x86-64, Python 3.11)
 	@$(BIN)/python -m tools.vllm_env
 	@$(BIN)/python -m tools.smollm2
 	@$(PYTEST) -m vllm

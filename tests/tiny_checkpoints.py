@@ -87,7 +87,10 @@ def make_pair(
 
 @pytest.fixture
 def publish(tokenizer_json: str, tmp_path: Path) -> Publish:
-    """Publishes a checkpoint below tmp_path/checkpoints; what is spoilt is so after its golden text was read."""
+    """Publishes a checkpoint below tmp_path/checkpoints.
+
+    What shapes a student does so before its golden text is read, and what spoils it after.
+    """
 
     def publish_one(
         step: int,
@@ -96,14 +99,18 @@ def publish(tokenizer_json: str, tmp_path: Path) -> Publish:
         weights: int | None = None,
         autoencoder_chunk_size: int | None = None,
         max_chunks: int = 256,
+        shape: Callable[[Student], object] = lambda _: None,
         spoil: Callable[[Student], object] = lambda _: None,
         golden: Golden | None = None,
         chat_template: str | None = None,
+        tokenizer_json: str = tokenizer_json,
         **changes: Any,
     ) -> Path:
         autoencoder, student = make_pair(
             step if weights is None else weights, autoencoder_chunk_size=autoencoder_chunk_size, max_chunks=max_chunks
         )
+        with torch.no_grad():
+            shape(student)
         tokenizer = Tokenizer.from_str(tokenizer_json)
         token_ids = tokenizer.encode(GOLDEN_TEXT, add_special_tokens=False).ids
         if golden is None and autoencoder_chunk_size is None:

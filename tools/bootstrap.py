@@ -20,6 +20,7 @@ PACKAGES = (
     "libs/model",
     "libs/drafter",
     "libs/snapshots",
+    "libs/vllm",
     "services/teacher-gateway",
     "services/trainer",
     "services/inference",

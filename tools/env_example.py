@@ -18,6 +18,7 @@ from latentforge.core.settings import ServiceSettings
 from latentforge.gateway.settings import GatewaySettings
 from latentforge.inference.settings import InferenceSettings
 from latentforge.trainer.config.settings import TrainerSettings
+from latentforge.vllm.settings import DrafterSettings
 from tools.demo.settings import ROOT, DemoSettings
 from tools.gateway import GatewayChoice
 
@@ -37,6 +38,7 @@ SERVICES: dict[str, type[ServiceSettings]] = {
     "teacher-gateway": GatewaySettings,
     "trainer": TrainerSettings,
     "inference": InferenceSettings,
+    "drafter in vLLM": DrafterSettings,
 }
 # What they read of the services' is not listed again.
 TOOLS: tuple[type[ServiceSettings], ...] = (DemoSettings, GatewayChoice)

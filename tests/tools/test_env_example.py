@@ -8,6 +8,7 @@ from latentforge.core.settings import ServiceSettings, load_settings
 from latentforge.gateway.settings import GatewaySettings
 from latentforge.inference.settings import InferenceSettings
 from latentforge.trainer.config.settings import TrainerSettings
+from latentforge.vllm.settings import DrafterSettings
 from tools import env_example
 from tools.demo.settings import ROOT, DemoSettings
 from tools.gateway import GatewayChoice
@@ -16,10 +17,11 @@ _ALL: tuple[type[ServiceSettings], ...] = (
     GatewaySettings,
     TrainerSettings,
     InferenceSettings,
+    DrafterSettings,
     DemoSettings,
     GatewayChoice,
 )
-_SERVICES = (GatewaySettings, TrainerSettings, InferenceSettings)
+_SERVICES = (GatewaySettings, TrainerSettings, InferenceSettings, DrafterSettings)
 _TEXT = (ROOT / ".env.example").read_text(encoding="utf-8")
 _LINES = re.findall(r"^#([A-Z][A-Z0-9_]*)=(.*)$", _TEXT, re.MULTILINE)
 

@@ -9,10 +9,18 @@ from latentforge.core.settings import ServiceSettings, unknown_variables
 from latentforge.gateway.settings import GatewaySettings
 from latentforge.inference.settings import InferenceSettings
 from latentforge.trainer.config.settings import TrainerSettings
+from latentforge.vllm.settings import DrafterSettings
 from tools.demo.settings import ROOT, DemoSettings
 from tools.gateway import GatewayChoice
 
-_ALL: list[type[ServiceSettings]] = [GatewaySettings, TrainerSettings, InferenceSettings, DemoSettings, GatewayChoice]
+_ALL: list[type[ServiceSettings]] = [
+    GatewaySettings,
+    TrainerSettings,
+    InferenceSettings,
+    DrafterSettings,
+    DemoSettings,
+    GatewayChoice,
+]
 _DOCUMENTED = set(re.findall(r"^#?([A-Z][A-Z0-9_]*)=", (ROOT / ".env.example").read_text(), re.MULTILINE))
 
 
@@ -43,6 +51,7 @@ def test_what_is_somebody_elses_is_there_and_not_ones_own(settings: type[Service
         (GatewaySettings, "VENICE_APIKEY", "VENICE_API_KEY"),
         (GatewaySettings, "GATEWAY_TLS_CERTS", "GATEWAY_TLS_CERT"),
         (TrainerSettings, "GATEWAY_TARGETS", "GATEWAY_TARGET"),
+        (DrafterSettings, "LATENTFORGE_CHECKPOINT", "LATENTFORGE_CHECKPOINTS"),
         (DemoSettings, "DEMO_SEEDS", "DEMO_SEED"),
     ],
 )

@@ -57,8 +57,8 @@ def test_an_environment_that_is_ready_is_left_alone(
     assert vllm_env.VERSION in capsys.readouterr().out
 
 
-def test_the_environment_holds_every_package_of_ours_that_the_gateway_needs() -> None:
-    needed, seen = ["latentforge-teacher-gateway"], set()
+def test_the_environment_holds_every_package_of_ours_that_gateway_and_drafter_need() -> None:
+    needed, seen = ["latentforge-teacher-gateway", "latentforge-vllm"], set()
     for name in needed:
         seen.add(name)
         project = tomllib.loads((vllm_env.ROOT / vllm_env.OURS[name] / "pyproject.toml").read_text())["project"]

@@ -82,13 +82,17 @@ class VllmServer:
 
     def start(self) -> None:
         # Compiling would take longer than everything that is asked here.
-        command = [*vllm_command(self._settings), "--enforce-eager"]
+        self.start_child([*vllm_command(self._settings), "--enforce-eager"], {})
+
+    def start_child(self, command: Sequence[str], more: dict[str, str]) -> None:
+        """Starts a command line of vLLM's server, with these variables besides."""
         env = {
             "HF_HUB_OFFLINE": "1",
             "VLLM_NO_USAGE_STATS": "1",
             "VLLM_CPU_KVCACHE_SPACE": "1",
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
             "OMP_NUM_THREADS": "1",
+            **more,
         }
         self._child = Child("vLLM", command, log=self._log, env=env)
 
@@ -114,16 +118,20 @@ class VllmServer:
             return False
 
 
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port: int = sock.getsockname()[1]
+        return port
+
+
 @contextmanager
 def running_vllm(folder: Path, log: Path, **settings: Any) -> Iterator[VllmServer]:
     """A server of the model in ``folder`` at a free port, until the end of the block."""
     if not VENV_PYTHON.is_file():
         pytest.fail("there is no vLLM here; make test-vllm installs it, or: python -m tools.vllm_env")
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port = sock.getsockname()[1]
     chosen = GatewaySettings(
-        vllm_local_url=f"http://127.0.0.1:{port}",
+        vllm_local_url=f"http://127.0.0.1:{free_port()}",
         vllm_local_model=str(folder),
         vllm_max_model_len=MAX_MODEL_LEN,
         vllm_python=VENV_PYTHON,

@@ -203,3 +203,14 @@ def test_passes_are_measured_where_they_went_on_with_the_same_texts(make_student
     now = 7.5
     drafter.draft([[*first, 3, 4, 8, 8]])
     assert seen == [(1 + 4 + 1 + 6, 1.0, 1 + 3), (1 + 6, 0.5, 1)]
+
+
+def test_a_drafter_that_is_closed_leaves_its_slots_to_the_next(make_student: MakeStudent) -> None:
+    decoding = batch_decoding(make_student("chunks"), 2)
+    texts = [prompt_of(5, 1), prompt_of(9, 2)]
+    first = Drafter(decoding, ALWAYS)
+    drafts = first.draft(texts)
+    assert decoding.num_free == 0
+    first.close()
+    assert decoding.num_free == 2
+    assert Drafter(decoding, ALWAYS).draft(texts) == drafts

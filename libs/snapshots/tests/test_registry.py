@@ -529,3 +529,75 @@ def test_what_is_served_or_kept_is_on_lease_and_stays(registry: Registry, publis
     os.utime(lease, (old, old))
     registry.refresh()
     assert lease.stat().st_mtime > old + 1
+
+
+def test_a_snapshot_that_was_served_before_is_served_again_instead_of_a_bad_one(
+    registry: Registry, publish: Publish
+) -> None:
+    for step in (1, 2):
+        publish(step)
+        registry.refresh()
+        if step == 1:
+            first = registry.current
+    bad = registry.current
+    assert first is not None
+    assert bad is not None
+    registry.go_back(bad, first, "nobody wants it")
+    assert registry.current is first
+    assert [(b.checkpoint, b.reason) for b in registry.quarantined] == [(bad.id, "nobody wants it")]
+    # The bad one is not taken again, and the good one not loaded anew; the next one is.
+    assert served(registry) == first.id
+    assert registry.current is first
+    publish(3)
+    assert served(registry) == "demo/step-00000003"
+
+
+def test_what_came_after_a_bad_snapshot_is_not_given_up_for_it(registry: Registry, publish: Publish) -> None:
+    snapshots = []
+    for step in (1, 2, 3):
+        publish(step)
+        registry.refresh()
+        assert registry.current is not None
+        snapshots.append(registry.current)
+    registry.go_back(snapshots[1], snapshots[0], "nobody wants it")
+    assert registry.current is snapshots[2]
+    assert [b.checkpoint for b in registry.quarantined] == [snapshots[1].id]
+
+
+def test_a_bad_snapshot_is_taken_again_once_its_files_are_others(registry: Registry, publish: Publish) -> None:
+    publish(1)
+    registry.refresh()
+    first, place = registry.current, publish(2)
+    registry.refresh()
+    assert first is not None
+    assert registry.current is not None
+    registry.go_back(registry.current, first, "nobody wants it")
+    shutil.rmtree(place)
+    publish(2, weights=5)
+    assert served(registry) == "demo/step-00000002"
+
+
+def test_the_way_back_is_kept_on_lease(registry: Registry, publish: Publish) -> None:
+    first = publish(1)
+    registry.refresh()
+    registry.way_back = registry.current
+    publish(2)
+    registry.refresh()
+    shutil.rmtree(first.parent / LEASES)
+    registry.refresh()
+    assert leased(first.parent) == {"step-00000001", "step-00000002"}
+
+
+def test_a_snapshot_that_does_not_fit_its_use_is_quarantined_with_what_the_user_says(
+    checkpoints: Path, publish: Publish
+) -> None:
+    def only_the_first(snapshot: Snapshot) -> None:
+        if snapshot.manifest.step != 1:
+            raise CheckpointError(f"{snapshot.id} is not the first")
+
+    registry = Registry(checkpoints, None, torch.device("cpu"), check=only_the_first)
+    publish(1)
+    publish(2)
+    assert served(registry) == "demo/step-00000001"
+    assert [b.reason for b in registry.quarantined] == ["demo/step-00000002 is not the first"]
+    assert registry.counts.quarantines == 1

@@ -115,6 +115,11 @@ class Drafter:
             self.speed.observe_draft(num_drafted, self._ended - began)
         return drafts
 
+    def close(self) -> None:
+        """Forgets all texts and frees their slots, so that another drafter can have them."""
+        for known in list(self._known):
+            self._close(known)
+
     def _observe_pass(self, found: Sequence[KnownText | None], texts: Sequence[TokenIds], now: float) -> None:
         """Measures the pass that lies behind, if it did nothing but go on with the texts of the last call."""
         known = [(one, len(ids) - len(one.ids)) for one, ids in zip(found, texts, strict=True) if one is not None]

@@ -19,6 +19,8 @@ from latentforge.snapshots.snapshot import DecodingMemory, Snapshot, load_snapsh
 logger = logging.getLogger(__name__)
 
 Stamp = tuple[tuple[str, int, int, int], ...]
+# Raises CheckpointError where a snapshot does not fit what it is for.
+SnapshotCheck = Callable[[Snapshot], None]
 
 
 @dataclass(frozen=True)
@@ -57,11 +59,15 @@ class SnapshotLoader:
         device: where models run.
         memory: what each snapshot decodes with.
         num_kept: so many are kept, from 1; the least recently used one goes first; whoever still uses it can go on.
+        check: what the user asks of a snapshot beyond what each must pass.
     """
 
-    def __init__(self, device: torch.device, memory: DecodingMemory, num_kept: int) -> None:
+    def __init__(
+        self, device: torch.device, memory: DecodingMemory, num_kept: int, check: SnapshotCheck | None = None
+    ) -> None:
         self.device, self.memory = device, memory
         self.num_kept = num_kept
+        self._check = check
         self.counts = LoadCounts()
         self._quarantine: dict[Path, Quarantined] = {}
         self._kept: OrderedDict[Path, tuple[Stamp, Snapshot]] = OrderedDict()
@@ -121,6 +127,14 @@ class SnapshotLoader:
         known = self._quarantine.get(place)
         return known is not None and known.stamp == stamp
 
+    def quarantine(self, place: Path, stamp: Stamp, reason: str) -> None:
+        """Keeps a checkpoint from being loaded until its files change, for a reason that only its use showed."""
+        with self._changing:
+            self._quarantine = self._quarantine | {place: Quarantined(name_of(place), reason, now(), stamp)}
+            self._kept.pop(place, None)
+        self.counts.quarantines += 1
+        logger.warning("quarantined %s: %s", name_of(place), reason)
+
     def forget_the_gone(self, pass_over: Callable[[Exception], None]) -> None:
         """Forgets what is quarantined or kept of folders that are not there any more.
 
@@ -153,11 +167,10 @@ class SnapshotLoader:
         start = time.monotonic()
         try:
             snapshot = load_snapshot(place, self.device, self.memory)
+            if self._check is not None:
+                self._check(snapshot)
         except CheckpointError as error:
-            with self._changing:
-                self._quarantine = self._quarantine | {place: Quarantined(name_of(place), str(error), now(), stamp)}
-            self.counts.quarantines += 1
-            logger.warning("quarantined %s: %s", name_of(place), error)
+            self.quarantine(place, stamp, str(error))
             raise QuarantinedError(str(error)) from error
         with self._changing:
             self._quarantine = {known: bad for known, bad in self._quarantine.items() if known != place}

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from weakref import WeakKeyDictionary
 
 import torch
 
@@ -25,6 +26,7 @@ from latentforge.snapshots.loader import (
     LoadCounts,
     Quarantined,
     QuarantinedError,
+    SnapshotCheck,
     SnapshotLoader,
     Stamp,
     name_of,
@@ -64,11 +66,13 @@ class Registry:
         memory: what each snapshot decodes with.
         num_extra: checkpoints that are kept beside the one that is served, for :meth:`snapshot_for`.
         extra_setting: what the user raises where none may be kept.
+        check: raises CheckpointError for a snapshot that passed all checks and still must not be served.
 
     Attributes:
         problem: what could not be done at the last look, or was passed over; None where nothing was.
         swaps: the last changes of what is served.
         num_swaps: how many there were since the process began, the first load among them.
+        way_back: a snapshot that was served and may be again (:meth:`go_back`); its checkpoint is kept on lease.
     """
 
     def __init__(
@@ -81,6 +85,7 @@ class Registry:
         *,
         num_extra: int = 1,
         extra_setting: str = "num_extra",
+        check: SnapshotCheck | None = None,
     ) -> None:
         self.root = root
         self.run = run
@@ -90,10 +95,13 @@ class Registry:
         self.swaps: deque[Swap] = deque(maxlen=_KEPT_SWAPS)
         self.num_swaps = 0
         self._extra_setting = extra_setting
-        self._loader = SnapshotLoader(device, memory, num_extra)
+        self.way_back: Snapshot | None = None
+        self._loader = SnapshotLoader(device, memory, num_extra, check)
         # Place, stamp and snapshot change together, in one assignment.
         self._served: tuple[Path, Stamp, Snapshot] | None = None
+        self._stamps: WeakKeyDictionary[Snapshot, Stamp] = WeakKeyDictionary()
         self._refreshing = threading.Lock()
+        self._swapping = threading.Lock()
 
     @property
     def current(self) -> Snapshot | None:
@@ -172,7 +180,7 @@ class Registry:
 
             try:
                 self._loader.forget_the_gone(pass_over)
-                for snapshot in self.loaded:
+                for snapshot in (*self.loaded, *([self.way_back] if self.way_back else [])):
                     self._hold(snapshot.place)
                 for place in self._candidates(pass_over):
                     try:
@@ -188,6 +196,22 @@ class Registry:
                 logger.warning("%s", problem)
             self.problem = problem
 
+    def go_back(self, bad: Snapshot, good: Snapshot, reason: str) -> None:
+        """Serves ``good`` again, which was served before, instead of ``bad``, which is quarantined.
+
+        What is neither is served on: a newer one has been taken in the meantime. Reads no file and does not wait for a
+        look at the folder that is under way.
+
+        Args:
+            bad: a snapshot that was served, or is.
+            good: one that was served before.
+            reason: what the use of the bad one showed.
+        """
+        self._loader.quarantine(bad.place, self._stamps[bad], reason)
+        with self._swapping:
+            if self.current is bad:
+                self._serve(good.place, self._stamps[good], good)
+
     def _is_settled_by(self, place: Path) -> bool:
         """Loads a candidate unless that is done or known to be useless; says whether the search ends with it."""
         served, stamp = self._served, stamp_of(place)
@@ -202,12 +226,17 @@ class Registry:
             snapshot = self._loader.load(place, stamp)
         except QuarantinedError:
             return False
+        with self._swapping:
+            self._serve(place, stamp, snapshot)
+        return True
+
+    def _serve(self, place: Path, stamp: Stamp, snapshot: Snapshot) -> None:
         before = self.current
+        self._stamps[snapshot] = stamp
         self.swaps.append(Swap(before.id if before else None, snapshot.id, now()))
         self.num_swaps += 1
         self._served = (place, stamp, snapshot)
         logger.info("serving %s%s", snapshot.id, f" instead of {before.id}" if before else "")
-        return True
 
     def _candidates(self, pass_over: Callable[[Exception], None]) -> Iterator[Path]:
         """The places to serve from, most wanted first; a pinned run offers its pinned checkpoint only.
