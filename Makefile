@@ -188,6 +188,14 @@ bench-drafter: $(READY_DEV) ## Measure SmolLM2 in vLLM with its student's drafts
 	@$(BIN)/python -m tools.smollm2
 	@$(BIN)/python -m benchmarks.drafter $(if $(CHECKPOINT),--checkpoint 'student=$(CHECKPOINT)') $(ARGS)
 
+.PHONY: demo-lossless
+demo-lossless: $(READY_DEV) ## SmolLM2 in vLLM, alone and drafted for by its student: the same texts, sooner; results/lossless.html
+#: CHECKPOINT=models/smollm2-student   a run's folder   ARGS=   such as '--per-domain 1'; python -m benchmarks.drafter.lossless --help
+	@$(BIN)/python -m tools.vllm_env
+	@$(BIN)/python -m tools.suffix_env
+	@$(BIN)/python -m tools.smollm2
+	@$(BIN)/python -m benchmarks.drafter.lossless $(if $(CHECKPOINT),--checkpoint '$(CHECKPOINT)') $(ARGS)
+
 .PHONY: bench-trainer
 bench-trainer: $(READY_DEV) ## Measure training: speed, what kills and devices change, what it needs: results/bench_trainer_<time>.json
 #: ARGS=   such as '--only against_before,optimizer_share' or --quick; python -m benchmarks.trainer --help lists them

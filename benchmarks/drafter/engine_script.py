@@ -3,8 +3,8 @@
 Usage: python engine_script.py JOB.json; the job has socket (a path that somebody listens at) and engine (arguments of
 vllm.LLM). Messages are lines of JSON. The first says {"version": ...}; then each request with prompts (lists of ids),
 params (arguments of vllm.SamplingParams), seeds (one for each prompt, or null) and forget is answered with
-{"token_ids", "seconds", "passes", "top"}: top has for each text the two likeliest first tokens and their
-log-probabilities, where params ask for logprobs.
+{"token_ids", "seconds", "passes", "top", "drafter"}: top has for each text the two likeliest first tokens and their
+log-probabilities, where params ask for logprobs; drafter says which checkpoint drafts now.
 """
 
 import importlib
@@ -45,12 +45,14 @@ def _write(vllm: Any, engine: Any, asked: dict[str, Any]) -> dict[str, Any]:
     answers = engine.generate(prompts, params, use_tqdm=False)
     seconds = time.perf_counter() - started
     (passes,) = engine.collective_rpc("take_passes")
+    (drafter,) = engine.collective_rpc("drafting_checkpoint")
     outputs = [answer.outputs[0] for answer in answers]
     return {
         "token_ids": [list(output.token_ids) for output in outputs],
         "seconds": seconds,
         "passes": passes,
         "top": [_top(output) for output in outputs],
+        "drafter": drafter,
     }
 
 

@@ -57,6 +57,10 @@ class PassRecorder:
         self.noted_passes = []
         return taken
 
+    def drafting_checkpoint(self: Any) -> str | None:
+        """Of a student, the one that drafts now; None of what is none."""
+        return getattr(getattr(self.model_runner, "drafter", None), "checkpoint", None)
+
     def forget_texts(self: Any) -> None:
         """Lets suffix decoding begin with no text, or a prompt that is asked again would find its own continuation."""
         drafter: Any = getattr(self.model_runner, "drafter", None)

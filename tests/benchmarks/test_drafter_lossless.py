@@ -1,0 +1,72 @@
+from pathlib import Path
+
+import pytest
+
+from benchmarks.drafter.differences import Difference
+from benchmarks.drafter.engines import Written
+from benchmarks.drafter.lossless_page import write_page
+from benchmarks.drafter.lossless_run import DemoText, Swap, republished
+from benchmarks.drafter.lossless_table import as_results
+from benchmarks.drafter.passes import Pass
+from benchmarks.drafter.prompts import Prompt
+from latentforge.core.checkpoint_files import read_manifest, verify_checkpoint
+from latentforge.core.checkpoints import list_checkpoints
+from latentforge.core.manifest import CheckpointError
+from latentforge.text.tokenizer import TextTokenizer
+
+STUDENT = Path("models/stdlib-student")
+TEACHER = Path("models/stdlib-teacher")
+PROMPT = Prompt("python", "a < b", "nowhere", "MIT")
+
+
+def written(ids: list[int], seconds: float, *per_pass: int) -> Written:
+    passes = [Pass(0.0, 0.0, 0.0, ((None if not at else 8, tokens),)) for at, tokens in enumerate(per_pass)]
+    return Written([ids], seconds, passes, [])
+
+
+def text(parted: Difference | None = None) -> DemoText:
+    ways = {"alone": written([5, 6, 7, 8, 9], 2.0, *[1] * 5), "student": written([5, 6, 7, 8, 9], 1.0, 1, 3, 1)}
+    return DemoText(PROMPT, ways, {"student": parted})
+
+
+def test_a_checkpoint_is_published_again_as_a_newer_one(tmp_path: Path) -> None:
+    [shipped] = list_checkpoints(STUDENT)
+    first = republished(shipped, tmp_path)
+    second = republished(first, tmp_path)
+    manifests = [verify_checkpoint(place) for place in (first, second)]
+    assert manifests[0].step == read_manifest(shipped).step
+    assert manifests[1].step == manifests[0].step + 1
+    assert list_checkpoints(first.parent) == [first, second]
+    assert manifests[1].golden == read_manifest(shipped).golden
+
+
+def test_what_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError):
+        republished(STUDENT, tmp_path)
+
+
+def test_results_say_how_much_sooner_and_whether_the_texts_are_the_same() -> None:
+    tie, other = (Difference(0, 3, 7, 8, kind=kind) for kind in ("tie", "other"))
+    texts = [text(), text(tie), text(other)]
+    found = {result.id: result for result in as_results(texts, Swap("a", "b", tie), ["alone", "student"])}
+    speed = found["speed_student"]
+    assert (speed.value, speed.baseline_value, speed.ratio) == (5.0, 2.5, 2.0)
+    # Four tokens behind the first one, in two passes.
+    assert found["tokens_per_pass_student"].value == 2.0
+    assert found["not_identical_student"].value == 1
+    assert found["swap"].value == 0
+    [*_, swap] = as_results(texts, Swap("a", "b", other), ["alone", "student"])
+    assert swap.value == 1
+
+
+def test_the_page_shows_whose_each_token_is(tmp_path: Path) -> None:
+    tokenizer = TextTokenizer(TEACHER)
+    ids = tokenizer.encode("x = <b>")
+    shown = DemoText(PROMPT, {"student": written(ids, 1.0, 1, len(ids) - 1)}, {})
+    page = write_page(tmp_path / "made" / "page.html", [shown], "student", tokenizer).read_text(encoding="utf-8")
+    assert f"{len(ids) - 2} of {len(ids)} tokens were drafts" in page
+    first = tokenizer.decode(ids[:1])
+    last = tokenizer.decode(ids[-1:]).replace(">", "&gt;")
+    assert f'<span class="own">{first}</span><span class="accepted">' in page
+    assert f'<span class="own">{last}</span></pre>' in page
+    assert "<b>" not in page
