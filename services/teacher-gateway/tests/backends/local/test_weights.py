@@ -48,7 +48,8 @@ async def gateway_process(folder: Path, tmp_path: Path) -> AsyncIterator[tuple[A
             yield process, client
     finally:
         if process.returncode is None:
-            process.kill()
+            # Ended, not killed: what it has scored is in the cache then.
+            process.terminate()
         await process.communicate()
 
 
