@@ -3,8 +3,8 @@
 Usage: python engine_script.py JOB.json; the job has socket (a path that somebody listens at) and engine (arguments of
 vllm.LLM). Messages are lines of JSON. The first says {"version": ...}; then each request with prompts (lists of ids),
 params (arguments of vllm.SamplingParams), seeds (one for each prompt, or null) and forget is answered with
-{"token_ids", "seconds", "passes", "top", "drafter"}: top has for each text the two likeliest first tokens and their
-log-probabilities, where params ask for logprobs; drafter says which checkpoint drafts now.
+{"token_ids", "seconds", "passes", "top", "drafters"}: top has for each text the two likeliest first tokens and their
+log-probabilities, where params ask for logprobs; drafters are the checkpoints that drafted, in order.
 """
 
 import importlib
@@ -41,18 +41,19 @@ def _write(vllm: Any, engine: Any, asked: dict[str, Any]) -> dict[str, Any]:
     seeds = asked["seeds"] or [None] * len(prompts)
     params = [vllm.SamplingParams(**asked["params"], seed=seed) for seed in seeds]
     engine.collective_rpc("take_passes")
+    engine.collective_rpc("take_drafters")
     started = time.perf_counter()
     answers = engine.generate(prompts, params, use_tqdm=False)
     seconds = time.perf_counter() - started
     (passes,) = engine.collective_rpc("take_passes")
-    (drafter,) = engine.collective_rpc("drafting_checkpoint")
+    (drafters,) = engine.collective_rpc("take_drafters")
     outputs = [answer.outputs[0] for answer in answers]
     return {
         "token_ids": [list(output.token_ids) for output in outputs],
         "seconds": seconds,
         "passes": passes,
         "top": [_top(output) for output in outputs],
-        "drafter": drafter,
+        "drafters": drafters,
     }
 
 

@@ -65,14 +65,14 @@ class Written:
         seconds: from the first prompt to the last token.
         passes: of the teacher.
         top: of each text the two likeliest first tokens with their log-probabilities, where they were asked for.
-        drafter: the checkpoint that drafts, if one does.
+        drafters: the checkpoints that drafted, one after the other.
     """
 
     token_ids: list[list[int]]
     seconds: float
     passes: list[Pass]
     top: list[list[list[Any]]]
-    drafter: str | None = None
+    drafters: Sequence[str] = ()
 
     @property
     def tokens(self) -> int:
@@ -142,7 +142,7 @@ class Engine:
         self._connection.sendall(json.dumps(asked).encode() + b"\n")
         answer = self._answer(_ANSWER_SECONDS)
         passes = [Pass.of(noted) for noted in answer["passes"]]
-        return Written(answer["token_ids"], answer["seconds"], passes, answer["top"], answer["drafter"])
+        return Written(answer["token_ids"], answer["seconds"], passes, answer["top"], answer["drafters"])
 
     def _answer(self, seconds: float) -> dict[str, Any]:
         assert self._connection is not None

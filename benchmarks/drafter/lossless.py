@@ -16,10 +16,11 @@ from benchmarks.benchmark_results import command_line, machine
 from benchmarks.drafter import methods
 from benchmarks.drafter.engines import Engines, Method
 from benchmarks.drafter.lossless_page import write_page
-from benchmarks.drafter.lossless_run import DemoText, LosslessRun, republished
+from benchmarks.drafter.lossless_run import DemoText, LosslessRun
 from benchmarks.drafter.lossless_table import LosslessResults, as_results, coloured, is_wrong, summary
 from benchmarks.drafter.plan import DrafterPlan
 from benchmarks.drafter.prompts import prompt_ids, prompts
+from benchmarks.drafter.republishing import republished
 from benchmarks.gateway.servers import MissingError, cpu_flags, fast_dtype
 from latentforge.core.checkpoints import list_checkpoints
 from latentforge.core.command_line import errors_reported, fail
@@ -79,7 +80,7 @@ def _run(checkpoint: Path, model: Path, per_domain: int, new_tokens: int, page: 
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="demo-lossless-")))
         (scratch / "empty").mkdir()
         root = scratch / "checkpoints"
-        first = republished(checkpoint, root)
+        first = republished(checkpoint, root, scratch / "made")
         engines = Engines(stack, model, dtype, _PLAN, _LOGS, scratch)
         running = {}
         for method in [methods.ALONE, _student(root, scratch), *_others()]:
@@ -91,7 +92,7 @@ def _run(checkpoint: Path, model: Path, per_domain: int, new_tokens: int, page: 
         for prompt, ids in zip(asked, demo.ids, strict=True):
             texts.append(demo.write(prompt, ids))
             console.print(coloured(texts[-1], texts[-1].ways[_STUDENT], tokenizer))
-        swap = demo.swap(_STUDENT, lambda: republished(first, root))
+        swap = demo.swap(_STUDENT, lambda: republished(first, root, scratch / "made"))
     console.print(summary(texts, swap, list(running)))
     place = write_page(page, texts, _STUDENT, tokenizer)
     path = LosslessResults(

@@ -1,6 +1,5 @@
 """What the lossless demo does: one prompt after another by every engine, and a swap while one writes."""
 
-import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -10,9 +9,6 @@ from pathlib import Path
 from benchmarks.drafter.differences import Difference, differences, judged
 from benchmarks.drafter.engines import Engine, Written
 from benchmarks.drafter.prompts import Prompt
-from latentforge.core.checkpoint_files import read_manifest
-from latentforge.core.manifest import CheckpointError, ManifestDraft
-from latentforge.core.publishing import PARTS, publish_checkpoint
 
 # A text is written for longer than that, and a drafter looks for checkpoints more often.
 _BEFORE_THE_SWAP = 1.0
@@ -43,8 +39,8 @@ class Swap:
         parted: where the text parts from the teacher's alone.
     """
 
-    before: str | None
-    after: str | None
+    before: str
+    after: str
     parted: Difference | None
 
 
@@ -92,20 +88,20 @@ class LosslessRun:
         """
         engine = self._engines[name]
         plain = self._alone.write(self.ids, self._new_tokens)
-        before = engine.write(self.ids[:1], 1).drafter
+        before = engine.write(self.ids[:1], 4).drafters[-1]
         with ThreadPoolExecutor(1) as beside:
             writing = beside.submit(engine.write, self.ids, self._new_tokens)
             time.sleep(_BEFORE_THE_SWAP)
             publish()
             written = writing.result()
         deadline = time.monotonic() + _SWAPPED_WITHIN
-        after = written.drafter
+        after = written.drafters[-1]
         while after == before:
             if time.monotonic() > deadline:
                 raise TimeoutError(
                     f"{before} still drafts, {_SWAPPED_WITHIN:g} s after a newer checkpoint was published"
                 )
-            after = engine.write(self.ids[:1], 1).drafter
+            after = engine.write(self.ids[:1], 4).drafters[-1]
         parted = [
             self._judged(self.ids[one.prompt], plain.token_ids[one.prompt], one)
             for one in differences(plain.token_ids, written.token_ids)
@@ -121,25 +117,3 @@ class LosslessRun:
         beginning = [*ids, *plain[: found.position]]
         [top] = self._alone.write([beginning], 1, with_top=True).top
         return judged(found, top, self._dtype)
-
-
-def republished(checkpoint: Path, root: Path) -> Path:
-    """The same weights as the newest checkpoint of a run of that name in ``root``; gives its folder.
-
-    Raises:
-        CheckpointError: ``checkpoint`` is none.
-    """
-    manifest = read_manifest(checkpoint)
-    run = root / manifest.run
-    steps = [read_manifest(place).step for place in run.iterdir()] if run.is_dir() else []
-    step = max([manifest.step - 1, *steps]) + 1
-
-    def write(folder: Path) -> None:
-        for part in PARTS:
-            shutil.copytree(checkpoint / part, folder / part)
-
-    fields = {name: getattr(manifest, name) for name in ManifestDraft.model_fields}
-    try:
-        return publish_checkpoint(root, manifest.run, step, ManifestDraft(**fields), write)
-    except OSError as error:
-        raise CheckpointError(f"{checkpoint} cannot be published again: {error}") from error

@@ -15,6 +15,7 @@ class PassRecorder:
     def record_passes(self: Any) -> None:
         """Begins to note; to be called once."""
         self.noted_passes = list[Any]()
+        self.noted_drafters = list[str]()
         runner = self.model_runner
         execute, sample = runner.execute_model, runner.sample_tokens
         drafting = [0.0]
@@ -47,6 +48,9 @@ class PassRecorder:
                 before = time.perf_counter()
                 answer = propose(*given, **named)
                 drafting[0] += time.perf_counter() - before
+                checkpoint = getattr(runner.drafter, "checkpoint", None)
+                if checkpoint is not None and checkpoint not in self.noted_drafters[-1:]:
+                    self.noted_drafters.append(checkpoint)
                 return answer
 
             runner.drafter.propose = timed
@@ -57,9 +61,11 @@ class PassRecorder:
         self.noted_passes = []
         return taken
 
-    def drafting_checkpoint(self: Any) -> str | None:
-        """Of a student, the one that drafts now; None of what is none."""
-        return getattr(getattr(self.model_runner, "drafter", None), "checkpoint", None)
+    def take_drafters(self: Any) -> list[str]:
+        """The checkpoints that drafted since the last call, one after the other; none of what is no student."""
+        taken: list[str] = self.noted_drafters
+        self.noted_drafters = []
+        return taken
 
     def forget_texts(self: Any) -> None:
         """Lets suffix decoding begin with no text, or a prompt that is asked again would find its own continuation."""

@@ -1,20 +1,14 @@
 from pathlib import Path
 
-import pytest
-
 from benchmarks.drafter.differences import Difference
 from benchmarks.drafter.engines import Written
 from benchmarks.drafter.lossless_page import write_page
-from benchmarks.drafter.lossless_run import DemoText, Swap, republished
+from benchmarks.drafter.lossless_run import DemoText, Swap
 from benchmarks.drafter.lossless_table import as_results
 from benchmarks.drafter.passes import Pass
 from benchmarks.drafter.prompts import Prompt
-from latentforge.core.checkpoint_files import read_manifest, verify_checkpoint
-from latentforge.core.checkpoints import list_checkpoints
-from latentforge.core.manifest import CheckpointError
 from latentforge.text.tokenizer import TextTokenizer
 
-STUDENT = Path("models/stdlib-student")
 TEACHER = Path("models/stdlib-teacher")
 PROMPT = Prompt("python", "a < b", "nowhere", "MIT")
 
@@ -27,22 +21,6 @@ def written(ids: list[int], seconds: float, *per_pass: int) -> Written:
 def text(parted: Difference | None = None) -> DemoText:
     ways = {"alone": written([5, 6, 7, 8, 9], 2.0, *[1] * 5), "student": written([5, 6, 7, 8, 9], 1.0, 1, 3, 1)}
     return DemoText(PROMPT, ways, {"student": parted})
-
-
-def test_a_checkpoint_is_published_again_as_a_newer_one(tmp_path: Path) -> None:
-    [shipped] = list_checkpoints(STUDENT)
-    first = republished(shipped, tmp_path)
-    second = republished(first, tmp_path)
-    manifests = [verify_checkpoint(place) for place in (first, second)]
-    assert manifests[0].step == read_manifest(shipped).step
-    assert manifests[1].step == manifests[0].step + 1
-    assert list_checkpoints(first.parent) == [first, second]
-    assert manifests[1].golden == read_manifest(shipped).golden
-
-
-def test_what_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError):
-        republished(STUDENT, tmp_path)
 
 
 def test_results_say_how_much_sooner_and_whether_the_texts_are_the_same() -> None:

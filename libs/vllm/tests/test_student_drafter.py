@@ -37,7 +37,9 @@ def version(drafter: StudentDrafter) -> int:
 
 def test_drafts_are_what_the_student_would_write(publish: Publish, make_drafter: MakeDrafter) -> None:
     place = publish(1)
-    engine = FakeEngine(make_drafter(), writes(9))
+    drafter = make_drafter()
+    assert drafter.checkpoint is None
+    engine = FakeEngine(drafter, writes(9))
     texts = {"a": [5, 6, 7], "b": list(range(2, 60)), "c": [8]}
     for name, text in texts.items():
         engine.add(name, text)
@@ -47,6 +49,7 @@ def test_drafts_are_what_the_student_would_write(publish: Publish, make_drafter:
         alone = Drafter(decoding, DraftRule(NUM_DRAFT_TOKENS, 0.0)).draft([[*text, 9]])
         assert engine.drafts[name] == alone[0]
     assert any(engine.drafts.values())
+    assert drafter.checkpoint == "demo/step-00000001"
 
 
 def test_a_text_is_drafted_for_alike_whatever_row_it_has_and_whoever_is_beside_it(

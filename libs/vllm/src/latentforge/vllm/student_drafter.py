@@ -64,6 +64,7 @@ class StudentDrafter:
         self._pending = PendingDrafts()
         self._refresher = Refresher(self._refresh, self._settings.latentforge_poll_seconds)
         self._failed: Version | None = None
+        self._drafting: Version | None = None
 
     def load_model(self, *_: object, **__: object) -> None:
         """Loads the newest checkpoint, and looks for newer ones from now on; vLLM calls it once its model is loaded.
@@ -86,6 +87,11 @@ class StudentDrafter:
     def close(self) -> None:
         """Ends the thread that looks for checkpoints."""
         self._refresher.close()
+
+    @property
+    def checkpoint(self) -> str | None:
+        """The one that drafted last, as ``run/step-00001200``; None before."""
+        return None if self._drafting is None else self._drafting.id
 
     def propose(
         self,
@@ -115,6 +121,7 @@ class StudentDrafter:
         version = self._versions.current()
         if version is None:
             return drafts
+        self._drafting = version
         drafted = self._draft(version, texts)
         for row, draft in zip(rows, drafted, strict=True):
             drafts[row] = draft
