@@ -12,8 +12,9 @@ import typer
 
 from benchmarks.benchmark_results import asked_ids, command_line, machine, results_table
 from benchmarks.drafter import methods
+from benchmarks.drafter.apart import Apart
 from benchmarks.drafter.engines import Engines, Method
-from benchmarks.drafter.measures import DrafterBench, time_passes
+from benchmarks.drafter.measures import DrafterBench
 from benchmarks.drafter.plan import QUICK, DrafterPlan
 from benchmarks.drafter.prompts import prompt_ids, prompts
 from benchmarks.drafter.report import BARS, IDS, NOTES, DrafterBenchResults
@@ -120,14 +121,16 @@ def _run(
         ways = [methods.student(name, folder, plan, scratch / "empty") for name, folder in students.items()]
         ways += _others(others, plan, notes)
         progress = stack.enter_context(BenchProgress(num_figures(plan, len(ways), wanted)))
-        passes_ms = _passes(plan, ids, model, dtype, scratch, progress) if needs_passes(wanted) else {}
+        apart = Apart(plan, ids, model, dtype, _LOGS, scratch, progress)
+        passes_ms = apart.passes_ms() if needs_passes(wanted) else {}
+        swapped = apart.swapped(next(iter(students.values()))) if "swaps" in wanted and students else None
         engines = Engines(stack, model, dtype, plan, _LOGS, scratch)
         running = {}
         for method in (methods.ALONE, *ways):
             progress.begin(f"starting vLLM: {method.name}")
             running[method.name] = engines.start(method)
         bench = DrafterBench(plan=plan, prompts=asked, ids=ids, dtype=dtype, engines=running, report=progress)
-        found = measure(bench, wanted, list(students), passes_ms)
+        found = measure(bench, wanted, list(students), passes_ms, swapped)
         version = running[methods.ALONE.name].version
     setting = _setting(model, dtype, version, [methods.ALONE, *ways], students)
     _report(plan, found, notes, before, results, started, setting)
@@ -142,29 +145,6 @@ def _others(names: Sequence[str], plan: DrafterPlan, notes: list[str]) -> list[M
             found.append(methods.suffix(suffix_env.FOLDER))
         else:
             notes.append(f"suffix: not measured, {suffix_env.FOLDER.name} is missing; run python -m tools.suffix_env")
-    return found
-
-
-def _passes(
-    plan: DrafterPlan,
-    ids: Sequence[Sequence[int]],
-    model: Path,
-    dtype: Dtype,
-    scratch: Path,
-    progress: BenchProgress,
-) -> dict[int, dict[int, float]]:
-    """Milliseconds of a pass by requests at once and tokens of each; in an engine that ends before the others start."""
-    with ExitStack() as stack:
-        progress.begin("starting vLLM: fixed drafts, to time passes")
-        engine = Engines(stack, model, dtype, plan, _LOGS, scratch).start(methods.fixed(plan))
-        # Python: its texts do not end soon.
-        longest = list(ids[-plan.at_once :])
-        engine.write(longest, 8)
-        found = {}
-        for at_once in (1, min(plan.at_once, len(longest))):
-            found[at_once] = time_passes(engine, longest, plan.passes, at_once)
-            said = ", ".join(f"{tokens}: {took:.1f} ms" for tokens, took in found[at_once].items())
-            progress.figure(f"passes by tokens, {at_once} at once: {said}")
     return found
 
 

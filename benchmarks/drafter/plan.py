@@ -19,6 +19,7 @@ class DrafterPlan:
         sampled_tokens: tokens of each that are compared.
         permutations: of the two-sample test.
         passes: of each length that are timed.
+        checkpoints: published while texts are written, for swaps.
         is_compiled: vLLM compiles the model, as it does by default; that takes most of its start.
     """
 
@@ -33,6 +34,7 @@ class DrafterPlan:
     sampled_tokens: int = 8
     permutations: int = 2000
     passes: int = 60
+    checkpoints: int = 20
     is_compiled: bool = True
 
 
@@ -46,5 +48,6 @@ QUICK = DrafterPlan(
     sampled_prompts=2,
     permutations=200,
     passes=4,
+    checkpoints=8,
     is_compiled=False,
 )

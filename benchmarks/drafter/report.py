@@ -15,11 +15,13 @@ _BARS = {
     "speed_8": 1.1,
     "speed_8_least": 0.97,
     "draft_cost": 0.25,
+    "swaps": 0.0,
+    "swaps_bad_used": 0.0,
 }
-BARS = Bars(_BARS, at_most={"identical", "draft_cost"})
+BARS = Bars(_BARS, at_most={"identical", "draft_cost", "swaps", "swaps_bad_used"})
 _TIES = ", ".join(f"{nats:g} nats in {dtype}" for dtype, nats in TIE_NATS.items())
 #: Ids of --only; each brings along what stands beside it.
-IDS = ("passes", "identical", "sampled", "mean_accepted", "speed_1", "speed_8", "draft_cost")
+IDS = ("passes", "identical", "sampled", "mean_accepted", "speed_1", "speed_8", "draft_cost", "swaps")
 
 NOTES = f"""\
 All engines are vLLM's CPU build with the same teacher, in one run on one machine, in turns; prompts are read anew each
@@ -39,6 +41,8 @@ speed_1_flat: the measured acceptance and cost of drafting, where a pass of a wh
   token.
 sampled: T = 1; a permutation test of the squared maximum mean discrepancy over the first tokens of texts behind the
   same prompts. sampled_control is its p where the other side is drawn at T = 0.8, which it must find.
+swaps: in engines of its own, checkpoints with the same weights published while eight texts are written again and again,
+  six of them spoilt, each in another way; texts that are not the teacher's own (ties apart), and bad ones that drafted.
 """.splitlines()
 
 

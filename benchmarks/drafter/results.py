@@ -17,6 +17,7 @@ from benchmarks.drafter.passes import (
     tokens_needed,
 )
 from benchmarks.drafter.prompts import DOMAINS, Domain
+from benchmarks.drafter.swaps import SwapFindings
 from latentforge.core.results import Result
 
 ALONE = "vLLM alone"
@@ -186,6 +187,15 @@ def flat_speed(suffix: str, tokens_per_pass: float, cost: float) -> Result:
 def sampled_result(suffix: str, found: Sampled) -> Result:
     """p of the two-sample test."""
     return Result(id=f"sampled{suffix}", value=found.p, unit=f"p, {found.samples} texts a side")
+
+
+def swap_results(found: SwapFindings) -> list[Result]:
+    """Texts that were wrong, and bad checkpoints that drafted."""
+    unit = f"wrong of {found.texts} texts, while {found.published} checkpoints came"
+    return [
+        Result(id="swaps", value=found.wrong, unit=unit),
+        Result(id="swaps_bad_used", value=len(found.bad_used), unit=f"of {len(found.bad)} bad checkpoints"),
+    ]
 
 
 def single_acceptance(method: str, found: Single, most_drafted: int) -> Acceptance:

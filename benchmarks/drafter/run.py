@@ -9,6 +9,7 @@ from benchmarks.drafter.differences import Difference, differences
 from benchmarks.drafter.measures import DrafterBench, Single, Together
 from benchmarks.drafter.plan import DrafterPlan
 from benchmarks.drafter.prompts import DOMAINS
+from benchmarks.drafter.swaps import SwapFindings
 from latentforge.core.results import Result
 
 # Ids whose figures come from the same texts.
@@ -25,6 +26,8 @@ _FIRST = (
     "speed_1_vs_suffix",
     "speed_8",
     "draft_cost",
+    "swaps",
+    "swaps_bad_used",
 )
 #: T that the two-sample test must tell from 1.
 _CONTROL_TEMPERATURE = 0.8
@@ -48,7 +51,7 @@ def num_figures(plan: DrafterPlan, num_drafting: int, wanted: Collection[str]) -
     """Figures of a whole run, about."""
     engines = 1 + num_drafting
     groups = len(DOMAINS) * -(-plan.per_domain // plan.at_once)
-    total = 2 * needs_passes(wanted)
+    total = 2 * needs_passes(wanted) + ("swaps" in wanted)
     total += engines * groups * (not _TOGETHER.isdisjoint(wanted))
     total += engines * len(DOMAINS) * plan.single_per_domain * plan.repeats * (not _SINGLE.isdisjoint(wanted))
     # The teacher alone twice: at T = 1, and what the test must find.
@@ -60,12 +63,14 @@ def measure(
     wanted: Collection[str],
     students: Sequence[str],
     passes_ms: dict[int, dict[int, float]],
+    swapped: SwapFindings | None = None,
 ) -> Measurements:
     """All that is asked for.
 
     Args:
         students: names of the methods that are ours, the one that the bars are for first.
         passes_ms: milliseconds of a pass by requests at once and tokens; nothing where they were not timed.
+        swapped: what came of swaps, if any were made.
     """
     bench.report.begin("warming up")
     bench.warm_up()
@@ -94,6 +99,9 @@ def measure(
                 _of_parts(bench, single, name, suffix, passes_ms[1], costs[0], found)
     if "sampled" in wanted:
         _sampled(bench, students, found)
+    if swapped is not None:
+        found.results.extend(results.swap_results(swapped))
+        found.measured["swaps"] = swapped.said
     return Measurements(_in_order(found.results), found.measured, found.notes)
 
 
