@@ -9,6 +9,8 @@ log-probabilities, where params ask for logprobs; drafters are the checkpoints t
 
 import importlib
 import json
+import os
+import signal
 import socket
 import sys
 import time
@@ -18,6 +20,9 @@ from typing import Any
 
 def main() -> None:
     job: dict[str, Any] = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    if os.getpgrp() == os.getpid():
+        # Whoever started us may be killed, and then only we are told; what vLLM started is in our group.
+        signal.signal(signal.SIGTERM, lambda *_: os.killpg(0, signal.SIGKILL))
     vllm: Any = importlib.import_module("vllm")
     engine = vllm.LLM(**job["engine"])
     engine.collective_rpc("record_passes")

@@ -18,7 +18,7 @@ from tools.processes import Child, ChildError, Children
 
 ROOT = Path(__file__).resolve().parents[2]
 _SCRIPT = Path(__file__).with_name("engine_script.py")
-_START_SECONDS = 900.0
+_START_SECONDS = 1800.0
 # Longest that one request to an engine may take.
 _ANSWER_SECONDS = 3600.0
 _LOOK_EVERY = 0.2
