@@ -120,7 +120,7 @@ def _run(
         (scratch / "empty").mkdir()
         ways = [methods.student(name, folder, plan, scratch / "empty") for name, folder in students.items()]
         ways += _others(others, plan, notes)
-        progress = stack.enter_context(BenchProgress(num_figures(plan, len(ways), wanted)))
+        progress = stack.enter_context(BenchProgress(num_figures(plan, len(ways), len(students), wanted)))
         apart = Apart(plan, ids, model, dtype, _LOGS, scratch, progress)
         passes_ms = apart.passes_ms() if needs_passes(wanted) else {}
         swapped = apart.swapped(next(iter(students.values()))) if "swaps" in wanted and students else None

@@ -2,9 +2,9 @@
 
 Usage: python engine_script.py JOB.json; the job has socket (a path that somebody listens at) and engine (arguments of
 vllm.LLM). Messages are lines of JSON. The first says {"version": ...}; then each request with prompts (lists of ids),
-params (arguments of vllm.SamplingParams), seeds (one for each prompt, or null) and forget is answered with
-{"token_ids", "seconds", "passes", "top", "drafters"}: top has for each text the two likeliest first tokens and their
-log-probabilities, where params ask for logprobs; drafters are the checkpoints that drafted, in order.
+params (arguments of vllm.SamplingParams), seeds (one for each prompt, or null), at_once (prompts that are continued
+together) and forget is answered with {"token_ids", "seconds", "passes", "top"}: top has for each text the two likeliest
+first tokens and their log-probabilities, where params ask for logprobs.
 """
 
 import importlib
@@ -48,7 +48,10 @@ def _write(vllm: Any, engine: Any, asked: dict[str, Any]) -> dict[str, Any]:
     engine.collective_rpc("take_passes")
     engine.collective_rpc("take_drafters")
     started = time.perf_counter()
-    answers = engine.generate(prompts, params, use_tqdm=False)
+    answers = []
+    for start in range(0, len(prompts), asked["at_once"]):
+        some = slice(start, start + asked["at_once"])
+        answers += engine.generate(prompts[some], params[some], use_tqdm=False)
     seconds = time.perf_counter() - started
     (passes,) = engine.collective_rpc("take_passes")
     (drafters,) = engine.collective_rpc("take_drafters")

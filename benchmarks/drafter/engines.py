@@ -114,8 +114,9 @@ class Engine:
         seeds: Sequence[int] | None = None,
         with_top: bool = False,
         forget: bool = False,
+        at_once: int | None = None,
     ) -> Written:
-        """Continues all prompts at once, each by ``new_tokens`` or to where the teacher ends the text.
+        """Continues each prompt by ``new_tokens`` or to where the teacher ends the text.
 
         Args:
             prompts: ids.
@@ -123,6 +124,7 @@ class Engine:
             seeds: one for each prompt.
             with_top: notes what was likeliest to come first.
             forget: what drafts are made of in earlier texts is forgotten before.
+            at_once: so many together, the next ones when all of them have ended; None takes all.
 
         Raises:
             ChildError: it ended.
@@ -136,6 +138,7 @@ class Engine:
             "prompts": [list(ids) for ids in prompts],
             "params": params,
             "seeds": None if seeds is None else list(seeds),
+            "at_once": at_once or max(1, len(prompts)),
             "forget": forget,
         }
         time.sleep(_SETTLE_SECONDS)

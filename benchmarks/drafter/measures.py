@@ -166,6 +166,7 @@ class DrafterBench:
                     temperature=temperature,
                     seeds=range(first, first + self.plan.samples),
                     forget=True,
+                    at_once=None if engine is self.alone else self.plan.sampled_at_once,
                 )
             )
             self._tell(f"sampled at T = {temperature:g}, prompt {number + 1}", engine, found[-1])

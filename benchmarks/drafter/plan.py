@@ -16,6 +16,7 @@ class DrafterPlan:
         most_drafted: tokens of a draft at most.
         samples: texts drawn at T = 1 for each of ``sampled_prompts``, with drafts and without.
         sampled_prompts: beginnings of texts that are continued so.
+        sampled_at_once: texts of an engine that drafts; of more at once a student drafts less.
         sampled_tokens: tokens of each that are compared.
         permutations: of the two-sample test.
         passes: of each length that are timed.
@@ -31,6 +32,7 @@ class DrafterPlan:
     most_drafted: int = 8
     samples: int = 512
     sampled_prompts: int = 4
+    sampled_at_once: int = 4
     sampled_tokens: int = 8
     permutations: int = 2000
     passes: int = 60

@@ -47,7 +47,7 @@ def needs_passes(wanted: Collection[str]) -> bool:
     return not _PASSES.isdisjoint(wanted)
 
 
-def num_figures(plan: DrafterPlan, num_drafting: int, wanted: Collection[str]) -> int:
+def num_figures(plan: DrafterPlan, num_drafting: int, num_students: int, wanted: Collection[str]) -> int:
     """Figures of a whole run, about."""
     engines = 1 + num_drafting
     groups = len(DOMAINS) * -(-plan.per_domain // plan.at_once)
@@ -55,7 +55,7 @@ def num_figures(plan: DrafterPlan, num_drafting: int, wanted: Collection[str]) -
     total += engines * groups * (not _TOGETHER.isdisjoint(wanted))
     total += engines * len(DOMAINS) * plan.single_per_domain * plan.repeats * (not _SINGLE.isdisjoint(wanted))
     # The teacher alone twice: at T = 1, and what the test must find.
-    return total + (engines + 1) * plan.sampled_prompts * ("sampled" in wanted)
+    return total + (num_students + 2) * plan.sampled_prompts * ("sampled" in wanted)
 
 
 def measure(
@@ -175,7 +175,8 @@ def _of_parts(
 def _sampled(bench: DrafterBench, students: Sequence[str], found: Measurements) -> None:
     control = bench.sampled(bench.alone, _CONTROL_TEMPERATURE)
     found.results.append(results.sampled_result("_control", control))
-    for engine in bench.drafting:
+    # What others draft is of interest where there is no student.
+    for engine in [one for one in bench.drafting if one.method.name in students] or bench.drafting:
         name = engine.method.name
         suffix = "" if name in students[:1] else f"_{name}"
         of = bench.sampled(engine)

@@ -247,6 +247,6 @@ def test_a_checkpoint_is_a_run_or_a_folder_of_runs() -> None:
 def test_a_progress_bar_ends_where_the_figures_end() -> None:
     plan = DrafterPlan(per_domain=64, single_per_domain=8, repeats=3, sampled_prompts=4)
     everything = ["passes", "identical", "sampled", "speed_1"]
-    assert num_figures(plan, 2, everything) == 2 + 3 * 24 + 3 * 24 * 3 + 4 * 4
-    assert num_figures(plan, 2, ["sampled"]) == 16
-    assert num_figures(QUICK, 0, ["mean_accepted"]) == 3
+    assert num_figures(plan, 2, 1, everything) == 2 + 3 * 24 + 3 * 24 * 3 + 3 * 4
+    assert num_figures(plan, 2, 1, ["sampled"]) == 12
+    assert num_figures(QUICK, 0, 0, ["mean_accepted"]) == 3

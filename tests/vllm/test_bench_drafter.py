@@ -27,6 +27,7 @@ def test_a_quick_benchmark_measures_what_is_asked_for_and_writes_it_down(tmp_pat
     assert results["mean_accepted"].value > 1.3
     assert results["mean_accepted"].value > results["mean_accepted_ngram"].value >= 1
     assert results["draft_cost"].value > results["draft_cost_ngram"].value > 0
+    assert results["swaps"].value == results["swaps_bad_used"].value == 0
     assert results["pass_9"].value > 0
     assert results["speed_1"].ratio > 0
     assert results["speed_1_vs_ngram"].ratio == pytest.approx(results["speed_1"].ratio / results["speed_1_ngram"].ratio)
