@@ -12,10 +12,15 @@ from typing import Any
 
 import httpx
 import pytest
+import torch
 
 from latentforge.core.checkpoints import list_checkpoints
-from latentforge.core.manifest import MANIFEST
+from latentforge.core.manifest import MANIFEST, ManifestDraft
+from latentforge.core.publishing import publish_checkpoint
 from latentforge.gateway.settings import GatewaySettings
+from latentforge.model.golden import golden_of
+from latentforge.model.io import save_pretrained
+from latentforge.snapshots.snapshot import load_snapshot
 from tools.demo.settings import ROOT
 from tools.processes import ChildError
 from tools.serve_vllm_drafted import MULTIPROCESS, drafted_command
@@ -76,6 +81,7 @@ def drafted_vllm(model: Path, log: Path, checkpoints: Path) -> Iterator[DraftedS
         "LATENTFORGE_POLL_SECONDS": "0.2",
         # On a machine that others use too, measured speeds would leave few drafts.
         "LATENTFORGE_LEAST_CONFIDENCE": "0.2",
+        "LATENTFORGE_ACCEPTANCE_WINDOW": "100",
     }
     server = DraftedServer(settings, log, environment)
     server.start()
@@ -125,6 +131,24 @@ def published(checkpoints: Path, step: int, *, damaged: bool = False) -> None:
     beside.rename(place)
 
 
+def published_without_use(checkpoints: Path, step: int) -> None:
+    """A student that passes every check and writes one token for ever, as a bad run's might."""
+    snapshot = load_snapshot(list_checkpoints(STUDENT)[-1], torch.device("cpu"))
+    model, manifest = snapshot.model, snapshot.manifest
+    with torch.no_grad():
+        model.student.bias[1000] = 50.0
+    golden = golden_of(model, manifest.golden.text, list(manifest.golden.token_ids))
+    kept = ("chunk_size", "latent_size", "tokenizer_fingerprint", "bos_id", "end_ids", "teacher", "metrics")
+    draft = ManifestDraft(**{name: getattr(manifest, name) for name in kept}, golden=golden)
+
+    def write(folder: Path) -> None:
+        save_pretrained(model.autoencoder, folder / "autoencoder")
+        save_pretrained(model.student, folder / "student")
+        shutil.copytree(snapshot.place / "tokenizer", folder / "tokenizer")
+
+    publish_checkpoint(checkpoints, STUDENT.name, step, draft, write)
+
+
 def until(server: DraftedServer, name: str, value: float) -> None:
     deadline = time.monotonic() + _WAIT_SECONDS
     while (found := server.figure(name)) != value:
@@ -155,13 +179,21 @@ def test_texts_are_the_teachers_own_through_drafts_swaps_and_a_kill(expected: li
         assert server.figure("latentforge_drafter_checkpoint_step") == 331
         assert server.figure("latentforge_drafter_accepted_tokens_total") > accepted
 
+        # One that only its acceptance tells.
+        published_without_use(checkpoints, 333)
+        deadline = time.monotonic() + _WAIT_SECONDS
+        while server.figure("latentforge_drafter_rollbacks_total") == 0:
+            assert time.monotonic() < deadline
+            assert texts_of(server, TEACHER) == expected
+        assert server.figure("latentforge_drafter_checkpoint_step") == 331
+
         server.kill()
         server.start()
         server.wait()
         assert texts_of(server, TEACHER) == expected
-        # From what lies in the folder: the newest good one, and the bad one quarantined again.
+        # From what lies in the folder: the newest good one, and the two bad ones quarantined again.
         assert server.figure("latentforge_drafter_checkpoint_step") == 331
-        assert server.figure("latentforge_drafter_quarantines_total") == 1
+        assert server.figure("latentforge_drafter_quarantines_total") == 2
         assert server.figure("latentforge_drafter_accepted_tokens_total") > 0
     assert "step-00000332: " in log.read_text()
 

@@ -11,14 +11,16 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from latentforge.vllm.metrics import DrafterMetrics, publish
+from latentforge.vllm.pending import Verified
 
 # What vLLM's engine does, and after it what vLLM's API server does: get_prometheus_registry of its v1/metrics.
 ENGINE = """
 from latentforge.vllm.metrics import DrafterMetrics, publish
+from latentforge.vllm.pending import Verified
 metrics = DrafterMetrics()
 publish(metrics, 0)
 metrics.count_drafts([[1, 2, 3], []], 0.003)
-metrics.count_verified(3, 1)
+metrics.count_verified([Verified("v", 3, 1, 2), Verified("v", 0, 0, 2)])
 metrics.show_version("demo", 7)
 metrics.show_version("other", 9)
 metrics.show_quarantines(2)
@@ -59,7 +61,7 @@ def test_a_port_of_their_own_serves_them() -> None:
         port = free.getsockname()[1]
     metrics = DrafterMetrics(CollectorRegistry())
     publish(metrics, port)
-    metrics.count_verified(2, 2)
+    metrics.count_verified([Verified("v", 2, 2, 1)])
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
         assert b'latentforge_drafter_accepted_tokens_total{position="2"} 1.0' in answer.read()
 

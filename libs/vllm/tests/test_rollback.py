@@ -1,6 +1,7 @@
 """A version whose drafts the teacher takes clearly less often goes, and the one before it drafts again."""
 
 import logging
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from latentforge.core.leases import leased
 from latentforge.model.student import Student
 from latentforge.vllm import StudentDrafter
+from latentforge.vllm.left import LEFT
 
 from .conftest import NUM_DRAFT_TOKENS, FakeEngine, MakeDrafter, always, figure
 
@@ -205,3 +207,48 @@ def test_drafts_of_a_version_that_went_say_nothing_of_the_one_that_came(
     while figure(drafter, "acceptance") == 0:
         steps(engine, 1)
     assert figure(drafter, "acceptance") == NUM_DRAFT_TOKENS
+
+
+def test_a_version_that_went_is_not_taken_after_a_restart(
+    engine: FakeEngine, publish: Publish, make_drafter: MakeDrafter, checkpoints: Path
+) -> None:
+    steps(engine, WINDOW)
+    publish(2, shape=always(OTHER))
+    until_served(engine._drafter, 2)
+    steps(engine, WINDOW)
+    assert served(engine._drafter) == "demo/step-00000001"
+    engine._drafter.close()
+
+    restarted = make_drafter()
+    assert served(restarted) == "demo/step-00000001"
+    [bad] = restarted._registry.quarantined
+    assert "demo/step-00000002 was left before: of its drafts the teacher takes 0." in bad.reason
+    # Whoever never goes back takes it, as does whoever removes the record.
+    assert served(make_drafter(latentforge_acceptance_window=0)) == "demo/step-00000002"
+    (checkpoints / "demo" / LEFT / "step-00000002").unlink()
+    assert served(make_drafter()) == "demo/step-00000002"
+
+
+def test_another_checkpoint_of_the_same_step_is_taken(
+    engine: FakeEngine, publish: Publish, make_drafter: MakeDrafter
+) -> None:
+    steps(engine, WINDOW)
+    place = publish(2, shape=always(OTHER))
+    until_served(engine._drafter, 2)
+    steps(engine, WINDOW)
+    engine._drafter.close()
+    shutil.rmtree(place)
+    publish(2, shape=always(GOOD))
+    assert served(make_drafter()) == "demo/step-00000002"
+
+
+def test_a_folder_that_cannot_be_written_has_no_record_and_goes_back_all_the_same(
+    engine: FakeEngine, publish: Publish, checkpoints: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    steps(engine, WINDOW)
+    publish(2, shape=always(OTHER))
+    (checkpoints / "demo" / LEFT).write_text("no folder")
+    until_served(engine._drafter, 2)
+    steps(engine, WINDOW)
+    assert served(engine._drafter) == "demo/step-00000001"
+    assert "demo/step-00000002 is taken again after a restart" in caplog.text

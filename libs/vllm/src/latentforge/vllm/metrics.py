@@ -11,6 +11,8 @@ from collections.abc import Sequence
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 
+from latentforge.vllm.pending import Verified
+
 logger = logging.getLogger(__name__)
 
 _SECONDS = (0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.256, 0.512, 1.024)
@@ -78,12 +80,15 @@ class DrafterMetrics:
         self._run: str | None = None
         self._num_quarantines = 0
 
-    def count_verified(self, num_drafted: int, num_accepted: int) -> None:
-        """Counts a draft that the teacher has read."""
-        for position in range(1, num_drafted + 1):
-            self._verified.labels(position).inc()
-        for position in range(1, num_accepted + 1):
-            self._accepted.labels(position).inc()
+    def count_verified(self, drafts: Sequence[Verified]) -> None:
+        """Counts the drafts of a step that the teacher has read."""
+        for counter, lengths in (
+            (self._verified, [draft.num_drafted for draft in drafts]),
+            (self._accepted, [draft.num_accepted for draft in drafts]),
+        ):
+            # Once for a position, since each is a write to a file that other processes read.
+            for position in range(1, max(lengths, default=0) + 1):
+                counter.labels(position).inc(sum(length >= position for length in lengths))
 
     def count_drafts(self, drafts: Sequence[Sequence[int]], seconds: float) -> None:
         """Counts what one step drafted."""

@@ -17,6 +17,7 @@ from latentforge.drafter.drafter import DraftRule
 from latentforge.snapshots.registry import Registry
 from latentforge.snapshots.snapshot import DecodingMemory, Snapshot
 from latentforge.vllm.drafted_teacher import EngineError, read_drafted_teacher
+from latentforge.vllm.left import why_left
 from latentforge.vllm.metrics import DrafterMetrics, publish
 from latentforge.vllm.pending import PendingDrafts, TextIds
 from latentforge.vllm.refresher import Refresher
@@ -129,11 +130,11 @@ class StudentDrafter:
         return drafts
 
     def _count_verified(self, texts: Sequence[TextIds], num_new: Sequence[int]) -> None:
-        for text, new in zip(texts, num_new, strict=True):
-            verified = self._pending.verify(text, new)
-            if verified is not None:
-                self._metrics.count_verified(verified.num_drafted, verified.num_accepted)
-                self._versions.count(verified)
+        found = [self._pending.verify(text, new) for text, new in zip(texts, num_new, strict=True)]
+        verified = [draft for draft in found if draft is not None]
+        self._metrics.count_verified(verified)
+        for draft in verified:
+            self._versions.count(draft)
 
     def _draft(self, version: Version, texts: Sequence[TextIds]) -> list[list[int]]:
         """Drafts for the texts that the student can read; a failure is as good as drafts that nobody takes."""
@@ -187,6 +188,8 @@ class StudentDrafter:
                 "train the student with this teacher's vocabulary"
             )
         else:
+            if self._settings.latentforge_acceptance_window and (reason := why_left(snapshot)) is not None:
+                raise CheckpointError(f"{snapshot.id} was left before: {reason}")
             return
         raise CheckpointError(self._misfit)
 

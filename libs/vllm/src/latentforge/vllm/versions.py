@@ -7,6 +7,7 @@ from latentforge.drafter.drafter import Drafter, DraftRule
 from latentforge.snapshots.registry import Registry
 from latentforge.snapshots.snapshot import Snapshot
 from latentforge.vllm.acceptance import AcceptanceWindows, is_clearly_worse, overall
+from latentforge.vllm.left import write_left
 from latentforge.vllm.metrics import DrafterMetrics
 from latentforge.vllm.pending import Verified
 
@@ -110,6 +111,7 @@ class Versions:
             "draft with it all the same"
         )
         self._metrics.rollbacks.inc()
+        write_left(bad.snapshot, reason)
         bad.forget_texts()
         self._registry.go_back(bad.snapshot, good.snapshot, reason)
         if self._registry.current is not good.snapshot:
