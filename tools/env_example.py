@@ -53,6 +53,12 @@ COMPOSE: dict[str, dict[str, str]] = {
         "MODELS_DIR": "Folder of this machine that the gateway has as /models, for TEACHER_MODEL=/models/NAME and "
         "TOKENIZER_PATH=/models/NAME; of a teacher elsewhere it needs only the tokenizer and config.json.",
         "IMAGE_TAG": "Tag of the images that are built.",
+        "DRAFTED_MODEL": "With --profile drafted: folder in MODELS_DIR of the model that vLLM serves.",
+        "DRAFT_TOKENS": "With --profile drafted or gb10-drafted: the longest draft, in tokens; the latter has 3.",
+        "DRAFTED_ARGS": "With either: more arguments of vLLM's own.",
+        "DRAFTED_API_KEY": "With either: key that callers of vLLM must send; unset lets everybody in.",
+        "DRAFTED_BIND_ADDRESS": "With either: address that vLLM is published at; 0.0.0.0 for every one.",
+        "DRAFTED_PORT": "With either: vLLM's port on this machine.",
         "PROMETHEUS_PORT": "With --profile watch: Prometheus's port on this machine.",
         "GRAFANA_PORT": "With --profile watch: the dashboard's port on this machine.",
         "REDIS_MAXMEMORY": "Redis drops the rows that were asked for least recently beyond this.",

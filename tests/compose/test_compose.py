@@ -14,6 +14,7 @@ import pytest
 from tests.compose.stack import Stack, compose, free_port, running
 from tools.demo.settings import ROOT
 from tools.gateway import gateway_answers
+from tools.serve_vllm_drafted import DRAFTER
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(1500)]
 
@@ -130,6 +131,7 @@ def test_teacher_rows_are_kept_in_redis(stack: Stack) -> None:
         ("gb10-single", {"drop-caches", "redis", "vllm-teacher", "teacher-gateway", "trainer", "inference"}),
         ("gb10-dual", {"redis-dual", "teacher-gateway-dual", "trainer-dual", "inference-dual"}),
         ("gb10-dual-teacher", {"drop-caches", "vllm-teacher-dual"}),
+        ("gb10-drafted", {"drop-caches", "drafted-vllm"}),
         ("gb10-multinode-head", {"drop-caches", "vllm-teacher-head"}),
         ("gb10-multinode-worker", {"drop-caches", "vllm-teacher-worker"}),
     ],
@@ -138,6 +140,26 @@ def test_gb10_profiles_start_what_belongs_to_the_machine(profile: str, services:
     no_env = ("--env-file", os.devnull)
     compose(*no_env, *_GB10, "--profile", profile, "config", "-q")
     assert set(compose(*no_env, *_GB10, "--profile", profile, "config", "--services").split()) == services
+
+
+def test_the_profile_with_drafts_is_the_default_stack_and_a_vllm_for_users() -> None:
+    no_env = ("--env-file", os.devnull)
+    compose(*no_env, "--profile", "drafted", "config", "-q")
+    found = set(compose(*no_env, "--profile", "drafted", "config", "--services").split())
+    assert found - set(compose(*no_env, "config", "--services").split()) == {"vllm-drafted"}
+
+
+@pytest.mark.parametrize(
+    ("files", "profile", "service", "num_tokens"),
+    [((), "drafted", "vllm-drafted", 8), (_GB10, "gb10-drafted", "drafted-vllm", 3)],
+)
+def test_vllm_for_users_is_told_of_the_drafter_in_json(
+    files: tuple[str, ...], profile: str, service: str, num_tokens: int
+) -> None:
+    said = compose("--env-file", os.devnull, *files, "--profile", profile, "config", "--format", "json")
+    command = json.loads(said)["services"][service]["command"]
+    speculative = json.loads(command[command.index("--speculative-config") + 1])
+    assert speculative == {"method": "custom_class", "model": DRAFTER, "num_speculative_tokens": num_tokens}
 
 
 def test_a_key_quoted_as_env_example_says_arrives_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

