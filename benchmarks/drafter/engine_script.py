@@ -3,8 +3,9 @@
 Usage: python engine_script.py JOB.json; the job has socket (a path that somebody listens at) and engine (arguments of
 vllm.LLM). Messages are lines of JSON. The first says {"version": ...}; then each request with prompts (lists of ids),
 params (arguments of vllm.SamplingParams), seeds (one for each prompt, or null), at_once (prompts that are continued
-together) and forget is answered with {"token_ids", "seconds", "passes", "top"}: top has for each text the two likeliest
-first tokens and their log-probabilities, where params ask for logprobs.
+together) and forget is answered with {"token_ids", "seconds", "passes", "top", "drafters"}: top has for each text the
+two likeliest first tokens and their log-probabilities, where params ask for logprobs; drafters are the checkpoints that
+drafted, in order.
 """
 
 import importlib
