@@ -60,7 +60,8 @@ def main(
 ) -> None:
     """Measures the teacher alone, with drafts of its student, and with ngram and suffix drafting, all in vLLM.
 
-    Needs .venv-vllm and the teacher (make smollm2).
+    Needs .venv-vllm, the teacher (make smollm2) and about 4 GB of memory for each way to draft, since all engines are
+    there at once.
     """
     plan = DrafterPlan(
         per_domain=per_domain,
