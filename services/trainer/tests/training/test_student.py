@@ -24,7 +24,7 @@ from latentforge.trainer.training.student import train_student
 from latentforge.trainer.training.validation import unigram_ce
 
 FIGURES = {"ce", "kd", "mse", "acceptance", "acceptance_low", "mean_accepted", "mean_accepted_low"}
-FIGURES |= {f"acceptance_k{k}" for k in range(4)}
+FIGURES |= {"greedy_agreement", "greedy_accepted", *(f"acceptance_k{k}" for k in range(4))}
 
 
 def published(run: Any) -> list[Path]:
