@@ -5,7 +5,9 @@ import typer
 from typer.testing import CliRunner
 
 from latentforge.trainer.cli.main import app as trainer
-from latentforge.trainer.cli.options import MemoryOptions, RunOptions, TeacherOptions, with_groups
+from latentforge.trainer.cli.options import MemoryOptions, RunOptions, TeacherOptions, begun_from, with_groups
+from latentforge.trainer.config.recipe import load_recipe
+from latentforge.trainer.config.settings import TrainerSettings
 
 
 def test_every_field_of_a_group_is_an_option_of_its_own() -> None:
@@ -68,3 +70,11 @@ def test_a_run_does_not_start_from_a_checkpoint_of_its_own(environment: dict[str
     result = CliRunner().invoke(trainer, ["run", "--recipe", "tiny", "--init-from", own])
     assert result.exit_code == 2
     assert "is of this run itself" in result.output
+
+
+def test_a_checkpoint_to_start_from_takes_the_place_of_what_the_recipe_starts_from(tmp_path: Path) -> None:
+    recipes = TrainerSettings().recipes_dir
+    assert load_recipe("drafter", recipes).student.init_from is not None
+    student = load_recipe("drafter", recipes, begun_from(tmp_path)).student
+    assert (student.init_checkpoint, student.init_from) == (tmp_path, None)
+    assert begun_from(None) == {}

@@ -18,6 +18,7 @@ from latentforge.trainer.cli.options import (
     MemoryOptions,
     RunOptions,
     TeacherOptions,
+    begun_from,
     with_groups,
 )
 from latentforge.trainer.cli.score import score
@@ -76,7 +77,7 @@ def run_all(
 
     if keep_serving and status_port is None:
         raise typer.BadParameter("there is nothing to serve without --status-port", param_hint="--keep-serving")
-    overrides = {**teacher.overrides, **memory.overrides, "student.init_checkpoint": init_from}
+    overrides = {**teacher.overrides, **memory.overrides, **begun_from(init_from)}
     if dry:
         dry_run(options, overrides, ["autoencoder", "student"])
         return

@@ -149,13 +149,19 @@ InitFromOption = Annotated[
     typer.Option(
         "--init-from",
         metavar="CHECKPOINT",
-        help="Start from the autoencoder and the student of a published checkpoint's folder.",
+        help="Start from the autoencoder and the student of a published checkpoint's folder, and not from what the "
+        "recipe's student starts from.",
         show_default="the recipe's",
     ),
 ]
 GatewayOption = Annotated[
     str | None, typer.Option("--gateway", help="host:port of the teacher-gateway.", show_default="GATEWAY_TARGET")
 ]
+
+
+def begun_from(checkpoint: Path | None) -> dict[str, Any]:
+    """What --init-from overrides: a student starts from one thing."""
+    return {} if checkpoint is None else {"student.init_checkpoint": checkpoint, "student.init_from": ""}
 
 
 @dataclass(frozen=True)

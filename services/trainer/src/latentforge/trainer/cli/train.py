@@ -19,6 +19,7 @@ from latentforge.trainer.cli.options import (
     RunOptions,
     StepsOption,
     TeacherOptions,
+    begun_from,
     precision,
     with_groups,
 )
@@ -131,7 +132,7 @@ def student(
         **memory.overrides,
         **learning.overrides,
         "chunk_size": k,
-        "student.init_checkpoint": init_from,
+        **begun_from(init_from),
         "student.objective": objective,
         "student.weights.mse": mse_w,
         "student.weights.energy": energy_w,
