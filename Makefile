@@ -56,8 +56,8 @@ smollm2: $(READY) ## Make models/cache/smollm2: a pretrained teacher to try and 
 
 .PHONY: student
 student: $(READY) ## Make the shipped student anew (an hour of one core; models/stdlib-student/ has one)
-#: ARGS='--set student.optim.steps=100'   python models/make_student.py --help lists them
-	@MAX_TOP_K=4096 $(BIN)/python -m tools.gateway -- $(BIN)/python models/make_student.py $(ARGS)
+#: ARGS='--set student.optim.steps=100'   python -m models.make_student --help lists them
+	@MAX_TOP_K=4096 $(BIN)/python -m tools.gateway -- $(BIN)/python -m models.make_student $(ARGS)
 
 ##@ The whole job
 

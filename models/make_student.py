@@ -3,12 +3,10 @@
 Needs a teacher-gateway (``make student`` starts one); an interrupted run resumes where it stopped.
 """
 
-import json
 import shlex
 import shutil
 import subprocess
 import sys
-import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
@@ -16,23 +14,18 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from safetensors.torch import load, save_file
 
 from latentforge.core.checkpoints import chosen_checkpoint, list_checkpoints
-from latentforge.core.files import replacing, write_atomically
-from latentforge.core.manifest import MANIFEST, ManifestDraft
-from latentforge.core.publishing import manifest_of
 from latentforge.core.results import Result, cpu_description
-from latentforge.model.golden import GOLDEN_TOKENS, golden_of
-from latentforge.model.io import WEIGHTS_FILE, load_autoencoder, load_student
-from latentforge.model.latent_model import LatentModel
-from latentforge.model.model_card import CARD, front_matter
-from latentforge.model.model_card import model_card as checkpoint_card
+from latentforge.model.golden import GOLDEN_TOKENS
+from latentforge.model.io import load_student
+from latentforge.model.model_card import front_matter
 from latentforge.text.tokenizer import TextTokenizer
 from latentforge.trainer.config.settings import TrainerSettings
 from latentforge.trainer.data.corpus import source_files, stdlib_root
 from latentforge.trainer.results import EVALUATION, AutoencoderResult, Evaluation, StudentResult
 from latentforge.trainer.training.publish import golden_text
+from models.shipping import FIGURES, license_of, renew_manifest, sections_by_hand, store_in_bfloat16
 
 RUN = "stdlib-student"
 RECIPE = Path(__file__).with_name("stdlib-student.toml")
@@ -63,9 +56,8 @@ like Python and repeats itself; it is not useful otherwise.
 Made by `{command}`.
 
 """
-_FIGURES = "## Measured\n"
 MEASURED = (
-    _FIGURES
+    FIGURES
     + """
 `trainer evaluate`, seed {seed}, {device}, {date}, on held-out files that nothing was trained on; in
 brackets the 95 % interval. [The trainer](../../services/trainer/README.md#evaluation) says what each figure is.
@@ -136,19 +128,6 @@ def _cell(result: Result) -> str:
     return f"{result.value:.4g}{interval}"
 
 
-def license_of(recipe: Path) -> str:
-    """Of the weights that a recipe makes."""
-    name: str = tomllib.loads(recipe.read_text(encoding="utf-8"))["license"]
-    return name
-
-
-def sections_by_hand(card: str) -> str:
-    """What stands in a card between the part about how it was made and the figures: nobody measures that anew."""
-    about = card.partition(_FIGURES)[0]
-    _, heading, rest = about.partition("\n## ")
-    return heading.lstrip() + rest
-
-
 def model_card(trained: Path, checkpoint: Path, evaluation: Evaluation, settings: Sequence[str]) -> str:
     """The card's part about how a run's checkpoint was made."""
     record = StudentResult.read(trained / "student.json")
@@ -176,35 +155,10 @@ def model_card(trained: Path, checkpoint: Path, evaluation: Evaluation, settings
     )
 
 
-def renew_manifest(checkpoint: Path) -> None:
-    """Writes a checkpoint's manifest in the format of this version, and its model card: weights and tokenizer stay, the
-    golden text is new.
-
-    The text is the beginning of the first file of the standard library that is held out, as training takes it.
-    """
-    path = checkpoint / MANIFEST
-    old = json.loads(path.read_text(encoding="utf-8"))
-    tokenizer = TextTokenizer(checkpoint / "tokenizer", bos=old["bos_id"] is not None if "bos_id" in old else None)
+def golden_stdlib(tokenizer: TextTokenizer) -> str:
+    """The beginning of the first file of the standard library that is held out, as training takes it."""
     texts = (tokenizer.encode(file.text) for file in source_files(stdlib_root(), "held-out"))
-    text = golden_text(tokenizer, texts, GOLDEN_TOKENS)
-    model = LatentModel(load_autoencoder(checkpoint / "autoencoder"), load_student(checkpoint / "student"))
-    known = {name: old[name] for name in ManifestDraft.model_fields if name in old and name != "golden"}
-    golden = golden_of(model, text, tokenizer.begin(tokenizer.encode(text)))
-    draft = ManifestDraft.model_validate(known | {"golden": golden, "end_ids": sorted(tokenizer.end_ids)})
-    card = checkpoint_card(model, draft, f"{old['run']}/{checkpoint.name}", license_of(RECIPE))
-    write_atomically(checkpoint / CARD, card)
-    write_atomically(path, manifest_of(checkpoint, old["run"], old["step"], old["created"], draft))
-
-
-def store_in_bfloat16(checkpoint: Path) -> None:
-    """Rounds a checkpoint's weights, which take half of the room then; its golden text is the rounded student's."""
-    for part in ("autoencoder", "student"):
-        path = checkpoint / part / WEIGHTS_FILE
-        weights = load(path.read_bytes())
-        rounded = {name: value.bfloat16() if value.is_floating_point() else value for name, value in weights.items()}
-        with replacing(path) as temporary:
-            save_file(rounded, temporary)
-    renew_manifest(checkpoint)
+    return golden_text(tokenizer, texts, GOLDEN_TOKENS)
 
 
 def main(
@@ -234,10 +188,10 @@ def main(
     if (measure_only or manifest_only) and not list_checkpoints(out):
         raise typer.BadParameter(f"{out} has no finished student; leave out --measure-only and --manifest-only")
     if manifest_only:
-        renew_manifest(list_checkpoints(out)[-1])
+        renew_manifest(list_checkpoints(out)[-1], license_of(RECIPE), golden_stdlib)
         return
     if measure_only:
-        about = card.read_text(encoding="utf-8").partition(_FIGURES)[0]
+        about = card.read_text(encoding="utf-8").partition(FIGURES)[0]
         evaluations = commands.evaluations(list_checkpoints(out)[-1], evaluation)
     else:
         commands.trainer("run", "--recipe", RECIPE, "--run", run, *more)
@@ -247,7 +201,7 @@ def main(
         small = work / run / checkpoint.name
         shutil.rmtree(small, ignore_errors=True)
         shutil.copytree(checkpoint, small)
-        store_in_bfloat16(small)
+        store_in_bfloat16(small, license_of(RECIPE), golden_stdlib)
         evaluations = commands.evaluations(small, evaluation)
         about = model_card(settings.runs_dir / run, small, evaluations["stdlib"], more)
         about += sections_by_hand(card.read_text(encoding="utf-8")) if card.is_file() else ""

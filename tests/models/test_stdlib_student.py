@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import runpy
 import shutil
 import subprocess
 import sys
@@ -27,6 +26,7 @@ from latentforge.model.io import load_autoencoder, load_student
 from latentforge.model.latent_model import LatentModel
 from latentforge.snapshots.snapshot import load_snapshot
 from latentforge.trainer.data.corpus import source_files, stdlib_root
+from models.shipping import sections_by_hand, store_in_bfloat16
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "models" / "stdlib-student"
@@ -99,7 +99,7 @@ def test_its_manifest_can_be_written_anew(tmp_path: Path) -> None:
     (place,) = list_checkpoints(out)
     before = json.loads((place / MANIFEST).read_text())
     (place / MANIFEST).write_text(json.dumps(before | {"format_version": 4, "golden": {"prompt": "import os"}}))
-    command = [sys.executable, "models/make_student.py", "--manifest-only", "--out", str(out)]
+    command = [sys.executable, "-m", "models.make_student", "--manifest-only", "--out", str(out)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     after = json.loads((place / MANIFEST).read_text())
@@ -116,10 +116,12 @@ def test_a_checkpoint_stored_in_half_the_room_is_whole(tmp_path: Path) -> None:
     shutil.copytree(list_checkpoints(FOLDER)[-1], place)
     path = place / "student" / "model.safetensors"
     save_file({name: value.float() * 1.01 for name, value in load_file(path).items()}, path)
-    runpy.run_path(str(ROOT / "models" / "make_student.py"))["store_in_bfloat16"](place)
+    golden = read_manifest(place).golden.text
+    store_in_bfloat16(place, "mit")
     assert {value.dtype for value in load_file(path).values()} == {torch.bfloat16}
     # Its manifest is of the rounded weights.
-    verify_checkpoint(place)
+    assert verify_checkpoint(place).golden.text == golden
+    load_snapshot(place, torch.device("cpu"))
 
 
 def test_its_cards_begin_with_what_the_hub_reads() -> None:
@@ -131,11 +133,10 @@ def test_its_cards_begin_with_what_the_hub_reads() -> None:
 
 
 def test_a_student_made_anew_keeps_what_the_card_says_besides() -> None:
-    make_student = runpy.run_path(str(ROOT / "models" / "make_student.py"))
-    kept = make_student["sections_by_hand"](CARD.read_text(encoding="utf-8"))
+    kept = sections_by_hand(CARD.read_text(encoding="utf-8"))
     assert kept.startswith("## What it is\n")
     assert kept.rstrip().endswith("keeps this\nsection.")
-    assert make_student["sections_by_hand"]("# a card\n\nmade by hand\n\n## Measured\n\n1\n") == ""
+    assert sections_by_hand("# a card\n\nmade by hand\n\n## Measured\n\n1\n") == ""
 
 
 @pytest.mark.slow
@@ -178,7 +179,7 @@ def test_it_can_be_measured_anew_without_training(tmp_path: Path) -> None:
     before = CARD.read_text()
     options = "--no-teacher --sequences 2 --brier-positions 0 --prompts 0"
     folders = ["--out", str(out), "--work", str(tmp_path / "work")]
-    command = [sys.executable, "models/make_student.py", "--measure-only", *folders, "--evaluation", options]
+    command = [sys.executable, "-m", "models.make_student", "--measure-only", *folders, "--evaluation", options]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     about, measured = (out / "README.md").read_text().split("## Measured")
