@@ -252,3 +252,21 @@ def test_a_folder_that_cannot_be_written_has_no_record_and_goes_back_all_the_sam
     steps(engine, WINDOW)
     assert served(engine._drafter) == "demo/step-00000001"
     assert "demo/step-00000002 is taken again after a restart" in caplog.text
+
+
+def test_a_version_is_on_trial_until_it_was_written_with_at_a_load_that_is_known(
+    engine: FakeEngine, publish: Publish
+) -> None:
+    drafter = engine._drafter
+    steps(engine, WINDOW)
+    publish(2, shape=always(OTHER + 1))
+    until_served(drafter, 2)
+    # One text at once, where there were three: nobody knows what the last version would have done.
+    for name in "bc":
+        engine.finish(name)
+    steps(engine, 6 * WINDOW)
+    assert served(drafter) == "demo/step-00000002"
+    for name in "bc":
+        engine.add(name, [5, ord(name)])
+    steps(engine, WINDOW)
+    assert served(drafter) == "demo/step-00000001"

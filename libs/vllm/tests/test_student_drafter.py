@@ -249,3 +249,39 @@ def test_what_the_engine_writes_into_its_arrays_later_changes_no_draft(
         lengths[0] = 5
         found.append(drafter.propose([[7]], lengths, np.full((1, 64), 7, dtype=np.int32)))
     assert found[0] == found[1]
+
+
+def test_nothing_is_loaded_between_the_start_and_the_first_step(publish: Publish, make_drafter: MakeDrafter) -> None:
+    publish(1, shape=always(GOOD))
+    drafter = make_drafter()
+    publish(2, shape=always(OTHER))
+    time.sleep(0.5)
+    current = drafter._registry.current
+    assert current is not None
+    assert current.manifest.step == 1
+    engine = FakeEngine(drafter, writes(GOOD))
+    engine.add("a", [5])
+    engine.step()
+    until(lambda: drafter._registry.current is not current, "not loaded")
+
+
+def test_serving_goes_on_where_anything_else_fails(
+    publish: Publish, make_drafter: MakeDrafter, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    publish(1, shape=always(GOOD))
+    drafter = make_drafter()
+    engine = FakeEngine(drafter, writes(GOOD))
+    engine.add("a", [5])
+
+    def fail(*_: object) -> None:
+        raise OSError("no space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(drafter._metrics, "count_drafts", fail)
+        for _ in range(3):
+            engine.step()
+            assert engine.drafts == {"a": []}
+    engine.step()
+    assert engine.drafts == {"a": [GOOD] * NUM_DRAFT_TOKENS}
+    told = [r.getMessage() for r in caplog.records if r.levelno == logging.ERROR]
+    assert told == ["a step got no drafts; the teacher writes on without"]

@@ -60,8 +60,8 @@ def overall(found: ByLoad) -> Acceptance:
     return sum(found.values(), Acceptance())
 
 
-def is_clearly_worse(new: ByLoad, old: ByLoad) -> bool:
-    """Whether ``new`` lies below ``old`` by more than chance and by more than a little.
+def is_clearly_worse(new: ByLoad, old: ByLoad) -> bool | None:
+    """Whether ``new`` lies below ``old`` by more than chance and by more than a little; None where nobody can tell.
 
     With w the share that a load has in new, means and their variances are Σ w·mean and Σ w²·variance, of both, over the
     loads that both know; then mean(old) - mean(new) > max(3 · sqrt(variance(old) + variance(new)), 0.1 · mean(old)).
@@ -69,7 +69,7 @@ def is_clearly_worse(new: ByLoad, old: ByLoad) -> bool:
     loads = [load for load in new if load in old and old[load].num_drafts >= _LEAST_DRAFTS]
     num = sum(new[load].num_drafts for load in loads)
     if not num or num < _COMPARABLE * overall(new).num_drafts:
-        return False
+        return None
     share = {load: new[load].num_drafts / num for load in loads}
     new_mean, old_mean = (sum(share[load] * of[load].mean for load in loads) for of in (new, old))
     error = math.sqrt(sum(share[load] ** 2 * (new[load].error + old[load].error) for load in loads))

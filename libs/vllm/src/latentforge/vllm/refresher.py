@@ -11,7 +11,8 @@ class Refresher:
     """Calls ``refresh`` in a thread of its own until :meth:`close`.
 
     Even the first time: vLLM calls its drafter in torch's inference mode, which belongs to a thread, and tensors that
-    are made in it cannot be written to outside.
+    are made in it cannot be written to outside. Between the first look and the first step vLLM may capture graphs of
+    its kernels, which a model that is loaded onto the same GPU would break; so nothing is looked at then.
 
     Args:
         refresh: looks once; what it raises is logged, but for the first look's, which :meth:`start` raises.
@@ -20,7 +21,7 @@ class Refresher:
 
     def __init__(self, refresh: Callable[[], None], poll_seconds: float) -> None:
         self._refresh, self._poll_seconds = refresh, poll_seconds
-        self._closed, self._looked = threading.Event(), threading.Event()
+        self._closed, self._looked, self._going = threading.Event(), threading.Event(), threading.Event()
         self._failure: Exception | None = None
         self._thread = threading.Thread(target=self._run, name="latentforge-checkpoints", daemon=True)
 
@@ -31,9 +32,14 @@ class Refresher:
         if self._failure is not None:
             raise self._failure
 
+    def go_on(self) -> None:
+        """Looks again and again from now on."""
+        self._going.set()
+
     def close(self) -> None:
         """Ends the thread, after the look that is under way."""
         self._closed.set()
+        self._going.set()
         self._thread.join()
 
     def _run(self) -> None:
@@ -44,6 +50,7 @@ class Refresher:
             return
         finally:
             self._looked.set()
+        self._going.wait()
         while not self._closed.wait(self._poll_seconds):
             try:
                 self._refresh()

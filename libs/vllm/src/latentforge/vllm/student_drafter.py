@@ -24,6 +24,9 @@ from latentforge.vllm.refresher import Refresher
 from latentforge.vllm.settings import DrafterSettings
 from latentforge.vllm.versions import Version, Versions
 
+# It may go wrong at every step.
+_SILENT_SECONDS = 60.0
+
 logger = logging.getLogger(__name__)
 
 
@@ -65,10 +68,12 @@ class StudentDrafter:
         self._pending = PendingDrafts()
         self._refresher = Refresher(self._refresh, self._settings.latentforge_poll_seconds)
         self._failed: Version | None = None
+        self._silent_until = 0.0
         self._drafting: Version | None = None
 
     def load_model(self, *_: object, **__: object) -> None:
-        """Loads the newest checkpoint, and looks for newer ones from now on; vLLM calls it once its model is loaded.
+        """Loads the newest checkpoint; vLLM calls it once its own model is loaded. Newer ones are taken from the first
+        step on.
 
         Raises:
             EngineError: there are checkpoints, and they are of students of another tokenizer or vocabulary.
@@ -112,12 +117,25 @@ class StudentDrafter:
         Returns:
             A draft for each row, of at most num_speculative_tokens; [] where there is none.
         """
+        self._refresher.go_on()
+        try:
+            return self._drafts_of_step(sampled_token_ids, num_tokens_no_spec, token_ids_cpu)
+        except Exception:
+            # Whatever it is, as a full disk where the figures are: what is raised here would end vLLM.
+            if time.monotonic() >= self._silent_until:
+                self._silent_until = time.monotonic() + _SILENT_SECONDS
+                logger.exception("a step got no drafts; the teacher writes on without")
+            return [[] for _ in sampled_token_ids]
+
+    def _drafts_of_step(
+        self, sampled_token_ids: Sequence[Sequence[int]], lengths: NDArray[np.int32], token_ids_cpu: NDArray[np.int32]
+    ) -> list[list[int]]:
         start = time.perf_counter()
         drafts: list[list[int]] = [[] for _ in sampled_token_ids]
         rows = [row for row, sampled in enumerate(sampled_token_ids) if sampled]
         if not rows:
             return drafts
-        texts = [token_ids_cpu[row, : num_tokens_no_spec[row]] for row in rows]
+        texts = [token_ids_cpu[row, : lengths[row]] for row in rows]
         self._count_verified(texts, [len(sampled_token_ids[row]) for row in rows])
         version = self._versions.current()
         if version is None:
@@ -196,7 +214,8 @@ class StudentDrafter:
     def _device(self) -> torch.device:
         name = self._settings.latentforge_drafter_device
         if name == "auto":
-            name = "cuda" if self._served.device == "cuda" else "cpu"
+            # By its number: which one is meant without depends on the thread.
+            name = f"cuda:{torch.cuda.current_device()}" if self._served.device == "cuda" else "cpu"
         return torch.device(choose_device("LATENTFORGE_DRAFTER_DEVICE", name, torch.cuda.device_count()))
 
 

@@ -1,7 +1,7 @@
 """Which version drafts: the newest that passed its checks, until its acceptance shows that the last one was better."""
 
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from latentforge.drafter.drafter import Drafter, DraftRule
 from latentforge.snapshots.registry import Registry
@@ -25,12 +25,14 @@ class Version:
     Attributes:
         snapshot: the student.
         windows: its acceptance.
+        num_judged: windows that were compared with another version's.
         drafter: its state of the texts that are written; None where there is none, as after a failure.
     """
 
     snapshot: Snapshot
     windows: AcceptanceWindows
-    drafter: Drafter | None = field(default=None)
+    num_judged: int = 0
+    drafter: Drafter | None = None
 
     @property
     def id(self) -> str:
@@ -97,9 +99,11 @@ class Versions:
         self._metrics.acceptance.set(mean)
         if before is None:
             return
-        if is_clearly_worse(last, before.windows.recent):
+        worse = is_clearly_worse(last, before.windows.recent)
+        active.num_judged += worse is not None
+        if worse:
             self._go_back(active, before, mean)
-        elif active.windows.num_full >= TRIAL_WINDOWS:
+        elif active.num_judged >= TRIAL_WINDOWS:
             logger.info("%s stays: %.2f tokens of a draft are taken", active.id, mean)
             self._before = self._registry.way_back = None
 
