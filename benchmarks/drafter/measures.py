@@ -43,6 +43,10 @@ class Single:
     domains: list[Domain]
     written: dict[str, list[list[Written]]]
 
+    def texts(self, method: str) -> list[list[int]]:
+        """Ids of every text of the first repeat."""
+        return [ids for written in self.written[method][0] for ids in written.token_ids]
+
 
 @dataclass(frozen=True)
 class Sampled:
@@ -128,12 +132,16 @@ class DrafterBench:
         """What :meth:`single` asks for, in its order."""
         return [ids for _, ids in self._single()]
 
-    def differing(self, found: Together, method: str) -> list[Difference]:
-        """Where a method's texts part from the teacher's alone, with what the teacher finds likeliest there."""
-        plain = found.texts(self.alone.method.name)
-        parted = differences(plain, found.texts(method))
-        # Those that ended in one side only have both a token there: the end itself is one.
-        beginnings = [[*self.ids[one.prompt], *plain[one.prompt][: one.position]] for one in parted]
+    def differing(
+        self, prompts: Sequence[Sequence[int]], plain: Sequence[Sequence[int]], texts: Sequence[Sequence[int]]
+    ) -> list[Difference]:
+        """Where texts part from the teacher's own, with what the teacher alone finds likeliest there.
+
+        Args:
+            prompts, plain, texts: ids; of each prompt what was written without drafts, and with.
+        """
+        parted = differences(plain, texts)
+        beginnings = [[*prompts[one.prompt], *plain[one.prompt][: one.position]] for one in parted]
         tops = self.alone.write(beginnings, 1, with_top=True).top if parted else []
         return [judged(one, top, self.dtype) for one, top in zip(parted, tops, strict=True)]
 

@@ -30,8 +30,8 @@ identical, mean_accepted, speed_8: every prompt once, those of a domain 8 at a t
   text or the plan's new_tokens. low and high bound the three domains.
 identical counts texts that part from vLLM's alone where the teacher is not of two minds. A tie is a place where both
   tokens are its two likeliest, no further apart than its format rounds ({_TIES}),
-  when it reads that beginning by itself. Texts of vLLM alone part so too, one request at a time from eight at once:
-  identical_control counts them.
+  when it reads that beginning by itself; identical_ties counts those. identical_1 is the same for one request at a
+  time. Texts of vLLM alone part so too, one request at a time from eight at once: identical_control counts them.
 mean_accepted: tokens of the texts over passes behind their prompts, bonus token included; the mean of three domains.
 speed_1: one request at a time, prompts' reading included; the median of the repeats, low and high bound them.
 draft_cost: mean time in propose() over a pass of one token of as many requests, by the clock of vLLM's worker.

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from benchmarks.drafter import results
-from benchmarks.drafter.differences import Difference, differences
+from benchmarks.drafter.differences import Difference
 from benchmarks.drafter.measures import DrafterBench, Single, Together
 from benchmarks.drafter.plan import DrafterPlan
 from benchmarks.drafter.prompts import DOMAINS
@@ -81,7 +81,7 @@ def measure(
         found.results.extend(results.pass_results(passes_ms))
         found.measured["passes_ms"] = passes_ms
     if together is not None and single is not None and "identical" in wanted:
-        _control(bench, together, single, found)
+        _of_one_request(bench, together, single, students, found)
     for engine in bench.drafting:
         name = engine.method.name
         suffix = "" if name in students[:1] else f"_{name}"
@@ -110,7 +110,7 @@ def _of_together(
 ) -> None:
     alone = bench.alone.method.name
     if "identical" in wanted:
-        parted = bench.differing(together, name)
+        parted = bench.differing(bench.ids, together.texts(alone), together.texts(name))
         of = results.identical(suffix, parted, len(bench.ids))
         found.results.extend(of.results)
         found.measured.update(of.measured)
@@ -127,14 +127,27 @@ def _of_together(
         ]
 
 
-def _control(bench: DrafterBench, together: Together, single: Single, found: Measurements) -> None:
-    """How often the teacher alone writes another text one request at a time than eight at once."""
+def _of_one_request(
+    bench: DrafterBench, together: Together, single: Single, students: Sequence[str], found: Measurements
+) -> None:
+    """Texts that part where a request is alone, and how often the teacher's own do so from eight at once.
+
+    A pass over one token may be computed by another kernel than one over several: then both part at ties.
+    """
     alone = bench.alone.method.name
-    plain = [ids for one in single.written[alone][0] for ids in one.token_ids]
+    prompts = bench.single_ids()
+    plain = single.texts(alone)
     texts = dict(zip(map(tuple, bench.ids), together.texts(alone), strict=True))
-    company = [texts[tuple(ids)] for ids in bench.single_ids()]
-    parted = differences(company, plain)
-    found.results.append(Result(id="identical_control", value=len(parted), unit=f"of {len(plain)} texts, alone"))
+    sides = {"_control": [texts[tuple(ids)] for ids in prompts]}
+    for engine in bench.drafting:
+        name = engine.method.name
+        sides["_1" if name in students[:1] else f"_1_{name}"] = single.texts(name)
+    for suffix, other in sides.items():
+        parted = bench.differing(prompts, plain, other)
+        of = results.identical(suffix, parted, len(prompts))
+        found.results.extend(of.results)
+        found.measured.update(of.measured)
+        found.notes.extend(_said(one, suffix.strip("_")) for one in parted)
 
 
 def _say_domains(bench: DrafterBench, single: Single, name: str, suffix: str, found: Measurements) -> None:
