@@ -120,3 +120,19 @@ def test_nothing_to_ask_says_what_to_give(packed_of: Any, make_run: Any) -> None
         chosen(packed_chat, run)
     with pytest.raises(TrainerError, match=r"prompt_tokens=4 and max_tokens=10 do not fit the 13 tokens"):
         chosen(packed_chat, run, limit=13)
+
+
+def test_the_greedy_share_is_that_of_the_chosen_prompts(packed_of: Any, make_run: Any) -> None:
+    data = packed_of(*({"text": f"document {i}"} for i in range(200)))
+    overrides = {"teacher.generate.prompts": 40, "teacher.generate.prompt_tokens": 12}
+
+    def greedy(share: float) -> list[bool]:
+        recipe = make_run(overrides=overrides | {"teacher.generate.greedy_share": share}).recipe
+        prompts = choose_prompts(data, "train", recipe, make_run().tokenizer, 200).prompts
+        return [prompt.greedy for prompt in prompts]
+
+    assert greedy(0.0) == [False] * 40
+    assert greedy(1.0) == [True] * 40
+    assert 10 <= sum(greedy(0.5)) <= 30
+    # Of a larger share the smaller one is a part.
+    assert all(more or not less for less, more in zip(greedy(0.3), greedy(0.6), strict=True))
