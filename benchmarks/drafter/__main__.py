@@ -13,7 +13,7 @@ import typer
 from benchmarks.benchmark_results import asked_ids, command_line, machine, results_table
 from benchmarks.drafter import methods
 from benchmarks.drafter.apart import Apart
-from benchmarks.drafter.engines import Engines, Method
+from benchmarks.drafter.engines import Method, VllmEngines
 from benchmarks.drafter.measures import DrafterBench
 from benchmarks.drafter.plan import QUICK, DrafterPlan
 from benchmarks.drafter.prompts import prompt_ids, prompts
@@ -125,7 +125,7 @@ def _run(
         apart = Apart(plan, ids, model, dtype, _LOGS, scratch, progress)
         passes_ms = apart.passes_ms() if needs_passes(wanted) else {}
         swapped = apart.swapped(next(iter(students.values()))) if "swaps" in wanted and students else None
-        engines = Engines(stack, model, dtype, plan, _LOGS, scratch)
+        engines = VllmEngines(stack, model, dtype, plan, _LOGS, scratch)
         running = {}
         for method in (methods.ALONE, *ways):
             progress.begin(f"starting vLLM: {method.name}")

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.drafter import methods
-from benchmarks.drafter.engines import Engines
+from benchmarks.drafter.engines import VllmEngines
 from benchmarks.drafter.measures import time_passes
 from benchmarks.drafter.plan import DrafterPlan
 from benchmarks.drafter.republishing import republished
-from benchmarks.drafter.swaps import Publisher, SwapFindings, swaps
+from benchmarks.drafter.swaps import SwapFindings, SwapPublisher, swaps
 from benchmarks.gateway.servers import Dtype
 from benchmarks.progress import BenchProgress
 from latentforge.core.checkpoints import list_checkpoints
@@ -69,11 +69,11 @@ class Apart:
             self.progress.begin("starting vLLM: alone and a student, to swap its checkpoints")
             alone = engines.start(methods.ALONE)
             engine = engines.start(methods.student("swapped", root, self.plan, self.scratch / "empty"))
-            publisher = Publisher(first, root, made, self.plan.checkpoints)
+            publisher = SwapPublisher(first, root, made, self.plan.checkpoints)
             ids = self.ids[: self.plan.at_once]
             found = swaps(engine, alone, ids, self.plan.new_tokens, publisher, self.dtype)
         self.progress.figure(f"swaps: {found.wrong} of {found.texts} texts wrong, bad ones used: {found.bad_used}")
         return found
 
-    def _engines(self, stack: ExitStack) -> Engines:
-        return Engines(stack, self.model, self.dtype, self.plan, self.logs, self.scratch)
+    def _engines(self, stack: ExitStack) -> VllmEngines:
+        return VllmEngines(stack, self.model, self.dtype, self.plan, self.logs, self.scratch)

@@ -57,7 +57,7 @@ class Method:
 
 
 @dataclass(frozen=True)
-class Written:
+class WrittenTexts:
     """What an engine wrote at once.
 
     Attributes:
@@ -79,7 +79,7 @@ class Written:
         return sum(map(len, self.token_ids))
 
 
-class Engine:
+class VllmEngine:
     """A running engine.
 
     Args:
@@ -115,7 +115,7 @@ class Engine:
         with_top: bool = False,
         forget: bool = False,
         at_once: int | None = None,
-    ) -> Written:
+    ) -> WrittenTexts:
         """Continues each prompt by ``new_tokens`` or to where the teacher ends the text.
 
         Args:
@@ -145,7 +145,7 @@ class Engine:
         self._connection.sendall(json.dumps(asked).encode() + b"\n")
         answer = self._answer(_ANSWER_SECONDS)
         passes = [Pass.of(noted) for noted in answer["passes"]]
-        return Written(answer["token_ids"], answer["seconds"], passes, answer["top"], answer["drafters"])
+        return WrittenTexts(answer["token_ids"], answer["seconds"], passes, answer["top"], answer["drafters"])
 
     def _answer(self, seconds: float) -> dict[str, Any]:
         assert self._connection is not None
@@ -165,7 +165,7 @@ class Engine:
                 raise TimeoutError(f"vLLM ({self.method.name}) did not answer within {seconds:.0f} s")
 
 
-class Engines:
+class VllmEngines:
     """Starts engines and stops them when left.
 
     Args:
@@ -183,7 +183,7 @@ class Engines:
         self._stack, self._model, self._dtype, self._plan = stack, model, dtype, plan
         self._logs, self._scratch = logs, scratch
 
-    def start(self, method: Method) -> Engine:
+    def start(self, method: Method) -> VllmEngine:
         """An engine, ready to write; raises as :meth:`Engine.wait`."""
         place = self._scratch / f"{method.name}.socket"
         listening = self._stack.enter_context(socket.socket(socket.AF_UNIX))
@@ -208,6 +208,6 @@ class Engines:
         env = {**_ENVIRONMENT, "PYTHONPATH": paths, **method.env}
         children = self._stack.enter_context(Children(self._logs, env=env, cwd=self._scratch))
         command = [str(vllm_env.VENV_PYTHON), str(_SCRIPT), str(job)]
-        started = Engine(method, children.start(f"vllm-{method.name}", command), listening)
+        started = VllmEngine(method, children.start(f"vllm-{method.name}", command), listening)
         started.wait()
         return started

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from benchmarks.benchmark_results import command_line, machine
 from benchmarks.drafter import methods
-from benchmarks.drafter.engines import Engines, Method
+from benchmarks.drafter.engines import Method, VllmEngines
 from benchmarks.drafter.lossless_page import write_page
 from benchmarks.drafter.lossless_run import DemoText, LosslessRun
 from benchmarks.drafter.lossless_table import LosslessResults, as_results, coloured, is_wrong, summary
@@ -81,7 +81,7 @@ def _run(checkpoint: Path, model: Path, per_domain: int, new_tokens: int, page: 
         (scratch / "empty").mkdir()
         root = scratch / "checkpoints"
         first = republished(checkpoint, root, scratch / "made")
-        engines = Engines(stack, model, dtype, _PLAN, _LOGS, scratch)
+        engines = VllmEngines(stack, model, dtype, _PLAN, _LOGS, scratch)
         running = {}
         for method in [methods.ALONE, _student(root, scratch), *_others()]:
             console.print(f"starting vLLM: {method.name}")

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.drafter.differences import Difference, differences, judged
-from benchmarks.drafter.engines import Engine, Written
-from benchmarks.drafter.prompts import Prompt
+from benchmarks.drafter.engines import VllmEngine, WrittenTexts
+from benchmarks.drafter.prompts import DrafterPrompt
 
 # A text is written for longer than that, and a drafter looks for checkpoints more often.
 _BEFORE_THE_SWAP = 1.0
@@ -25,13 +25,13 @@ class DemoText:
         parted: where a method's text parts from that one's, None where it does not.
     """
 
-    prompt: Prompt
-    ways: dict[str, Written]
+    prompt: DrafterPrompt
+    ways: dict[str, WrittenTexts]
     parted: dict[str, Difference | None]
 
 
 @dataclass(frozen=True)
-class Swap:
+class TakenSwap:
     """A newer checkpoint taken while a text was written.
 
     Attributes:
@@ -55,13 +55,13 @@ class LosslessRun:
     """
 
     def __init__(
-        self, engines: Mapping[str, Engine], ids: Sequence[Sequence[int]], new_tokens: int, dtype: str
+        self, engines: Mapping[str, VllmEngine], ids: Sequence[Sequence[int]], new_tokens: int, dtype: str
     ) -> None:
         self._engines, self._new_tokens, self._dtype = engines, new_tokens, dtype
         self.ids = ids
 
     @property
-    def _alone(self) -> Engine:
+    def _alone(self) -> VllmEngine:
         return next(iter(self._engines.values()))
 
     def warm_up(self) -> None:
@@ -69,14 +69,14 @@ class LosslessRun:
         for engine in self._engines.values():
             engine.write(self.ids[:1], 16)
 
-    def write(self, prompt: Prompt, ids: Sequence[int]) -> DemoText:
+    def write(self, prompt: DrafterPrompt, ids: Sequence[int]) -> DemoText:
         """A prompt by every engine, one after the other."""
         ways = {name: engine.write([ids], self._new_tokens, forget=True) for name, engine in self._engines.items()}
         plain, *_ = ways.values()
         parted = {name: self._parted(ids, plain, written) for name, written in ways.items() if written is not plain}
         return DemoText(prompt, ways, parted)
 
-    def swap(self, name: str, publish: Callable[[], Path]) -> Swap:
+    def swap(self, name: str, publish: Callable[[], Path]) -> TakenSwap:
         """Has a newer checkpoint published while an engine writes all prompts at once.
 
         Args:
@@ -107,9 +107,9 @@ class LosslessRun:
             for one in differences(plain.token_ids, written.token_ids)
         ]
         wrong = [one for one in parted if one.kind != "tie"]
-        return Swap(before, after, next(iter([*wrong, *parted]), None))
+        return TakenSwap(before, after, next(iter([*wrong, *parted]), None))
 
-    def _parted(self, ids: Sequence[int], plain: Written, written: Written) -> Difference | None:
+    def _parted(self, ids: Sequence[int], plain: WrittenTexts, written: WrittenTexts) -> Difference | None:
         found = differences(plain.token_ids, written.token_ids)
         return self._judged(ids, plain.token_ids[0], found[0]) if found else None
 

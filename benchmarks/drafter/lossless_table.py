@@ -9,8 +9,8 @@ from rich.table import Table
 from rich.text import Text
 
 from benchmarks.drafter.differences import Difference
-from benchmarks.drafter.engines import Written
-from benchmarks.drafter.lossless_run import DemoText, Swap
+from benchmarks.drafter.engines import WrittenTexts
+from benchmarks.drafter.lossless_run import DemoText, TakenSwap
 from benchmarks.drafter.origins import accepted_tokens, stretches
 from latentforge.core.results import Result, ResultsFile
 from latentforge.text.tokenizer import TextTokenizer
@@ -37,7 +37,7 @@ class LosslessResults(ResultsFile):
     seconds: float
 
 
-def coloured(text: DemoText, written: Written, tokenizer: TextTokenizer) -> RenderableType:
+def coloured(text: DemoText, written: WrittenTexts, tokenizer: TextTokenizer) -> RenderableType:
     """A text for a terminal: accepted drafts green, what the teacher wrote itself plain and underlined."""
     [ids] = written.token_ids
     out = Text()
@@ -49,7 +49,7 @@ def coloured(text: DemoText, written: Written, tokenizer: TextTokenizer) -> Rend
     return Group(head, out, Text(f"tokens/s: {pace}; beside the teacher alone: {same}", style="dim"))
 
 
-def summary(texts: Sequence[DemoText], swap: Swap, names: Sequence[str]) -> Table:
+def summary(texts: Sequence[DemoText], swap: TakenSwap, names: Sequence[str]) -> Table:
     """One line for each way to write."""
     told = "the texts were the teacher's all the while" if swap.parted is None else f"a text parted: {swap.parted.kind}"
     caption = (
@@ -69,7 +69,7 @@ def summary(texts: Sequence[DemoText], swap: Swap, names: Sequence[str]) -> Tabl
     return out
 
 
-def as_results(texts: Sequence[DemoText], swap: Swap, names: Sequence[str]) -> tuple[Result, ...]:
+def as_results(texts: Sequence[DemoText], swap: TakenSwap, names: Sequence[str]) -> tuple[Result, ...]:
     """The table's figures."""
     alone, *drafting = names
     found = []

@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 
 from benchmarks.benchmark import Report
 from benchmarks.drafter.differences import Difference, differences, judged
-from benchmarks.drafter.engines import Engine, Written
+from benchmarks.drafter.engines import VllmEngine, WrittenTexts
 from benchmarks.drafter.fixed_drafter import LENGTHS
 from benchmarks.drafter.passes import seconds_by_length
 from benchmarks.drafter.plan import DrafterPlan
-from benchmarks.drafter.prompts import DOMAINS, Domain, Prompt
+from benchmarks.drafter.prompts import DOMAINS, Domain, DrafterPrompt
 from benchmarks.drafter.two_sample import two_sample_p
 
 # Seeds of the two sides must not meet.
@@ -24,9 +24,9 @@ class Together:
     """What every method wrote, group after group: prompts of one domain at once."""
 
     domains: list[Domain]
-    written: dict[str, list[Written]]
+    written: dict[str, list[WrittenTexts]]
 
-    def of(self, method: str, domain: Domain | None = None) -> list[Written]:
+    def of(self, method: str, domain: Domain | None = None) -> list[WrittenTexts]:
         """A method's groups of a domain; None takes all."""
         pairs = zip(self.domains, self.written[method], strict=True)
         return [written for of, written in pairs if domain in (None, of)]
@@ -41,7 +41,7 @@ class Single:
     """What every method wrote one request at a time: a list of texts for each repeat."""
 
     domains: list[Domain]
-    written: dict[str, list[list[Written]]]
+    written: dict[str, list[list[WrittenTexts]]]
 
     def texts(self, method: str) -> list[list[int]]:
         """Ids of every text of the first repeat."""
@@ -77,21 +77,21 @@ class DrafterBench:
     """
 
     plan: DrafterPlan
-    prompts: Sequence[Prompt]
+    prompts: Sequence[DrafterPrompt]
     ids: Sequence[Sequence[int]]
     dtype: str
-    engines: Mapping[str, Engine]
+    engines: Mapping[str, VllmEngine]
     report: Report
     seed: int = 0
     _turn: int = field(default=0, init=False)
     _plain_samples: list[list[list[int]]] | None = field(default=None, init=False)
 
     @property
-    def alone(self) -> Engine:
+    def alone(self) -> VllmEngine:
         return next(iter(self.engines.values()))
 
     @property
-    def drafting(self) -> list[Engine]:
+    def drafting(self) -> list[VllmEngine]:
         return list(self.engines.values())[1:]
 
     def warm_up(self) -> None:
@@ -145,7 +145,7 @@ class DrafterBench:
         tops = self.alone.write(beginnings, 1, with_top=True).top if parted else []
         return [judged(one, top, self.dtype) for one, top in zip(parted, tops, strict=True)]
 
-    def sampled(self, engine: Engine, temperature: float = 1.0) -> Sampled:
+    def sampled(self, engine: VllmEngine, temperature: float = 1.0) -> Sampled:
         """Texts of an engine beside the teacher's alone at T = 1, each with seeds of its own.
 
         Args:
@@ -162,7 +162,7 @@ class DrafterBench:
         accepted = sum(given - 1 for _, given in read)
         return Sampled(p, drafted, accepted, plan.samples * plan.sampled_prompts)
 
-    def _samples(self, engine: Engine, temperature: float, side: int) -> list[Written]:
+    def _samples(self, engine: VllmEngine, temperature: float, side: int) -> list[WrittenTexts]:
         """What an engine draws behind each of the beginnings."""
         found = []
         for number, beginning in enumerate(self._beginnings()):
@@ -206,18 +206,18 @@ class DrafterBench:
             for start in range(0, len(ids), size):
                 yield domain, ids[start : start + size]
 
-    def _in_turns(self) -> list[Engine]:
+    def _in_turns(self) -> list[VllmEngine]:
         """All engines, each in turn the first."""
         engines = list(self.engines.values())
         self._turn += 1
         first = self._turn % len(engines)
         return [*engines[first:], *engines[:first]]
 
-    def _tell(self, what: str, engine: Engine, written: Written) -> None:
+    def _tell(self, what: str, engine: VllmEngine, written: WrittenTexts) -> None:
         self.report.figure(f"{what}, {engine.method.name}: {written.tokens / written.seconds:,.1f} tokens/s")
 
 
-def time_passes(engine: Engine, ids: Sequence[Sequence[int]], passes: int, at_once: int) -> dict[int, float]:
+def time_passes(engine: VllmEngine, ids: Sequence[Sequence[int]], passes: int, at_once: int) -> dict[int, float]:
     """Milliseconds of the teacher's passes by the tokens that each request is read by: 1, 3, 5 and 9; medians.
 
     The worker alone, without scheduling and messages, behind real prompts.

@@ -37,7 +37,7 @@ class Pass:
 
 
 @dataclass(frozen=True)
-class Acceptance:
+class DraftAcceptance:
     """How drafts fared.
 
     Attributes:
@@ -65,7 +65,7 @@ class Acceptance:
         return [a / r if r else None for a, r in zip(self.accepted, self.reached, strict=True)]
 
 
-def acceptance(passes: Iterable[Pass], texts: Iterable[Sequence[int]], most_drafted: int) -> Acceptance:
+def acceptance(passes: Iterable[Pass], texts: Iterable[Sequence[int]], most_drafted: int) -> DraftAcceptance:
     """What became of the drafts for ``texts``.
 
     Args:
@@ -78,7 +78,7 @@ def acceptance(passes: Iterable[Pass], texts: Iterable[Sequence[int]], most_draf
     ]
     # A text's first token is given by the pass that reads its prompt.
     tokens = sum(len(ids) - 1 for ids in texts if ids)
-    return Acceptance(
+    return DraftAcceptance(
         len(read),
         tokens,
         tuple(sum(drafted > place for drafted, _ in read) for place in range(most_drafted)),

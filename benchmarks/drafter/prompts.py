@@ -19,7 +19,7 @@ _FILE = Path(__file__).with_name("prompts.jsonl")
 
 
 @dataclass(frozen=True)
-class Prompt:
+class DrafterPrompt:
     """One line of the file.
 
     Attributes:
@@ -34,14 +34,14 @@ class Prompt:
     licence: str
 
 
-def prompts(per_domain: int | None = None) -> list[Prompt]:
+def prompts(per_domain: int | None = None) -> list[DrafterPrompt]:
     """The first ``per_domain`` of each domain, domain after domain; None takes all."""
     lines = _FILE.read_text(encoding="utf-8").splitlines()
-    found = [Prompt(**json.loads(line)) for line in lines]
+    found = [DrafterPrompt(**json.loads(line)) for line in lines]
     return [prompt for domain in DOMAINS for prompt in [p for p in found if p.domain == domain][:per_domain]]
 
 
-def prompt_ids(asked: Sequence[Prompt], model: Path) -> list[list[int]]:
+def prompt_ids(asked: Sequence[DrafterPrompt], model: Path) -> list[list[int]]:
     """Ids of each: what a user says in the model's chat template, the rest as it is.
 
     Raises:

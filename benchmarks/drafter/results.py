@@ -6,10 +6,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from benchmarks.drafter.differences import Difference
-from benchmarks.drafter.engines import Written
+from benchmarks.drafter.engines import WrittenTexts
 from benchmarks.drafter.measures import Sampled, Single, Together
 from benchmarks.drafter.passes import (
-    Acceptance,
+    DraftAcceptance,
     acceptance,
     acceptance_needed,
     draft_cost,
@@ -26,14 +26,16 @@ GAIN = 1.4
 
 
 @dataclass(frozen=True)
-class Found:
+class FoundFigures:
     """Results and every figure behind them, by id."""
 
     results: list[Result]
     measured: dict[str, Any]
 
 
-def speeds(id_: str, ours: Sequence[Sequence[Written]], baseline: Sequence[Sequence[Written]], name: str) -> Result:
+def speeds(
+    id_: str, ours: Sequence[Sequence[WrittenTexts]], baseline: Sequence[Sequence[WrittenTexts]], name: str
+) -> Result:
     """Tokens per second of several parts (repeats, or domains): the median ratio, and the least and the greatest.
 
     Args:
@@ -54,7 +56,7 @@ def speeds(id_: str, ours: Sequence[Sequence[Written]], baseline: Sequence[Seque
     )
 
 
-def accepted(method: str, suffix: str, found: Together, most_drafted: int) -> Found:
+def accepted(method: str, suffix: str, found: Together, most_drafted: int) -> FoundFigures:
     """Tokens per pass of the teacher, by domain and their mean."""
     by_domain = {domain: _acceptance(found.of(method, domain), most_drafted) for domain in DOMAINS}
     each = {domain: of.tokens_per_pass for domain, of in by_domain.items()}
@@ -72,10 +74,10 @@ def accepted(method: str, suffix: str, found: Together, most_drafted: int) -> Fo
         ),
     ]
     measured = {domain: asdict(of) | {"by_position": of.by_position} for domain, of in by_domain.items()}
-    return Found(results, {f"mean_accepted{suffix}": measured})
+    return FoundFigures(results, {f"mean_accepted{suffix}": measured})
 
 
-def identical(suffix: str, parted: Sequence[Difference], num_texts: int) -> Found:
+def identical(suffix: str, parted: Sequence[Difference], num_texts: int) -> FoundFigures:
     """Texts that are not the teacher's own, ties at rounding counted apart."""
     ties = [one for one in parted if one.kind == "tie"]
     unit = f"of {num_texts} texts"
@@ -83,7 +85,7 @@ def identical(suffix: str, parted: Sequence[Difference], num_texts: int) -> Foun
         Result(id=f"identical{suffix}", value=len(parted) - len(ties), unit=unit),
         Result(id=f"identical_ties{suffix}", value=len(ties), unit=unit),
     ]
-    return Found(results, {f"identical{suffix}": [asdict(one) for one in parted]})
+    return FoundFigures(results, {f"identical{suffix}": [asdict(one) for one in parted]})
 
 
 def together_speeds(method: str, suffix: str, found: Together, alone: str) -> list[Result]:
@@ -198,7 +200,7 @@ def swap_results(found: SwapFindings) -> list[Result]:
     ]
 
 
-def single_acceptance(method: str, found: Single, most_drafted: int) -> Acceptance:
+def single_acceptance(method: str, found: Single, most_drafted: int) -> DraftAcceptance:
     """Of the requests that were alone."""
     return _acceptance([one for repeat in found.written[method] for one in repeat], most_drafted)
 
@@ -209,14 +211,14 @@ def step_ms_of(found: Single, alone: str) -> float:
     return 1000 * statistics.median(steps)
 
 
-def _pace(written: Sequence[Written]) -> float:
+def _pace(written: Sequence[WrittenTexts]) -> float:
     return sum(one.tokens for one in written) / sum(one.seconds for one in written)
 
 
-def _of_domain(written: Sequence[Written], domains: Sequence[Domain], domain: Domain) -> list[Written]:
+def _of_domain(written: Sequence[WrittenTexts], domains: Sequence[Domain], domain: Domain) -> list[WrittenTexts]:
     return [one for one, of in zip(written, domains, strict=True) if of == domain]
 
 
-def _acceptance(written: Sequence[Written], most_drafted: int) -> Acceptance:
+def _acceptance(written: Sequence[WrittenTexts], most_drafted: int) -> DraftAcceptance:
     passes = [noted for one in written for noted in one.passes]
     return acceptance(passes, [ids for one in written for ids in one.token_ids], most_drafted)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.drafter.differences import Difference, differences, judged
-from benchmarks.drafter.engines import Engine
+from benchmarks.drafter.engines import VllmEngine
 from benchmarks.drafter.republishing import CHANGES, SPOILS, republished
 
 # Whoever looks for checkpoints sees every one of them.
@@ -45,7 +45,7 @@ class SwapFindings:
         return {**asdict(self), "bad_used": self.bad_used}
 
 
-class Publisher(threading.Thread):
+class SwapPublisher(threading.Thread):
     """Publishes checkpoints one after the other, bad ones among them.
 
     Args:
@@ -86,7 +86,12 @@ class Publisher(threading.Thread):
 
 
 def swaps(
-    engine: Engine, alone: Engine, ids: Sequence[Sequence[int]], new_tokens: int, publisher: Publisher, dtype: str
+    engine: VllmEngine,
+    alone: VllmEngine,
+    ids: Sequence[Sequence[int]],
+    new_tokens: int,
+    publisher: SwapPublisher,
+    dtype: str,
 ) -> SwapFindings:
     """Has an engine write all the while that checkpoints are published, and until it drafts with the last good one.
 

@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks.drafter import methods, results
 from benchmarks.drafter.differences import differences, first_difference, judged
-from benchmarks.drafter.engines import Written
+from benchmarks.drafter.engines import WrittenTexts
 from benchmarks.drafter.fixed_drafter import LENGTHS, FixedDrafter
 from benchmarks.drafter.measures import Single, Together
 from benchmarks.drafter.passes import (
@@ -169,8 +169,8 @@ def test_lengths_beyond_what_is_compared_do_not_matter() -> None:
     assert two_sample_p([one], [other], 3, 100, 0) < 0.02
 
 
-def _written(tokens: int, seconds: float, passes: Sequence[Pass] = ()) -> Written:
-    return Written([[1] * tokens], seconds, list(passes), [])
+def _written(tokens: int, seconds: float, passes: Sequence[Pass] = ()) -> WrittenTexts:
+    return WrittenTexts([[1] * tokens], seconds, list(passes), [])
 
 
 def test_speeds_are_medians_of_ratios_of_what_was_written_together() -> None:
@@ -191,7 +191,7 @@ def test_eight_at_once_count_as_a_whole_and_by_their_slowest_domain() -> None:
 
 
 def test_mean_accepted_is_the_mean_of_domains_however_long_their_texts_are() -> None:
-    def group(accepted: int, steps: int) -> Written:
+    def group(accepted: int, steps: int) -> WrittenTexts:
         passes = [_pass((None, 1)), *[_pass((4, accepted + 1))] * steps]
         return _written(1 + steps * (accepted + 1), 1.0, passes)
 

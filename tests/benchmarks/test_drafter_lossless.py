@@ -1,21 +1,21 @@
 from pathlib import Path
 
 from benchmarks.drafter.differences import Difference
-from benchmarks.drafter.engines import Written
+from benchmarks.drafter.engines import WrittenTexts
 from benchmarks.drafter.lossless_page import write_page
-from benchmarks.drafter.lossless_run import DemoText, Swap
+from benchmarks.drafter.lossless_run import DemoText, TakenSwap
 from benchmarks.drafter.lossless_table import as_results
 from benchmarks.drafter.passes import Pass
-from benchmarks.drafter.prompts import Prompt
+from benchmarks.drafter.prompts import DrafterPrompt
 from latentforge.text.tokenizer import TextTokenizer
 
 TEACHER = Path("models/stdlib-teacher")
-PROMPT = Prompt("python", "a < b", "nowhere", "MIT")
+PROMPT = DrafterPrompt("python", "a < b", "nowhere", "MIT")
 
 
-def written(ids: list[int], seconds: float, *per_pass: int) -> Written:
+def written(ids: list[int], seconds: float, *per_pass: int) -> WrittenTexts:
     passes = [Pass(0.0, 0.0, 0.0, ((None if not at else 8, tokens),)) for at, tokens in enumerate(per_pass)]
-    return Written([ids], seconds, passes, [])
+    return WrittenTexts([ids], seconds, passes, [])
 
 
 def text(parted: Difference | None = None) -> DemoText:
@@ -26,14 +26,14 @@ def text(parted: Difference | None = None) -> DemoText:
 def test_results_say_how_much_sooner_and_whether_the_texts_are_the_same() -> None:
     tie, other = (Difference(0, 3, 7, 8, kind=kind) for kind in ("tie", "other"))
     texts = [text(), text(tie), text(other)]
-    found = {result.id: result for result in as_results(texts, Swap("a", "b", tie), ["alone", "student"])}
+    found = {result.id: result for result in as_results(texts, TakenSwap("a", "b", tie), ["alone", "student"])}
     speed = found["speed_student"]
     assert (speed.value, speed.baseline_value, speed.ratio) == (5.0, 2.5, 2.0)
     # Four tokens behind the first one, in two passes.
     assert found["tokens_per_pass_student"].value == 2.0
     assert found["not_identical_student"].value == 1
     assert found["swap"].value == 0
-    [*_, swap] = as_results(texts, Swap("a", "b", other), ["alone", "student"])
+    [*_, swap] = as_results(texts, TakenSwap("a", "b", other), ["alone", "student"])
     assert swap.value == 1
 
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from benchmarks.drafter import swaps as module
-from benchmarks.drafter.engines import Written
+from benchmarks.drafter.engines import WrittenTexts
 from benchmarks.drafter.republishing import CHANGES, SPOILS, republished
-from benchmarks.drafter.swaps import Publisher, swaps
+from benchmarks.drafter.swaps import SwapPublisher, swaps
 from latentforge.core.checkpoint_files import read_manifest, verify_checkpoint
 from latentforge.core.checkpoints import list_checkpoints
 from latentforge.core.manifest import CheckpointError
@@ -55,17 +55,17 @@ class Writer:
     def __init__(self, run: Path, usable: Callable[[Path], bool], texts: Sequence[Sequence[int]]) -> None:
         self._run, self._usable, self._texts = run, usable, texts
 
-    def write(self, ids: Any, new_tokens: int, *, with_top: bool = False) -> Written:
+    def write(self, ids: Any, new_tokens: int, *, with_top: bool = False) -> WrittenTexts:
         if with_top:
-            return Written([[0]], 1.0, [], [[[7, -0.1], [8, -3.0]]])
+            return WrittenTexts([[0]], 1.0, [], [[[7, -0.1], [8, -3.0]]])
         places = sorted(self._run.iterdir()) if self._run.is_dir() else []
         newest = [f"{place.parent.name}/{place.name}" for place in places if self._usable(place)][-1:]
-        return Written([list(text) for text in self._texts], 1.0, [], [], newest)
+        return WrittenTexts([list(text) for text in self._texts], 1.0, [], [], newest)
 
 
 def found(shipped: Path, tmp_path: Path, usable: Callable[[Path], bool], drafted: Sequence[Sequence[int]]) -> Any:
     run = tmp_path / "root" / read_manifest(shipped).run
-    publisher = Publisher(shipped, tmp_path / "root", tmp_path / "scratch", 8)
+    publisher = SwapPublisher(shipped, tmp_path / "root", tmp_path / "scratch", 8)
     alone: Any = Writer(run, lambda place: False, [[7, 8], [7, 9]])
     engine: Any = Writer(run, usable, drafted)
     return swaps(engine, alone, [[1], [2]], 2, publisher, "float32")
