@@ -214,3 +214,49 @@ def test_a_drafter_that_is_closed_leaves_its_slots_to_the_next(make_student: Mak
     first.close()
     assert decoding.num_free == 2
     assert Drafter(decoding, ALWAYS).draft(texts) == drafts
+
+
+def test_where_drafting_does_not_pay_nothing_is_read_and_later_everything_is(make_student: MakeStudent) -> None:
+    model = make_student("recurrent")
+    drafter = Drafter(batch_decoding(model, 2), DraftRule(max_tokens=6))
+    # What a token costs is not what is tried here.
+    drafter.speed.observe_draft = lambda *said: None  # type: ignore[method-assign]
+    first, second = list(prompt_of(9, 1)), list(prompt_of(5, 2))
+    pays = True
+    drafter.trials.pays = lambda num_texts: pays  # type: ignore[method-assign]
+    drafter.draft([first, second])
+    read = drafter.counts.tokens_read
+    pays = False
+    for _ in range(5):
+        first, second = [*first, 3, 4], [*second, 5, 6, 7]
+        assert drafter.draft([first, second]) == [[], []]
+        assert not drafter.is_drafting
+    assert drafter.counts.tokens_read == read
+    pays = True
+    first, second = [*first, 8], [*second, 9]
+    assert drafter.draft([first, second]) == [
+        drafted_from_the_whole(model, first, 9),
+        drafted_from_the_whole(model, second, 5),
+    ]
+    assert drafter.counts.opened == 2
+
+
+def test_steps_are_measured_by_whether_they_had_drafts(make_student: MakeStudent) -> None:
+    now, pays = 0.0, True
+    drafter = Drafter(batch_decoding(make_student("recurrent"), 3), DraftRule(max_tokens=4), lambda: now)
+    drafter.trials.pays = lambda num_texts: pays  # type: ignore[method-assign]
+    seen: list[tuple[int, int, float, bool]] = []
+
+    def noted(num_texts: int, num_tokens: int, seconds: float, *, drafted: bool) -> None:
+        seen.append((num_texts, num_tokens, seconds, drafted))
+
+    drafter.trials.observe = noted  # type: ignore[method-assign]
+    ids = list(prompt_of(5))
+    for paying, seconds, new in ((True, 1.0, 2), (False, 2.0, 1), (False, 3.0, 1), (True, 4.0, 3), (True, 5.0, 2)):
+        pays = paying
+        drafter.draft([ids])
+        now += seconds
+        ids = [*ids, *[3] * new]
+    drafter.draft([ids])
+    # The step behind the first drafts again paid for what was read until then, and is left out.
+    assert seen == [(1, 2, 1.0, True), (1, 1, 2.0, False), (1, 1, 3.0, False), (1, 2, 5.0, True)]

@@ -14,6 +14,7 @@ from prometheus_client import CollectorRegistry
 
 from latentforge.model.student import Student
 from latentforge.vllm import StudentDrafter
+from latentforge.vllm.cpu_sampling import expanded
 from latentforge.vllm.settings import DrafterSettings
 from tests.tiny_checkpoints import VOCABULARY, checkpoints, one_thread, publish, tokenizer_json
 
@@ -27,10 +28,13 @@ Teacher = Callable[[Sequence[int]], int]
 
 @pytest.fixture(autouse=True)
 def _vllm(monkeypatch: pytest.MonkeyPatch) -> None:
-    """vLLM is not here; of it the drafter asks its version alone."""
-    module = ModuleType("vllm")
-    module.__dict__["__version__"] = "0.32.0"
-    monkeypatch.setitem(sys.modules, "vllm", module)
+    """vLLM is not here; of it the drafter asks its version, and what its sampler spreads over drafts."""
+    names = "vllm", "vllm.v1", "vllm.v1.sample", "vllm.v1.sample.rejection_sampler"
+    modules = [ModuleType(name) for name in names]
+    modules[0].__dict__["__version__"] = "0.32.0"
+    modules[-1].__dict__["expand_batch_to_tokens"] = expanded
+    for module in modules:
+        monkeypatch.setitem(sys.modules, module.__name__, module)
 
 
 @pytest.fixture

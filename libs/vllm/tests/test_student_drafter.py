@@ -9,6 +9,7 @@ import torch
 
 from latentforge.core.pins import PINNED
 from latentforge.drafter.drafter import Drafter, DraftRule
+from latentforge.drafter.trials import DraftTrials
 from latentforge.snapshots.snapshot import load_snapshot
 from latentforge.vllm import StudentDrafter
 
@@ -50,6 +51,28 @@ def test_drafts_are_what_the_student_would_write(publish: Publish, make_drafter:
         assert engine.drafts[name] == alone[0]
     assert any(engine.drafts.values())
     assert drafter.checkpoint == "demo/step-00000001"
+
+
+def test_a_step_in_which_drafting_does_not_pay_says_nothing_of_a_version(
+    publish: Publish, make_drafter: MakeDrafter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pays = True
+    monkeypatch.setattr(DraftTrials, "pays", lambda trials, num_texts: pays)
+    publish(1, shape=always(GOOD))
+    drafter = make_drafter(latentforge_least_confidence=None)
+    judged: list[int] = []
+    monkeypatch.setattr(drafter._versions, "count", lambda verified: judged.append(verified.num_accepted))
+    engine = FakeEngine(drafter, writes(GOOD))
+    engine.add("a", [5, 6, 7])
+    for _ in range(3):
+        engine.step()
+    assert judged == [NUM_DRAFT_TOKENS] * 2
+    pays = False
+    for _ in range(3):
+        engine.step()
+    assert engine.drafts["a"] == []
+    # The one that was drafted before.
+    assert judged == [NUM_DRAFT_TOKENS] * 3
 
 
 def test_a_text_is_drafted_for_alike_whatever_row_it_has_and_whoever_is_beside_it(

@@ -9,6 +9,7 @@ from numpy.typing import ArrayLike
 
 from latentforge.drafter.known_texts import KnownText, TokenIds, recognised
 from latentforge.drafter.speed import DraftSpeed
+from latentforge.drafter.trials import DraftTrials
 from latentforge.model.chunks import left_pad_count
 from latentforge.model.decoding.batch import BatchDecoding, DraftRequest
 from latentforge.model.sampling import SamplingParams
@@ -23,7 +24,8 @@ class DraftRule:
     Attributes:
         max_tokens: its longest.
         least_confidence: it ends before the token with which the product of the student's probabilities falls below;
-            None is chosen by what passes and drafts are measured to take, see :mod:`latentforge.drafter.speed`.
+            None is chosen by what passes and drafts are measured to take, see :mod:`latentforge.drafter.speed`, and so
+            is whether there are drafts at all, see :mod:`latentforge.drafter.trials`.
         read_tokens: about so many tokens of new texts are read in one call; until all of a text is read it gets none.
 
     Raises:
@@ -77,7 +79,8 @@ class Drafter:
 
     Attributes:
         counts: what was done.
-        speed: what was measured.
+        speed, trials: what was measured.
+        is_drafting: whether the last call was to draft; where that does not pay, it gives no drafts and reads nothing.
     """
 
     def __init__(
@@ -85,11 +88,14 @@ class Drafter:
     ) -> None:
         self.rule = rule or DraftRule()
         self.counts = DrafterCounts()
-        self.speed = DraftSpeed()
+        self.speed, self.trials = DraftSpeed(), DraftTrials()
+        self.is_drafting = True
         self._decoding, self._clock = decoding, clock
         self._known: list[KnownText] = []
         self._call = 0
-        self._ended = 0.0
+        self._began = self._ended = 0.0
+        # The last call read what had come while nothing was drafted, which no later one has to.
+        self._caught_up = False
 
     def draft(self, texts: Sequence[ArrayLike], most: Sequence[int] | None = None) -> list[list[int]]:
         """A draft for each text, possibly empty.
@@ -108,9 +114,14 @@ class Drafter:
             if one is not None:
                 one.seen = self._call
         known = [self._followed(one, ids) for one, ids in zip(found, every, strict=True)]
-        self._read([one for one in known if one is not None])
-        drafts = self._drafted(known, [min(longest, self.rule.max_tokens) for longest in asked])
-        self._ended = self._clock()
+        was_drafting, self.is_drafting = self.is_drafting, self._pays(len(every))
+        self._caught_up = self.is_drafting and not was_drafting
+        if self.is_drafting:
+            self._read([one for one in known if one is not None])
+            drafts = self._drafted(known, [min(longest, self.rule.max_tokens) for longest in asked])
+        else:
+            drafts = self._none(known)
+        self._began, self._ended = began, self._clock()
         if num_drafted := sum(map(len, drafts)):
             self.speed.observe_draft(num_drafted, self._ended - began)
         return drafts
@@ -127,8 +138,13 @@ class Drafter:
             return
         if len(known) < sum(one.seen == self._call - 1 for one in self._known):
             return
-        num_tokens = sum(1 + one.num_drafted for one, _ in known)
-        self.speed.observe_pass(num_tokens, now - self._ended, sum(new for _, new in known))
+        num_tokens, num_new = sum(1 + one.num_drafted for one, _ in known), sum(new for _, new in known)
+        self.speed.observe_pass(num_tokens, now - self._ended, num_new)
+        if not self._caught_up:
+            self.trials.observe(len(texts), num_new, now - self._began, drafted=self.is_drafting)
+
+    def _pays(self, num_texts: int) -> bool:
+        return self.rule.least_confidence is not None or self.trials.pays(num_texts)
 
     def _followed(self, known: KnownText | None, ids: TokenIds) -> KnownText | None:
         """A text's slot, with all of its whole chunks; None where it has none."""
@@ -184,6 +200,12 @@ class Drafter:
         while left > 0 and (num := self._decoding.prefill(texts, left)):
             left -= num
             self.counts.tokens_read += num
+
+    def _none(self, known: Sequence[KnownText | None]) -> list[list[int]]:
+        for one in known:
+            if one is not None:
+                one.num_drafted = 0
+        return [[] for _ in known]
 
     def _drafted(self, known: Sequence[KnownText | None], most: Sequence[int]) -> list[list[int]]:
         least = self.speed.least if self.rule.least_confidence is None else self.rule.least_confidence

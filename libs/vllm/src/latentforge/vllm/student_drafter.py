@@ -16,6 +16,7 @@ from latentforge.core.settings import load_settings
 from latentforge.drafter.drafter import DraftRule
 from latentforge.snapshots.registry import Registry
 from latentforge.snapshots.snapshot import DecodingMemory, Snapshot
+from latentforge.vllm.cpu_sampling import mend_sampling
 from latentforge.vllm.drafted_teacher import EngineError, read_drafted_teacher
 from latentforge.vllm.left import why_left
 from latentforge.vllm.metrics import DrafterMetrics, publish
@@ -79,6 +80,8 @@ class StudentDrafter:
             EngineError: there are checkpoints, and they are of students of another tokenizer or vocabulary.
             OSError: LATENTFORGE_DRAFTER_METRICS_PORT is taken.
         """
+        if self._served.device == "cpu":
+            mend_sampling()
         publish(self._metrics, self._settings.latentforge_drafter_metrics_port)
         self._refresher.start()
         if self._registry.current is not None:
@@ -160,16 +163,23 @@ class StudentDrafter:
         fits = [i for i, text in enumerate(texts) if len(text) <= longest and text.max() < self._vocab_size(version)]
         chosen = [texts[i] for i in fits]
         most = [min(self._served.num_draft_tokens, self._served.max_tokens - len(text) - 1) for text in chosen]
+        is_judged = True
         try:
-            drafted = self._versions.drafter_of(version).draft(chosen, most)
+            drafter = self._versions.drafter_of(version)
+            drafted = drafter.draft(chosen, most)
             _check_drafts(drafted, most, self._served.vocab_size)
+            # A step in which drafting did not pay says nothing of the student.
+            is_judged = drafter.is_drafting
         except Exception:
             # Whatever it is: the teacher writes on alone.
             self._tell_failure(version)
             version.forget_texts()
             drafted = [[] for _ in chosen]
-        # A text beyond the student's context says nothing of the student.
-        self._pending.replace(version, chosen, drafted)
+        # Nor does a text beyond its context.
+        if is_judged:
+            self._pending.replace(version, chosen, drafted)
+        else:
+            self._pending.replace(version, [], [])
         drafts: list[list[int]] = [[] for _ in texts]
         for i, draft in zip(fits, drafted, strict=True):
             drafts[i] = draft
