@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 from matplotlib.text import Annotation
 
+from benchmarks.drafter.report import DrafterBenchResults
 from benchmarks.gateway.__main__ import GatewayBenchResults
 from benchmarks.inference.report import InferenceBenchResults
 from benchmarks.long_context.report import LongContextResults
@@ -47,6 +48,7 @@ def test_every_published_file_is_of_this_version(path: Path) -> None:
         "gateway-clients": GatewayBenchResults,
         "inference": InferenceBenchResults,
         "trainer": TrainerBenchResults,
+        "drafter": DrafterBenchResults,
         "students-controls": ControlResults,
         "induction-shipped-before": Evaluation,
         "induction-shipped-after": Evaluation,
