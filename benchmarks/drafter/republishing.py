@@ -40,8 +40,8 @@ def republished(
     manifest = read_manifest(checkpoint)
     run = root / manifest.run
     run.mkdir(parents=True, exist_ok=True)
-    # One that is spoilt has no manifest that could be read, but a name.
-    steps = [int(place.name.removeprefix("step-")) for place in run.iterdir()]
+    # One that is spoilt has no manifest that could be read, but a name; servers put their leases beside them.
+    steps = [int(place.name.removeprefix("step-")) for place in run.glob("step-*")]
     step = max([manifest.step - 1, *steps]) + 1
 
     def write(folder: Path) -> None:

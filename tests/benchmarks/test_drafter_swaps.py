@@ -28,6 +28,8 @@ def shipped() -> Path:
 def test_a_checkpoint_is_published_again_as_a_newer_one(shipped: Path, tmp_path: Path) -> None:
     root, scratch = tmp_path / "root", tmp_path / "scratch"
     first = republished(shipped, root, scratch)
+    # A server's.
+    (first.parent / "leases").mkdir()
     second = republished(first, root, scratch)
     manifests = [verify_checkpoint(place) for place in (first, second)]
     assert manifests[0].step == read_manifest(shipped).step
