@@ -184,9 +184,11 @@ class VllmEngines:
         self._logs, self._scratch = logs, scratch
 
     def start(self, method: Method) -> VllmEngine:
-        """An engine, ready to write; raises as :meth:`Engine.wait`."""
+        """An engine, ready to write; raises as :meth:`VllmEngine.wait`."""
         place = self._scratch / f"{method.name}.socket"
         listening = self._stack.enter_context(socket.socket(socket.AF_UNIX))
+        # An engine of the same name may have been there before, for another measurement.
+        place.unlink(missing_ok=True)
         listening.bind(str(place))
         listening.listen(1)
         engine = {
