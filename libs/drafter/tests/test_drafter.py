@@ -188,8 +188,8 @@ def test_passes_are_measured_where_they_went_on_with_the_same_texts(make_student
         return now
 
     drafter = Drafter(batch_decoding(make_student("recurrent"), 3), ALWAYS, clock)
-    seen: list[tuple[int, float, int]] = []
-    drafter.speed.observe_pass = lambda *said: seen.append(said)  # type: ignore[method-assign]
+    seen: list[tuple[int, float]] = []
+    drafter.steps.speed.passes.observe = lambda *said: seen.append(said)  # type: ignore[method-assign]
     first, second = prompt_of(5, 1), prompt_of(6, 2)
     drafter.draft([first])
     now = 2.0
@@ -202,7 +202,7 @@ def test_passes_are_measured_where_they_went_on_with_the_same_texts(make_student
     drafter.draft([[*first, 3, 4, 8]])
     now = 7.5
     drafter.draft([[*first, 3, 4, 8, 8]])
-    assert seen == [(1 + 4 + 1 + 6, 1.0, 1 + 3), (1 + 6, 0.5, 1)]
+    assert seen == [(1 + 4 + 1 + 6, 1.0), (1 + 6, 0.5)]
 
 
 def test_a_drafter_that_is_closed_leaves_its_slots_to_the_next(make_student: MakeStudent) -> None:
@@ -220,10 +220,10 @@ def test_where_drafting_does_not_pay_nothing_is_read_and_later_everything_is(mak
     model = make_student("recurrent")
     drafter = Drafter(batch_decoding(model, 2), DraftRule(max_tokens=6))
     # What a token costs is not what is tried here.
-    drafter.speed.observe_draft = lambda *said: None  # type: ignore[method-assign]
+    drafter.steps.speed.least = lambda rate: 0.0  # type: ignore[method-assign]
     first, second = list(prompt_of(9, 1)), list(prompt_of(5, 2))
     pays = True
-    drafter.trials.pays = lambda num_texts: pays  # type: ignore[method-assign]
+    drafter.steps.trials.pays = lambda num_texts: pays  # type: ignore[method-assign]
     drafter.draft([first, second])
     read = drafter.counts.tokens_read
     pays = False
@@ -244,13 +244,13 @@ def test_where_drafting_does_not_pay_nothing_is_read_and_later_everything_is(mak
 def test_steps_are_measured_by_whether_they_had_drafts(make_student: MakeStudent) -> None:
     now, pays = 0.0, True
     drafter = Drafter(batch_decoding(make_student("recurrent"), 3), DraftRule(max_tokens=4), lambda: now)
-    drafter.trials.pays = lambda num_texts: pays  # type: ignore[method-assign]
+    drafter.steps.trials.pays = lambda num_texts: pays  # type: ignore[method-assign]
     seen: list[tuple[int, int, float, bool]] = []
 
     def noted(num_texts: int, num_tokens: int, seconds: float, *, drafted: bool) -> None:
         seen.append((num_texts, num_tokens, seconds, drafted))
 
-    drafter.trials.observe = noted  # type: ignore[method-assign]
+    drafter.steps.trials.observe = noted  # type: ignore[method-assign]
     ids = list(prompt_of(5))
     for paying, seconds, new in ((True, 1.0, 2), (False, 2.0, 1), (False, 3.0, 1), (True, 4.0, 3), (True, 5.0, 2)):
         pays = paying

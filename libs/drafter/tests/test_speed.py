@@ -4,60 +4,67 @@ import random
 
 import pytest
 
-from latentforge.drafter.speed import DraftSpeed
+from latentforge.drafter.speed import DraftSpeed, SecondsByTokens
 
 
-def measured(alone: float, token: float, draft: float, texts: int, accepted: float, seed: int = 0) -> DraftSpeed:
-    """What a drafter learns of an engine whose passes take ``alone + token·n`` seconds, with noise."""
+def measured(alone: float, token: float, fixed: float, draft: float, texts: int = 1, seed: int = 0) -> DraftSpeed:
+    """What is learnt of passes that take ``alone + token·n`` seconds and drafts of ``fixed + draft·n``, with noise."""
     rng, speed = random.Random(seed), DraftSpeed()
     for _ in range(300):
-        num_drafted = rng.randint(0, 8 * texts)
-        seconds = (alone + token * (texts + num_drafted)) * rng.uniform(0.95, 1.05)
-        speed.observe_pass(texts + num_drafted, seconds, round(texts + accepted * num_drafted))
-        speed.observe_draft(num_drafted, draft * num_drafted)
+        drafted = rng.randint(0, 8 * texts)
+        speed.passes.observe(texts + drafted, (alone + token * (texts + drafted)) * rng.uniform(0.95, 1.05))
+        speed.drafts.observe(drafted, (fixed + draft * drafted) * rng.uniform(0.95, 1.05))
     return speed
 
 
-def test_what_a_token_more_costs_is_found() -> None:
-    speed = measured(0.03, 0.002, 0.001, texts=2, accepted=0.4)
-    assert speed.token_seconds == pytest.approx(0.002, rel=0.15)
-    assert speed.pass_seconds(9) == pytest.approx(0.03 + 9 * 0.002, rel=0.1)
+def test_what_a_token_more_costs_is_found_apart_from_what_each_step_does() -> None:
+    speed = measured(0.03, 0.002, 0.004, 0.001, texts=2)
+    assert speed.passes.slope == pytest.approx(0.002, rel=0.15)
+    assert speed.passes.expected(9) == pytest.approx(0.03 + 9 * 0.002, rel=0.1)
+    assert speed.drafts.slope == pytest.approx(0.001, rel=0.15)
 
 
-def test_a_token_pays_where_it_is_worth_the_time() -> None:
-    speed = measured(0.03, 0.002, 0.001, texts=1, accepted=0.4)
-    # In a token's 3 ms an engine that writes (1 + 0.4·4) tokens in 30 + 5·2 + 4·1 ms writes 0.18 others.
-    assert speed.least == pytest.approx(0.003 * 2.6 / 0.044, rel=0.2)
+def test_a_token_pays_where_it_is_worth_the_time_and_the_drafts_fixed_cost_does_not_count() -> None:
+    # In a token's 3 ms an engine of 60 tokens a second writes 0.18 others.
+    for fixed in (0.0, 0.004, 0.02):
+        assert measured(0.03, 0.002, fixed, 0.001).least(60) == pytest.approx(0.18, rel=0.2)
 
 
-def test_the_more_are_written_at_once_the_less_pays() -> None:
-    leasts = [measured(0.03, 0.002, 0.001, texts, accepted=0.3).least for texts in (1, 4, 16, 64)]
-    assert leasts == sorted(leasts)
-    assert leasts[-1] > 3 * leasts[0]
+def test_the_more_an_engine_writes_the_less_pays() -> None:
+    speed = measured(0.03, 0.002, 0.004, 0.001)
+    assert speed.least(240) == pytest.approx(4 * speed.least(60))
 
 
-def test_before_anything_is_measured_all_is_drafted() -> None:
+def test_before_both_are_measured_all_is_drafted() -> None:
     speed = DraftSpeed()
-    assert speed.least == 0.0
-    speed.observe_draft(5, 0.01)
-    assert speed.least == 0.0
+    assert speed.least(100) == 0.0
+    speed.drafts.observe(5, 0.01)
+    assert speed.least(100) == 0.0
 
 
-def test_passes_of_one_length_leave_the_guess() -> None:
-    speed = DraftSpeed()
+def test_one_length_leaves_the_guess() -> None:
+    line = SecondsByTokens()
     for _ in range(50):
-        speed.observe_pass(9, 0.07, 3)
-        speed.observe_draft(8, 0.008)
-    assert speed.token_seconds == pytest.approx(0.05 * 0.07 / 1.4, rel=0.01)
+        line.observe(9, 0.07)
+    assert line.slope == pytest.approx(0.05 * 0.07 / 1.4, rel=0.01)
 
 
-def test_a_pass_that_had_something_else_to_do_does_not_count() -> None:
-    speed = measured(0.03, 0.002, 0.001, texts=1, accepted=0.4)
-    least = speed.least
-    speed.observe_pass(3, 30.0, 1)
-    assert speed.least == least
+def test_what_had_something_else_to_do_hardly_counts() -> None:
+    speed = measured(0.03, 0.002, 0.004, 0.001)
+    before = speed.passes.expected(3)
+    speed.passes.observe(3, 30.0)
+    assert speed.passes.expected(3) == pytest.approx(before, rel=0.1)
+
+
+def test_a_slow_beginning_is_forgotten() -> None:
+    line = SecondsByTokens()
+    line.observe(9, 20.0)
+    for _ in range(500):
+        line.observe(9, 0.04)
+        line.observe(1, 0.03)
+    assert line.expected(9) == pytest.approx(0.04, rel=0.05)
 
 
 def test_what_costs_nothing_is_drafted_at_small_chances_and_what_costs_all_hardly_ever() -> None:
-    assert measured(0.03, 0.0, 1e-7, texts=1, accepted=0.2).least == 0.02
-    assert measured(0.0001, 0.05, 0.01, texts=1, accepted=1.0).least == 0.95
+    assert measured(0.03, 0.0, 0.0, 1e-7).least(60) == 0.02
+    assert measured(0.0001, 0.05, 0.0, 0.01).least(60) == 0.95

@@ -1,6 +1,8 @@
 """Which way is taken, by what each was measured to give."""
 
-from latentforge.drafter.trials import DraftTrials
+import pytest
+
+from latentforge.drafter.trials import DraftTrials, Pace
 
 
 def taken(trials: DraftTrials, steps: int, texts: int, pace_with: float, pace_alone: float) -> list[bool]:
@@ -17,9 +19,39 @@ def test_both_ways_are_tried_and_the_faster_one_is_taken() -> None:
     assert slower[:16] == [True] * 16
     assert slower[16:32] == [False] * 16
     # Now and then drafting is tried again.
-    assert 0 < sum(slower[32:]) <= 0.04 * len(slower)
+    assert sum(slower[32:]) == 2 * 8
     faster = taken(DraftTrials(), 640, 1, pace_with=140, pace_alone=100)
-    assert 0 < 608 - sum(faster[32:]) <= 0.04 * len(faster)
+    assert 608 - sum(faster[32:]) == 2 * 8
+
+
+def test_where_the_two_are_hardly_apart_the_slower_one_is_tried_more_often() -> None:
+    near = taken(DraftTrials(), 640, 1, pace_with=110, pace_alone=100)
+    assert 608 - sum(near[32:]) == 9 * 8
+
+
+def test_a_first_step_that_compiles_does_not_decide() -> None:
+    trials = DraftTrials()
+    trials.pays(1)
+    trials.observe(1, 2, 30.0, drafted=True)
+    assert sum(taken(trials, 200, 1, pace_with=140, pace_alone=100)[32:]) >= 150
+
+
+def test_a_pace_is_of_the_last_steps() -> None:
+    pace = Pace()
+    assert pace.rate == 0.0
+    for seconds in [1.0] * 200 + [0.5] * 64:
+        pace.observe(2, seconds)
+    assert pace.rate == pytest.approx(4)
+    pace.observe(2, 0.5)
+    assert len(pace) == 64
+
+
+def test_the_rate_with_drafts_is_told() -> None:
+    trials = DraftTrials()
+    assert trials.rate(3) == 0.0
+    taken(trials, 100, 3, pace_with=140, pace_alone=100)
+    assert trials.rate(2) == pytest.approx(140)
+    assert trials.rate(4) == 0.0
 
 
 def test_it_is_chosen_for_as_many_texts_as_there_are() -> None:

@@ -8,8 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from latentforge.drafter.known_texts import KnownText, TokenIds, recognised
-from latentforge.drafter.speed import DraftSpeed
-from latentforge.drafter.trials import DraftTrials
+from latentforge.drafter.steps import GoneOn, StepClock
 from latentforge.model.chunks import left_pad_count
 from latentforge.model.decoding.batch import BatchDecoding, DraftRequest
 from latentforge.model.sampling import SamplingParams
@@ -79,8 +78,7 @@ class Drafter:
 
     Attributes:
         counts: what was done.
-        speed, trials: what was measured.
-        is_drafting: whether the last call was to draft; where that does not pay, it gives no drafts and reads nothing.
+        steps: what was measured; where the rule names no least confidence, it says when to draft.
     """
 
     def __init__(
@@ -88,14 +86,15 @@ class Drafter:
     ) -> None:
         self.rule = rule or DraftRule()
         self.counts = DrafterCounts()
-        self.speed, self.trials = DraftSpeed(), DraftTrials()
-        self.is_drafting = True
-        self._decoding, self._clock = decoding, clock
+        self.steps = StepClock(clock)
+        self._decoding = decoding
         self._known: list[KnownText] = []
         self._call = 0
-        self._began = self._ended = 0.0
-        # The last call read what had come while nothing was drafted, which no later one has to.
-        self._caught_up = False
+
+    @property
+    def is_drafting(self) -> bool:
+        """Whether the last call was to draft; where that does not pay, it gives no drafts and reads nothing."""
+        return self.steps.is_drafting
 
     def draft(self, texts: Sequence[ArrayLike], most: Sequence[int] | None = None) -> list[list[int]]:
         """A draft for each text, possibly empty.
@@ -104,26 +103,29 @@ class Drafter:
             texts: ids of all that is written so far, [L] integers each; every running text at each call, in any order.
             most: for each of them the longest draft; at most ``max_tokens`` of the rule, its default.
         """
-        began = self._clock()
         self._call += 1
         every = [np.asarray(ids, np.int64) for ids in texts]
         asked = [self.rule.max_tokens] * len(every) if most is None else most
         found = recognised(every, self._known)
-        self._observe_pass(found, every, began)
+        self.steps.begin(self._gone_on(found, every))
         for one in found:
             if one is not None:
                 one.seen = self._call
         known = [self._followed(one, ids) for one, ids in zip(found, every, strict=True)]
-        was_drafting, self.is_drafting = self.is_drafting, self._pays(len(every))
-        self._caught_up = self.is_drafting and not was_drafting
-        if self.is_drafting:
-            self._read([one for one in known if one is not None])
-            drafts = self._drafted(known, [min(longest, self.rule.max_tokens) for longest in asked])
+        least = self.rule.least_confidence
+        if least is None:
+            least = self.steps.choose(len(every))
+        if least is None:
+            drafts: list[list[int]] = [[] for _ in known]
         else:
-            drafts = self._none(known)
-        self._began, self._ended = began, self._clock()
-        if num_drafted := sum(map(len, drafts)):
-            self.speed.observe_draft(num_drafted, self._ended - began)
+            self._read([one for one in known if one is not None])
+            drafts = self._drafted(known, [min(longest, self.rule.max_tokens) for longest in asked], least)
+        for one, token_ids in zip(known, drafts, strict=True):
+            if one is not None:
+                one.num_drafted = len(token_ids)
+        self.counts.drafts += sum(map(bool, drafts))
+        self.counts.drafted += sum(map(len, drafts))
+        self.steps.end(sum(map(len, drafts)))
         return drafts
 
     def close(self) -> None:
@@ -131,20 +133,15 @@ class Drafter:
         for known in list(self._known):
             self._close(known)
 
-    def _observe_pass(self, found: Sequence[KnownText | None], texts: Sequence[TokenIds], now: float) -> None:
-        """Measures the pass that lies behind, if it did nothing but go on with the texts of the last call."""
+    def _gone_on(self, found: Sequence[KnownText | None], texts: Sequence[TokenIds]) -> GoneOn | None:
+        """What the pass that lies behind did; None where it read prompts, or texts that have ended by now."""
         known = [(one, len(ids) - len(one.ids)) for one, ids in zip(found, texts, strict=True) if one is not None]
-        if not known or len(known) < len(texts) or any(one.seen < self._call - 1 or not new for one, new in known):
-            return
-        if len(known) < sum(one.seen == self._call - 1 for one in self._known):
-            return
-        num_tokens, num_new = sum(1 + one.num_drafted for one, _ in known), sum(new for _, new in known)
-        self.speed.observe_pass(num_tokens, now - self._ended, num_new)
-        if not self._caught_up:
-            self.trials.observe(len(texts), num_new, now - self._began, drafted=self.is_drafting)
-
-    def _pays(self, num_texts: int) -> bool:
-        return self.rule.least_confidence is not None or self.trials.pays(num_texts)
+        num_last = sum(one.seen == self._call - 1 for one in self._known)
+        if not known or not len(known) == len(texts) == num_last:
+            return None
+        if any(one.seen != self._call - 1 or not new for one, new in known):
+            return None
+        return GoneOn(len(known), sum(1 + one.num_drafted for one, _ in known), sum(new for _, new in known))
 
     def _followed(self, known: KnownText | None, ids: TokenIds) -> KnownText | None:
         """A text's slot, with all of its whole chunks; None where it has none."""
@@ -201,14 +198,7 @@ class Drafter:
             left -= num
             self.counts.tokens_read += num
 
-    def _none(self, known: Sequence[KnownText | None]) -> list[list[int]]:
-        for one in known:
-            if one is not None:
-                one.num_drafted = 0
-        return [[] for _ in known]
-
-    def _drafted(self, known: Sequence[KnownText | None], most: Sequence[int]) -> list[list[int]]:
-        least = self.speed.least if self.rule.least_confidence is None else self.rule.least_confidence
+    def _drafted(self, known: Sequence[KnownText | None], most: Sequence[int], least: float) -> list[list[int]]:
         asked: list[DraftRequest] = []
         places: list[int] = []
         for at, (one, longest) in enumerate(zip(known, most, strict=True)):
@@ -219,9 +209,4 @@ class Drafter:
         drafts: list[list[int]] = [[] for _ in known]
         for at, draft in zip(places, self._decoding.draft(asked), strict=True):
             drafts[at] = draft.token_ids
-        for one, token_ids in zip(known, drafts, strict=True):
-            if one is not None:
-                one.num_drafted = len(token_ids)
-        self.counts.drafts += sum(map(bool, drafts))
-        self.counts.drafted += sum(map(len, drafts))
         return drafts

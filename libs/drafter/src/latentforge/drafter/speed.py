@@ -1,69 +1,78 @@
 """Which chance of acceptance pays, by what passes and drafts were measured to take.
 
-A pass over n tokens takes about a + b·n seconds, and to draft one d. One token more in a draft costs b + d; in that
-time an engine that writes R tokens a second writes (b + d)·R. So it pays where it is accepted with a greater
+A pass over n tokens takes about a + b·n seconds, a draft of n tokens c + d·n. One token more in a draft costs b + d; in
+that time an engine that writes R tokens a second writes (b + d)·R. So it pays where it is accepted with a greater
 probability. R counts the tokens of all texts: the more are written at once, the better a token's chance has to be,
-until none is drafted.
+until none is drafted. Whether a draft is worth c, too, is for :mod:`latentforge.drafter.trials` to find out.
 """
 
 # Weight of what was known at each new observation: about the last hundred count.
 _KEPT = 0.99
-# Until lengths have differed, a token more in a pass is taken to cost so much of one with a single token.
+# Until lengths have differed, a token more is taken to cost so much of what the first observation would with one.
 _FIRST_SHARE = 0.05
 _PRIOR_WEIGHT = 1.0
-# A pass that took so many times as long as it should had something else to do.
+# What took longer than so many times as it should had something else to do, and counts as that.
 _OUTLIER = 4.0
 # Something is always tried, so that what has become worth while is found; and what is sure is always drafted.
 _LEAST, _MOST = 0.02, 0.95
 
 
-class DraftSpeed:
-    """Measures an engine's passes and its drafts."""
+class SecondsByTokens:
+    """Seconds over tokens: a line by least squares, its slope drawn to a first guess."""
 
     def __init__(self) -> None:
-        # Weighted sums of 1, n, n², s and n·s over passes of n tokens that took s seconds.
+        # Weighted sums of 1, n, n², s and n·s over observations of n tokens that took s seconds.
         self._ones = self._tokens = self._squares = self._seconds = self._products = 0.0
-        self._written = self._drafted = self._draft_seconds = 0.0
         self._first = 0.0
 
-    def observe_pass(self, num_tokens: int, seconds: float, num_written: int) -> None:
-        """A pass over so many tokens of all texts took so long, and they are so many tokens longer for it."""
-        if self._ones and seconds > _OUTLIER * self.pass_seconds(num_tokens):
-            return
-        if not self._first:
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing was observed."""
+        return not self._ones
+
+    def observe(self, num_tokens: int, seconds: float) -> None:
+        """So many tokens took so long."""
+        if self.is_empty:
             self._first = seconds / (1 + _FIRST_SHARE * (num_tokens - 1))
+        else:
+            seconds = min(seconds, _OUTLIER * self.expected(num_tokens))
         self._ones = _KEPT * self._ones + 1
         self._tokens = _KEPT * self._tokens + num_tokens
         self._squares = _KEPT * self._squares + num_tokens**2
         self._seconds = _KEPT * self._seconds + seconds
         self._products = _KEPT * self._products + num_tokens * seconds
-        self._written = _KEPT * self._written + num_written
 
-    def observe_draft(self, num_tokens: int, seconds: float) -> None:
-        """To draft so many tokens of all texts together took so long."""
-        self._drafted = _KEPT * self._drafted + num_tokens
-        self._draft_seconds = _KEPT * self._draft_seconds + seconds
-
-    def pass_seconds(self, num_tokens: int) -> float:
-        """How long a pass over so many tokens is expected to take."""
+    def expected(self, num_tokens: int) -> float:
+        """Seconds of so many tokens."""
         mean = self._seconds / self._ones
-        return max(mean / _OUTLIER, mean + self.token_seconds * (num_tokens - self._tokens / self._ones))
+        return max(mean / _OUTLIER, mean + self.slope * (num_tokens - self._tokens / self._ones))
 
     @property
-    def token_seconds(self) -> float:
-        """b: what one token more makes a pass longer; least squares, drawn to the first guess."""
+    def slope(self) -> float:
+        """Seconds of one token more."""
         mean_tokens, mean_seconds = self._tokens / self._ones, self._seconds / self._ones
         spread = self._squares / self._ones - mean_tokens**2
         together = self._products / self._ones - mean_tokens * mean_seconds
-        guess = _FIRST_SHARE * self._first
         weight = _PRIOR_WEIGHT / self._ones
-        return max(0.0, (together + weight * guess) / (spread + weight))
+        return max(0.0, (together + weight * _FIRST_SHARE * self._first) / (spread + weight))
 
-    @property
-    def least(self) -> float:
-        """The least chance of acceptance with which a token is worth drafting; 0 before anything was measured."""
-        if not self._ones or not self._drafted:
+
+class DraftSpeed:
+    """Measures an engine's passes and its drafts.
+
+    Attributes:
+        passes: seconds by tokens of all texts.
+        drafts: the same of drafting, with what had to be read for it.
+    """
+
+    def __init__(self) -> None:
+        self.passes, self.drafts = SecondsByTokens(), SecondsByTokens()
+
+    def least(self, rate: float) -> float:
+        """The least chance of acceptance with which a token is worth drafting; 0 before anything was measured.
+
+        ``rate``: tokens a second that the engine writes with drafts.
+        """
+        if self.passes.is_empty or self.drafts.is_empty:
             return 0.0
-        rate = self._written / (self._seconds + self._draft_seconds)
-        cost = self.token_seconds + self._draft_seconds / self._drafted
-        return min(max(cost * rate, _LEAST), _MOST)
+        return min(max((self.passes.slope + self.drafts.slope) * rate, _LEAST), _MOST)

@@ -5,51 +5,63 @@ token all the same, and beside many texts that alone can take longer than what i
 measured both ways, and now and then the way that is slower is tried again.
 """
 
+import statistics
+from collections import deque
 from dataclasses import dataclass, field
 
-# Weight of what was known at each new observation.
-_KEPT = 0.99
-# Steps of each way before one is chosen.
-_FIRST = 16
-# Of so many steps, this many are of the slower way.
-_PERIOD, _TRIED = 128, 4
+# Steps that are remembered of each way, and those of each before one is chosen.
+_REMEMBERED, _FIRST = 64, 16
+# What took longer than so many times the usual counts as that: a first step compiles, a machine has other work.
+_OUTLIER = 3.0
+# Of so many steps, this many are of the slower way; more often where the two are hardly apart, which costs little.
+_PERIOD, _CLOSE_PERIOD, _TRIED = 256, 64, 8
+_CLOSE = 0.2
 
 
-@dataclass
-class _Pace:
-    steps: int = 0
-    tokens: float = 0.0
-    seconds: float = 0.0
+class Pace:
+    """Tokens a second over the last steps."""
+
+    def __init__(self) -> None:
+        self._steps: deque[tuple[int, float]] = deque(maxlen=_REMEMBERED)
+
+    def __len__(self) -> int:
+        return len(self._steps)
 
     def observe(self, tokens: int, seconds: float) -> None:
-        self.steps += 1
-        self.tokens = _KEPT * self.tokens + tokens
-        self.seconds = _KEPT * self.seconds + seconds
+        """A step gave so many tokens in so many seconds."""
+        self._steps.append((tokens, seconds))
 
     @property
     def rate(self) -> float:
-        return self.tokens / self.seconds if self.seconds else 0.0
+        """0 before the first step."""
+        if not self._steps:
+            return 0.0
+        longest = _OUTLIER * statistics.median(seconds for _, seconds in self._steps)
+        return sum(tokens for tokens, _ in self._steps) / sum(min(seconds, longest) for _, seconds in self._steps)
 
 
 @dataclass
 class _Trial:
     """Of about so many texts."""
 
-    drafting: _Pace = field(default_factory=_Pace)
-    alone: _Pace = field(default_factory=_Pace)
+    drafting: Pace = field(default_factory=Pace)
+    alone: Pace = field(default_factory=Pace)
     steps: int = 0
-
-    @property
-    def is_better_with(self) -> bool:
-        return self.drafting.rate >= self.alone.rate
+    # Steps of the slower way that are left of this turn.
+    left: int = 0
 
     def next(self) -> bool:
-        self.steps += 1
-        if self.drafting.steps < _FIRST:
+        if len(self.drafting) < _FIRST:
             return True
-        if self.alone.steps < _FIRST:
+        if len(self.alone) < _FIRST:
             return False
-        return self.is_better_with != (self.steps % _PERIOD < _TRIED)
+        gain = self.drafting.rate / self.alone.rate - 1
+        self.steps += 1
+        if self.steps % (_CLOSE_PERIOD if abs(gain) < _CLOSE else _PERIOD) == 0:
+            self.left = _TRIED
+        is_turn = self.left > 0
+        self.left = max(0, self.left - 1)
+        return (gain >= 0) != is_turn
 
 
 class DraftTrials:
@@ -61,6 +73,10 @@ class DraftTrials:
     def pays(self, num_texts: int) -> bool:
         """Whether the next step is to have drafts; each question counts as a step."""
         return self._of(num_texts).next()
+
+    def rate(self, num_texts: int) -> float:
+        """Tokens a second that an engine writes with drafts; 0 before it did."""
+        return self._of(num_texts).drafting.rate
 
     def observe(self, num_texts: int, num_tokens: int, seconds: float, *, drafted: bool) -> None:
         """A step of so many texts, its drafting included, gave so many tokens in so many seconds."""

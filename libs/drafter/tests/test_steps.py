@@ -1,0 +1,56 @@
+"""What of a step is put on the clock, and what is left out."""
+
+from latentforge.drafter.steps import GoneOn, StepClock
+
+
+class Steps:
+    """Steps of one text, with the seconds that each takes."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.clock = StepClock(lambda: self.now)
+        self.drafts: list[tuple[int, float]] = []
+        self.passes: list[tuple[int, float]] = []
+        self.clock.speed.drafts.observe = lambda *said: self.drafts.append(said)  # type: ignore[method-assign]
+        self.clock.speed.passes.observe = lambda *said: self.passes.append(said)  # type: ignore[method-assign]
+
+    def step(self, gone_on: GoneOn | None, drafted: int, drafting: float, passing: float, pays: bool = True) -> None:
+        """One: what lies behind it, the tokens it drafts, and how long that and the pass behind it take."""
+        self.clock.trials.pays = lambda num_texts: pays  # type: ignore[method-assign]
+        self.clock.begin(gone_on)
+        self.clock.choose(1)
+        self.now += drafting
+        self.clock.end(drafted)
+        self.now += passing
+
+
+def test_a_pass_and_a_draft_are_timed_apart() -> None:
+    steps = Steps()
+    # The first reads the prompt.
+    steps.step(None, 4, drafting=9.0, passing=2.0)
+    steps.step(GoneOn(1, 5, 3), 6, drafting=1.0, passing=4.0)
+    # The pass behind that one also read somebody's prompt, and so did this draft.
+    steps.step(None, 2, drafting=7.0, passing=2.5)
+    steps.step(GoneOn(1, 3, 1), 1, drafting=0.5, passing=1.0)
+    assert steps.passes == [(5, 2.0), (3, 2.5)]
+    assert steps.drafts == [(6, 1.0), (1, 0.5)]
+
+
+def test_a_draft_that_reads_what_had_come_while_there_were_none_is_not_timed() -> None:
+    steps = Steps()
+    steps.step(None, 4, drafting=1.0, passing=2.0)
+    steps.step(GoneOn(1, 5, 3), 0, drafting=0.1, passing=2.0, pays=False)
+    assert not steps.clock.is_drafting
+    steps.step(GoneOn(1, 1, 1), 5, drafting=3.0, passing=2.0)
+    steps.step(GoneOn(1, 6, 2), 7, drafting=1.5, passing=2.0)
+    assert steps.drafts == [(7, 1.5)]
+
+
+def test_no_threshold_is_named_where_there_are_to_be_no_drafts() -> None:
+    steps = Steps()
+    steps.clock.trials.pays = lambda num_texts: False  # type: ignore[method-assign]
+    assert steps.clock.choose(1) is None
+    steps.clock.trials.pays = lambda num_texts: True  # type: ignore[method-assign]
+    steps.clock.trials.rate = lambda num_texts: 50.0  # type: ignore[method-assign]
+    steps.clock.speed.least = lambda rate: rate / 100  # type: ignore[method-assign]
+    assert steps.clock.choose(1) == 0.5
