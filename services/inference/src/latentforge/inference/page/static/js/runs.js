@@ -5,8 +5,11 @@ import { Chart } from "./chart.js";
 import { element, fill, labelled, notice, table, tiles } from "./dom.js";
 import { duration, figure, moment, rounded } from "./format.js";
 
-const CURVES = [["ce", "Cross-entropy", "nats/token"], ["kd", "Distillation (KD)", "nats/token"]];
-const NAMES = { loss: "Loss", ce: "CE", kd: "KD", mse: "MSE", kl: "KL", exact: "Exact" };
+const CURVES = [
+  ["ce", "Cross-entropy", "nats/token"], ["kd", "Distillation (KD)", "nats/token"],
+  ["greedy_accepted", "Drafts its teacher would accept", "tokens of 8"],
+];
+const NAMES = { loss: "Loss", ce: "CE", kd: "KD", mse: "MSE", kl: "KL", exact: "Exact", greedy_accepted: "Accepted of 8 drafted" };
 const STUDENT_STAGES = ["student", "token-level"];
 
 export class RunsPanel {
@@ -45,7 +48,8 @@ export class RunsPanel {
     const live = training?.run === run ? training : null;
     fill(this.live, ...this.progress(live, trainingProblem, config));
     const isStudent = live && STUDENT_STAGES.includes(live.stage);
-    for (const [name] of CURVES) this.drawCurve(name, own, isStudent || live?.done || live?.stage === "finished" ? live : null);
+    const curves = isStudent || live?.done || live?.stage === "finished" ? live : null;
+    for (const [name, , unit] of CURVES) this.drawCurve(name, unit, own, curves);
     const isAutoencoder = live?.stage === "autoencoder";
     this.stage.root.hidden = !isAutoencoder;
     if (isAutoencoder) this.stage.set([{ name: "training", points: points(live.train, "ce") }]);
@@ -54,7 +58,7 @@ export class RunsPanel {
     this.drawList(run, own);
   }
 
-  drawCurve(name, own, live) {
+  drawCurve(name, unit, own, live) {
     const published = own.filter((c) => `held_out_${name}` in c.metrics)
       .map((c) => ({ x: c.step, y: c.metrics[`held_out_${name}`], checkpoint: c }));
     // The trainer's points and the manifests' are the same measurements; those of both stand once.
@@ -63,11 +67,14 @@ export class RunsPanel {
       { name: "training", points: points(live?.train ?? [], name) },
       { name: "held out", points: [...heldOut].sort(([a], [b]) => a - b).map(([x, y]) => ({ x, y })), isDotted: true },
     ];
-    this.charts[name].set(series, published.map(({ x, y, checkpoint }) => ({
-      x, y, label: `${checkpoint.id}, ${figure(y)} nats/token${states(checkpoint).map((state) => `, ${state}`).join("")}`,
+    const chart = this.charts[name];
+    chart.set(series, published.map(({ x, y, checkpoint }) => ({
+      x, y, label: `${checkpoint.id}, ${figure(y)} ${unit}${states(checkpoint).map((state) => `, ${state}`).join("")}`,
       classes: states(checkpoint).join(" "),
       onClick: () => this.open(checkpoint.id),
     })));
+    // Of older runs nobody measured it.
+    chart.root.hidden = name === "greedy_accepted" && chart.isEmpty;
   }
 
   progress(live, problem, config) {
