@@ -50,6 +50,10 @@ def main(
     ] = _DEFAULT.single_per_domain,
     repeats: Annotated[int, typer.Option(min=1, help="Of speed_1.")] = _DEFAULT.repeats,
     new_tokens: Annotated[int, typer.Option(min=2, max=256, help="Tokens of a text.")] = _DEFAULT.new_tokens,
+    least_confidence: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="Where students' drafts end; 0 drafts all 8 tokens, unset as many as pay."),
+    ] = None,
     samples: Annotated[int, typer.Option(min=2, help="Texts at T = 1 behind each prompt.")] = _DEFAULT.samples,
     dtype: Annotated[
         Literal["auto", "float32", "bfloat16"],
@@ -79,7 +83,8 @@ def main(
         chosen = fast_dtype(cpu_flags()) if dtype == "auto" else dtype
         try:
             with stop_on_signals():
-                _run(QUICK if quick else plan, students, others, wanted, model, chosen, results)
+                chosen_plan = QUICK if quick else plan
+                _run(chosen_plan, students, others, wanted, model, chosen, least_confidence, results)
         except StoppedError as stopped:
             typer.echo(f"bench-drafter: {stopped}; everything it started is stopped", err=True)
             raise typer.Exit(stopped.exit_code) from None
@@ -110,6 +115,7 @@ def _run(
     wanted: Sequence[str],
     model: Path,
     dtype: Dtype,
+    least: float | None,
     results: Path,
 ) -> None:
     started, before = time.monotonic(), machine()
@@ -119,7 +125,7 @@ def _run(
     with ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-drafter-")))
         (scratch / "empty").mkdir()
-        ways = [methods.student(name, folder, plan, scratch / "empty") for name, folder in students.items()]
+        ways = [methods.student(name, folder, plan, scratch / "empty", least) for name, folder in students.items()]
         ways += _others(others, plan, notes)
         progress = stack.enter_context(BenchProgress(num_figures(plan, len(ways), len(students), wanted)))
         apart = Apart(plan, ids, model, dtype, _LOGS, scratch, progress)
@@ -133,7 +139,7 @@ def _run(
         bench = DrafterBench(plan=plan, prompts=asked, ids=ids, dtype=dtype, engines=running, report=progress)
         found = measure(bench, wanted, list(students), passes_ms, swapped)
         version = running[methods.ALONE.name].version
-    setting = _setting(model, dtype, version, [methods.ALONE, *ways], students)
+    setting = _setting(model, dtype, version, [methods.ALONE, *ways], students) | {"least_confidence": least}
     _report(plan, found, notes, before, results, started, setting)
 
 

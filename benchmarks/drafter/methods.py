@@ -31,12 +31,13 @@ def suffix(folder: Path) -> Method:
     return Method("suffix", {"method": "suffix"}, paths=(folder,))
 
 
-def student(name: str, folder: Path, plan: DrafterPlan, empty: Path) -> Method:
+def student(name: str, folder: Path, plan: DrafterPlan, empty: Path, least_confidence: float | None = None) -> Method:
     """The student of a checkpoint.
 
     Args:
         folder: of a checkpoint, of a run, or of runs.
         empty: a folder without checkpoints.
+        least_confidence: where drafts end; 0 always drafts ``most_drafted`` tokens, None as many as pay.
 
     Raises:
         ValueError: it holds none.
@@ -49,6 +50,8 @@ def student(name: str, folder: Path, plan: DrafterPlan, empty: Path) -> Method:
         env = {"LATENTFORGE_CHECKPOINTS": str(folder.absolute())}
     else:
         raise ValueError(f"--checkpoint {name}: {folder} holds no checkpoint, no step-*/{MANIFEST}")
+    if least_confidence is not None:
+        env["LATENTFORGE_LEAST_CONFIDENCE"] = str(least_confidence)
     return _custom(name, plan, "latentforge.vllm.StudentDrafter", {**env, "LATENTFORGE_DRAFTER_SLOTS": _SLOTS})
 
 

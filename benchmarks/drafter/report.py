@@ -17,6 +17,7 @@ _BARS = {
     "draft_cost": 0.25,
     "swaps": 0.0,
     "swaps_bad_used": 0.0,
+    "learning": 1.15,
 }
 BARS = Bars(_BARS, at_most={"identical", "draft_cost", "swaps", "swaps_bad_used"})
 _TIES = ", ".join(f"{nats:g} nats in {dtype}" for dtype, nats in TIE_NATS.items())

@@ -59,6 +59,13 @@ def test_every_published_file_is_of_this_version(path: Path) -> None:
     assert kind.read(path).name
 
 
+@pytest.mark.parametrize("path", sorted(RESULTS.glob("*/*.json")), ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_every_published_command_can_be_given_elsewhere(path: Path) -> None:
+    """No folder of the machine that it ran on stands in it."""
+    words = ResultsFile.read(path).command.replace("=", " ").split()
+    assert [word for word in words if word.startswith(("/", "~"))] == []
+
+
 @pytest.mark.slow
 def test_the_published_charts_are_drawn_from_what_is_published(tmp_path: Path) -> None:
     for name in ("results.json", "controls.json"):
