@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from experiments.choice import CHOICE_CHART, choices, draw_choices
 from experiments.codes import code_plans, code_results, exact_tokens
 from experiments.comparisons import (
     COMPARISONS,
@@ -159,6 +160,17 @@ def pace(
         raise typer.BadParameter(str(error), param_hint="FOLDERS") from None
     print_results(console, found)
     console.print(str(write_models(results, "pace", found, [])), highlight=False)
+
+
+@app.command()
+def choose(
+    results: Annotated[Path, typer.Option("--results", help="The folder of published results.")] = Path("docs/results"),
+    models: Annotated[Path, typer.Option("--models", help="That of the shipped models.")] = Path("models"),
+) -> None:
+    """Draws what to serve: quality against speed of teachers, drafts and students, from what is published."""
+    chart = results / "choice" / CHOICE_CHART
+    draw_choices(choices(results, models), chart)
+    _console().print(str(chart), highlight=False)
 
 
 @app.command()

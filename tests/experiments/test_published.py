@@ -53,6 +53,7 @@ def test_every_published_file_is_of_this_version(path: Path) -> None:
         "induction-shipped-before": Evaluation,
         "induction-shipped-after": Evaluation,
         "long-context": LongContextResults,
+        "choice-stdlib-drafted": DrafterBenchResults,
         **{f"worth-{model}{text}": Evaluation for model in WORTH for text in ("", "-packages")},
     }
     kind = kinds.get(path.parent.name) or kinds.get(f"{path.parent.name}-{path.stem}") or ModelResults

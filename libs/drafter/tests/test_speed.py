@@ -35,11 +35,13 @@ def test_the_more_an_engine_writes_the_less_pays() -> None:
     assert speed.least(240) == pytest.approx(4 * speed.least(60))
 
 
-def test_before_both_are_measured_all_is_drafted() -> None:
+def test_before_a_pass_is_measured_all_is_drafted_and_before_a_draft_is_by_the_passes_alone() -> None:
     speed = DraftSpeed()
-    assert speed.least(100) == 0.0
     speed.drafts.observe(5, 0.01)
     assert speed.least(100) == 0.0
+    speed = DraftSpeed()
+    speed.passes.observe(1, 0.03)
+    assert speed.least(100) == pytest.approx(0.05 * 0.03 * 100)
 
 
 def test_one_length_leaves_the_guess() -> None:

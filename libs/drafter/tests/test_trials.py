@@ -16,24 +16,25 @@ def taken(trials: DraftTrials, steps: int, texts: int, pace_with: float, pace_al
 
 def test_both_ways_are_tried_and_the_faster_one_is_taken() -> None:
     slower = taken(DraftTrials(), 640, 8, pace_with=70, pace_alone=100)
-    assert slower[:16] == [True] * 16
-    assert slower[16:32] == [False] * 16
+    assert slower[:8] == [False] * 8
+    assert slower[8:16] == [True] * 8
     # Now and then drafting is tried again.
-    assert sum(slower[32:]) == 2 * 8
+    assert sum(slower[16:]) == 2 * 4
     faster = taken(DraftTrials(), 640, 1, pace_with=140, pace_alone=100)
-    assert 608 - sum(faster[32:]) == 2 * 8
+    assert 624 - sum(faster[16:]) == 2 * 4
 
 
 def test_where_the_two_are_hardly_apart_the_slower_one_is_tried_more_often() -> None:
     near = taken(DraftTrials(), 640, 1, pace_with=110, pace_alone=100)
-    assert 608 - sum(near[32:]) == 9 * 8
+    assert 624 - sum(near[16:]) == 9 * 4
 
 
 def test_a_first_step_that_compiles_does_not_decide() -> None:
     trials = DraftTrials()
-    trials.pays(1)
+    for _ in range(8):
+        trials.observe(1, 2, 0.02, drafted=False)
     trials.observe(1, 2, 30.0, drafted=True)
-    assert sum(taken(trials, 200, 1, pace_with=140, pace_alone=100)[32:]) >= 150
+    assert sum(taken(trials, 200, 1, pace_with=140, pace_alone=100)) >= 150
 
 
 def test_a_pace_is_of_the_last_steps() -> None:
@@ -46,11 +47,13 @@ def test_a_pace_is_of_the_last_steps() -> None:
     assert len(pace) == 64
 
 
-def test_the_rate_with_drafts_is_told() -> None:
+def test_the_rate_of_the_faster_way_is_told() -> None:
     trials = DraftTrials()
     assert trials.rate(3) == 0.0
     taken(trials, 100, 3, pace_with=140, pace_alone=100)
     assert trials.rate(2) == pytest.approx(140)
+    taken(trials, 100, 1, pace_with=70, pace_alone=100)
+    assert trials.rate(1) == pytest.approx(100)
     assert trials.rate(4) == 0.0
 
 

@@ -69,10 +69,11 @@ class DraftSpeed:
         self.passes, self.drafts = SecondsByTokens(), SecondsByTokens()
 
     def least(self, rate: float) -> float:
-        """The least chance of acceptance with which a token is worth drafting; 0 before anything was measured.
+        """The least chance of acceptance with which a token is worth drafting; 0 before a pass was measured.
 
-        ``rate``: tokens a second that the engine writes with drafts.
+        ``rate``: tokens a second that the engine writes at its fastest.
         """
-        if self.passes.is_empty or self.drafts.is_empty:
+        if self.passes.is_empty:
             return 0.0
-        return min(max((self.passes.slope + self.drafts.slope) * rate, _LEAST), _MOST)
+        drafting = 0.0 if self.drafts.is_empty else self.drafts.slope
+        return min(max((self.passes.slope + drafting) * rate, _LEAST), _MOST)
