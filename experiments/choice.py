@@ -36,7 +36,7 @@ _SAID: dict[Kind, str] = {
 
 
 @dataclass(frozen=True)
-class Choice:
+class ServingWay:
     """One way to have text.
 
     Attributes:
@@ -53,7 +53,7 @@ class Choice:
     many: float
 
 
-def choices(results: Path, students: Path) -> dict[str, list[Choice]]:
+def choices(results: Path, students: Path) -> dict[str, list[ServingWay]]:
     """All ways that were measured, by what the panel is called.
 
     Args:
@@ -70,7 +70,7 @@ def choices(results: Path, students: Path) -> dict[str, list[Choice]]:
     }
 
 
-def draw_choices(found: dict[str, list[Choice]], path: Path) -> None:
+def draw_choices(found: dict[str, list[ServingWay]], path: Path) -> None:
     """Writes the chart as PNG: a row for each teacher, one request and several at once."""
     from matplotlib.figure import Figure
 
@@ -85,9 +85,9 @@ def draw_choices(found: dict[str, list[Choice]], path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
-def _embedded(results: Path) -> list[Choice]:
+def _embedded(results: Path) -> list[ServingWay]:
     pace = _figures(results / _WORTH / "pace.json")
-    found = [Choice("teacher", "teacher", 0.0, 1.0, 1.0)]
+    found = [ServingWay("teacher", "teacher", 0.0, 1.0, 1.0)]
     students: list[tuple[str, Kind, str, str]] = [
         ("four layers", "token-level", "cut", "cut"),
         ("split, K = 8", "student", "split", "stdlib-student"),
@@ -97,24 +97,24 @@ def _embedded(results: Path) -> list[Choice]:
     for name, kind, evaluated, timed in students:
         kl = _figures(results / _WORTH / f"{evaluated}.json")["kl_full"]
         alone, many = pace["pace_stdlib-teacher"], pace["pace_stdlib-teacher_16"]
-        found.append(Choice(name, kind, kl, pace[f"pace_{timed}"] / alone, pace[f"pace_{timed}_16"] / many))
+        found.append(ServingWay(name, kind, kl, pace[f"pace_{timed}"] / alone, pace[f"pace_{timed}_16"] / many))
     return found + _drafted(results / _PACE / "stdlib-drafted.json")
 
 
-def _smollm2(results: Path, student: Path) -> list[Choice]:
+def _smollm2(results: Path, student: Path) -> list[ServingWay]:
     pace = _figures(results / _PACE / "smollm2-pace.json")
     manifest = read_manifest(list_checkpoints(student)[-1])
-    alone = Choice(
+    alone = ServingWay(
         "GRU, K = 8",
         "student",
         manifest.metrics["held_out_kd"],
         pace["pace_smollm2-student"] / pace["pace_smollm2"],
         pace["pace_smollm2-student_16"] / pace["pace_smollm2_16"],
     )
-    return [Choice("teacher", "teacher", 0.0, 1.0, 1.0), alone, *_drafted(results / _BENCH / "bench.json")]
+    return [ServingWay("teacher", "teacher", 0.0, 1.0, 1.0), alone, *_drafted(results / _BENCH / "bench.json")]
 
 
-def _drafted(path: Path) -> list[Choice]:
+def _drafted(path: Path) -> list[ServingWay]:
     ratios = {id_: one.ratio for id_, one in ResultsFile.read(path).by_id.items() if one.ratio is not None}
     ways: list[tuple[str, Kind, str]] = [
         ("drafts", "drafts", ""),
@@ -122,7 +122,7 @@ def _drafted(path: Path) -> list[Choice]:
         ("suffixes", "lookup", "_suffix"),
     ]
     return [
-        Choice(name, kind, 0.0, ratios[f"speed_1{suffix}"], ratios[f"speed_8{suffix}"])
+        ServingWay(name, kind, 0.0, ratios[f"speed_1{suffix}"], ratios[f"speed_8{suffix}"])
         for name, kind, suffix in ways
         if f"speed_1{suffix}" in ratios
     ]
@@ -132,7 +132,7 @@ def _figures(path: Path) -> dict[str, float]:
     return {id_: one.value for id_, one in ResultsFile.read(path).by_id.items() if one.value is not None}
 
 
-def _draw(axes: "Axes", ways: Sequence[Choice], title: str, *, is_one: bool) -> list[Label]:
+def _draw(axes: "Axes", ways: Sequence[ServingWay], title: str, *, is_one: bool) -> list[Label]:
     labels = []
     for way in ways:
         colour, marker = _LOOKS[way.kind]

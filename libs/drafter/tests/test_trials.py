@@ -2,7 +2,7 @@
 
 import pytest
 
-from latentforge.drafter.trials import DraftTrials, Pace
+from latentforge.drafter.trials import DraftTrials, StepPace
 
 
 def taken(trials: DraftTrials, steps: int, texts: int, pace_with: float, pace_alone: float) -> list[bool]:
@@ -38,7 +38,7 @@ def test_a_first_step_that_compiles_does_not_decide() -> None:
 
 
 def test_a_pace_is_of_the_last_steps() -> None:
-    pace = Pace()
+    pace = StepPace()
     assert pace.rate == 0.0
     for seconds in [1.0] * 200 + [0.5] * 64:
         pace.observe(2, seconds)

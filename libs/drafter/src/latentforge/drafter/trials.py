@@ -18,7 +18,7 @@ _PERIOD, _CLOSE_PERIOD, _TRIED = 256, 64, 4
 _CLOSE = 0.2
 
 
-class Pace:
+class StepPace:
     """Tokens a second over the last steps."""
 
     def __init__(self) -> None:
@@ -44,8 +44,8 @@ class Pace:
 class _Trial:
     """Of about so many texts."""
 
-    drafting: Pace = field(default_factory=Pace)
-    alone: Pace = field(default_factory=Pace)
+    drafting: StepPace = field(default_factory=StepPace)
+    alone: StepPace = field(default_factory=StepPace)
     steps: int = 0
     # Steps of the slower way that are left of this turn.
     left: int = 0
