@@ -18,9 +18,9 @@ class Difference:
         prompt: its number.
         position: of the token in what was written.
         plain, drafted: the token without drafts, and with; None where the text had ended.
-        top: the two likeliest tokens there by the teacher alone, with their log-probabilities; none before
+        top: the likeliest tokens there by the teacher alone, with their log-probabilities; none before
             :func:`judged`.
-        gap: nats between the two tokens, where both are those of ``top``.
+        gap: nats from the likeliest of all to the less likely of the two tokens, where ``top`` has both.
         kind: a tie where that is within rounding.
     """
 
@@ -56,13 +56,14 @@ def judged(difference: Difference, top: Sequence[Sequence[Any]], dtype: str) -> 
     """The same with what the teacher alone finds likeliest at that place.
 
     Args:
-        top: [token, log-probability] of the two likeliest.
+        top: [token, log-probability] of the likeliest; more than two, since three can be equal.
         dtype: that it computes in.
     """
     pairs = tuple((int(token), float(logprob)) for token, logprob in top)
     gap = None
     kind: Kind = "other"
-    if len(pairs) == 2 and {token for token, _ in pairs} == {difference.plain, difference.drafted}:
-        gap = abs(pairs[0][1] - pairs[1][1])
+    known = dict(pairs)
+    if difference.plain in known and difference.drafted in known:
+        gap = max(known.values()) - min(known[difference.plain], known[difference.drafted])
         kind = "tie" if gap <= TIE_NATS[dtype] else "other"
     return Difference(difference.prompt, difference.position, difference.plain, difference.drafted, pairs, gap, kind)

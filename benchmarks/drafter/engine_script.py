@@ -4,7 +4,7 @@ Usage: python engine_script.py JOB.json; the job has socket (a path that somebod
 vllm.LLM). Messages are lines of JSON. The first says {"version": ...}; then each request with prompts (lists of ids),
 params (arguments of vllm.SamplingParams), seeds (one for each prompt, or null), at_once (prompts that are continued
 together) and forget is answered with {"token_ids", "seconds", "passes", "top", "drafters"}: top has for each text the
-two likeliest first tokens and their log-probabilities, where params ask for logprobs; drafters are the checkpoints that
+likeliest first tokens and their log-probabilities, where params ask for logprobs; drafters are the checkpoints that
 drafted, in order.
 """
 
@@ -70,7 +70,7 @@ def _top(output: Any) -> list[Any]:
     if not output.logprobs:
         return []
     likeliest = sorted(output.logprobs[0].items(), key=lambda entry: -entry[1].logprob)
-    return [[token, entry.logprob] for token, entry in likeliest[:2]]
+    return [[token, entry.logprob] for token, entry in likeliest]
 
 
 if __name__ == "__main__":

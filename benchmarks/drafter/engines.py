@@ -28,6 +28,8 @@ _SETTLE_SECONDS = 1.3
 # Together they read 512 beginnings of texts soon.
 _MOST_AT_ONCE = 32
 _MAX_MODEL_LEN = 512
+# Tokens of which one may be as likely as the first, in a format of few bits.
+_LIKELIEST = 8
 _ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "VLLM_NO_USAGE_STATS": "1",
@@ -64,7 +66,7 @@ class WrittenTexts:
         token_ids: of each text.
         seconds: from the first prompt to the last token.
         passes: of the teacher.
-        top: of each text the two likeliest first tokens with their log-probabilities, where they were asked for.
+        top: of each text the likeliest first tokens with their log-probabilities, where they were asked for.
         drafters: the checkpoints that drafted, one after the other.
     """
 
@@ -133,7 +135,7 @@ class VllmEngine:
         assert self._connection is not None
         params: dict[str, Any] = {"temperature": temperature, "max_tokens": new_tokens}
         if with_top:
-            params["logprobs"] = 2
+            params["logprobs"] = _LIKELIEST
         asked = {
             "prompts": [list(ids) for ids in prompts],
             "params": params,

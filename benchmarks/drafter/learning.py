@@ -3,12 +3,12 @@
 Both checkpoints draft whole drafts for the same texts of the teacher, behind prompts that neither was trained on.
 """
 
-import json
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
+from itertools import islice
 from pathlib import Path
 from typing import Annotated
 
@@ -25,6 +25,7 @@ from benchmarks.progress import BenchProgress
 from latentforge.core.command_line import errors_reported
 from latentforge.core.results import Result, cpu_description
 from latentforge.text.errors import TextError
+from latentforge.text.text_source import read_documents
 from latentforge.text.tokenizer import TextTokenizer
 from tools.processes import ChildError, StoppedError, stop_on_signals
 
@@ -32,7 +33,7 @@ _LOGS = Path("runs") / "logs" / "bench-drafter-learning"
 _PLAN = DrafterPlan()
 _NOTES = (
     "learning: tokens per pass of the teacher, bonus included, greedy, whole drafts of 8, of the checkpoint that has",
-    "  learnt over the one before; low and high bound the groups of 8 prompts.",
+    "  learnt over the one before; low and high bound the groups of 8 prompts. mean_accepted_NAME is of a lookup.",
 )
 
 app = typer.Typer(add_completion=False)
@@ -42,16 +43,18 @@ app = typer.Typer(add_completion=False)
 def main(
     before: Annotated[Path, typer.Option(help="The run's folder of the student that has not learnt.")],
     after: Annotated[Path, typer.Option(help="That of the one that has.")],
-    prompts: Annotated[Path, typer.Option(help="JSONL with a text each, of what the second one learnt, held out.")],
+    prompts: Annotated[Path, typer.Option(help="JSONL of texts or chats, of what the second one learnt, held out.")],
     model: Annotated[Path, typer.Option(help="The teacher that vLLM serves.")] = Path("models/cache/smollm2"),
     num: Annotated[int, typer.Option(min=1, help="Prompts at most, the first ones.")] = 64,
-    prompt_tokens: Annotated[int, typer.Option(min=1, max=256, help="Tokens of a prompt at most.")] = 160,
+    prompt_tokens: Annotated[
+        int, typer.Option(min=1, max=256, help="Tokens of a text at most; chats are asked whole.")
+    ] = 160,
     new_tokens: Annotated[int, typer.Option(min=2, max=256, help="Tokens of a text.")] = _PLAN.new_tokens,
     results: Annotated[Path, typer.Option(help="Folder for bench_drafter_<time>.json.")] = Path("results"),
 ) -> None:
-    """Measures how many tokens a pass of the teacher gives with either student's drafts, in one domain.
+    """Measures what a pass of the teacher gives in one domain with either student's drafts, and with lookups.
 
-    Needs .venv-vllm and the teacher (make smollm2).
+    Needs .venv-vllm and the teacher (make smollm2); suffix lookup is measured where .venv-suffix is.
     """
     plan = replace(_PLAN, new_tokens=new_tokens)
     with errors_reported(ChildError, MissingError, OSError, TextError, TimeoutError, ValueError):
@@ -69,10 +72,16 @@ def _prompt_ids(path: Path, model: Path, num: int, most: int) -> list[list[int]]
     if not (model / "tokenizer.json").is_file():
         raise MissingError(f"{model} is missing; make smollm2 makes it, or give --model")
     tokenizer = TextTokenizer(model)
-    lines = path.read_text(encoding="utf-8").splitlines()[:num]
-    if not lines:
-        raise ValueError(f"--prompts {path} is empty")
-    return [tokenizer.encode(json.loads(line)["text"])[:most] for line in lines]
+    found = [
+        tokenizer.encode(document.text)[:most]
+        if document.text is not None
+        # A chat must be whole, or the teacher would not answer it.
+        else tokenizer.encode_chat(document.messages or [], to_answer=True)
+        for document in islice(read_documents(path), num)
+    ]
+    if not found:
+        raise ValueError(f"--prompts {path} has no text; give JSONL as trainer collect --data takes it")
+    return found
 
 
 def _run(
@@ -84,19 +93,25 @@ def _run(
     with ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-learning-")))
         (scratch / "empty").mkdir()
-        progress = stack.enter_context(BenchProgress(2 * len(groups)))
         sides = {"before": before, "after": after}
         ways = [methods.student(name, folder, plan, scratch / "empty", 0.0) for name, folder in sides.items()]
+        ways += methods.lookups(plan)
+        progress = stack.enter_context(BenchProgress(len(ways) * len(groups)))
         # One after the other, so that one engine's memory is enough.
         for way in ways:
-            with ExitStack() as alone:
+            with ExitStack() as running:
                 progress.begin(f"starting vLLM: {way.name}")
-                engine = VllmEngines(alone, model, dtype, plan, _LOGS, scratch).start(way)
+                engine = VllmEngines(running, model, dtype, plan, _LOGS, scratch).start(way)
                 written[way.name] = _written(engine, groups, plan, progress)
                 version = engine.version
     of = {name: _acceptance(texts, plan) for name, texts in written.items()}
-    same = sum(a.token_ids == b.token_ids for a, b in zip(*written.values(), strict=True))
-    found = [_ratio(written, plan)]
+    same = sum(len({str(one.token_ids) for one in group}) == 1 for group in zip(*written.values(), strict=True))
+    found = [learnt(written, plan)]
+    found += [
+        Result(id=f"mean_accepted_{name}", value=accepted.tokens_per_pass, unit="tokens/pass")
+        for name, accepted in of.items()
+        if name not in sides
+    ]
     said = [*_NOTES, f"in {same} of {len(groups)} groups all texts are the same"]
     DrafterBenchResults(
         name="bench_drafter",
@@ -136,8 +151,12 @@ def _acceptance(written: Sequence[WrittenTexts], plan: DrafterPlan) -> DraftAcce
     return acceptance(passes, [ids for one in written for ids in one.token_ids], plan.most_drafted)
 
 
-def _ratio(written: dict[str, list[WrittenTexts]], plan: DrafterPlan) -> Result:
-    """learning: over all texts, bounded by its least and greatest group."""
+def learnt(written: Mapping[str, list[WrittenTexts]], plan: DrafterPlan) -> Result:
+    """The result: over all texts, bounded by its least and greatest group.
+
+    Args:
+        written: ``before`` and ``after``, group by group behind the same prompts.
+    """
     ours, theirs = (_acceptance(written[name], plan).tokens_per_pass for name in ("after", "before"))
     pairs = zip(written["after"], written["before"], strict=True)
     each = [_acceptance([a], plan).tokens_per_pass / _acceptance([b], plan).tokens_per_pass for a, b in pairs]

@@ -17,7 +17,7 @@ from benchmarks.drafter import methods
 from benchmarks.drafter.engines import Method, VllmEngines
 from benchmarks.drafter.lossless_page import write_page
 from benchmarks.drafter.lossless_run import DemoText, LosslessRun
-from benchmarks.drafter.lossless_table import LosslessResults, as_results, coloured, is_wrong, summary
+from benchmarks.drafter.lossless_table import LosslessResults, as_results, coloured, differences_of, is_wrong, summary
 from benchmarks.drafter.plan import DrafterPlan
 from benchmarks.drafter.prompts import prompt_ids, prompts
 from benchmarks.drafter.republishing import republished
@@ -28,7 +28,6 @@ from latentforge.core.manifest import CheckpointError
 from latentforge.core.results import cpu_description
 from latentforge.text.errors import TextError
 from latentforge.text.tokenizer import TextTokenizer
-from tools import suffix_env
 from tools.processes import ChildError, StoppedError, stop_on_signals
 
 _LOGS = Path("runs") / "logs" / "demo-lossless"
@@ -83,7 +82,7 @@ def _run(checkpoint: Path, model: Path, per_domain: int, new_tokens: int, page: 
         first = republished(checkpoint, root, scratch / "made")
         engines = VllmEngines(stack, model, dtype, _PLAN, _LOGS, scratch)
         running = {}
-        for method in [methods.ALONE, _student(root, scratch), *_others()]:
+        for method in [methods.ALONE, _student(root, scratch), *methods.lookups(_PLAN)]:
             console.print(f"starting vLLM: {method.name}")
             running[method.name] = engines.start(method)
         demo = LosslessRun(running, prompt_ids(asked, model), new_tokens, dtype)
@@ -105,6 +104,7 @@ def _run(checkpoint: Path, model: Path, per_domain: int, new_tokens: int, page: 
         checkpoint=str(checkpoint),
         dtype=dtype,
         texts=len(texts),
+        parted=differences_of(texts, swap),
         machine=before,
         seconds=round(time.monotonic() - started, 1),
     ).write(results)
@@ -116,13 +116,6 @@ def _run(checkpoint: Path, model: Path, per_domain: int, new_tokens: int, page: 
 def _student(root: Path, scratch: Path) -> Method:
     method = methods.student(_STUDENT, root, _PLAN, scratch / "empty")
     return Method(method.name, method.speculative, {**method.env, "LATENTFORGE_POLL_SECONDS": _POLL_SECONDS})
-
-
-def _others() -> list[Method]:
-    found = [methods.ngram(_PLAN)]
-    if suffix_env.is_ready():
-        found.append(methods.suffix(suffix_env.FOLDER))
-    return found
 
 
 if __name__ == "__main__":

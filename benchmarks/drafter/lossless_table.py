@@ -2,6 +2,7 @@
 
 import statistics
 from collections.abc import Sequence
+from dataclasses import asdict, replace
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -25,6 +26,7 @@ class LosslessResults(ResultsFile):
         teacher, checkpoint: of teacher and student.
         dtype: that the teacher computed in.
         texts: how many.
+        parted: by the method, where its texts part from the teacher's, and what the teacher finds likeliest there.
         machine: the load before, and versions.
         seconds: that it took.
     """
@@ -33,6 +35,7 @@ class LosslessResults(ResultsFile):
     checkpoint: str
     dtype: str
     texts: int
+    parted: dict[str, list[dict[str, Any]]]
     machine: dict[str, Any]
     seconds: float
 
@@ -100,6 +103,18 @@ def as_results(texts: Sequence[DemoText], swap: TakenSwap, names: Sequence[str])
     return (*found, Result(id="swap", value=int(is_wrong(swap.parted)), unit=unit))
 
 
+def differences_of(texts: Sequence[DemoText], swap: TakenSwap) -> dict[str, list[dict[str, Any]]]:
+    """By the method, where its texts part; ``prompt`` is the text's number, of the swap's that within its batch."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for number, text in enumerate(texts):
+        for name, parted in text.parted.items():
+            if parted is not None:
+                found.setdefault(name, []).append(asdict(replace(parted, prompt=number)))
+    if swap.parted is not None:
+        found["swap"] = [asdict(swap.parted)]
+    return found
+
+
 def is_wrong(parted: Difference | None) -> bool:
     """Whether a text is not the teacher's own, ties apart."""
     return parted is not None and parted.kind != "tie"
@@ -121,4 +136,6 @@ def _same(text: DemoText, name: str) -> str:
     parted = text.parted[name]
     if parted is None:
         return "the same"
-    return f"parts at token {parted.position}" + (" at a tie" if parted.kind == "tie" else "")
+    tie = "a tie" if parted.kind == "tie" else "no tie"
+    gap = "not both the likeliest" if parted.gap is None else f"{parted.gap:.3f} nats apart"
+    return f"parts at token {parted.position}, {tie}, {parted.drafted} for {parted.plain}, {gap}"

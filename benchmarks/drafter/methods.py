@@ -6,6 +6,7 @@ from pathlib import Path
 from benchmarks.drafter.engines import Method
 from benchmarks.drafter.plan import DrafterPlan
 from latentforge.core.manifest import MANIFEST
+from tools import suffix_env
 
 ALONE = Method("alone")
 # Texts that are drafted for at once by a student: as many as an engine runs.
@@ -29,6 +30,11 @@ def suffix(folder: Path) -> Method:
         folder: where that package is installed.
     """
     return Method("suffix", {"method": "suffix"}, paths=(folder,))
+
+
+def lookups(plan: DrafterPlan) -> list[Method]:
+    """The ways that need no model: ngram, and suffix where its package is installed."""
+    return [ngram(plan), *([suffix(suffix_env.FOLDER)] if suffix_env.is_ready() else [])]
 
 
 def student(name: str, folder: Path, plan: DrafterPlan, empty: Path, least_confidence: float | None = None) -> Method:

@@ -30,7 +30,7 @@ All engines are vLLM's CPU build with the same teacher, in one run on one machin
 identical, mean_accepted, speed_8: every prompt once, those of a domain 8 at a time, greedy, to the teacher's end of the
   text or the plan's new_tokens. low and high bound the three domains.
 identical counts texts that part from vLLM's alone where the teacher is not of two minds. A tie is a place where both
-  tokens are its two likeliest, no further apart than its format rounds ({_TIES}),
+  tokens are as likely as its likeliest, as far as its format rounds ({_TIES}),
   when it reads that beginning by itself; identical_ties counts those. identical_1 is the same for one request at a
   time. Texts of vLLM alone part so too, one request at a time from eight at once: identical_control counts them.
 mean_accepted: tokens of the texts over passes behind their prompts, bonus token included; the mean of three domains.

@@ -123,7 +123,7 @@ def test_the_first_difference_may_be_an_end() -> None:
     assert [(one.prompt, one.position, one.plain, one.drafted) for one in found] == [(1, 2, 6, None)]
 
 
-def test_a_tie_is_between_the_two_likeliest_and_within_rounding() -> None:
+def test_a_tie_is_between_the_likeliest_and_within_rounding() -> None:
     (one,) = differences([[7, 8]], [[7, 9]])
     tie = judged(one, [[8, -1.0], [9, -1.1]], "bfloat16")
     assert tie.kind == "tie"
@@ -132,6 +132,9 @@ def test_a_tie_is_between_the_two_likeliest_and_within_rounding() -> None:
     assert judged(one, [[8, -1.0], [9, -1.1]], "float32").kind == "other"
     assert judged(one, [[8, -1.0], [3, -1.1]], "bfloat16").kind == "other"
     assert judged(one, [[8, -1.0], [9, -2.0]], "bfloat16").kind == "other"
+    # Three are equal, and two that are so far below another are none of its choices.
+    assert judged(one, [[3, -1.0], [8, -1.0], [9, -1.1]], "bfloat16").kind == "tie"
+    assert judged(one, [[3, -0.5], [8, -1.0], [9, -1.1]], "bfloat16").kind == "other"
     found = results.identical("", [tie, judged(one, [[8, -1.0], [9, -2.0]], "bfloat16")], 192)
     assert [(result.id, result.value) for result in found.results] == [("identical", 1), ("identical_ties", 1)]
 

@@ -4,7 +4,7 @@ import pytest
 
 from benchmarks.drafter.cpp_prompts import cpp_pieces
 from benchmarks.drafter.engines import WrittenTexts
-from benchmarks.drafter.learning import _ratio
+from benchmarks.drafter.learning import learnt
 from benchmarks.drafter.passes import Pass
 from benchmarks.drafter.plan import DrafterPlan
 
@@ -17,7 +17,7 @@ def _group(*given: int) -> WrittenTexts:
 
 def test_learning_is_what_a_pass_gives_after_over_before() -> None:
     written = {"before": [_group(1, 1), _group(2, 2)], "after": [_group(2), _group(4)]}
-    found = _ratio(written, DrafterPlan())
+    found = learnt(written, DrafterPlan())
     assert found.baseline_value == pytest.approx(6 / 4)
     assert found.value == pytest.approx(6 / 2)
     assert found.ratio == pytest.approx(2)

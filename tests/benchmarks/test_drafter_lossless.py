@@ -4,7 +4,7 @@ from benchmarks.drafter.differences import Difference
 from benchmarks.drafter.engines import WrittenTexts
 from benchmarks.drafter.lossless_page import write_page
 from benchmarks.drafter.lossless_run import DemoText, TakenSwap
-from benchmarks.drafter.lossless_table import as_results
+from benchmarks.drafter.lossless_table import as_results, differences_of
 from benchmarks.drafter.passes import Pass
 from benchmarks.drafter.prompts import DrafterPrompt
 from latentforge.text.tokenizer import TextTokenizer
@@ -35,6 +35,14 @@ def test_results_say_how_much_sooner_and_whether_the_texts_are_the_same() -> Non
     assert found["swap"].value == 0
     [*_, swap] = as_results(texts, TakenSwap("a", "b", other), ["alone", "student"])
     assert swap.value == 1
+
+
+def test_where_texts_part_is_kept_with_the_text_and_the_gap() -> None:
+    tie = Difference(0, 3, 7, 8, ((8, -1.0), (7, -1.1)), 0.1, "tie")
+    kept = differences_of([text(), text(tie)], TakenSwap("a", "b", None))
+    assert [(one["prompt"], one["position"], one["gap"]) for one in kept["student"]] == [(1, 3, 0.1)]
+    assert "swap" not in kept
+    assert differences_of([], TakenSwap("a", "b", tie))["swap"][0]["drafted"] == 8
 
 
 def test_the_page_shows_whose_each_token_is(tmp_path: Path) -> None:
