@@ -251,6 +251,9 @@ def test_steps_are_measured_by_whether_they_had_drafts(make_student: MakeStudent
         seen.append((num_texts, num_tokens, seconds, drafted))
 
     drafter.steps.trials.observe = noted  # type: ignore[method-assign]
+    # The first four drafts of all are not measured.
+    for _ in range(4):
+        drafter.draft([prompt_of(3)])
     ids = list(prompt_of(5))
     for paying, seconds, new in ((True, 1.0, 2), (False, 2.0, 1), (False, 3.0, 1), (True, 4.0, 3), (True, 5.0, 2)):
         pays = paying

@@ -4,15 +4,21 @@ from latentforge.drafter.steps import GoneOn, StepClock
 
 
 class Steps:
-    """Steps of one text, with the seconds that each takes."""
+    """Steps of one text, with the seconds that each takes.
 
-    def __init__(self) -> None:
+    Args:
+        is_warm: the first drafts lie behind them.
+    """
+
+    def __init__(self, *, is_warm: bool = True) -> None:
         self.now = 0.0
         self.clock = StepClock(lambda: self.now)
         self.drafts: list[tuple[int, float]] = []
         self.passes: list[tuple[int, float]] = []
         self.clock.speed.drafts.observe = lambda *said: self.drafts.append(said)  # type: ignore[method-assign]
         self.clock.speed.passes.observe = lambda *said: self.passes.append(said)  # type: ignore[method-assign]
+        for _ in range(4 * is_warm):
+            self.step(None, 1, drafting=0.0, passing=0.0)
 
     def step(self, gone_on: GoneOn | None, drafted: int, drafting: float, passing: float, pays: bool = True) -> None:
         """One: what lies behind it, the tokens it drafts, and how long that and the pass behind it take."""
@@ -54,3 +60,19 @@ def test_no_threshold_is_named_where_there_are_to_be_no_drafts() -> None:
     steps.clock.trials.rate = lambda num_texts: 50.0  # type: ignore[method-assign]
     steps.clock.speed.least = lambda rate: rate / 100  # type: ignore[method-assign]
     assert steps.clock.choose(1) == 0.5
+
+
+def test_the_first_drafts_are_not_timed_and_their_steps_are_nobodys() -> None:
+    steps = Steps(is_warm=False)
+    paces: list[float] = []
+
+    def noted(num_texts: int, num_tokens: int, seconds: float, *, drafted: bool) -> None:
+        paces.append(seconds)
+
+    steps.clock.trials.observe = noted  # type: ignore[method-assign]
+    for number in range(6):
+        steps.step(GoneOn(1, 1, 1) if number else None, 1, drafting=9.0 - number, passing=1.0)
+    assert steps.drafts == [(1, 5.0), (1, 4.0)]
+    # The last one's pass is not over.
+    assert paces == [6.0]
+    assert len(steps.passes) == 5

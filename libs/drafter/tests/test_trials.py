@@ -24,9 +24,19 @@ def test_both_ways_are_tried_and_the_faster_one_is_taken() -> None:
     assert 624 - sum(faster[16:]) == 2 * 4
 
 
-def test_where_the_two_are_hardly_apart_the_slower_one_is_tried_more_often() -> None:
-    near = taken(DraftTrials(), 640, 1, pace_with=110, pace_alone=100)
-    assert 624 - sum(near[16:]) == 9 * 4
+def test_where_it_may_be_chance_the_slower_one_is_tried_more_often_until_enough_is_known() -> None:
+    near = taken(DraftTrials(), 4000, 1, pace_with=110, pace_alone=100)
+    # After 8 steps of each a tenth may be chance: every 16 steps four, until 64 are known.
+    assert 224 - sum(near[16:240]) == 13 * 4 + 1
+    assert 640 - sum(near[3360:]) == 640 // 64 * 4
+    # Of sixteen texts at once it is none.
+    assert sum(not one for one in taken(DraftTrials(), 640, 16, pace_with=140, pace_alone=100)[16:]) == 2 * 4
+
+
+def test_a_bad_beginning_is_made_up_for_soon() -> None:
+    trials = DraftTrials()
+    taken(trials, 16, 1, pace_with=90, pace_alone=100)
+    assert sum(taken(trials, 100, 1, pace_with=160, pace_alone=100)) >= 60
 
 
 def test_a_first_step_that_compiles_does_not_decide() -> None:

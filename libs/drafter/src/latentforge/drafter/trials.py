@@ -5,6 +5,7 @@ token all the same, and beside many texts that alone can take longer than what i
 measured both ways, and now and then the way that is slower is tried again.
 """
 
+import math
 import statistics
 from collections import deque
 from dataclasses import dataclass, field
@@ -13,9 +14,10 @@ from dataclasses import dataclass, field
 _REMEMBERED, _FIRST = 64, 8
 # What took longer than so many times the usual counts as that: a first step compiles, a machine has other work.
 _OUTLIER = 3.0
-# Of so many steps, this many are of the slower way; more often where the two are hardly apart, which costs little.
-_PERIOD, _CLOSE_PERIOD, _TRIED = 256, 64, 4
-_CLOSE = 0.2
+# Of so many steps, this many are of the slower way: seldom where that is sure, often where it may be chance.
+_SURE, _OPEN, _CLOSE, _TRIED = 256, 16, 64, 4
+# What a step gives with drafts is one token or up to nine: twice its deviation for one text, over the mean.
+_SPREAD = 1.5
 
 
 class StepPace:
@@ -42,12 +44,19 @@ class StepPace:
 
 @dataclass
 class _Trial:
-    """Of about so many texts."""
+    """Of about so many texts.
 
+    Attributes:
+        texts: the fewest of them.
+        drafting, alone: what both ways gave.
+        steps: since both were known.
+        left: steps of the slower way that are left of its turn.
+    """
+
+    texts: int
     drafting: StepPace = field(default_factory=StepPace)
     alone: StepPace = field(default_factory=StepPace)
     steps: int = 0
-    # Steps of the slower way that are left of this turn.
     left: int = 0
 
     def next(self) -> bool:
@@ -58,11 +67,18 @@ class _Trial:
             return True
         gain = self.drafting.rate / self.alone.rate - 1
         self.steps += 1
-        if self.steps % (_CLOSE_PERIOD if abs(gain) < _CLOSE else _PERIOD) == 0:
+        if self.steps % self._period(gain) == 0:
             self.left = _TRIED
         is_turn = self.left > 0
         self.left = max(0, self.left - 1)
         return (gain >= 0) != is_turn
+
+    def _period(self, gain: float) -> int:
+        if abs(gain) >= _SPREAD / math.sqrt(len(self.drafting) * self.texts):
+            return _SURE
+        # As much as is remembered cannot tell them apart: then they hardly are.
+        slower = self.alone if gain >= 0 else self.drafting
+        return _OPEN if len(slower) < _REMEMBERED else _CLOSE
 
 
 class DraftTrials:
@@ -87,4 +103,5 @@ class DraftTrials:
 
     def _of(self, num_texts: int) -> _Trial:
         # 1; 2 and 3; 4 to 7; and so on.
-        return self._trials.setdefault(num_texts.bit_length(), _Trial())
+        bits = num_texts.bit_length()
+        return self._trials.setdefault(bits, _Trial(max(1, 1 << bits >> 1)))
