@@ -43,7 +43,10 @@ def main(
     only: Annotated[
         str | None, typer.Option(help=f"Ids of what is measured, separated by commas: {', '.join(IDS)}.")
     ] = None,
-    baselines: Annotated[str, typer.Option(help="Ways to draft beside: ngram, suffix, both or none.")] = "ngram,suffix",
+    baselines: Annotated[
+        str,
+        typer.Option(help="Ways to draft beside: ngram, suffix, no_lookups (the first student asked always), or none."),
+    ] = ",".join(methods.BASELINES),
     per_domain: Annotated[int, typer.Option(min=1, max=64, help="Prompts of each domain.")] = _DEFAULT.per_domain,
     single_per_domain: Annotated[
         int, typer.Option(min=1, max=64, help="Those that are asked again one at a time, for speed_1.")
@@ -94,7 +97,7 @@ def _students(given: Sequence[str]) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for one in given:
         name, _, folder = one.partition("=")
-        if not name.isidentifier() or not folder or name in {*found, "alone", "ngram", "suffix", "fixed"}:
+        if not name.isidentifier() or not folder or name in {*found, *methods.BASELINES, "alone", "fixed"}:
             wanted = "NAME=FOLDER with a name of its own, such as student=checkpoints/run"
             fail(f"--checkpoint {one!r} is not {wanted}", code=WRONG_USAGE)
         found[name] = Path(folder)
@@ -103,8 +106,8 @@ def _students(given: Sequence[str]) -> dict[str, Path]:
 
 def _baselines(given: str) -> list[str]:
     asked = [name.strip() for name in given.split(",") if name.strip() and name.strip() != "none"]
-    if unknown := [name for name in asked if name not in ("ngram", "suffix")]:
-        fail(f"--baselines names {unknown[0]!r}; there are ngram and suffix", code=WRONG_USAGE)
+    if unknown := [name for name in asked if name not in methods.BASELINES]:
+        fail(f"--baselines names {unknown[0]!r}; there are {', '.join(methods.BASELINES)}", code=WRONG_USAGE)
     return asked
 
 
@@ -124,9 +127,13 @@ def _run(
     notes: list[str] = []
     with ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-drafter-")))
-        (scratch / "empty").mkdir()
-        ways = [methods.student(name, folder, plan, scratch / "empty", least) for name, folder in students.items()]
-        ways += _others(others, plan, notes)
+        empty = scratch / "empty"
+        empty.mkdir()
+        ways = [methods.student(name, folder, plan, empty, least) for name, folder in students.items()]
+        if methods.NO_LOOKUPS in others and students:
+            first = next(iter(students.values()))
+            ways.append(methods.student(methods.NO_LOOKUPS, first, plan, empty, least, looks_up=False))
+        ways += _lookups(others, plan, notes)
         progress = stack.enter_context(BenchProgress(num_figures(plan, len(ways), len(students), wanted)))
         apart = Apart(plan, ids, model, dtype, _LOGS, scratch, progress)
         passes_ms = apart.passes_ms() if needs_passes(wanted) else {}
@@ -143,15 +150,10 @@ def _run(
     _report(plan, found, notes, before, results, started, setting)
 
 
-def _others(names: Sequence[str], plan: DrafterPlan, notes: list[str]) -> list[Method]:
-    found = []
-    for name in names:
-        if name == "ngram":
-            found.append(methods.ngram(plan))
-        elif suffix_env.is_ready():
-            found.append(methods.suffix(suffix_env.FOLDER))
-        else:
-            notes.append(f"suffix: not measured, {suffix_env.FOLDER.name} is missing; run python -m tools.suffix_env")
+def _lookups(names: Sequence[str], plan: DrafterPlan, notes: list[str]) -> list[Method]:
+    found = [way for way in methods.lookups(plan) if way.name in names]
+    if "suffix" in names and not suffix_env.is_ready():
+        notes.append(f"suffix: not measured, {suffix_env.FOLDER.name} is missing; run python -m tools.suffix_env")
     return found
 
 

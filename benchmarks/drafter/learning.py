@@ -92,9 +92,11 @@ def _run(
     written: dict[str, list[WrittenTexts]] = {}
     with ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-learning-")))
-        (scratch / "empty").mkdir()
         sides = {"before": before, "after": after}
-        ways = [methods.student(name, folder, plan, scratch / "empty", 0.0) for name, folder in sides.items()]
+        empty = scratch / "empty"
+        empty.mkdir()
+        # Of lookups both sides would have as much.
+        ways = [methods.student(name, folder, plan, empty, 0.0, looks_up=False) for name, folder in sides.items()]
         ways += methods.lookups(plan)
         progress = stack.enter_context(BenchProgress(len(ways) * len(groups)))
         # One after the other, so that one engine's memory is enough.

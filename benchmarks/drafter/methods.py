@@ -9,6 +9,9 @@ from latentforge.core.manifest import MANIFEST
 from tools import suffix_env
 
 ALONE = Method("alone")
+# The first student, without what it is helped with.
+NO_LOOKUPS = "no_lookups"
+BASELINES = ("ngram", "suffix", NO_LOOKUPS)
 # Texts that are drafted for at once by a student: as many as an engine runs.
 _SLOTS = "32"
 
@@ -37,13 +40,22 @@ def lookups(plan: DrafterPlan) -> list[Method]:
     return [ngram(plan), *([suffix(suffix_env.FOLDER)] if suffix_env.is_ready() else [])]
 
 
-def student(name: str, folder: Path, plan: DrafterPlan, empty: Path, least_confidence: float | None = None) -> Method:
+def student(
+    name: str,
+    folder: Path,
+    plan: DrafterPlan,
+    empty: Path,
+    least_confidence: float | None = None,
+    *,
+    looks_up: bool = True,
+) -> Method:
     """The student of a checkpoint.
 
     Args:
         folder: of a checkpoint, of a run, or of runs.
         empty: a folder without checkpoints.
         least_confidence: where drafts end; 0 always drafts ``most_drafted`` tokens, None as many as pay.
+        looks_up: where a text repeats itself, what came the last time is drafted instead.
 
     Raises:
         ValueError: it holds none.
@@ -58,6 +70,7 @@ def student(name: str, folder: Path, plan: DrafterPlan, empty: Path, least_confi
         raise ValueError(f"--checkpoint {name}: {folder} holds no checkpoint, no step-*/{MANIFEST}")
     if least_confidence is not None:
         env["LATENTFORGE_LEAST_CONFIDENCE"] = str(least_confidence)
+    env["LATENTFORGE_LOOKUPS"] = str(looks_up).lower()
     return _custom(name, plan, "latentforge.vllm.StudentDrafter", {**env, "LATENTFORGE_DRAFTER_SLOTS": _SLOTS})
 
 

@@ -16,7 +16,7 @@ from tests.serial_decoding import SerialDecoding
 
 MakeStudent = Callable[[str], LatentModel]
 V, K = 64, 4
-ALWAYS = DraftRule(max_tokens=6, least_confidence=0.0)
+ALWAYS = DraftRule(max_tokens=6, least_confidence=0.0, looks_up=False)
 
 
 def prompt_of(length: int, seed: int = 0) -> list[int]:
@@ -151,7 +151,9 @@ def test_ids_that_the_student_has_not_get_no_draft(make_student: MakeStudent) ->
 def test_a_long_prompt_is_read_over_several_calls(make_student: MakeStudent, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(slot_decoding, "PIECE_CHUNKS", 2)
     model = make_student("recurrent")
-    drafter = Drafter(batch_decoding(model, 3), DraftRule(max_tokens=6, least_confidence=0.0, read_tokens=8))
+    drafter = Drafter(
+        batch_decoding(model, 3), DraftRule(max_tokens=6, least_confidence=0.0, looks_up=False, read_tokens=8)
+    )
     long, short = prompt_of(30, 1), prompt_of(3, 2)
     found = []
     for _ in range(9):
@@ -167,11 +169,11 @@ def test_a_draft_ends_by_the_rule_and_by_the_call(make_student: MakeStudent) -> 
     model = make_student("recurrent")
     ids = prompt_of(9)
     whole = drafted_from_the_whole(model, ids, 9)
-    drafter = Drafter(batch_decoding(model, 2), DraftRule(max_tokens=3, least_confidence=0.0))
+    drafter = Drafter(batch_decoding(model, 2), DraftRule(max_tokens=3, least_confidence=0.0, looks_up=False))
     assert drafter.draft([ids, ids], [8, 2]) == [whole[:3], whole[:2]]
     assert drafter.draft([ids, ids], [0, 1]) == [[], whole[:1]]
     for least in (0.02, 0.1, 0.5, 1.0):
-        sure = Drafter(batch_decoding(model, 1), DraftRule(max_tokens=6, least_confidence=least))
+        sure = Drafter(batch_decoding(model, 1), DraftRule(max_tokens=6, least_confidence=least, looks_up=False))
         assert sure.draft([ids]) == [drafted_from_the_whole(model, ids, 9, least=least)]
 
 
@@ -216,11 +218,13 @@ def test_a_drafter_that_is_closed_leaves_its_slots_to_the_next(make_student: Mak
     assert Drafter(decoding, ALWAYS).draft(texts) == drafts
 
 
-def test_where_drafting_does_not_pay_nothing_is_read_and_later_everything_is(make_student: MakeStudent) -> None:
+def test_where_to_ask_the_student_does_not_pay_nothing_is_read_and_later_everything_is(
+    make_student: MakeStudent,
+) -> None:
     model = make_student("recurrent")
-    drafter = Drafter(batch_decoding(model, 2), DraftRule(max_tokens=6))
+    drafter = Drafter(batch_decoding(model, 2), DraftRule(max_tokens=6, looks_up=False))
     # What a token costs is not what is tried here.
-    drafter.steps.speed.least = lambda rate: 0.0  # type: ignore[method-assign]
+    drafter.steps.speed.least = lambda rate, looked_up: 0.0  # type: ignore[method-assign,misc]
     first, second = list(prompt_of(9, 1)), list(prompt_of(5, 2))
     pays = True
     drafter.steps.trials.pays = lambda num_texts: pays  # type: ignore[method-assign]
@@ -230,7 +234,7 @@ def test_where_drafting_does_not_pay_nothing_is_read_and_later_everything_is(mak
     for _ in range(5):
         first, second = [*first, 3, 4], [*second, 5, 6, 7]
         assert drafter.draft([first, second]) == [[], []]
-        assert not drafter.is_drafting
+        assert drafter.by_student == [False, False]
     assert drafter.counts.tokens_read == read
     pays = True
     first, second = [*first, 8], [*second, 9]
@@ -241,14 +245,16 @@ def test_where_drafting_does_not_pay_nothing_is_read_and_later_everything_is(mak
     assert drafter.counts.opened == 2
 
 
-def test_steps_are_measured_by_whether_they_had_drafts(make_student: MakeStudent) -> None:
+def test_steps_are_measured_by_whether_the_student_was_to_draft(make_student: MakeStudent) -> None:
     now, pays = 0.0, True
-    drafter = Drafter(batch_decoding(make_student("recurrent"), 3), DraftRule(max_tokens=4), lambda: now)
+    drafter = Drafter(
+        batch_decoding(make_student("recurrent"), 3), DraftRule(max_tokens=4, looks_up=False), lambda: now
+    )
     drafter.steps.trials.pays = lambda num_texts: pays  # type: ignore[method-assign]
     seen: list[tuple[int, int, float, bool]] = []
 
-    def noted(num_texts: int, num_tokens: int, seconds: float, *, drafted: bool) -> None:
-        seen.append((num_texts, num_tokens, seconds, drafted))
+    def noted(num_texts: int, num_tokens: int, seconds: float, *, asked: bool) -> None:
+        seen.append((num_texts, num_tokens, seconds, asked))
 
     drafter.steps.trials.observe = noted  # type: ignore[method-assign]
     # The first four drafts of all are not measured.

@@ -27,21 +27,21 @@ def test_what_a_token_more_costs_is_found_apart_from_what_each_step_does() -> No
 def test_a_token_pays_where_it_is_worth_the_time_and_the_drafts_fixed_cost_does_not_count() -> None:
     # In a token's 3 ms an engine of 60 tokens a second writes 0.18 others.
     for fixed in (0.0, 0.004, 0.02):
-        assert measured(0.03, 0.002, fixed, 0.001).least(60) == pytest.approx(0.18, rel=0.2)
+        assert measured(0.03, 0.002, fixed, 0.001).least(60, looked_up=False) == pytest.approx(0.18, rel=0.2)
 
 
 def test_the_more_an_engine_writes_the_less_pays() -> None:
     speed = measured(0.03, 0.002, 0.004, 0.001)
-    assert speed.least(240) == pytest.approx(4 * speed.least(60))
+    assert speed.least(240, looked_up=False) == pytest.approx(4 * speed.least(60, looked_up=False))
 
 
 def test_before_a_pass_is_measured_all_is_drafted_and_before_a_draft_is_by_the_passes_alone() -> None:
     speed = DraftSpeed()
     speed.drafts.observe(5, 0.01)
-    assert speed.least(100) == 0.0
+    assert speed.least(100, looked_up=False) == 0.0
     speed = DraftSpeed()
     speed.passes.observe(1, 0.03)
-    assert speed.least(100) == pytest.approx(0.05 * 0.03 * 100)
+    assert speed.least(100, looked_up=False) == pytest.approx(0.05 * 0.03 * 100)
 
 
 def test_one_length_leaves_the_guess() -> None:
@@ -68,5 +68,10 @@ def test_a_slow_beginning_is_forgotten() -> None:
 
 
 def test_what_costs_nothing_is_drafted_at_small_chances_and_what_costs_all_hardly_ever() -> None:
-    assert measured(0.03, 0.0, 0.0, 1e-7).least(60) == 0.02
-    assert measured(0.0001, 0.05, 0.0, 0.01).least(60) == 0.95
+    assert measured(0.03, 0.0, 0.0, 1e-7).least(60, looked_up=False) == 0.02
+    assert measured(0.0001, 0.05, 0.0, 0.01).least(60, looked_up=False) == 0.95
+
+
+def test_what_is_looked_up_costs_the_pass_alone() -> None:
+    speed = measured(0.03, 0.002, 0.004, 0.001)
+    assert speed.least(60, looked_up=True) == pytest.approx(0.12, rel=0.2)

@@ -10,7 +10,7 @@ def taken(trials: DraftTrials, steps: int, texts: int, pace_with: float, pace_al
     chosen = []
     for _ in range(steps):
         chosen.append(trials.pays(texts))
-        trials.observe(texts, 2, 2 / (pace_with if chosen[-1] else pace_alone), drafted=chosen[-1])
+        trials.observe(texts, 2, 2 / (pace_with if chosen[-1] else pace_alone), asked=chosen[-1])
     return chosen
 
 
@@ -42,8 +42,8 @@ def test_a_bad_beginning_is_made_up_for_soon() -> None:
 def test_a_first_step_that_compiles_does_not_decide() -> None:
     trials = DraftTrials()
     for _ in range(8):
-        trials.observe(1, 2, 0.02, drafted=False)
-    trials.observe(1, 2, 30.0, drafted=True)
+        trials.observe(1, 2, 0.02, asked=False)
+    trials.observe(1, 2, 30.0, asked=True)
     assert sum(taken(trials, 200, 1, pace_with=140, pace_alone=100)) >= 150
 
 

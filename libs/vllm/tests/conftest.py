@@ -88,6 +88,8 @@ def make_drafter(checkpoints: Path, teacher_folder: Path) -> Iterator[MakeDrafte
             "latentforge_poll_seconds": 0.02,
             # Else drafts are as long as this machine's speed makes them.
             "latentforge_least_confidence": 0.0,
+            # Teachers here write one token for ever, and what is tried is mostly the student.
+            "latentforge_lookups": False,
             **settings,
         }
         config = engine_config(teacher_folder, **(changes or {}))

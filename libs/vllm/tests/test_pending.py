@@ -24,23 +24,23 @@ def test_taken_are_the_tokens_that_the_text_goes_on_with_but_for_its_last(
     draft: list[int], new: list[int], accepted: int
 ) -> None:
     pending = PendingDrafts()
-    pending.replace("v", [ids(1, 2)], [draft])
+    pending.replace(["v"], [ids(1, 2)], [draft])
     assert pending.verify(ids(1, 2, *new), len(new)) == Verified("v", len(draft), accepted, 1)
 
 
 def test_a_text_that_was_not_drafted_for_is_not_known() -> None:
     pending = PendingDrafts()
-    pending.replace("v", [ids(1, 2)], [[7]])
+    pending.replace(["v"], [ids(1, 2)], [[7]])
     assert pending.verify(ids(1, 3, 7, 7), 2) is None
     assert pending.verify(ids(2, 7, 7), 2) is None
     assert pending.verify(ids(5), 1) is None
     # What was pending is forgotten with the next step.
-    pending.replace("v", [], [])
+    pending.replace([], [], [])
     assert pending.verify(ids(1, 2, 7, 7), 2) is None
 
 
 def test_ids_are_compared_and_not_what_they_lie_in() -> None:
     pending = PendingDrafts()
     strided = np.array([[1, 2], [3, 4]], dtype=np.int32).T[0]
-    pending.replace("v", [strided], [[7]])
+    pending.replace(["v"], [strided], [[7]])
     assert pending.verify(ids(1, 3, 7, 8), 2) == Verified("v", 1, 1, 1)

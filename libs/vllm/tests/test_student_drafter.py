@@ -47,13 +47,13 @@ def test_drafts_are_what_the_student_would_write(publish: Publish, make_drafter:
     engine.step()
     decoding = load_snapshot(place, torch.device("cpu")).decoding
     for name, text in texts.items():
-        alone = Drafter(decoding, DraftRule(NUM_DRAFT_TOKENS, 0.0)).draft([[*text, 9]])
+        alone = Drafter(decoding, DraftRule(NUM_DRAFT_TOKENS, 0.0, looks_up=False)).draft([[*text, 9]])
         assert engine.drafts[name] == alone[0]
     assert any(engine.drafts.values())
     assert drafter.checkpoint == "demo/step-00000001"
 
 
-def test_a_step_in_which_drafting_does_not_pay_says_nothing_of_a_version(
+def test_a_step_in_which_to_ask_the_student_does_not_pay_says_nothing_of_a_version(
     publish: Publish, make_drafter: MakeDrafter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pays = True
@@ -61,7 +61,9 @@ def test_a_step_in_which_drafting_does_not_pay_says_nothing_of_a_version(
     publish(1, shape=always(GOOD))
     drafter = make_drafter(latentforge_least_confidence=None)
     judged: list[int] = []
-    monkeypatch.setattr(drafter._versions, "count", lambda verified: judged.append(verified.num_accepted))
+    monkeypatch.setattr(
+        drafter._versions, "count", lambda verified: judged.append(verified.num_accepted) if verified.version else None
+    )
     engine = FakeEngine(drafter, writes(GOOD))
     engine.add("a", [5, 6, 7])
     for _ in range(3):
@@ -73,6 +75,27 @@ def test_a_step_in_which_drafting_does_not_pay_says_nothing_of_a_version(
     assert engine.drafts["a"] == []
     # The one that was drafted before.
     assert judged == [NUM_DRAFT_TOKENS] * 3
+
+
+def test_what_is_looked_up_is_drafted_and_says_nothing_of_a_version(
+    publish: Publish, make_drafter: MakeDrafter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(1, shape=always(OTHER))
+    drafter = make_drafter(latentforge_lookups=True)
+    whose: list[tuple[object, int]] = []
+    monkeypatch.setattr(
+        drafter._versions, "count", lambda verified: whose.append((verified.version, verified.num_accepted))
+    )
+    engine = FakeEngine(drafter, writes(GOOD))
+    engine.add("a", [5, 6, 7])
+    for _ in range(5):
+        engine.step()
+    # From the third on two tokens have stood there before, and the student, who never is right, is not asked.
+    version = drafter._drafting
+    assert whose == [(version, 0), (version, 0), (None, NUM_DRAFT_TOKENS), (None, NUM_DRAFT_TOKENS)]
+    assert engine.drafts["a"] == [GOOD] * NUM_DRAFT_TOKENS
+    assert figure(drafter, "looked_up_drafts_total") == 3
+    assert figure(drafter, "accepted_tokens_total", position="1") == 2
 
 
 def test_a_text_is_drafted_for_alike_whatever_row_it_has_and_whoever_is_beside_it(

@@ -8,12 +8,15 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from latentforge.drafter.known_texts import KnownText, TokenIds, recognised
-from latentforge.drafter.steps import GoneOn, StepClock
+from latentforge.drafter.lookup import Lookups
+from latentforge.drafter.steps import GoneOn, Least, StepClock
 from latentforge.model.chunks import left_pad_count
 from latentforge.model.decoding.batch import BatchDecoding, DraftRequest
 from latentforge.model.sampling import SamplingParams
 
 _GREEDY = SamplingParams(temperature=0)
+# What is looked up is drafted in the student's place where at least so many of its tokens are expected to be taken.
+_WORTH = 0.5
 
 
 @dataclass(frozen=True)
@@ -22,9 +25,11 @@ class DraftRule:
 
     Attributes:
         max_tokens: its longest.
-        least_confidence: it ends before the token with which the product of the student's probabilities falls below;
-            None is chosen by what passes and drafts are measured to take, see :mod:`latentforge.drafter.speed`, and so
-            is whether there are drafts at all, see :mod:`latentforge.drafter.trials`.
+        least_confidence: it ends before the token with which the product of the tokens' chances falls below; None is
+            chosen by what passes and drafts are measured to take, see :mod:`latentforge.drafter.speed`, and so is
+            whether the student is asked at all, see :mod:`latentforge.drafter.trials`.
+        looks_up: where a text repeats itself, what came the last time is drafted, and the student is not asked, see
+            :mod:`latentforge.drafter.lookup`.
         read_tokens: about so many tokens of new texts are read in one call; until all of a text is read it gets none.
 
     Raises:
@@ -33,6 +38,7 @@ class DraftRule:
 
     max_tokens: int = 8
     least_confidence: float | None = None
+    looks_up: bool = True
     read_tokens: int = 4096
 
     def __post_init__(self) -> None:
@@ -52,6 +58,7 @@ class DrafterCounts:
         tokens_read: of texts, pads included.
         drafts: that were not empty.
         drafted: tokens.
+        looked_up: drafts that were looked up.
         too_long: times that a text got none because it fills the student's context.
         without_slot: times that a text got none because others had all slots.
     """
@@ -60,6 +67,7 @@ class DrafterCounts:
     tokens_read: int = 0
     drafts: int = 0
     drafted: int = 0
+    looked_up: int = 0
     too_long: int = 0
     without_slot: int = 0
 
@@ -79,6 +87,7 @@ class Drafter:
     Attributes:
         counts: what was done.
         steps: what was measured; where the rule names no least confidence, it says when to draft.
+        by_student: of each of the last call's texts, whether the student was asked for its draft.
     """
 
     def __init__(
@@ -87,14 +96,11 @@ class Drafter:
         self.rule = rule or DraftRule()
         self.counts = DrafterCounts()
         self.steps = StepClock(clock)
+        self.by_student: list[bool] = []
+        self._lookups = Lookups()
         self._decoding = decoding
         self._known: list[KnownText] = []
         self._call = 0
-
-    @property
-    def is_drafting(self) -> bool:
-        """Whether the last call was to draft; where that does not pay, it gives no drafts and reads nothing."""
-        return self.steps.is_drafting
 
     def draft(self, texts: Sequence[ArrayLike], most: Sequence[int] | None = None) -> list[list[int]]:
         """A draft for each text, possibly empty.
@@ -112,20 +118,19 @@ class Drafter:
             if one is not None:
                 one.seen = self._call
         known = [self._followed(one, ids) for one, ids in zip(found, every, strict=True)]
-        least = self.rule.least_confidence
-        if least is None:
-            least = self.steps.choose(len(every))
-        if least is None:
-            drafts: list[list[int]] = [[] for _ in known]
-        else:
-            self._read([one for one in known if one is not None])
-            drafts = self._drafted(known, [min(longest, self.rule.max_tokens) for longest in asked], least)
+        longest = [min(num, self.rule.max_tokens) for num in asked]
+        least = self._least(len(every))
+        drafts = self._looked_up(known, longest, least)
+        self.by_student = [least.student is not None and not draft for draft in drafts]
+        if least.student is not None and any(self.by_student):
+            self._ask_student(known, longest, least.student, drafts)
         for one, token_ids in zip(known, drafts, strict=True):
             if one is not None:
                 one.num_drafted = len(token_ids)
         self.counts.drafts += sum(map(bool, drafts))
         self.counts.drafted += sum(map(len, drafts))
-        self.steps.end(sum(map(len, drafts)))
+        students = [len(draft) for draft, its in zip(drafts, self.by_student, strict=True) if its]
+        self.steps.end(sum(students) if students else None)
         return drafts
 
     def close(self) -> None:
@@ -161,6 +166,10 @@ class Drafter:
         if whole:
             self._decoding.extend(known.text, ids[known.num_given : known.num_given + whole].tolist())
             known.num_given += whole
+        new_ids = ids[len(known.ids) :].tolist()
+        if known.match is not None and new_ids:
+            self._lookups.observe(known.match, new_ids)
+        known.index.extend(new_ids)
         known.ids = ids.copy()
         return known
 
@@ -179,6 +188,7 @@ class Drafter:
                 return None
             self._close(min(unseen, key=lambda one: one.seen))
         known = KnownText(self._decoding.open(ids.tolist(), _GREEDY), ids.copy(), len(ids), seen=self._call)
+        known.index.extend(ids.tolist())
         self._known.append(known)
         self.counts.opened += 1
         return known
@@ -198,15 +208,35 @@ class Drafter:
             left -= num
             self.counts.tokens_read += num
 
-    def _drafted(self, known: Sequence[KnownText | None], most: Sequence[int], least: float) -> list[list[int]]:
-        asked: list[DraftRequest] = []
-        places: list[int] = []
-        for at, (one, longest) in enumerate(zip(known, most, strict=True)):
-            if one is not None and not one.text.num_unread:
-                begun = one.ids[one.num_given :].tolist()
-                asked.append(DraftRequest(one.text, begun, longest, least))
-                places.append(at)
+    def _least(self, num_texts: int) -> Least:
+        if self.rule.least_confidence is None:
+            return self.steps.choose(num_texts)
+        return Least(self.rule.least_confidence, self.rule.least_confidence)
+
+    def _looked_up(self, known: Sequence[KnownText | None], longest: Sequence[int], least: Least) -> list[list[int]]:
+        """For each text what stood behind a place like its end; none where the student is asked instead."""
         drafts: list[list[int]] = [[] for _ in known]
-        for at, draft in zip(places, self._decoding.draft(asked), strict=True):
-            drafts[at] = draft.token_ids
+        if not self.rule.looks_up:
+            return drafts
+        for at, (one, most) in enumerate(zip(known, longest, strict=True)):
+            if one is None:
+                continue
+            one.match = one.index.match(self.rule.max_tokens)
+            draft = self._lookups.draft(one.match, most, least.lookup)
+            if least.student is None or draft.expected >= _WORTH:
+                drafts[at] = draft.token_ids
+        self.counts.looked_up += sum(map(bool, drafts))
         return drafts
+
+    def _ask_student(
+        self, known: Sequence[KnownText | None], longest: Sequence[int], least: float, drafts: list[list[int]]
+    ) -> None:
+        """Gives drafts to the texts that have none, and have been read."""
+        asked = {at: one for at, one in enumerate(known) if one is not None and self.by_student[at]}
+        self._read(list(asked.values()))
+        ready = {at: one for at, one in asked.items() if not one.text.num_unread}
+        requests = [
+            DraftRequest(one.text, one.ids[one.num_given :].tolist(), longest[at], least) for at, one in ready.items()
+        ]
+        for at, draft in zip(ready, self._decoding.draft(requests), strict=True):
+            drafts[at] = draft.token_ids

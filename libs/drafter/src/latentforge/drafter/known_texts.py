@@ -1,11 +1,12 @@
 """Which text is which: a serving engine's rows are permuted and used again, so a text is known by its ids."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
+from latentforge.drafter.lookup import Match, TextIndex
 from latentforge.model.decoding.batch import OpenText
 
 TokenIds = NDArray[np.int64]
@@ -21,6 +22,8 @@ class KnownText:
         num_given: how many of them the decoding was given: whole chunks, the first with its pads.
         num_drafted: tokens that were drafted behind it when it was last seen.
         seen: number of the call that saw it last.
+        index: where which of its tokens stand.
+        match: what stood behind a place like its end when it was last seen.
     """
 
     text: OpenText
@@ -28,6 +31,8 @@ class KnownText:
     num_given: int
     num_drafted: int = 0
     seen: int = 0
+    index: TextIndex = field(default_factory=TextIndex)
+    match: Match | None = None
 
     def begins(self, ids: TokenIds) -> bool:
         """Whether a text goes on with this one."""

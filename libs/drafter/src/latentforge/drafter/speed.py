@@ -62,18 +62,20 @@ class DraftSpeed:
 
     Attributes:
         passes: seconds by tokens of all texts.
-        drafts: the same of drafting, with what had to be read for it.
+        drafts: the same of drafting by the student, with what had to be read for it.
     """
 
     def __init__(self) -> None:
         self.passes, self.drafts = SecondsByTokens(), SecondsByTokens()
 
-    def least(self, rate: float) -> float:
+    def least(self, rate: float, *, looked_up: bool) -> float:
         """The least chance of acceptance with which a token is worth drafting; 0 before a pass was measured.
 
-        ``rate``: tokens a second that the engine writes at its fastest.
+        Args:
+            rate: tokens a second that the engine writes at its fastest.
+            looked_up: of a token that nobody has to compute.
         """
         if self.passes.is_empty:
             return 0.0
-        drafting = 0.0 if self.drafts.is_empty else self.drafts.slope
+        drafting = 0.0 if looked_up or self.drafts.is_empty else self.drafts.slope
         return min(max((self.passes.slope + drafting) * rate, _LEAST), _MOST)

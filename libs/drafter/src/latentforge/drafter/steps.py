@@ -24,24 +24,36 @@ class GoneOn(NamedTuple):
     written: int
 
 
+class Least(NamedTuple):
+    """The least chance of acceptance with which a token is to be drafted.
+
+    Attributes:
+        student: of one that the student drafts; None where it is not to be asked.
+        lookup: of one that is looked up.
+    """
+
+    student: float | None
+    lookup: float
+
+
 class StepClock:
-    """Measures steps, and says by that whether the next one is to have drafts, and how sure these must be.
+    """Measures steps, and says by that whether the student is to draft in the next one, and how sure drafts must be.
 
     Args:
         clock: gives seconds that never run backwards.
 
     Attributes:
         speed, trials: what was measured.
-        is_drafting: whether the last step was to have drafts.
+        asks_student: whether the student was to draft in the last step.
     """
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self.speed, self.trials = DraftSpeed(), DraftTrials()
-        self.is_drafting = True
+        self.asks_student = True
         self._clock = clock
         self._began = self._ended = 0.0
         self._has_gone_on = False
-        self._num_drafting = 0
+        self._num_asked = 0
         # The last draft did what later ones need not: read all that had come while there were none, or warm up.
         self._did_more = False
 
@@ -52,18 +64,23 @@ class StepClock:
         if gone_on is not None:
             self.speed.passes.observe(gone_on.read, now - self._ended)
             if not self._did_more:
-                self.trials.observe(gone_on.texts, gone_on.written, now - self._began, drafted=self.is_drafting)
+                self.trials.observe(gone_on.texts, gone_on.written, now - self._began, asked=self.asks_student)
         self._began = now
 
-    def choose(self, num_texts: int) -> float | None:
-        """The least chance of acceptance with which a token is to be drafted; None for no drafts at all."""
-        was_drafting, self.is_drafting = self.is_drafting, self.trials.pays(num_texts)
-        self._num_drafting += self.is_drafting
-        self._did_more = self.is_drafting and (not was_drafting or self._num_drafting <= _COLD)
-        return self.speed.least(self.trials.rate(num_texts)) if self.is_drafting else None
+    def choose(self, num_texts: int) -> Least:
+        """What the step that begins is to draft."""
+        asked_before, self.asks_student = self.asks_student, self.trials.pays(num_texts)
+        self._did_more = self.asks_student and not asked_before
+        rate = self.trials.rate(num_texts)
+        student = self.speed.least(rate, looked_up=False) if self.asks_student else None
+        return Least(student, self.speed.least(rate, looked_up=True))
 
-    def end(self, num_drafted: int) -> None:
-        """The drafts are there, so many tokens together."""
+    def end(self, num_drafted: int | None) -> None:
+        """The drafts are there, so many tokens of the student's together; None where it was not asked."""
         self._ended = self._clock()
-        if self.is_drafting and self._has_gone_on and not self._did_more:
+        if num_drafted is None:
+            return
+        self._num_asked += 1
+        self._did_more |= self._num_asked <= _COLD
+        if self._has_gone_on and not self._did_more:
             self.speed.drafts.observe(num_drafted, self._ended - self._began)

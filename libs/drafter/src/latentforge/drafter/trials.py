@@ -1,8 +1,9 @@
-"""Whether drafting pays at all: with drafts and without, tried in turns, for as many texts as there are.
+"""Whether the student's drafts pay at all: with them and without, tried in turns, for as many texts as there are.
 
-:mod:`latentforge.drafter.speed` says which token of a draft pays. But a drafter that drafts nothing has read every new
+:mod:`latentforge.drafter.speed` says which token of a draft pays. But a student that drafts nothing has read every new
 token all the same, and beside many texts that alone can take longer than what is gained. So an engine's pace is
-measured both ways, and now and then the way that is slower is tried again.
+measured both ways, and now and then the way that is slower is tried again. Without them there are still the drafts that
+are looked up.
 """
 
 import math
@@ -48,24 +49,24 @@ class _Trial:
 
     Attributes:
         texts: the fewest of them.
-        drafting, alone: what both ways gave.
+        asked, unasked: what both ways gave, by whether the student was to draft.
         steps: since both were known.
         left: steps of the slower way that are left of its turn.
     """
 
     texts: int
-    drafting: StepPace = field(default_factory=StepPace)
-    alone: StepPace = field(default_factory=StepPace)
+    asked: StepPace = field(default_factory=StepPace)
+    unasked: StepPace = field(default_factory=StepPace)
     steps: int = 0
     left: int = 0
 
     def next(self) -> bool:
-        # Alone first: what that gives says how sure the first drafts must be, which beside many texts cost the most.
-        if len(self.alone) < _FIRST:
+        # Unasked first: what that gives says how sure the first drafts must be, which beside many texts cost the most.
+        if len(self.unasked) < _FIRST:
             return False
-        if len(self.drafting) < _FIRST:
+        if len(self.asked) < _FIRST:
             return True
-        gain = self.drafting.rate / self.alone.rate - 1
+        gain = self.asked.rate / self.unasked.rate - 1
         self.steps += 1
         if self.steps % self._period(gain) == 0:
             self.left = _TRIED
@@ -74,10 +75,10 @@ class _Trial:
         return (gain >= 0) != is_turn
 
     def _period(self, gain: float) -> int:
-        if abs(gain) >= _SPREAD / math.sqrt(len(self.drafting) * self.texts):
+        if abs(gain) >= _SPREAD / math.sqrt(len(self.asked) * self.texts):
             return _SURE
         # As much as is remembered cannot tell them apart: then they hardly are.
-        slower = self.alone if gain >= 0 else self.drafting
+        slower = self.unasked if gain >= 0 else self.asked
         return _OPEN if len(slower) < _REMEMBERED else _CLOSE
 
 
@@ -88,18 +89,18 @@ class DraftTrials:
         self._trials: dict[int, _Trial] = {}
 
     def pays(self, num_texts: int) -> bool:
-        """Whether the next step is to have drafts; each question counts as a step."""
+        """Whether the student is to draft in the next step; each question counts as a step."""
         return self._of(num_texts).next()
 
     def rate(self, num_texts: int) -> float:
         """Tokens a second that an engine writes the faster way; 0 before it wrote any."""
         trial = self._of(num_texts)
-        return max(trial.drafting.rate, trial.alone.rate)
+        return max(trial.asked.rate, trial.unasked.rate)
 
-    def observe(self, num_texts: int, num_tokens: int, seconds: float, *, drafted: bool) -> None:
+    def observe(self, num_texts: int, num_tokens: int, seconds: float, *, asked: bool) -> None:
         """A step of so many texts, its drafting included, gave so many tokens in so many seconds."""
         trial = self._of(num_texts)
-        (trial.drafting if drafted else trial.alone).observe(num_tokens, seconds)
+        (trial.asked if asked else trial.unasked).observe(num_tokens, seconds)
 
     def _of(self, num_texts: int) -> _Trial:
         # 1; 2 and 3; 4 to 7; and so on.

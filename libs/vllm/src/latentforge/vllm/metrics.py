@@ -34,6 +34,11 @@ class DrafterMetrics:
             registry=registry,
         )
         self.drafted = Counter("latentforge_drafter_drafted_tokens", "Tokens of drafts.", registry=registry)
+        self.looked_up = Counter(
+            "latentforge_drafter_looked_up_drafts",
+            "Drafts of what stood in the text before; the student was not asked for them.",
+            registry=registry,
+        )
         self._verified = Counter(
             "latentforge_drafter_verified_tokens",
             "Drafted tokens that the teacher has read, by position in the draft, from 1.",

@@ -17,13 +17,13 @@ class Verified:
     """A draft that the teacher has read.
 
     Attributes:
-        version: who drafted it.
+        version: whose draft it is; None of one that was looked up, or that nobody was asked for.
         num_drafted: its length; 0 for a text that got none.
         num_accepted: tokens of it that the teacher took.
         num_texts: that were drafted for in the same step.
     """
 
-    version: Hashable
+    version: Hashable | None
     num_drafted: int
     num_accepted: int
     num_texts: int
@@ -36,13 +36,16 @@ class PendingDrafts:
     """
 
     def __init__(self) -> None:
-        self._drafts: dict[bytes, tuple[Hashable, list[int]]] = {}
+        self._drafts: dict[bytes, tuple[Hashable | None, list[int]]] = {}
         self._num_texts = 0
 
-    def replace(self, version: Hashable, texts: Sequence[TextIds], drafts: Sequence[list[int]]) -> None:
-        """Forgets what was pending, of texts that ended or were put off, and remembers this step's."""
+    def replace(
+        self, versions: Sequence[Hashable | None], texts: Sequence[TextIds], drafts: Sequence[list[int]]
+    ) -> None:
+        """Forgets what was pending, of texts that ended or were put off, and remembers this step's, and whose it is."""
         self._num_texts = len(texts)
-        self._drafts = {_key(text): (version, draft) for text, draft in zip(texts, drafts, strict=True)}
+        whose = zip(versions, drafts, strict=True)
+        self._drafts = {_key(text): draft for text, draft in zip(texts, whose, strict=True)}
 
     def verify(self, text: TextIds, num_new: int) -> Verified | None:
         """What became of the draft that a text got before its newest tokens; None where it was offered none.

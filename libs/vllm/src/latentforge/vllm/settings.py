@@ -37,8 +37,13 @@ class DrafterSettings(ServiceSettings):
         None,
         ge=0,
         le=1,
-        description="A draft ends before the token with which the product of the student's probabilities falls below; "
-        "unset is chosen by what passes and drafts are measured to take.",
+        description="A draft ends before the token with which the product of its tokens' chances falls below; unset is "
+        "chosen by what passes and drafts are measured to take.",
+    )
+    latentforge_lookups: bool = Field(
+        True,
+        description="Where a text repeats itself, draft what came the last time, and do not ask the student; false "
+        "always asks it.",
     )
     latentforge_acceptance_window: int = Field(
         1000,

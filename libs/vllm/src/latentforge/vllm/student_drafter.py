@@ -64,7 +64,11 @@ class StudentDrafter:
             num_extra=0,
             check=self._check_fits,
         )
-        rule = DraftRule(self._served.num_draft_tokens, self._settings.latentforge_least_confidence)
+        rule = DraftRule(
+            self._served.num_draft_tokens,
+            self._settings.latentforge_least_confidence,
+            self._settings.latentforge_lookups,
+        )
         self._versions = Versions(self._registry, rule, self._settings.latentforge_acceptance_window, self._metrics)
         self._pending = PendingDrafts()
         self._refresher = Refresher(self._refresh, self._settings.latentforge_poll_seconds)
@@ -163,23 +167,22 @@ class StudentDrafter:
         fits = [i for i, text in enumerate(texts) if len(text) <= longest and text.max() < self._vocab_size(version)]
         chosen = [texts[i] for i in fits]
         most = [min(self._served.num_draft_tokens, self._served.max_tokens - len(text) - 1) for text in chosen]
-        is_judged = True
+        # Where it fails it is judged by all of them.
+        judged: Sequence[bool] = [True] * len(chosen)
         try:
             drafter = self._versions.drafter_of(version)
             drafted = drafter.draft(chosen, most)
             _check_drafts(drafted, most, self._served.vocab_size)
-            # A step in which drafting did not pay says nothing of the student.
-            is_judged = drafter.is_drafting
+            # What was looked up says nothing of the student, nor does a step in which to ask it did not pay.
+            judged = drafter.by_student
+            self._metrics.looked_up.inc(sum(bool(ids) and not its for ids, its in zip(drafted, judged, strict=True)))
         except Exception:
             # Whatever it is: the teacher writes on alone.
             self._tell_failure(version)
             version.forget_texts()
             drafted = [[] for _ in chosen]
         # Nor does a text beyond its context.
-        if is_judged:
-            self._pending.replace(version, chosen, drafted)
-        else:
-            self._pending.replace(version, [], [])
+        self._pending.replace([version if its else None for its in judged], chosen, drafted)
         drafts: list[list[int]] = [[] for _ in texts]
         for i, draft in zip(fits, drafted, strict=True):
             drafts[i] = draft
