@@ -21,7 +21,7 @@ from latentforge.trainer.config.settings import TrainerSettings
 from latentforge.trainer.results import StudentResult
 from models.shipping import FIGURES, sections_by_hand, store_in_bfloat16
 
-RUN = "smollm2-student"
+NAME = "smollm2-student"
 # Its tables begin as its teacher's, which is under it.
 LICENSE = "apache-2.0"
 _MOST_BYTES = 25e6
@@ -116,7 +116,8 @@ def _continuations(folder: Path) -> int:
 
 
 def main(
-    out: Annotated[Path, typer.Option(help="Folder of the finished drafter.")] = Path("models") / RUN,
+    out: Annotated[Path, typer.Option(help="Folder of the finished drafter.")] = Path("models") / NAME,
+    run: Annotated[str, typer.Option(help="The run whose newest checkpoint is shipped.")] = NAME,
     targets: Annotated[
         list[Path] | None, typer.Option(help="A folder of continuations that it learnt from; again for each.")
     ] = None,
@@ -125,23 +126,23 @@ def main(
         Path | None, typer.Option(help="Results of bench-drafter: writes the card's figures, and ships nothing.")
     ] = None,
 ) -> None:
-    """Ships the newest checkpoint of run smollm2-student, or writes the figures of the one that is shipped."""
+    """Ships a run's newest checkpoint, or writes the figures of the one that is shipped."""
     card = out / "README.md"
     if bench is not None:
         about = card.read_text(encoding="utf-8").partition(FIGURES)[0]
         card.write_text(about + measured(bench), encoding="utf-8")
         return
     settings = TrainerSettings()
-    checkpoint = chosen_checkpoint(settings.checkpoints_dir, RUN)
+    checkpoint = chosen_checkpoint(settings.checkpoints_dir, run)
     if checkpoint is None:
-        raise typer.BadParameter(f"{settings.checkpoints_dir / RUN} holds no checkpoint; train --run {RUN} first")
+        raise typer.BadParameter(f"{settings.checkpoints_dir / run} holds no checkpoint; train --run {run} first")
     by_hand = sections_by_hand(card.read_text(encoding="utf-8")) if card.is_file() else ""
     for old in list_checkpoints(out):
         shutil.rmtree(old)
     shipped = out / checkpoint.name
     shutil.copytree(checkpoint, shipped)
     store_in_bfloat16(shipped, LICENSE)
-    card.write_text(card_of(shipped, settings.runs_dir / RUN, targets or [], begun_with, by_hand), encoding="utf-8")
+    card.write_text(card_of(shipped, settings.runs_dir / run, targets or [], begun_with, by_hand), encoding="utf-8")
     size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
     typer.echo(f"{out}: {size / 1e6:.1f} MB")
     if size > _MOST_BYTES:
