@@ -15,10 +15,10 @@ def taken(trials: DraftTrials, steps: int, texts: int, pace_with: float, pace_al
 
 
 def test_both_ways_are_tried_and_the_faster_one_is_taken() -> None:
-    slower = taken(DraftTrials(), 640, 8, pace_with=70, pace_alone=100)
+    slower = taken(DraftTrials(), 640, 1, pace_with=40, pace_alone=100)
     assert slower[:8] == [False] * 8
     assert slower[8:16] == [True] * 8
-    # Now and then drafting is tried again.
+    # Now and then the student is asked again.
     assert sum(slower[16:]) == 2 * 4
     faster = taken(DraftTrials(), 640, 1, pace_with=140, pace_alone=100)
     assert 624 - sum(faster[16:]) == 2 * 4
@@ -29,8 +29,15 @@ def test_where_it_may_be_chance_the_slower_one_is_tried_more_often_until_enough_
     # After 8 steps of each a tenth may be chance: every 16 steps four, until 64 are known.
     assert 224 - sum(near[16:240]) == 13 * 4 + 1
     assert 640 - sum(near[3360:]) == 640 // 64 * 4
-    # Of sixteen texts at once it is none.
-    assert sum(not one for one in taken(DraftTrials(), 640, 16, pace_with=140, pace_alone=100)[16:]) == 2 * 4
+
+
+def test_many_texts_say_as_much_in_fewer_steps() -> None:
+    many = taken(DraftTrials(), 640, 16, pace_with=60, pace_alone=100)
+    assert many[:4] == [False, False, True, True]
+    assert sum(many[4:]) == 2 * 2
+    some = taken(DraftTrials(), 640, 3, pace_with=30, pace_alone=100)
+    assert some[:8] == [False] * 4 + [True] * 4
+    assert sum(some[8:]) == 2 * 2
 
 
 def test_a_bad_beginning_is_made_up_for_soon() -> None:

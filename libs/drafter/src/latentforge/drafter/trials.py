@@ -11,12 +11,15 @@ import statistics
 from collections import deque
 from dataclasses import dataclass, field
 
-# Steps that are remembered of each way, and those of each before one is chosen.
-_REMEMBERED, _FIRST = 64, 8
+# Steps that are remembered of each way.
+_REMEMBERED = 64
 # What took longer than so many times the usual counts as that: a first step compiles, a machine has other work.
 _OUTLIER = 3.0
-# Of so many steps, this many are of the slower way: seldom where that is sure, often where it may be chance.
-_SURE, _OPEN, _CLOSE, _TRIED = 256, 16, 64, 4
+# Of so many steps, a turn is of the slower way: seldom where that is sure, often where it may be chance.
+_SURE, _OPEN, _CLOSE = 256, 16, 64
+# One text's steps of each way before one is chosen, and of a turn. Many texts say as much in fewer; but the first of a
+# turn is not measured.
+_FIRST, _TURN, _LEAST = 8, 4, 2
 # What a step gives with drafts is one token or up to nine: twice its deviation for one text, over the mean.
 _SPREAD = 1.5
 
@@ -62,14 +65,15 @@ class _Trial:
 
     def next(self) -> bool:
         # Unasked first: what that gives says how sure the first drafts must be, which beside many texts cost the most.
-        if len(self.unasked) < _FIRST:
+        first = max(_LEAST, _FIRST // self.texts)
+        if len(self.unasked) < first:
             return False
-        if len(self.asked) < _FIRST:
+        if len(self.asked) < first:
             return True
         gain = self.asked.rate / self.unasked.rate - 1
         self.steps += 1
         if self.steps % self._period(gain) == 0:
-            self.left = _TRIED
+            self.left = max(_LEAST, _TURN // self.texts)
         is_turn = self.left > 0
         self.left = max(0, self.left - 1)
         return (gain >= 0) != is_turn
