@@ -38,7 +38,7 @@ def sections_by_hand(card: str) -> str:
 
 def renew_manifest(checkpoint: Path, license_name: str, text: GoldenText | None = None) -> None:
     """Writes a checkpoint's manifest in the format of this version, and its model card: weights and tokenizer stay, the
-    golden text's figures are new.
+    golden text's figures are new, and its run is called as the folder that it stands in.
 
     Args:
         license_name: of the weights.
@@ -52,9 +52,10 @@ def renew_manifest(checkpoint: Path, license_name: str, text: GoldenText | None 
     known = {name: old[name] for name in ManifestDraft.model_fields if name in old and name != "golden"}
     figures = golden_of(model, golden, tokenizer.begin(tokenizer.encode(golden)))
     draft = ManifestDraft.model_validate(known | {"golden": figures, "end_ids": sorted(tokenizer.end_ids)})
-    card = checkpoint_card(model, draft, f"{old['run']}/{checkpoint.name}", license_name)
+    run = checkpoint.parent.name
+    card = checkpoint_card(model, draft, f"{run}/{checkpoint.name}", license_name)
     write_atomically(checkpoint / CARD, card)
-    write_atomically(path, manifest_of(checkpoint, old["run"], old["step"], old["created"], draft))
+    write_atomically(path, manifest_of(checkpoint, run, old["step"], old["created"], draft))
 
 
 def store_in_bfloat16(checkpoint: Path, license_name: str, text: GoldenText | None = None) -> None:

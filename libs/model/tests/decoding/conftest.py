@@ -117,6 +117,12 @@ def model(request: pytest.FixtureRequest, make_any: Callable[[str], AnyModel]) -
     return make_any(request.param)
 
 
+@pytest.fixture(params=[name for name, changes in MODELS.items() if changes.get("head") != "energy"])
+def sure_model(request: pytest.FixtureRequest, make_any: Callable[[str], AnyModel]) -> AnyModel:
+    """Each of those whose latents are not drawn."""
+    return make_any(request.param)
+
+
 @pytest.fixture(params=[name for name, changes in MODELS.items() if "induction" in changes])
 def copying_model(request: pytest.FixtureRequest, make_any: Callable[[str], AnyModel]) -> AnyModel:
     """Each of those with induction heads."""

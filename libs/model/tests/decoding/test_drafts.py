@@ -85,12 +85,10 @@ def has_noise(model: AnyModel) -> bool:
     return isinstance(model, LatentModel) and isinstance(model.student.head, EnergyHead)
 
 
-def test_drafts_of_growing_texts_are_those_of_the_whole(model: AnyModel, distributions: Distributions) -> None:
+def test_drafts_of_growing_texts_are_those_of_the_whole(sure_model: AnyModel, distributions: Distributions) -> None:
     """At any place of a chunk, over the ends of chunks, some texts alone or beside others that do not draft."""
-    if has_noise(model):
-        pytest.skip("its latents are drawn")
     rng = random.Random(7)
-    decoding = batch_decoding(model, 4, max_tokens=40)
+    decoding = batch_decoding(sure_model, 4, max_tokens=40)
     texts = [Grown(decoding, [rng.randrange(2, 12) for _ in range(length)]) for length in (1, 6, 0, 9)]
     for _ in range(4):
         read(decoding, [text.text for text in texts])
@@ -98,7 +96,7 @@ def test_drafts_of_growing_texts_are_those_of_the_whole(model: AnyModel, distrib
         mosts = [rng.randint(1, 7) for _ in asking]
         drafts = decoding.draft([text.request(most) for text, most in zip(asking, mosts, strict=True)])
         for text, most, draft in zip(asking, mosts, drafts, strict=True):
-            check(draft, model, distributions, text.ids, most)
+            check(draft, sure_model, distributions, text.ids, most)
         for text, draft in zip(asking, drafts, strict=True):
             # As a teacher does: a part of the draft, and a token of its own.
             text.grow([*draft.token_ids[: rng.randint(0, len(draft.token_ids))], rng.randrange(2, 12)][:5])
