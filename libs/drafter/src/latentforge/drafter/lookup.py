@@ -56,7 +56,7 @@ class TextIndex:
     def match(self, most: int) -> Match | None:
         """The latest of the places that are most like the text's end, with up to ``most`` tokens behind it."""
         places = self._behind.get(tuple(self._ids[-_LEAST_ALIKE:]))
-        if not places or len(self._ids) < _LEAST_ALIKE:
+        if not places:
             return None
         alike = {place: self._num_alike(place) for place in reversed(places[-_COMPARED:])}
         best = max(alike, key=alike.__getitem__)
