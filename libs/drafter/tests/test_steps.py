@@ -87,3 +87,12 @@ def test_the_first_drafts_are_not_timed_and_their_steps_are_nobodys() -> None:
     # The last one's pass is not over.
     assert paces == [6.0]
     assert len(steps.passes) == 5
+
+
+def test_where_nobody_chooses_later_drafts_are_timed_all_the_same() -> None:
+    steps = Steps(is_warm=False)
+    for number in range(6):
+        steps.clock.begin(GoneOn(1, 1, 1) if number else None)
+        steps.now += 2.0
+        steps.clock.end(1)
+    assert steps.drafts == [(1, 2.0)] * 2

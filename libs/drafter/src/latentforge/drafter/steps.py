@@ -65,7 +65,7 @@ class StepClock:
             self.speed.passes.observe(gone_on.read, now - self._ended)
             if not self._did_more:
                 self.trials.observe(gone_on.texts, gone_on.written, now - self._began, asked=self.asks_student)
-        self._began = now
+        self._began, self._did_more = now, False
 
     def choose(self, num_texts: int) -> Least:
         """What the step that begins is to draft."""
