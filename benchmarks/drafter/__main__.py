@@ -45,7 +45,10 @@ def main(
     ] = None,
     baselines: Annotated[
         str,
-        typer.Option(help="Ways to draft beside: ngram, suffix, no_lookups (the first student asked always), or none."),
+        typer.Option(
+            help="Ways to draft beside: ngram, suffix, student_only and lookups_only (the first student's drafter with "
+            "one of its sources), or none."
+        ),
     ] = ",".join(methods.BASELINES),
     per_domain: Annotated[int, typer.Option(min=1, max=64, help="Prompts of each domain.")] = _DEFAULT.per_domain,
     single_per_domain: Annotated[
@@ -130,9 +133,10 @@ def _run(
         empty = scratch / "empty"
         empty.mkdir()
         ways = [methods.student(name, folder, plan, empty, least) for name, folder in students.items()]
-        if methods.NO_LOOKUPS in others and students:
-            first = next(iter(students.values()))
-            ways.append(methods.student(methods.NO_LOOKUPS, first, plan, empty, least, looks_up=False))
+        for name, source in methods.SOURCES.items():
+            if name in others and students:
+                first = next(iter(students.values()))
+                ways.append(methods.student(name, first, plan, empty, least, drafts_from=source))
         ways += _lookups(others, plan, notes)
         progress = stack.enter_context(BenchProgress(num_figures(plan, len(ways), len(students), wanted)))
         apart = Apart(plan, ids, model, dtype, _LOGS, scratch, progress)

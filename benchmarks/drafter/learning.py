@@ -96,7 +96,9 @@ def _run(
         empty = scratch / "empty"
         empty.mkdir()
         # Of lookups both sides would have as much.
-        ways = [methods.student(name, folder, plan, empty, 0.0, looks_up=False) for name, folder in sides.items()]
+        ways = [
+            methods.student(name, folder, plan, empty, 0.0, drafts_from="student") for name, folder in sides.items()
+        ]
         ways += methods.lookups(plan)
         progress = stack.enter_context(BenchProgress(len(ways) * len(groups)))
         # One after the other, so that one engine's memory is enough.

@@ -6,12 +6,13 @@ from pathlib import Path
 from benchmarks.drafter.engines import Method
 from benchmarks.drafter.plan import DrafterPlan
 from latentforge.core.manifest import MANIFEST
+from latentforge.drafter.drafter import DraftsFrom
 from tools import suffix_env
 
 ALONE = Method("alone")
-# The first student, without what it is helped with.
-NO_LOOKUPS = "no_lookups"
-BASELINES = ("ngram", "suffix", NO_LOOKUPS)
+# The first student's drafter with one of its two sources: what is lost when the other is taken out.
+SOURCES: Mapping[str, DraftsFrom] = {"student_only": "student", "lookups_only": "lookups"}
+BASELINES = ("ngram", "suffix", *SOURCES)
 # Texts that are drafted for at once by a student: as many as an engine runs.
 _SLOTS = "32"
 
@@ -47,7 +48,7 @@ def student(
     empty: Path,
     least_confidence: float | None = None,
     *,
-    looks_up: bool = True,
+    drafts_from: DraftsFrom = "both",
 ) -> Method:
     """The student of a checkpoint.
 
@@ -55,7 +56,7 @@ def student(
         folder: of a checkpoint, of a run, or of runs.
         empty: a folder without checkpoints.
         least_confidence: where drafts end; 0 always drafts ``most_drafted`` tokens, None as many as pay.
-        looks_up: where a text repeats itself, what came the last time is drafted instead.
+        drafts_from: as LATENTFORGE_DRAFTS_FROM.
 
     Raises:
         ValueError: it holds none.
@@ -70,7 +71,7 @@ def student(
         raise ValueError(f"--checkpoint {name}: {folder} holds no checkpoint, no step-*/{MANIFEST}")
     if least_confidence is not None:
         env["LATENTFORGE_LEAST_CONFIDENCE"] = str(least_confidence)
-    env["LATENTFORGE_LOOKUPS"] = str(looks_up).lower()
+    env["LATENTFORGE_DRAFTS_FROM"] = drafts_from
     return _custom(name, plan, "latentforge.vllm.StudentDrafter", {**env, "LATENTFORGE_DRAFTER_SLOTS": _SLOTS})
 
 

@@ -45,7 +45,10 @@ def serve(tmp_path: Path) -> Iterator[Callable[[Path], str]]:
         for process in running:
             # Not killed: rows are written behind the answer, and a gateway that is told to end writes them first.
             process.terminate()
-            process.wait(timeout=60)
+            try:
+                process.wait(timeout=60)
+            finally:
+                process.kill()
         running.clear()
 
     def start(folder: Path) -> str:

@@ -37,7 +37,7 @@ def test_it_is_small_and_whole_and_its_card_has_every_figure() -> None:
 def test_it_drafts_what_it_has_seen_and_what_repeats() -> None:
     (checkpoint,) = list_checkpoints(FOLDER)
     snapshot = load_snapshot(checkpoint, torch.device("cpu"))
-    drafter = Drafter(snapshot.decoding, DraftRule(max_tokens=4, least_confidence=0.0, looks_up=False))
+    drafter = Drafter(snapshot.decoding, DraftRule(max_tokens=4, least_confidence=0.0, drafts_from="student"))
     texts = {
         "import numpy as": " np",
         "def __init__(self, name):\n    self.name": " = name\n",

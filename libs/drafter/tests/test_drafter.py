@@ -16,7 +16,7 @@ from tests.serial_decoding import SerialDecoding
 
 MakeStudent = Callable[[str], LatentModel]
 V, K = 64, 4
-ALWAYS = DraftRule(max_tokens=6, least_confidence=0.0, looks_up=False)
+ALWAYS = DraftRule(max_tokens=6, least_confidence=0.0, drafts_from="student")
 
 
 def prompt_of(length: int, seed: int = 0) -> list[int]:
@@ -152,7 +152,7 @@ def test_a_long_prompt_is_read_over_several_calls(make_student: MakeStudent, mon
     monkeypatch.setattr(slot_decoding, "PIECE_CHUNKS", 2)
     model = make_student("recurrent")
     drafter = Drafter(
-        batch_decoding(model, 3), DraftRule(max_tokens=6, least_confidence=0.0, looks_up=False, read_tokens=8)
+        batch_decoding(model, 3), DraftRule(max_tokens=6, least_confidence=0.0, drafts_from="student", read_tokens=8)
     )
     long, short = prompt_of(30, 1), prompt_of(3, 2)
     found = []
@@ -169,11 +169,11 @@ def test_a_draft_ends_by_the_rule_and_by_the_call(make_student: MakeStudent) -> 
     model = make_student("recurrent")
     ids = prompt_of(9)
     whole = drafted_from_the_whole(model, ids, 9)
-    drafter = Drafter(batch_decoding(model, 2), DraftRule(max_tokens=3, least_confidence=0.0, looks_up=False))
+    drafter = Drafter(batch_decoding(model, 2), DraftRule(max_tokens=3, least_confidence=0.0, drafts_from="student"))
     assert drafter.draft([ids, ids], [8, 2]) == [whole[:3], whole[:2]]
     assert drafter.draft([ids, ids], [0, 1]) == [[], whole[:1]]
     for least in (0.02, 0.1, 0.5, 1.0):
-        sure = Drafter(batch_decoding(model, 1), DraftRule(max_tokens=6, least_confidence=least, looks_up=False))
+        sure = Drafter(batch_decoding(model, 1), DraftRule(max_tokens=6, least_confidence=least, drafts_from="student"))
         assert sure.draft([ids]) == [drafted_from_the_whole(model, ids, 9, least=least)]
 
 
@@ -222,7 +222,7 @@ def test_where_to_ask_the_student_does_not_pay_nothing_is_read_and_later_everyth
     make_student: MakeStudent,
 ) -> None:
     model = make_student("recurrent")
-    drafter = Drafter(batch_decoding(model, 2), DraftRule(max_tokens=6, looks_up=False))
+    drafter = Drafter(batch_decoding(model, 2), DraftRule(max_tokens=6, drafts_from="student"))
     # What a token costs is not what is tried here.
     drafter.steps.speed.least = lambda rate, looked_up: 0.0  # type: ignore[method-assign,misc]
     first, second = list(prompt_of(9, 1)), list(prompt_of(5, 2))
@@ -248,7 +248,7 @@ def test_where_to_ask_the_student_does_not_pay_nothing_is_read_and_later_everyth
 def test_steps_are_measured_by_whether_the_student_was_to_draft(make_student: MakeStudent) -> None:
     now, pays = 0.0, True
     drafter = Drafter(
-        batch_decoding(make_student("recurrent"), 3), DraftRule(max_tokens=4, looks_up=False), lambda: now
+        batch_decoding(make_student("recurrent"), 3), DraftRule(max_tokens=4, drafts_from="student"), lambda: now
     )
     drafter.steps.trials.pays = lambda num_texts: pays  # type: ignore[method-assign]
     seen: list[tuple[int, int, float, bool]] = []

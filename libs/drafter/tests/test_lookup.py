@@ -1,5 +1,6 @@
 """Lookups beside a slow reference that compares the end with every place."""
 
+import itertools
 import random
 from collections.abc import Callable, Sequence
 
@@ -157,7 +158,20 @@ def test_drafts_are_timed_by_the_students_tokens_alone(make_student: MakeStudent
 
 def test_the_rule_may_leave_them_out(make_student: MakeStudent) -> None:
     model = make_student("recurrent")
-    drafter = Drafter(batch_decoding(model, 1), DraftRule(max_tokens=6, least_confidence=0.0, looks_up=False))
+    drafter = Drafter(batch_decoding(model, 1), DraftRule(max_tokens=6, least_confidence=0.0, drafts_from="student"))
     ids = [2, 3, 4, 5, 2, 3, 4, 5, 2, 3]
     assert drafter.draft([ids]) == [by_student(model, ids)]
     assert drafter.by_student == [True]
+
+
+@pytest.mark.parametrize("least", [0.0, None])
+def test_the_rule_may_leave_the_student_out(make_student: MakeStudent, least: float | None) -> None:
+    rule = DraftRule(max_tokens=6, least_confidence=least, drafts_from="lookups")
+    # Every call of the clock is a second later, so that no machine's speed has a say.
+    drafter = Drafter(batch_decoding(make_student("recurrent"), 2), rule, itertools.count().__next__)
+    for end in range(10, 40):
+        ids = ([2, 3, 4, 5] * 10)[:end]
+        drafts = drafter.draft([ids, [9, *range(10, end)]])
+        assert drafts == [([2, 3, 4, 5] * 20)[end : end + 6], []]
+    assert drafter.by_student == [False, False]
+    assert drafter.counts.tokens_read == 0

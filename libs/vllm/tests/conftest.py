@@ -89,7 +89,7 @@ def make_drafter(checkpoints: Path, teacher_folder: Path) -> Iterator[MakeDrafte
             # Else drafts are as long as this machine's speed makes them.
             "latentforge_least_confidence": 0.0,
             # Teachers here write one token for ever, and what is tried is mostly the student.
-            "latentforge_lookups": False,
+            "latentforge_drafts_from": "student",
             **settings,
         }
         config = engine_config(teacher_folder, **(changes or {}))

@@ -47,7 +47,7 @@ def test_drafts_are_what_the_student_would_write(publish: Publish, make_drafter:
     engine.step()
     decoding = load_snapshot(place, torch.device("cpu")).decoding
     for name, text in texts.items():
-        alone = Drafter(decoding, DraftRule(NUM_DRAFT_TOKENS, 0.0, looks_up=False)).draft([[*text, 9]])
+        alone = Drafter(decoding, DraftRule(NUM_DRAFT_TOKENS, 0.0, drafts_from="student")).draft([[*text, 9]])
         assert engine.drafts[name] == alone[0]
     assert any(engine.drafts.values())
     assert drafter.checkpoint == "demo/step-00000001"
@@ -81,7 +81,7 @@ def test_what_is_looked_up_is_drafted_and_says_nothing_of_a_version(
     publish: Publish, make_drafter: MakeDrafter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     publish(1, shape=always(OTHER))
-    drafter = make_drafter(latentforge_lookups=True)
+    drafter = make_drafter(latentforge_drafts_from="both")
     whose: list[tuple[object, int]] = []
     monkeypatch.setattr(
         drafter._versions, "count", lambda verified: whose.append((verified.version, verified.num_accepted))

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -13,6 +14,9 @@ from latentforge.drafter.steps import GoneOn, Least, StepClock
 from latentforge.model.chunks import left_pad_count
 from latentforge.model.decoding.batch import BatchDecoding, DraftRequest
 from latentforge.model.sampling import SamplingParams
+
+# Who drafts: lookups where a text repeats itself and the student elsewhere, or one of them alone.
+DraftsFrom = Literal["both", "student", "lookups"]
 
 _GREEDY = SamplingParams(temperature=0)
 # What is looked up is drafted in the student's place where at least so many of its tokens are expected to be taken.
@@ -28,8 +32,8 @@ class DraftRule:
         least_confidence: it ends before the token with which the product of the tokens' chances falls below; None is
             chosen by what passes and drafts are measured to take, see :mod:`latentforge.drafter.speed`, and so is
             whether the student is asked at all, see :mod:`latentforge.drafter.trials`.
-        looks_up: where a text repeats itself, what came the last time is drafted, and the student is not asked, see
-            :mod:`latentforge.drafter.lookup`.
+        drafts_from: "both" drafts what came the last time where a text repeats itself, see
+            :mod:`latentforge.drafter.lookup`, and asks the student elsewhere; "student" and "lookups" are one alone.
         read_tokens: about so many tokens of new texts are read in one call; until all of a text is read it gets none.
 
     Raises:
@@ -38,7 +42,7 @@ class DraftRule:
 
     max_tokens: int = 8
     least_confidence: float | None = None
-    looks_up: bool = True
+    drafts_from: DraftsFrom = "both"
     read_tokens: int = 4096
 
     def __post_init__(self) -> None:
@@ -209,14 +213,15 @@ class Drafter:
             self.counts.tokens_read += num
 
     def _least(self, num_texts: int) -> Least:
-        if self.rule.least_confidence is None:
-            return self.steps.choose(num_texts)
-        return Least(self.rule.least_confidence, self.rule.least_confidence)
+        may_ask, fixed = self.rule.drafts_from != "lookups", self.rule.least_confidence
+        if fixed is None:
+            return self.steps.choose(num_texts, may_ask=may_ask)
+        return Least(fixed if may_ask else None, fixed)
 
     def _looked_up(self, known: Sequence[KnownText | None], longest: Sequence[int], least: Least) -> list[list[int]]:
         """For each text what stood behind a place like its end; none where the student is asked instead."""
         drafts: list[list[int]] = [[] for _ in known]
-        if not self.rule.looks_up:
+        if self.rule.drafts_from == "student":
             return drafts
         for at, (one, most) in enumerate(zip(known, longest, strict=True)):
             if one is None:

@@ -67,9 +67,9 @@ class StepClock:
                 self.trials.observe(gone_on.texts, gone_on.written, now - self._began, asked=self.asks_student)
         self._began, self._did_more = now, False
 
-    def choose(self, num_texts: int) -> Least:
-        """What the step that begins is to draft."""
-        asked_before, self.asks_student = self.asks_student, self.trials.pays(num_texts)
+    def choose(self, num_texts: int, *, may_ask: bool = True) -> Least:
+        """What the step that begins is to draft; ``may_ask``: the student, where that pays."""
+        asked_before, self.asks_student = self.asks_student, may_ask and self.trials.pays(num_texts)
         self._did_more = self.asks_student and not asked_before
         rate = self.trials.rate(num_texts)
         student = self.speed.least(rate, looked_up=False) if self.asks_student else None

@@ -6,6 +6,7 @@ from pydantic import Field
 
 from latentforge.core.devices import DeviceName
 from latentforge.core.settings import ServiceSettings
+from latentforge.drafter.drafter import DraftsFrom
 
 
 class DrafterSettings(ServiceSettings):
@@ -40,10 +41,10 @@ class DrafterSettings(ServiceSettings):
         description="A draft ends before the token with which the product of its tokens' chances falls below; unset is "
         "chosen by what passes and drafts are measured to take.",
     )
-    latentforge_lookups: bool = Field(
-        True,
-        description="Where a text repeats itself, draft what came the last time, and do not ask the student; false "
-        "always asks it.",
+    latentforge_drafts_from: DraftsFrom = Field(
+        "both",
+        description="Who drafts: both is what came the last time where a text repeats itself, and the student "
+        "elsewhere, where that pays; student or lookups is one of them alone.",
     )
     latentforge_acceptance_window: int = Field(
         1000,

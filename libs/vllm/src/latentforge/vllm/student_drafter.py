@@ -67,7 +67,7 @@ class StudentDrafter:
         rule = DraftRule(
             self._served.num_draft_tokens,
             self._settings.latentforge_least_confidence,
-            self._settings.latentforge_lookups,
+            self._settings.latentforge_drafts_from,
         )
         self._versions = Versions(self._registry, rule, self._settings.latentforge_acceptance_window, self._metrics)
         self._pending = PendingDrafts()
